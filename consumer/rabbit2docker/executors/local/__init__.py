@@ -1,0 +1,1 @@
+"""Attempts as detached processes beside a Docker engine on the same machine."""

@@ -1,0 +1,56 @@
+"""Ids: what identifies a request, a build and an event, computed so that a repetition is recognised as one.
+
+Every id is a function of what it identifies. A service that was killed half-way repeats its last steps and
+arrives at the same ids; readers drop what they have seen.
+"""
+
+import hashlib
+import re
+import uuid
+from typing import Final, NewType
+
+RequestId = NewType("RequestId", str)
+BuildId = NewType("BuildId", str)
+EventId = NewType("EventId", str)
+
+NAMESPACE: Final = uuid.UUID("5f0c1c8e-6d0b-5c39-9f6e-7b3f7d1a2c44")
+REQUEST_ID_PATTERN: Final = r"^[A-Za-z0-9_-]{1,128}$"
+"""A request id is one word of a routing key: no dots, no wildcards."""
+
+_REQUEST_ID = re.compile(REQUEST_ID_PATTERN)
+
+
+def _uuid(*parts: str | int) -> str:
+    return str(uuid.uuid5(NAMESPACE, "/".join(str(part) for part in parts)))
+
+
+def routable_request_id(raw: str) -> RequestId:
+    """Return `raw` if it can stand in a routing key, else a stable id made of its hash."""
+    if _REQUEST_ID.match(raw):
+        return RequestId(raw)
+    return RequestId("id-" + hashlib.sha256(raw.encode()).hexdigest()[:32])
+
+
+def build_id_of(tenant: str, request_id: str) -> BuildId:
+    """Return the id of the build that this request starts, unless it joins one that runs already."""
+    return BuildId(_uuid("build", tenant, request_id))
+
+
+def request_event_id(tenant: str, request_id: str, kind: str) -> EventId:
+    """Return the id of a request's `accepted` or `rejected` event."""
+    return EventId(_uuid("request", tenant, request_id, kind))
+
+
+def terminal_event_id(build_id: str) -> EventId:
+    """Return the id of the one event that ends a build, whichever of the three kinds it is."""
+    return EventId(_uuid(build_id, "terminal"))
+
+
+def lines_event_id(build_id: str, attempt: int, first: int, last: int, kind: str) -> EventId:
+    """Return the id of a `log` or `gap` event about the lines `first`..`last` of an attempt."""
+    return EventId(_uuid(build_id, attempt, kind, first, last))
+
+
+def progress_event_id(build_id: str, attempt: int, about: str) -> EventId:
+    """Return the id of a progress event; `about` says what it reports, the same after a repetition."""
+    return EventId(_uuid(build_id, attempt, "progress", about))

@@ -1,0 +1,105 @@
+"""What may be asked for: build requests and cancel messages."""
+
+import hashlib
+import json
+import re
+from typing import Annotated, Final, Self
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+from rabbit2docker_schemas.ids import REQUEST_ID_PATTERN
+
+REQUEST_TYPE: Final = "io.rabbit2docker.build.requested.v1"
+CANCEL_TYPE: Final = "io.rabbit2docker.build.cancel.v1"
+
+ShortText = Annotated[str, StringConstraints(max_length=256)]
+_ARGUMENT_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_LABEL_NAME = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$")
+
+
+class Message(BaseModel):
+    """A message to the service: an unknown field is an error, as a typo must not be ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class BuildRequest(Message):
+    """One message asking for an image. The tenant is in the routing key, credentials are nowhere in it."""
+
+    provider: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+    """Prefix of BinderHub's `/build/<provider>/<spec>`: gh gist git gl zenodo figshare dataverse hydroshare ckan."""
+    spec: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+    """What to build, in the provider's grammar: `owner/repository/ref` for gh."""
+    request_id: Annotated[str, StringConstraints(pattern=REQUEST_ID_PATTERN)] | None = None
+    """Idempotency key; absent: the `ce-id` header, then the AMQP message_id. Use a fresh one for each wish."""
+    force: bool = False
+    """Build again even if the image exists, under a tag that no node can have cached."""
+    subdir: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
+    """Directory within the repository to build from."""
+    build_args: dict[str, Annotated[str, StringConstraints(max_length=4096)]] = Field(
+        default={}, max_length=50
+    )
+    """Docker build arguments."""
+    labels: dict[str, Annotated[str, StringConstraints(max_length=4096)]] = Field(default={}, max_length=50)
+    """Image labels."""
+    appendix: Annotated[str, StringConstraints(min_length=1, max_length=16_384)] | None = None
+    """Dockerfile lines appended to the generated Dockerfile."""
+    timeout_seconds: Annotated[int, Field(ge=10, le=86_400)] | None = None
+    """Shortens the configured limit; never extends it."""
+    not_after: AwareDatetime | None = None
+    """A request picked up later than this is rejected as expired."""
+    requester: ShortText | None = None
+    """Who asked, for the record."""
+    replay_of: Annotated[str, StringConstraints(pattern=REQUEST_ID_PATTERN)] | None = None
+    """The request_id of the original, set by replay."""
+
+    @field_validator("subdir")
+    @classmethod
+    def _subdir_stays_inside(cls, value: str | None) -> str | None:
+        if value is not None and (value.startswith(("/", "-")) or ".." in value.split("/") or "\0" in value):
+            raise ValueError("must be a relative path inside the repository")
+        return value
+
+    @field_validator("build_args")
+    @classmethod
+    def _arguments_have_names(cls, value: dict[str, str]) -> dict[str, str]:
+        if wrong := [name for name in value if not _ARGUMENT_NAME.match(name)]:
+            raise ValueError(f"not names of build arguments: {', '.join(wrong)}")
+        return value
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_have_names(cls, value: dict[str, str]) -> dict[str, str]:
+        if wrong := [name for name in value if not _LABEL_NAME.match(name)]:
+            raise ValueError(f"not names of labels: {', '.join(wrong)}")
+        return value
+
+    def digest(self) -> str:
+        """Return a digest of everything but the request_id: equal digests mean the same wish."""
+        content = self.model_dump(mode="json", exclude={"request_id"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class CancelRequest(Message):
+    """Ends a build, or takes back a request that is no build yet. Name one of the two."""
+
+    build_id: Annotated[str, StringConstraints(pattern=REQUEST_ID_PATTERN)] | None = None
+    """The build to end, for everybody who shares it."""
+    request_id: Annotated[str, StringConstraints(pattern=REQUEST_ID_PATTERN)] | None = None
+    """The request whose build to end."""
+    requester: ShortText | None = None
+    """Who cancels; shown in the `cancelled` event."""
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Self:
+        if (self.build_id is None) == (self.request_id is None):
+            raise ValueError("name either build_id or request_id")
+        return self
