@@ -1,0 +1,104 @@
+"""How many requests may be in hand: as many as there are free slots, so that none is taken only to be put back.
+
+RabbitMQ counts a delivery that is put back towards the delivery limit, and a request that is held until a slot
+is free would be held for as long as a build. So the credit of the queues follows the free slots: it shrinks
+before the acknowledgement that would let another delivery through.
+"""
+
+import asyncio
+from collections import Counter
+
+import structlog
+
+from rabbit2docker import metrics
+from rabbit2docker.attempts import Attempts
+from rabbit2docker.broker.base import RequestSource
+from rabbit2docker.executors.base import Change
+from rabbit2docker.settings import Settings
+from rabbit2docker_schemas.routing import BULK_QUEUE, CANCEL_QUEUE, REQUESTS_QUEUE
+
+log = structlog.get_logger()
+
+
+def split_credit(free: int, *, prefetch: int, reserved: int) -> dict[str, int]:
+    """Share free slots among the queues: bulk gets up to half of what is left above the reserved ones."""
+    bulk = min(prefetch, max(0, free - reserved + 1) // 2)
+    return {REQUESTS_QUEUE: min(prefetch, max(0, free - bulk)), BULK_QUEUE: bulk}
+
+
+class Capacity:
+    """Keeps the credit of the request queues equal to the slots that are free."""
+
+    def __init__(self, source: RequestSource, attempts: Attempts, settings: Settings) -> None:
+        """Take the limits from the settings; nothing is consumed before `run`."""
+        self._source = source
+        self._attempts = attempts
+        self._limit = settings.limits.concurrent_builds
+        self._reserved = settings.limits.reserved_for_interactive
+        self._prefetch = settings.amqp.prefetch
+        self._credit = {REQUESTS_QUEUE: 0, BULK_QUEUE: 0}
+        self._in_hand: Counter[str] = Counter()
+        self._changed = asyncio.Event()
+        self._full = False
+
+    @property
+    def is_paused(self) -> bool:
+        """Tell whether no slot is free, which is why nothing is consumed."""
+        return self._full
+
+    def take(self, queue: str) -> None:
+        """Note that a delivery of `queue` is in hand."""
+        self._in_hand[queue] += 1
+
+    def release(self, queue: str) -> None:
+        """Note that it is settled."""
+        self._in_hand[queue] -= 1
+        self._changed.set()
+
+    def _target(self) -> dict[str, int]:
+        live = self._attempts.live_count()
+        metrics.BUILDS_LIVE.set(live)
+        return split_credit(self._limit - live, prefetch=self._prefetch, reserved=self._reserved)
+
+    async def before_ack(self) -> None:
+        """Pause the queues whose credit is more than is free now; call it before acknowledging a new build."""
+        for queue, target in self._target().items():
+            if target < self._credit[queue]:
+                self._credit[queue] = 0
+                await self._source.set_credit(queue, 0)
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Adjust the credit whenever a slot is taken or freed, until cancelled."""
+        self._attempts.listen(self._on_change)
+        await self._source.set_credit(CANCEL_QUEUE, self._prefetch)
+        self._changed.set()
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            await self._adjust()
+
+    def _on_change(self, change: Change) -> None:
+        self._changed.set()
+
+    async def _adjust(self) -> None:
+        target = self._target()
+        self._report(is_full=not any(target.values()))
+        for queue, credit in target.items():
+            if credit == self._credit[queue]:
+                continue
+            if self._credit[queue]:
+                self._credit[queue] = 0
+                await self._source.set_credit(queue, 0)
+            # A new consumer's credit does not count what an older one holds: wait until that is settled.
+            if credit and not self._in_hand[queue]:
+                self._credit[queue] = credit
+                await self._source.set_credit(queue, credit)
+
+    def _report(self, *, is_full: bool) -> None:
+        if is_full != self._full:
+            self._full = is_full
+            if is_full:
+                log.info("all slots are taken, requests wait in RabbitMQ", limit=self._limit)
+            else:
+                log.info("slots are free, taking requests again", limit=self._limit)

@@ -1,0 +1,102 @@
+"""Every metric of the service: name, help and labels. Labels come from small enums, never from a repository."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+REGISTRY: Final = CollectorRegistry()
+"""Our own registry: nothing that a library registers by itself gets in."""
+
+_BUILD_BUCKETS: Final = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0)
+_FAST_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+REQUESTS_RECEIVED = Counter(
+    "rabbit2docker_requests_received_total", "Deliveries taken by intake.", ["queue"], registry=REGISTRY
+)
+REQUESTS_SETTLED = Counter(
+    "rabbit2docker_requests_settled_total",
+    "How intake ended: accepted, attached, cached, rejected, retried, stale, error.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+REQUESTS_REJECTED = Counter(
+    "rabbit2docker_requests_rejected_total", "Rejected requests by reason.", ["reason"], registry=REGISTRY
+)
+INTAKE_SECONDS = Histogram(
+    "rabbit2docker_intake_seconds",
+    "Seconds from delivery to acknowledgement.",
+    registry=REGISTRY,
+    buckets=_FAST_BUCKETS,
+)
+ACK_FAILURES = Counter(
+    "rabbit2docker_ack_failures_total",
+    "Acknowledgements that came too late because the channel was gone; the delivery is repeated.",
+    registry=REGISTRY,
+)
+BUILDS_LIVE = Gauge("rabbit2docker_builds_live", "Attempts that take a slot now.", registry=REGISTRY)
+BUILDS_FOLLOWED = Gauge(
+    "rabbit2docker_builds_followed", "Attempts followed by this replica now.", registry=REGISTRY
+)
+BUILDS_ENDED = Counter(
+    "rabbit2docker_builds_ended_total",
+    "Ended builds: completed, cancelled or the failure reason.",
+    ["result"],
+    registry=REGISTRY,
+)
+BUILD_SECONDS = Histogram(
+    "rabbit2docker_build_seconds",
+    "Seconds from the creation of an attempt to its end.",
+    ["result"],
+    registry=REGISTRY,
+    buckets=_BUILD_BUCKETS,
+)
+ATTEMPTS_RETRIED = Counter(
+    "rabbit2docker_attempts_retried_total",
+    "Further attempts by the reason of the one before.",
+    ["reason"],
+    registry=REGISTRY,
+)
+ATTEMPTS_ADOPTED = Counter(
+    "rabbit2docker_attempts_adopted_total", "Running attempts taken over at start.", registry=REGISTRY
+)
+EVENTS_PUBLISHED = Counter(
+    "rabbit2docker_events_published_total", "Confirmed events.", ["kind"], registry=REGISTRY
+)
+EVENT_PUBLISH_SECONDS = Histogram(
+    "rabbit2docker_event_publish_seconds",
+    "Seconds until an event was confirmed, repetitions included.",
+    registry=REGISTRY,
+    buckets=_FAST_BUCKETS,
+)
+EVENT_PUBLISH_RETRIES = Counter(
+    "rabbit2docker_event_publish_retries_total", "Publishes that were tried again.", registry=REGISTRY
+)
+OUTBOX = Gauge("rabbit2docker_outbox_events", "Events waiting for a confirm.", registry=REGISTRY)
+AMQP_CONNECTED = Gauge(
+    "rabbit2docker_amqp_connected", "1 while the connection is up.", ["role"], registry=REGISTRY
+)
+AMQP_RECONNECTS = Counter(
+    "rabbit2docker_amqp_reconnects_total", "Connections made again.", ["role"], registry=REGISTRY
+)
+AMQP_BLOCKED = Gauge(
+    "rabbit2docker_amqp_blocked",
+    "1 while RabbitMQ refuses publishes (memory or disk alarm).",
+    registry=REGISTRY,
+)
+WATCHDOG_REBUILDS = Counter(
+    "rabbit2docker_watchdog_rebuilds_total",
+    "Connections rebuilt because a channel was silently dead.",
+    registry=REGISTRY,
+)
+
+
+def render() -> bytes:
+    """Return the exposition text of all metrics."""
+    return generate_latest(REGISTRY)
+
+
+def preset(outcomes: Iterable[str]) -> None:
+    """Make the series of these intake outcomes exist at zero, so that a rate can be taken from the first one."""
+    for outcome in outcomes:
+        REQUESTS_SETTLED.labels(outcome=outcome)
