@@ -26,9 +26,9 @@ def _uuid(*parts: str | int) -> str:
 
 def routable_request_id(raw: str) -> RequestId:
     """Return `raw` if it can stand in a routing key, else a stable id made of its hash."""
-    if _REQUEST_ID.match(raw):
+    if _REQUEST_ID.fullmatch(raw):
         return RequestId(raw)
-    return RequestId("id-" + hashlib.sha256(raw.encode()).hexdigest()[:32])
+    return RequestId("id-" + hashlib.sha256(raw.encode(errors="surrogatepass")).hexdigest()[:32])
 
 
 def build_id_of(tenant: str, request_id: str) -> BuildId:

@@ -30,13 +30,21 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    @field_validator("*")
+    @classmethod
+    def _no_null_characters(cls, value: object) -> object:
+        texts = [*value.keys(), *value.values()] if isinstance(value, dict) else [value]
+        if any(isinstance(text, str) and "\0" in text for text in texts):
+            raise ValueError("holds a null character, which no program can be given")
+        return value
+
 
 class BuildRequest(Message):
     """One message asking for an image. The tenant is in the routing key, credentials are nowhere in it."""
 
     provider: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
     """Prefix of BinderHub's `/build/<provider>/<spec>`: gh gist git gl zenodo figshare dataverse hydroshare ckan."""
-    spec: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+    spec: Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=4096)]
     """What to build, in the provider's grammar: `owner/repository/ref` for gh."""
     request_id: Annotated[str, StringConstraints(pattern=REQUEST_ID_PATTERN)] | None = None
     """Idempotency key; absent: the `ce-id` header, then the AMQP message_id. Use a fresh one for each wish."""
@@ -64,22 +72,22 @@ class BuildRequest(Message):
     @field_validator("subdir")
     @classmethod
     def _subdir_stays_inside(cls, value: str | None) -> str | None:
-        if value is not None and (value.startswith(("/", "-")) or ".." in value.split("/") or "\0" in value):
+        if value is not None and (value.startswith(("/", "-")) or ".." in value.split("/")):
             raise ValueError("must be a relative path inside the repository")
         return value
 
     @field_validator("build_args")
     @classmethod
     def _arguments_have_names(cls, value: dict[str, str]) -> dict[str, str]:
-        if wrong := [name for name in value if not _ARGUMENT_NAME.match(name)]:
-            raise ValueError(f"not names of build arguments: {', '.join(wrong)}")
+        if wrong := [name for name in value if not _ARGUMENT_NAME.fullmatch(name)]:
+            raise ValueError(f"holds what is no name of a build argument: {', '.join(wrong)}")
         return value
 
     @field_validator("labels")
     @classmethod
     def _labels_have_names(cls, value: dict[str, str]) -> dict[str, str]:
-        if wrong := [name for name in value if not _LABEL_NAME.match(name)]:
-            raise ValueError(f"not names of labels: {', '.join(wrong)}")
+        if wrong := [name for name in value if not _LABEL_NAME.fullmatch(name)]:
+            raise ValueError(f"holds what is no name of a label: {', '.join(wrong)}")
         return value
 
     def digest(self) -> str:
