@@ -17,6 +17,7 @@ from rabbit2docker_schemas.routing import build_event_key, request_event_key
 
 CONTENT_TYPE: Final = "application/json"
 STREAM_FILTER_HEADER: Final = "x-stream-filter-value"
+SCHEMA_PREFIX: Final = "urn:rabbit2docker:schema:"
 _TYPE_PREFIX: Final = "io.rabbit2docker."
 
 
@@ -30,9 +31,14 @@ def event_type(kind: Kind) -> str:
     return f"{_TYPE_PREFIX}{about}.{kind}.v1"
 
 
+def schema_name(ce_type: str) -> str:
+    """Return the name of a type's JSON Schema, `build.completed.v1`: its file in `json/`, without the suffix."""
+    return ce_type.removeprefix(_TYPE_PREFIX)
+
+
 def schema_id(kind: Kind) -> str:
     """Return the `ce-dataschema` of a kind, which is the `$id` of its JSON Schema."""
-    return f"urn:rabbit2docker:schema:{event_type(kind).removeprefix(_TYPE_PREFIX)}"
+    return f"{SCHEMA_PREFIX}{schema_name(event_type(kind))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,21 +102,33 @@ class Event:
         return self.data.model_dump_json(exclude_none=True).encode()
 
 
+_KIND_OF_TYPE: Final = {event_type(kind): kind for kind in Kind}
+
+
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _time(value: Any) -> datetime:
+    time = datetime.fromisoformat(_text(value))
+    if time.tzinfo is None:
+        raise ValueError("ce-time has no zone")
+    return time
 
 
 def read_event(headers: Mapping[str, Any], body: bytes) -> Event:
-    """Read a message of the results exchange; raises UnreadableEvent for anything that is no event of ours."""
-    kinds = {event_type(kind): kind for kind in Kind}
-    kind = kinds.get(_text(headers.get("ce-type")))
+    """Read a message of the results exchange; raises UnreadableEvent for anything that is no event of ours.
+
+    A kind that a later version has added is unreadable too: subscribers pass over what they cannot read.
+    """
+    kind = _KIND_OF_TYPE.get(_text(headers.get("ce-type")))
     if kind is None:
         raise UnreadableEvent(f"unknown ce-type {headers.get('ce-type')!r}")
     try:
         return Event(
             id=EventId(_text(headers["ce-id"])),
             tenant=_text(headers["ce-tenant"]),
-            time=datetime.fromisoformat(_text(headers["ce-time"])),
+            time=_time(headers["ce-time"]),
             data=MODEL_OF[kind].model_validate_json(body),
             source=_text(headers.get("ce-source", "")),
         )

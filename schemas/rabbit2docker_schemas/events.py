@@ -34,6 +34,13 @@ class Phase(StrEnum):
     PUSHING = "pushing"
 
 
+# A word of this version, or one that a later version has added: a reader that is older must not stumble over it.
+AnyPhase = Annotated[Phase | str, Field(union_mode="left_to_right")]
+AnyCategory = Annotated[Category | str, Field(union_mode="left_to_right")]
+AnyFailureReason = Annotated[FailureReason | str, Field(union_mode="left_to_right")]
+AnyRejectReason = Annotated[RejectReason | str, Field(union_mode="left_to_right")]
+
+
 class EventData(BaseModel):
     """The JSON body of an event."""
 
@@ -78,7 +85,7 @@ class Rejected(EventData):
 
     kind = Kind.REJECTED
     request_id: str
-    reason: RejectReason
+    reason: AnyRejectReason
     message: str
     """For a person: what is wrong and what to do."""
     retryable: bool = False
@@ -95,7 +102,7 @@ class ProgressDetail(EventData):
     waiting_for: str | None = None
     """What is being waited for, such as a pod's waiting reason."""
     retry_in_seconds: float | None = None
-    failed_reason: FailureReason | None = None
+    failed_reason: AnyFailureReason | None = None
     """Why the attempt before this one failed."""
 
 
@@ -105,17 +112,20 @@ class Progress(EventData):
     kind = Kind.PROGRESS
     build_id: str
     attempt: int
-    phase: Phase
+    """From 1; 0 while the build has no attempt yet."""
+    phase: AnyPhase
     message: str
+    """For a person."""
     detail: ProgressDetail = ProgressDetail()
 
 
 class LogLine(EventData):
     """One line that the builder wrote."""
 
-    phase: Phase
+    phase: AnyPhase
     text: str
     ts: AwareDatetime
+    """When the builder wrote it."""
 
 
 class Log(EventData):
@@ -125,6 +135,7 @@ class Log(EventData):
     build_id: str
     attempt: int
     n: Annotated[int, Field(ge=0)]
+    """Number of the first of these lines; each attempt counts from 0."""
     lines: list[LogLine]
 
 
@@ -136,6 +147,7 @@ class Gap(EventData):
     attempt: int
     first: Annotated[int, Field(ge=0)]
     last: Annotated[int, Field(ge=0)]
+    """The last lost line; what follows has the number after it."""
     message: str = ""
 
 
@@ -164,19 +176,22 @@ class Failed(EventData):
 
     kind = Kind.FAILED
     build_id: str
-    reason: FailureReason
-    category: Category
+    reason: AnyFailureReason
+    category: AnyCategory
     message: str
     """For a person."""
     hint: str
     """What to do next."""
     exit_code: int | None = None
+    """The builder's; absent if it left none."""
     failed_step: str | None = None
+    """The step of the image build that failed, as the Dockerfile has it."""
     tail: list[str] = []
     """The last log lines."""
     attempt: int
     timings: Timings = Timings()
     lines: int | None = None
+    """Lines that the attempt's log has in all."""
 
 
 class Cancelled(EventData):
@@ -187,7 +202,9 @@ class Cancelled(EventData):
     by: str
     """Who cancelled, as far as the cancel message says."""
     attempt: int
+    """0 if no attempt had been made."""
     lines: int | None = None
+    """Lines that the attempt's log has in all."""
 
 
 RequestEventData = Accepted | Rejected

@@ -11,6 +11,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -23,6 +24,7 @@ CANCEL_TYPE: Final = "io.rabbit2docker.build.cancel.v1"
 ShortText = Annotated[str, StringConstraints(max_length=256)]
 _ARGUMENT_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 _LABEL_NAME = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$")
+_INSIDE = re.compile(r"^(?![/-])(?!([^/]*/)*\.\.(/|$))")
 
 
 class Message(BaseModel):
@@ -50,13 +52,22 @@ class BuildRequest(Message):
     """Idempotency key; absent: the `ce-id` header, then the AMQP message_id. Use a fresh one for each wish."""
     force: bool = False
     """Build again even if the image exists, under a tag that no node can have cached."""
-    subdir: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
+    subdir: (
+        Annotated[
+            str,
+            StringConstraints(min_length=1, max_length=1024),
+            WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 1024, "pattern": _INSIDE.pattern}),
+        ]
+        | None
+    ) = None
     """Directory within the repository to build from."""
     build_args: dict[str, Annotated[str, StringConstraints(max_length=4096)]] = Field(
-        default={}, max_length=50
+        default={}, max_length=50, json_schema_extra={"propertyNames": {"pattern": _ARGUMENT_NAME.pattern}}
     )
     """Docker build arguments."""
-    labels: dict[str, Annotated[str, StringConstraints(max_length=4096)]] = Field(default={}, max_length=50)
+    labels: dict[str, Annotated[str, StringConstraints(max_length=4096)]] = Field(
+        default={}, max_length=50, json_schema_extra={"propertyNames": {"pattern": _LABEL_NAME.pattern}}
+    )
     """Image labels."""
     appendix: Annotated[str, StringConstraints(min_length=1, max_length=16_384)] | None = None
     """Dockerfile lines appended to the generated Dockerfile."""
@@ -72,7 +83,7 @@ class BuildRequest(Message):
     @field_validator("subdir")
     @classmethod
     def _subdir_stays_inside(cls, value: str | None) -> str | None:
-        if value is not None and (value.startswith(("/", "-")) or ".." in value.split("/")):
+        if value is not None and not _INSIDE.match(value):
             raise ValueError("must be a relative path inside the repository")
         return value
 
@@ -98,6 +109,15 @@ class BuildRequest(Message):
 
 class CancelRequest(Message):
     """Ends a build, or takes back a request that is no build yet. Name one of the two."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": [name], "properties": {name: {"type": "string"}}}
+                for name in ("build_id", "request_id")
+            ]
+        }
+    )
 
     build_id: Annotated[str, StringConstraints(pattern=REQUEST_ID_PATTERN)] | None = None
     """The build to end, for everybody who shares it."""

@@ -1,5 +1,6 @@
 """Exchange, queue and stream names, and the grammar of routing keys: each name is written here once."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,6 +20,7 @@ REQUEST_LOG_STREAM: Final = "builds.requests.log"
 
 TENANT_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 """A tenant is one word of a routing key and part of queue names."""
+_TENANT = re.compile(TENANT_PATTERN)
 
 
 class Priority(StrEnum):
@@ -92,11 +94,13 @@ def parse_request_key(key: str) -> RequestKey | None:
     """Read a routing key of the `builds` exchange; None when it is none of ours."""
     match key.split("."):
         case ["request", tenant, action] if action in set(Priority):
-            return RequestKey(tenant, action)
+            found = RequestKey(tenant, action)
         case ["cancel", tenant]:
-            return RequestKey(tenant, "cancel")
+            found = RequestKey(tenant, "cancel")
         case _:
             return None
+    # Answers carry the tenant in their own keys: one that does not fit there cannot be answered.
+    return found if _TENANT.fullmatch(found.tenant) else None
 
 
 def hub_bindings(tenant: str) -> Iterable[str]:

@@ -1,0 +1,143 @@
+"""`python -m deploy.dev up|down|status|run|demo`: what `make` calls."""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+from deploy.dev import engine
+from deploy.dev.machine import RUN, Ledger, Unable, say
+from deploy.dev.services import Services, read_env, write_env
+
+
+def up() -> dict[str, str]:
+    """Start what does not run and return the variables that say where it is."""
+    ledger = Ledger()
+    environment = engine.provide(ledger)
+    os.environ.update({name: value for name, value in environment.items() if name.startswith("DOCKER_")})
+    services = Services(ledger, environment)
+    services.provide_images()
+    variables = {**environment, **services.start()}
+    variables |= {
+        "RABBIT2DOCKER_EXECUTOR": "local",
+        "RABBIT2DOCKER_LOCAL__STATE_DIR": str(RUN / "state"),
+        "RABBIT2DOCKER_PROVIDERS__ALLOW_PRIVATE_ADDRESSES": "true",
+        "TESTCONTAINERS_RYUK_DISABLED": "true",
+    }
+    if host := environment.get("DOCKER_HOST"):
+        variables["RABBIT2DOCKER_DOCKER__HOST"] = host
+    if (RUN / "bin").exists():
+        variables["RABBIT2DOCKER_DEV_BIN"] = str(RUN / "bin")
+    write_env(variables)
+    return variables
+
+
+def down() -> None:
+    """End what `up` started; harmless when there is nothing."""
+    ledger = Ledger()
+    env = read_env()
+    made = [item for item in ledger.processes if item.name.startswith("engine-")]
+    host = {"DOCKER_HOST": env["DOCKER_HOST"]} if "DOCKER_HOST" in env else {}
+    if ledger.containers and (not made or any(item.is_alive() for item in made)):
+        for name, container in ledger.containers.items():
+            say(f"Ending {name}")
+            subprocess.run(
+                [*_client(), "rm", "--force", "--volumes", container],
+                env={**os.environ, **host},
+                capture_output=True,
+                check=False,
+            )
+    for process in reversed(ledger.processes):
+        if process.is_alive():
+            say(f"Ending {process.name}")
+        process.end()
+    for item in made:
+        engine.MadeEngine(RUN, RUN / "engine", item.name.removeprefix("engine-")).remove_bridge()
+    for name in ("started.json", "env"):
+        (RUN / name).unlink(missing_ok=True)
+
+
+def _client() -> list[str]:
+    made = RUN / "bin" / "docker"
+    return [str(made) if made.exists() else shutil.which("docker") or "docker"]
+
+
+def with_services(variables: dict[str, str]) -> dict[str, str]:
+    """Return this process's environment with the services' variables and programs in it."""
+    merged = {**os.environ, **variables}
+    if tools := variables.get("RABBIT2DOCKER_DEV_BIN"):
+        merged["PATH"] = f"{tools}:{merged['PATH']}"
+    return merged
+
+
+def is_up() -> bool:
+    """Tell whether `up` was called and not yet `down`, and everything of it still runs."""
+    ledger = Ledger()
+    return bool(ledger.containers) and bool(read_env()) and all(item.is_alive() for item in ledger.processes)
+
+
+def run_command(command: list[str]) -> int:
+    """Run a command with the services up; what was not up before is ended after it."""
+    keep = is_up()
+    try:
+        variables = up()
+        return subprocess.run(command, env=with_services(variables), check=False).returncode
+    finally:
+        if not keep:
+            down()
+
+
+def status() -> None:
+    """Say what runs."""
+    ledger = Ledger()
+    for process in ledger.processes:
+        say(f"{process.name}: {'runs' if process.is_alive() else 'has ended'} (pid {process.pid})")
+    for name, container in ledger.containers.items():
+        say(f"{name}: container {container[:12]}")
+    if not ledger.processes and not ledger.containers:
+        say("nothing is up; `make up` starts the services")
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.dev", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("up", help="start the services and write .run/env")
+    commands.add_parser("down", help="end what `up` started")
+    commands.add_parser("status", help="say what runs")
+    runner = commands.add_parser("run", help="run a command with the services up")
+    runner.add_argument("rest", nargs=argparse.REMAINDER, metavar="COMMAND")
+    demo = commands.add_parser("demo", help="build an image end to end and run it")
+    demo.add_argument(
+        "repository", nargs="?", help="URL of a repository; default: a small one made on the spot"
+    )
+    arguments = parser.parse_args()
+    # Ctrl-C and `kill` must come by the `finally` that ends what was started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        match arguments.command:
+            case "up":
+                up()
+                say("Everything is up. `. .run/env` has the addresses; `make down` ends it.")
+            case "down":
+                down()
+            case "status":
+                status()
+            case "run":
+                return run_command([part for part in arguments.rest if part != "--"])
+            case "demo":
+                from deploy.dev.demo import run_demo
+
+                return run_demo(arguments.repository)
+    except Unable as problem:
+        say(f"Cannot go on: {problem}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""RabbitMQ, the registry, the git server and the images that examples and tests build on."""
+
+import os
+import shutil
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.dev import engine, machine
+from deploy.dev.machine import RUN, Ledger, Unable, debian_root, run, say, timed, wait_until
+
+RABBITMQ_IMAGE = "rabbit2docker-dev/rabbitmq:4"
+REGISTRY_IMAGE = "rabbit2docker-dev/registry:2"
+BASE_IMAGE = "rabbit2docker-dev/base:1"
+LABEL = "rabbit2docker-dev"
+PACKAGES = ("ca-certificates", "rabbitmq-server", "docker-registry", "busybox-static")
+PULL_SECONDS = 300
+_LEFT_OUT = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale")
+_REGISTRY_CONFIG = """version: 0.1
+log: {level: warn}
+storage: {filesystem: {rootdirectory: /var/lib/registry}, delete: {enabled: true}}
+http: {addr: ":5000"}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image that is pulled where that is possible and made from Debian packages where not."""
+
+    name: str
+    pulled: str
+    settings: tuple[str, ...]
+    """Dockerfile instructions for the one that is made."""
+
+
+IMAGES = (
+    Image(
+        RABBITMQ_IMAGE,
+        "rabbitmq:4-management",
+        (
+            "ENV HOME=/var/lib/rabbitmq LANG=C.UTF-8 PATH=/usr/lib/rabbitmq/bin:" + machine.SYSTEM_PATH,
+            "EXPOSE 5672 15672",
+            'CMD ["rabbitmq-server"]',
+        ),
+    ),
+    Image(
+        REGISTRY_IMAGE,
+        "registry:2",
+        ("EXPOSE 5000", 'CMD ["docker-registry", "serve", "/etc/rabbit2docker/registry.yml"]'),
+    ),
+)
+
+
+def free_port() -> int:
+    """Return a port of loopback that is free now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+class Services:
+    """Makes the services in one engine."""
+
+    def __init__(self, ledger: Ledger, environment: dict[str, str]) -> None:
+        """Take the environment in which the docker client works."""
+        self.ledger = ledger
+        self.environment = environment
+
+    def docker(self, *arguments: str, **options: object) -> str:
+        """Run the docker client."""
+        return engine.docker(self.environment, *arguments, **options)
+
+    def has_image(self, name: str) -> bool:
+        """Tell whether the engine has an image."""
+        return bool(self.docker("image", "ls", "--quiet", name))
+
+    def _pull(self, name: str, target: str) -> bool:
+        if self.ledger.docker_host:
+            return False  # our own engine was made because nothing but packages can be had
+        try:
+            with timed(f"Pulling {name}"):
+                self.docker("pull", "--quiet", name, timeout=PULL_SECONDS)
+                self.docker("tag", name, target)
+        except (Unable, subprocess.TimeoutExpired):
+            say(f"{name} cannot be pulled, so it is made from Debian packages")
+            return False
+        return True
+
+    def provide_images(self) -> None:
+        """Make or pull what is missing."""
+        for image in IMAGES:
+            if not self.has_image(image.name) and not self._pull(image.pulled, image.name):
+                self._import_services(image)
+        if not self.has_image(BASE_IMAGE) and not self._pull("busybox:stable", BASE_IMAGE):
+            self._import_base()
+
+    def _services_root(self) -> Path:
+        root = debian_root("services", PACKAGES)
+        (root / "etc/rabbitmq").mkdir(exist_ok=True)
+        (root / "etc/rabbitmq/rabbitmq.conf").write_text("loopback_users = none\n")
+        (root / "etc/rabbitmq/enabled_plugins").write_text("[rabbitmq_management].\n")
+        (root / "etc/rabbit2docker").mkdir(exist_ok=True)
+        (root / "etc/rabbit2docker/registry.yml").write_text(_REGISTRY_CONFIG)
+        return root
+
+    def _import(self, name: str, directory: Path, settings: tuple[str, ...]) -> None:
+        with timed(f"Making the image {name}"):
+            tar = ["tar", "-C", str(directory), "-c", *(f"--exclude=./{path}" for path in _LEFT_OUT), "."]
+            archive = subprocess.Popen(tar, stdout=subprocess.PIPE)
+            changes = [part for setting in settings for part in ("-c", setting)]
+            client = shutil.which("docker", path=f"{RUN / 'bin'}:{os.environ['PATH']}") or "docker"
+            subprocess.run(
+                [client, "import", *changes, "-", name],
+                stdin=archive.stdout,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, **self.environment},
+                check=True,
+            )
+            if archive.wait():
+                raise Unable(f"{directory} could not be packed.")
+
+    def _import_services(self, image: Image) -> None:
+        self._import(image.name, self._services_root(), image.settings)
+
+    def _import_base(self) -> None:
+        root = RUN / "base-image"
+        shutil.rmtree(root, ignore_errors=True)
+        for directory in ("bin", "etc", "tmp", "home", "root"):
+            (root / directory).mkdir(parents=True)
+        (root / "tmp").chmod(0o1777)
+        busybox = shutil.copy(self._services_root() / "bin/busybox", root / "bin/busybox")
+        for name in run([busybox, "--list"]).stdout.split():
+            if name != "busybox":
+                (root / "bin" / name).symlink_to("busybox")
+        (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+        (root / "etc/group").write_text("root:x:0:\n")
+        self._import(BASE_IMAGE, root, ("ENV PATH=/bin", 'CMD ["sh"]'))
+        shutil.rmtree(root)
+
+    def _container(self, name: str, image: str, ports: dict[int, int], *options: str) -> None:
+        """Run a container, or the one that runs already; `ports` maps its ports to ours."""
+        running = self.ledger.containers.get(name)
+        if running and self.docker("ps", "--quiet", "--no-trunc", "--filter", f"id={running}"):
+            return
+        published = [part for inside, port in ports.items() for part in ("-p", f"127.0.0.1:{port}:{inside}")]
+        label = f"{LABEL}={machine.checkout_id()}"
+        self.ledger.containers[name] = self.docker("run", "-d", "--label", label, *published, *options, image)
+        self.ledger.save()
+
+    def start(self) -> dict[str, str]:
+        """Start what does not run; return the variables that say where everything is."""
+        need = {"git": "git"}
+        machine.need_packages(need, "Serving and fetching repositories")
+        ports = self._ports()
+        amqp, management, registry, git = (ports[name] for name in ("amqp", "management", "registry", "git"))
+        with timed("Starting RabbitMQ and the registry"):
+            self._container("rabbitmq", RABBITMQ_IMAGE, {5672: amqp, 15672: management})
+            self._container("registry", REGISTRY_IMAGE, {5000: registry})
+            self._wait_http("The registry", f"http://127.0.0.1:{registry}/v2/", "registry")
+            self._wait_http("RabbitMQ", f"http://127.0.0.1:{management}/api/auth", "rabbitmq")
+        git_root = RUN / "git"
+        git_root.mkdir(parents=True, exist_ok=True)
+        if not self.ledger.alive("git"):
+            command = ["git", "daemon", "--reuseaddr", "--export-all", "--listen=127.0.0.1", f"--port={git}"]
+            machine.start(
+                "git",
+                [*command, f"--base-path={git_root}", str(git_root)],
+                log=RUN / "git.log",
+                ledger=self.ledger,
+            )
+        return {
+            "RABBIT2DOCKER_AMQP__URL": f"amqp://guest:guest@127.0.0.1:{amqp}/",
+            "RABBIT2DOCKER_AMQP__MANAGEMENT_URL": f"http://guest:guest@127.0.0.1:{management}/",
+            "RABBIT2DOCKER_IMAGES__PREFIX": f"127.0.0.1:{registry}/r2d-",
+            "RABBIT2DOCKER_TEST_REGISTRY": f"127.0.0.1:{registry}",
+            "RABBIT2DOCKER_TEST_RABBITMQ_IMAGE": RABBITMQ_IMAGE,
+            "RABBIT2DOCKER_TEST_BASE_IMAGE": BASE_IMAGE,
+            "RABBIT2DOCKER_TEST_GIT_ROOT": str(git_root),
+            "RABBIT2DOCKER_TEST_GIT_URL": f"git://127.0.0.1:{git}",
+        }
+
+    def _ports(self) -> dict[str, int]:
+        """Return the ports of what runs already, and free ones for the rest."""
+        env = read_env()
+        known = {
+            "amqp": env.get("RABBIT2DOCKER_AMQP__URL", ""),
+            "management": env.get("RABBIT2DOCKER_AMQP__MANAGEMENT_URL", ""),
+            "registry": env.get("RABBIT2DOCKER_TEST_REGISTRY", ""),
+            "git": env.get("RABBIT2DOCKER_TEST_GIT_URL", ""),
+        }
+        return {
+            name: int(text.rstrip("/").rpartition(":")[2]) if text and self.ledger.containers else free_port()
+            for name, text in known.items()
+        }
+
+    def _wait_http(self, what: str, url: str, container: str) -> None:
+        def is_there() -> bool:
+            try:
+                urllib.request.urlopen(url, timeout=2)
+            except urllib.error.HTTPError:
+                return True
+            except OSError:
+                return False
+            return True
+
+        if not wait_until(is_there, 90):
+            logs = self.docker("logs", "--tail", "10", self.ledger.containers[container])
+            raise Unable(f"{what} did not start:\n{logs}")
+
+
+def read_env() -> dict[str, str]:
+    """Return the variables of `.run/env`; empty when nothing is up."""
+    file = RUN / "env"
+    if not file.exists():
+        return {}
+    pairs = (line.split("=", 1) for line in file.read_text().splitlines() if "=" in line)
+    return {name: value.strip("'") for name, value in pairs}
+
+
+def write_env(variables: dict[str, str]) -> None:
+    """Write `.run/env` for shells and programs."""
+    RUN.mkdir(parents=True, exist_ok=True)
+    text = "".join(f"{name}='{value}'\n" for name, value in sorted(variables.items()))
+    (RUN / "env").write_text(text)

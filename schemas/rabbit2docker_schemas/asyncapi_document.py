@@ -1,0 +1,258 @@
+"""The AsyncAPI 3.0.0 document around the schemas: servers, channels, operations, messages."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from rabbit2docker_schemas import examples, ids
+from rabbit2docker_schemas.cloudevents import CONTENT_TYPE, SCHEMA_PREFIX, event_type, schema_name
+from rabbit2docker_schemas.events import MODEL_OF, REQUEST_KINDS, Kind
+from rabbit2docker_schemas.reading import MAX_BYTES
+from rabbit2docker_schemas.requests import CANCEL_TYPE, REQUEST_TYPE, BuildRequest, CancelRequest, Message
+from rabbit2docker_schemas.routing import (
+    BULK_QUEUE,
+    CANCEL_QUEUE,
+    DEAD_QUEUE,
+    REQUEST_LOG_STREAM,
+    REQUESTS_EXCHANGE,
+    REQUESTS_QUEUE,
+    RESULTS_EXCHANGE,
+    TENANT_PATTERN,
+    Priority,
+    build_event_key,
+    cancel_key,
+    hub_queue,
+    request_event_key,
+    request_key,
+    tenant_stream,
+)
+
+BINDING: Final = "0.3.0"
+_TEXT: Final = {"type": "string"}
+_DESCRIPTION: Final = (
+    "Image builds asked for and reported through RabbitMQ. Publish a request, subscribe to the results exchange, "
+    "and read one `accepted` or `rejected` event for the request, then `progress`, `log` and `gap` events, and "
+    "exactly one of `completed`, `failed`, `cancelled` for the build. Ids are deterministic: an event seen twice has "
+    "the same `ce-id` and is to be dropped. Readers pass over fields, words and kinds they do not know."
+)
+_PARAMETERS: Final[Mapping[str, dict[str, Any]]] = {
+    "tenant": {"description": f"Who owns requests and results; `{TENANT_PATTERN}`."},
+    "priority": {
+        "description": "`interactive` while people wait, `bulk` for what may wait.",
+        "enum": [str(priority) for priority in Priority],
+    },
+    "request_id": {"description": f"Id of the request; `{ids.REQUEST_ID_PATTERN}`."},
+    "build_id": {"description": "Id of the build, as the `accepted` event says."},
+    "kind": {"description": "What is told; the last word of `ce-type` before its version."},
+    "hub": {"description": "Name of the hub."},
+}
+
+
+def _ref(*path: str) -> dict[str, str]:
+    return {"$ref": "#/" + "/".join(path)}
+
+
+def _message_name(ce_type: str) -> str:
+    """Return `build.completed.v1` for its type: names of schemas and messages are the same."""
+    return schema_name(ce_type)
+
+
+def _event_headers(kind: Kind) -> dict[str, Any]:
+    properties: dict[str, Any] = {
+        "ce-specversion": {"const": "1.0"},
+        "ce-id": _TEXT | {"description": "The same for the same event, however often it is published."},
+        "ce-type": {"const": event_type(kind)},
+        "ce-source": _TEXT | {"description": "The installation: `/builds/<instance>`."},
+        "ce-subject": _TEXT | {"description": "The build_id; of a rejected request its request_id."},
+        "ce-time": _TEXT | {"format": "date-time"},
+        "ce-dataschema": {"const": f"{SCHEMA_PREFIX}{schema_name(event_type(kind))}"},
+        "ce-tenant": _TEXT | {"pattern": TENANT_PATTERN},
+    }
+    stream_filter = _TEXT | {
+        "description": "What readers of the tenant's stream filter by: the build_id that the request has by itself."
+    }
+    return {
+        "type": "object",
+        "required": list(properties),
+        "properties": properties | {"x-stream-filter-value": stream_filter},
+    }
+
+
+def _input_headers(ce_type: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "description": "CloudEvents attributes are welcome and not required.",
+        "properties": {
+            "ce-id": _TEXT | {"description": "Stands in for a request_id that the body does not have."},
+            "ce-type": {"const": ce_type},
+        },
+    }
+
+
+def _input(ce_type: str, model: type[Message], example: Message) -> dict[str, Any]:
+    return {
+        "name": ce_type,
+        "title": model.__name__,
+        "summary": (model.__doc__ or "").splitlines()[0],
+        "description": f"At most {MAX_BYTES} bytes of JSON; unknown fields are refused.",
+        "contentType": CONTENT_TYPE,
+        "headers": _input_headers(ce_type),
+        "payload": _ref("components", "schemas", model.__name__),
+        "bindings": {"amqp": {"messageType": ce_type, "bindingVersion": BINDING}},
+        "examples": [
+            {"name": "example", "payload": example.model_dump(mode="json", exclude_defaults=True)},
+        ],
+    }
+
+
+def _event(kind: Kind) -> dict[str, Any]:
+    model = MODEL_OF[kind]
+    example = examples.EVENTS[kind]
+    subject = "request_id" if kind is Kind.REJECTED else "build_id"
+    return {
+        "name": event_type(kind),
+        "title": model.__name__,
+        "summary": (model.__doc__ or "").splitlines()[0],
+        "contentType": CONTENT_TYPE,
+        "headers": _event_headers(kind),
+        "payload": _ref("components", "schemas", model.__name__),
+        "correlationId": {
+            "description": "The AMQP property correlation_id has the same value.",
+            "location": f"$message.payload#/{subject}",
+        },
+        "bindings": {"amqp": {"messageType": event_type(kind), "bindingVersion": BINDING}},
+        "examples": [
+            {
+                "name": "example",
+                "headers": example.headers(),
+                "payload": example.data.model_dump(mode="json", exclude_none=True),
+            }
+        ],
+    }
+
+
+def _messages() -> dict[str, dict[str, Any]]:
+    return {
+        _message_name(REQUEST_TYPE): _input(REQUEST_TYPE, BuildRequest, examples.REQUEST),
+        _message_name(CANCEL_TYPE): _input(CANCEL_TYPE, CancelRequest, examples.CANCEL),
+        **{_message_name(event_type(kind)): _event(kind) for kind in Kind},
+    }
+
+
+def _channel(address: str, about: str, types: Iterable[str], amqp: dict[str, Any]) -> dict[str, Any]:
+    channel: dict[str, Any] = {
+        "address": address,
+        "description": about,
+        "messages": {name: _ref("components", "messages", name) for name in map(_message_name, types)},
+        "bindings": {"amqp": {**amqp, "bindingVersion": BINDING}},
+    }
+    if parameters := {name: about for name, about in _PARAMETERS.items() if f"{{{name}}}" in address}:
+        channel["parameters"] = parameters
+    return channel
+
+
+def _keyed(exchange: str, address: str, about: str, types: Iterable[str]) -> dict[str, Any]:
+    topic = {"name": exchange, "type": "topic", "durable": True, "autoDelete": False, "vhost": "/"}
+    return _channel(address, about, types, {"is": "routingKey", "exchange": topic})
+
+
+def _queued(name: str, about: str, types: Iterable[str]) -> dict[str, Any]:
+    queue = {"name": name, "durable": True, "exclusive": False, "autoDelete": False, "vhost": "/"}
+    return _channel(name, about, types, {"is": "queue", "queue": queue})
+
+
+def _channels() -> dict[str, Any]:
+    of_requests = [event_type(kind) for kind in Kind if kind in REQUEST_KINDS]
+    of_builds = [event_type(kind) for kind in Kind if kind not in REQUEST_KINDS]
+    return {
+        "requests": _keyed(
+            REQUESTS_EXCHANGE,
+            request_key("{tenant}", "{priority}"),
+            "Where requests are published; the tenant is read from this key and from nowhere else.",
+            [REQUEST_TYPE],
+        ),
+        "cancels": _keyed(
+            REQUESTS_EXCHANGE, cancel_key("{tenant}"), "Where cancel messages are published.", [CANCEL_TYPE]
+        ),
+        "request_events": _keyed(
+            RESULTS_EXCHANGE,
+            request_event_key("{tenant}", "{request_id}", "{kind}"),
+            "The answer to a request.",
+            of_requests,
+        ),
+        "build_events": _keyed(
+            RESULTS_EXCHANGE,
+            build_event_key("{tenant}", "{build_id}", "{kind}"),
+            "How a build goes on, and its one end.",
+            of_builds,
+        ),
+        "interactive_queue": _queued(REQUESTS_QUEUE, "Requests that people wait for.", [REQUEST_TYPE]),
+        "bulk_queue": _queued(BULK_QUEUE, "Requests that take what capacity is left.", [REQUEST_TYPE]),
+        "cancel_queue": _queued(CANCEL_QUEUE, "Cancel messages.", [CANCEL_TYPE]),
+        "dead_letters": _queued(
+            DEAD_QUEUE,
+            "Messages that could not be carried out, as they came, with the header `r2d-reason`.",
+            [REQUEST_TYPE, CANCEL_TYPE],
+        ),
+        "request_log": _queued(
+            REQUEST_LOG_STREAM, "A stream with every request, from which rebuilds are made.", [REQUEST_TYPE]
+        ),
+        "hub_events": _queued(
+            hub_queue("{hub}"),
+            "A hub's own queue: it holds the events of a tenant while the hub is away for a while.",
+            [*of_requests, *of_builds],
+        ),
+        "tenant_history": _queued(
+            tenant_stream("{tenant}"),
+            "A stream with all events of a tenant, for those who come late.",
+            [*of_requests, *of_builds],
+        ),
+    }
+
+
+def _operation(action: str, channel: str, about: str, amqp: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "action": action,
+        "channel": _ref("channels", channel),
+        "summary": about,
+        "bindings": {"amqp": {**amqp, "bindingVersion": BINDING}},
+    }
+
+
+def _operations() -> dict[str, Any]:
+    taken = {"ack": True}
+    told = {"deliveryMode": 2, "timestamp": True, "mandatory": False}
+    return {
+        "take_requests": _operation("receive", "requests", "Every request is answered.", taken),
+        "take_cancels": _operation(
+            "receive", "cancels", "The build ends, or the request is taken back.", taken
+        ),
+        "answer_requests": _operation("send", "request_events", "Accepted or rejected, once.", told),
+        "tell_builds": _operation("send", "build_events", "Progress, log lines, and exactly one end.", told),
+        "set_aside": _operation("send", "dead_letters", "For an operator to look at.", {"deliveryMode": 2}),
+    }
+
+
+def document(schemas: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document; `schemas` are the JSON Schemas of the models by name, as components."""
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "rabbit2docker",
+            "version": "1.0.0",
+            "description": _DESCRIPTION,
+            "license": {"name": "BSD-3-Clause", "url": "https://opensource.org/license/bsd-3-clause"},
+        },
+        "defaultContentType": CONTENT_TYPE,
+        "servers": {
+            "rabbitmq": {
+                "host": "rabbitmq.example.org:5671",
+                "protocol": "amqps",
+                "protocolVersion": "0-9-1",
+                "description": "RabbitMQ 3.12 or newer.",
+                "security": [{"type": "userPassword", "description": "A user of the tenant's own."}],
+            }
+        },
+        "channels": _channels(),
+        "operations": _operations(),
+        "components": {"schemas": dict(schemas), "messages": _messages()},
+    }
