@@ -59,8 +59,8 @@ class AmqpSettings(Group):
     """Events held in memory while RabbitMQ is away. Log lines can be read again, so nothing is dropped: followers wait."""
     watchdog_after: Seconds = 30.0
     """Seconds a channel may be closed on a living connection before the connection is rebuilt."""
-    declare: bool = False
-    """Declare exchanges and queues at start (needs configure permission); otherwise `topology declare` did it."""
+    declare: bool = True
+    """Declare exchanges, queues and policies at start, where the user may; otherwise `topology declare` did it."""
 
 
 class LocalSettings(Group):

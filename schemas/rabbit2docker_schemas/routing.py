@@ -41,6 +41,12 @@ class RetryRung:
 RETRY_LADDER: Final = (RetryRung("10s", 10), RetryRung("1m", 60), RetryRung("10m", 600))
 ATTEMPT_HEADER: Final = "r2d-attempt"
 """How often intake of this message was tried before. Our own, as brokers from 4.0 on ignore a client's x-death."""
+ROUTING_KEY_HEADER: Final = "r2d-routing-key"
+"""The key under which a message was first published, on its copies on the retry ladder and among the dead letters."""
+MESSAGE_ID_HEADER: Final = "r2d-message-id"
+"""The message_id under which a message was first published: each copy has a fresh one."""
+QUEUE_HEADER: Final = "r2d-queue"
+"""The queue from which a dead letter came."""
 REASON_HEADER: Final = "r2d-reason"
 """Why a message is in the dead-letter queue."""
 

@@ -1,0 +1,317 @@
+"""Pure: every exchange, queue, stream, binding, policy and permission, with the reason for each argument.
+
+What must never change is an argument; what an operator may tune is a policy. That a message which fails too often
+is kept in `builds.dead` is an argument: it has to hold where nobody may set policies.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from rabbit2docker_schemas.routing import (
+    BULK_QUEUE,
+    CANCEL_QUEUE,
+    DEAD_LETTER_EXCHANGE,
+    DEAD_QUEUE,
+    REQUEST_LOG_STREAM,
+    REQUESTS_EXCHANGE,
+    REQUESTS_QUEUE,
+    RESULTS_EXCHANGE,
+    RETRY_EXCHANGE,
+    RETRY_LADDER,
+    UNROUTED_EXCHANGE,
+    Priority,
+    cancel_key,
+    hub_bindings,
+    request_key,
+    retry_queue,
+    tenant_stream,
+)
+
+DELIVERY_LIMIT: Final = 20
+"""Deliveries of one message before it counts as poison. Each crash and each reconnect with the message in hand
+counts; RabbitMQ 4 has this limit by itself, and drops the message where no dead-letter exchange is set."""
+KEPT_DELIVERY_LIMIT: Final = 1_000_000_000
+"""For the dead letters: looking at them delivers them. RabbitMQ 3 knows no word for `unlimited`."""
+SEGMENT_BYTES: Final = 20_000_000
+"""Retention of a stream works by whole segments and always keeps one: the default of 500 MB would keep it all."""
+HUB_QUEUE_EXPIRES_MS: Final = 600_000
+HUB_QUEUE_LENGTH: Final = 100_000
+WORK_QUEUES: Final = (REQUESTS_QUEUE, BULK_QUEUE, CANCEL_QUEUE)
+
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeSpec:
+    """A durable exchange."""
+
+    name: str
+    type: str
+    arguments: Arguments = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSpec:
+    """A durable queue or stream."""
+
+    name: str
+    arguments: Arguments
+
+
+@dataclass(frozen=True, slots=True)
+class BindingSpec:
+    """A binding of a queue."""
+
+    exchange: str
+    queue: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySpec:
+    """Settings that can be changed while RabbitMQ runs."""
+
+    name: str
+    pattern: str
+    definition: Arguments
+    apply_to: str = "queues"
+
+
+@dataclass(frozen=True, slots=True)
+class UserSpec:
+    """What one role may do: regular expressions on names, and on routing keys of the two topic exchanges."""
+
+    name: str
+    configure: str
+    write: str
+    read: str
+    topics: tuple[tuple[str, str, str], ...]
+    """Exchange, writable keys, readable keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Everything, in the order in which it can be declared."""
+
+    exchanges: tuple[ExchangeSpec, ...]
+    queues: tuple[QueueSpec, ...]
+    bindings: tuple[BindingSpec, ...]
+    policies: tuple[PolicySpec, ...]
+    users: tuple[UserSpec, ...]
+
+
+def _work_queue(name: str) -> QueueSpec:
+    return QueueSpec(
+        name,
+        {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": DELIVERY_LIMIT,
+            "x-dead-letter-exchange": DEAD_LETTER_EXCHANGE,
+            # At-least-once is silently at-most-once unless the overflow is reject-publish.
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        },
+    )
+
+
+def _retry_queues() -> Iterable[tuple[QueueSpec, BindingSpec]]:
+    for queue in WORK_QUEUES:
+        for rung in RETRY_LADDER:
+            name = retry_queue(rung, queue)
+            arguments = {
+                "x-queue-type": "quorum",
+                "x-delivery-limit": DELIVERY_LIMIT,
+                # One time for a whole queue: messages expire at its head only, mixed times would block each other.
+                "x-message-ttl": rung.seconds * 1000,
+                "x-dead-letter-exchange": "",
+                "x-dead-letter-routing-key": queue,
+                "x-dead-letter-strategy": "at-least-once",
+                "x-overflow": "reject-publish",
+            }
+            yield QueueSpec(name, arguments), BindingSpec(RETRY_EXCHANGE, name, name)
+
+
+def _stream(name: str) -> QueueSpec:
+    arguments = {
+        "x-queue-type": "stream",
+        "x-stream-max-segment-size-bytes": SEGMENT_BYTES,
+        "x-stream-filter-size-bytes": 64,
+    }
+    return QueueSpec(name, arguments)
+
+
+def hub_queue_arguments() -> Arguments:
+    """Return the arguments of a hub's queue: it outlives the hub's restart, not the hub, and never grows for ever."""
+    return {
+        "x-queue-type": "classic",
+        "x-expires": HUB_QUEUE_EXPIRES_MS,
+        "x-max-length": HUB_QUEUE_LENGTH,
+        "x-overflow": "drop-head",
+    }
+
+
+def _request_bindings() -> Iterable[BindingSpec]:
+    for priority, queue in ((Priority.INTERACTIVE, REQUESTS_QUEUE), (Priority.BULK, BULK_QUEUE)):
+        # The log is bound to these two keys only: with a wider one, a misspelt key would count as routed.
+        for target in (queue, REQUEST_LOG_STREAM):
+            yield BindingSpec(REQUESTS_EXCHANGE, target, request_key("*", priority))
+    yield BindingSpec(REQUESTS_EXCHANGE, CANCEL_QUEUE, cancel_key("*"))
+    yield BindingSpec(UNROUTED_EXCHANGE, DEAD_QUEUE, "")
+    yield BindingSpec(DEAD_LETTER_EXCHANGE, DEAD_QUEUE, "")
+
+
+def _policies() -> tuple[PolicySpec, ...]:
+    return (
+        PolicySpec("builds-requests", r"^builds\.requests(\.bulk)?$", {"max-length": 10_000}),
+        PolicySpec("builds-cancels", r"^builds\.cancels$", {"max-length": 10_000}),
+        PolicySpec(
+            "builds-dead",
+            r"^builds\.dead$",
+            {"message-ttl": 14 * 24 * 3600 * 1000, "max-length": 100_000, "overflow": "reject-publish"},
+        ),
+        PolicySpec(
+            "builds-requests-log",
+            r"^builds\.requests\.log$",
+            {"max-age": "30D", "max-length-bytes": 1_000_000_000},
+            "streams",
+        ),
+        PolicySpec(
+            "builds-results-log",
+            r"^builds\.results\.log\.",
+            {"max-age": "7D", "max-length-bytes": 5_000_000_000},
+            "streams",
+        ),
+    )
+
+
+def _users(tenants: Iterable[str]) -> Iterable[UserSpec]:
+    yield UserSpec(
+        "rabbit2docker-worker",
+        configure="^$",
+        write=r"^builds\.(results|retry|dlx)$",
+        read=r"^builds\.(requests|requests\.bulk|cancels)$",
+        topics=((RESULTS_EXCHANGE, r"^(build|request)\.", "^$"),),
+    )
+    for tenant in tenants:
+        own = rf"hub\.{tenant}\."
+        # A stream is read as a whole, whatever the topic permissions: that is why each tenant has its own.
+        yield UserSpec(
+            f"hub-{tenant}",
+            configure=f"^{own}",
+            write=rf"^({own}.*|builds)$",
+            read=rf"^({own}.*|builds\.results|builds\.results\.log\.{tenant})$",
+            topics=(
+                (REQUESTS_EXCHANGE, rf"^(request\.{tenant}\.(interactive|bulk)|cancel\.{tenant})$", "^$"),
+                (RESULTS_EXCHANGE, "^$", rf"^(build|request)\.{tenant}\."),
+            ),
+        )
+
+
+def make_topology(tenants: Iterable[str]) -> Topology:
+    """Return the topology for these tenants."""
+    tenants = tuple(tenants)
+    retry = tuple(_retry_queues())
+    dead = QueueSpec(DEAD_QUEUE, {"x-queue-type": "quorum", "x-delivery-limit": KEPT_DELIVERY_LIMIT})
+    streams = [_stream(REQUEST_LOG_STREAM), *(_stream(tenant_stream(tenant)) for tenant in tenants)]
+    return Topology(
+        exchanges=(
+            ExchangeSpec(UNROUTED_EXCHANGE, "fanout"),
+            ExchangeSpec(DEAD_LETTER_EXCHANGE, "fanout"),
+            # Most publishers do not ask whether their message was routed; the alternate exchange does it for them.
+            ExchangeSpec(REQUESTS_EXCHANGE, "topic", {"alternate-exchange": UNROUTED_EXCHANGE}),
+            ExchangeSpec(RETRY_EXCHANGE, "direct"),
+            ExchangeSpec(RESULTS_EXCHANGE, "topic"),
+        ),
+        queues=(dead, *map(_work_queue, WORK_QUEUES), *(queue for queue, _ in retry), *streams),
+        bindings=(
+            *_request_bindings(),
+            *(binding for _, binding in retry),
+            *(
+                BindingSpec(RESULTS_EXCHANGE, tenant_stream(tenant), key)
+                for tenant in tenants
+                for key in hub_bindings(tenant)
+            ),
+        ),
+        policies=_policies(),
+        users=tuple(_users(tenants)),
+    )
+
+
+def as_definitions(topology: Topology, *, vhost: str) -> dict[str, Any]:
+    """Return RabbitMQ definitions, for `load_definitions` or `rabbitmqctl import_definitions`.
+
+    Users have no password hash, so nobody can log in as one of them before `rabbitmqctl change_password`.
+    """
+    users = topology.users
+    return {
+        "vhosts": [{"name": vhost}],
+        "users": [
+            {
+                "name": user.name,
+                "password_hash": "",
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                "tags": [],
+            }
+            for user in users
+        ],
+        "permissions": [
+            {
+                "user": user.name,
+                "vhost": vhost,
+                "configure": user.configure,
+                "write": user.write,
+                "read": user.read,
+            }
+            for user in users
+        ],
+        "topic_permissions": [
+            {"user": user.name, "vhost": vhost, "exchange": exchange, "write": write, "read": read}
+            for user in users
+            for exchange, write, read in user.topics
+        ],
+        "exchanges": [
+            {
+                "name": exchange.name,
+                "vhost": vhost,
+                "type": exchange.type,
+                "durable": True,
+                "auto_delete": False,
+                "internal": False,
+                "arguments": exchange.arguments,
+            }
+            for exchange in topology.exchanges
+        ],
+        "queues": [
+            {
+                "name": queue.name,
+                "vhost": vhost,
+                "durable": True,
+                "auto_delete": False,
+                "arguments": queue.arguments,
+            }
+            for queue in topology.queues
+        ],
+        "bindings": [
+            {
+                "source": binding.exchange,
+                "vhost": vhost,
+                "destination": binding.queue,
+                "destination_type": "queue",
+                "routing_key": binding.key,
+                "arguments": {},
+            }
+            for binding in topology.bindings
+        ],
+        "policies": [
+            {
+                "vhost": vhost,
+                "name": policy.name,
+                "pattern": policy.pattern,
+                "apply-to": policy.apply_to,
+                "definition": policy.definition,
+                "priority": 0,
+            }
+            for policy in topology.policies
+        ],
+    }
