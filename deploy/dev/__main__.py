@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 
-from deploy.dev import engine
+from deploy.dev import demo, engine
 from deploy.dev.machine import RUN, Ledger, Unable, say
 from deploy.dev.services import Services, read_env, write_env
 
@@ -89,6 +89,16 @@ def run_command(command: list[str]) -> int:
             down()
 
 
+def run_demo(repository: str | None) -> int:
+    """Demonstrate the main job; what was not up before is ended after it."""
+    keep = is_up()
+    try:
+        return demo.demonstrate(with_services(up()), repository)
+    finally:
+        if not keep:
+            down()
+
+
 def status() -> None:
     """Say what runs."""
     ledger = Ledger()
@@ -128,9 +138,9 @@ def main() -> int:
             case "run":
                 return run_command([part for part in arguments.rest if part != "--"])
             case "demo":
-                from deploy.dev.demo import run_demo
-
                 return run_demo(arguments.repository)
+            case unknown:
+                raise AssertionError(unknown)
     except Unable as problem:
         say(f"Cannot go on: {problem}")
         return 1

@@ -211,8 +211,10 @@ def debian_root(name: str, packages: Sequence[str]) -> Path:
                 "--variant=minbase",
                 f"--cache-dir={downloads}",
                 f"--include={','.join(packages)}",
-            ]
-            + [SUITE, str(root), mirror()],
+                SUITE,
+                str(root),
+                mirror(),
+            ],
             env={**os.environ, "PATH": SYSTEM_PATH, "DEBIAN_FRONTEND": "noninteractive"},
         )
         (root / ".complete").touch()

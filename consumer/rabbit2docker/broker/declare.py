@@ -180,7 +180,7 @@ class _Management:
             )
         self._url = url.with_user(None)
         self._session = aiohttp.ClientSession(
-            auth=aiohttp.BasicAuth(url.user or "guest", url.password or ""),
+            headers={"Authorization": aiohttp.encode_basic_auth(url.user or "guest", url.password or "")},
             timeout=aiohttp.ClientTimeout(total=MANAGEMENT_SECONDS),
         )
         self._vhost = quote(vhost_of(settings), safe="")

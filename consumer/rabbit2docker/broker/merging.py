@@ -22,6 +22,10 @@ class Merged:
                 return self._lines(event, log)
             case Gap() as gap:
                 return self._gap(event, gap)
+            case _:
+                return self._once(event)
+
+    def _once(self, event: Event) -> list[Event]:
         if event.id in self._seen:
             return []
         self._seen.add(event.id)

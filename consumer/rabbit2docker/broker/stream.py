@@ -1,7 +1,7 @@
 """Reading a tenant's stream of events: from any time, to its end or on and on, for one build or all."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any, Final
@@ -76,7 +76,7 @@ class StreamReader:
         self._link = link
         self._stream = stream
 
-    async def follow(self, *, offset: Offset, only: Sequence[str] = ()) -> AsyncIterator[Event]:
+    async def follow(self, *, offset: Offset, only: Sequence[str] = ()) -> AsyncGenerator[Event, None]:
         """Yield events for ever. Raises TopologyMismatch when there is no such stream, AccessRefused."""
         while True:
             channel = await self._link.channel()
@@ -93,7 +93,7 @@ class StreamReader:
                     raise
                 await asyncio.sleep(0.1)  # the link may learn of it a moment later than we did
 
-    async def to_the_end(self, *, offset: Offset, only: Sequence[str] = ()) -> AsyncIterator[Event]:
+    async def to_the_end(self, *, offset: Offset, only: Sequence[str] = ()) -> AsyncGenerator[Event, None]:
         """Yield the events that are there now. Raises BrokerUnavailable, TopologyMismatch, AccessRefused."""
         channel = await self._link.channel()
         with translated(self._link.url):

@@ -1,7 +1,7 @@
 """What anybody may know of builds, from the tenant's stream: one build live and whole, or many at a glance."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ from rabbit2docker.broker.stream import Offset, StreamReader
 from rabbit2docker.errors import AccessRefused
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.cloudevents import Event
-from rabbit2docker_schemas.events import Accepted, Kind, Rejected
+from rabbit2docker_schemas.events import Accepted, Rejected
 from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.routing import tenant_stream
 
@@ -24,6 +24,8 @@ CLOCK_SLACK: Final = timedelta(seconds=10)
 """Clocks of different machines may differ; a stream's beginning is rough anyway."""
 JOINED_SINCE: Final = timedelta(hours=25)
 """A build that a request joins began at most this long ago: no build may run longer than a day."""
+OWN_IDS: Final = 2
+"""What is wanted at first: the id as it was given, and the id of the build that a request of this id starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,43 +65,36 @@ class Events:
         self._reader = StreamReader(link, tenant_stream(tenant))
         self._tenant = tenant
 
-    async def of_request(self, request_id: str, *, since: datetime | None = None) -> AsyncIterator[Event]:
-        """Yield what happens to a request: its answer, its build's events, and the end, after which it stops.
+    def build_id_of(self, request_id: str) -> str:
+        """Return the id of the build that a request starts unless it joins another."""
+        return build_id_of(self._tenant, request_id)
 
-        `since`: when the request was published; without it the whole stream is looked through.
+    async def follow(self, id_: str, *, since: datetime | None = None) -> AsyncGenerator[Event, None]:
+        """Yield what happens to a request or build, by the id of either, until its end, after which it stops.
+
+        `since`: when the request was published; without it the whole stream is looked through, from its beginning.
         """
-        async for event in self._follow(build_id_of(self._tenant, request_id), request_id, since):
-            yield event
-
-    async def of_build(self, build_id: str) -> AsyncIterator[Event]:
-        """Yield a build's events from its beginning to its end, after which it stops."""
-        async for event in self._follow(build_id, None, None):
-            yield event
-
-    async def _follow(
-        self, build_id: str, request_id: str | None, since: datetime | None
-    ) -> AsyncIterator[Event]:
-        merged, wanted = Merged(), [build_id]
+        merged, wanted = Merged(), [id_, build_id_of(self._tenant, id_)]
         offset: Offset = since - CLOCK_SLACK if since else "first"
         while True:
             joined: str | None = None
             following = self._reader.follow(offset=offset, only=wanted)
             async with aclosing(following):
                 async for event in following:
-                    if not _is_about(event, wanted, request_id):
+                    if not _is_about(event, wanted, id_):
                         continue
                     for new in merged.take(event):
                         yield new
-                    if _is_end(event, wanted[-1], request_id):
+                    if _is_end(event, wanted, id_):
                         return
-                    if joined := _joined(event, wanted, request_id):
+                    if joined := _joined(event, wanted, id_):
                         break
             if joined:
                 # What the joined build has told so far was passed over: read again from before its beginning.
                 wanted.append(joined)
                 offset = datetime.now(UTC) - JOINED_SINCE
 
-    async def so_far(self, id_: str) -> AsyncIterator[Event]:
+    async def so_far(self, id_: str) -> AsyncGenerator[Event, None]:
         """Yield what is known by now of a build, or of the build of a request, by the id of either."""
         merged, wanted = Merged(), [id_, build_id_of(self._tenant, id_)]
         joined: str | None = None
@@ -107,8 +102,7 @@ class Events:
             reading = self._reader.to_the_end(offset="first", only=wanted)
             async with aclosing(reading):
                 async for event in reading:
-                    is_asked = _is_about(event, wanted, id_) or event.subject in wanted
-                    if not is_asked:
+                    if not _is_about(event, wanted, id_):
                         continue
                     for new in merged.take(event):
                         yield new
@@ -117,7 +111,7 @@ class Events:
                 return
             wanted.append(joined)
 
-    async def since(self, moment: datetime) -> AsyncIterator[Event]:
+    async def since(self, moment: datetime) -> AsyncGenerator[Event, None]:
         """Yield all events from `moment` until now."""
         reading = self._reader.to_the_end(offset=moment)
         async with aclosing(reading):
@@ -126,20 +120,23 @@ class Events:
                     yield event
 
 
-def _is_about(event: Event, wanted: list[str], request_id: str | None) -> bool:
+def _is_about(event: Event, wanted: list[str], request_id: str) -> bool:
     """Tell whether the event is asked for: RabbitMQ's filter lets others through, too."""
     if isinstance(event.data, Accepted | Rejected):
         return event.data.request_id == request_id or event.subject in wanted
     return event.subject in wanted
 
 
-def _is_end(event: Event, build_id: str, request_id: str | None) -> bool:
-    if event.kind is Kind.REJECTED:
-        return isinstance(event.data, Rejected) and event.data.request_id == request_id
-    return event.is_terminal and event.subject == build_id
+def _is_end(event: Event, wanted: list[str], request_id: str) -> bool:
+    if isinstance(event.data, Rejected):
+        return event.data.request_id == request_id
+    if not event.is_terminal:
+        return False
+    has_joined = len(wanted) > OWN_IDS
+    return event.subject in (wanted[OWN_IDS:] if has_joined else wanted)
 
 
-def _joined(event: Event, wanted: list[str], request_id: str | None) -> str | None:
+def _joined(event: Event, wanted: list[str], request_id: str) -> str | None:
     data = event.data
     if isinstance(data, Accepted) and data.request_id == request_id and data.build_id not in wanted:
         return data.build_id

@@ -1,0 +1,52 @@
+# `make` alone says what there is. Everything happens in .venv and .run; nothing else on the machine is changed,
+# except that on Debian, as root, missing Debian packages are installed.
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help venv up down status demo test lint serve bench clean
+
+help:  ## say what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
+
+venv: $(BIN)/.complete  ## make the virtual environment
+
+$(BIN)/.complete: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null \
+		|| { echo "Python 3.11 or newer is needed; PYTHON=... names another one."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || sh deploy/dev/need python3-venv
+	@echo "  Installing Python packages into .venv ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[local,test,dev]'
+	@touch $@
+
+up: venv  ## start RabbitMQ, Docker, registry and git server where there are none; addresses in .run/env
+	@$(BIN)/python -m deploy.dev up
+
+down:  ## end what `make up` started
+	@test ! -x $(BIN)/python || $(BIN)/python -m deploy.dev down
+
+status: venv  ## say what `make up` started
+	@$(BIN)/python -m deploy.dev status
+
+demo: venv  ## build an image end to end and run it; REPO=https://... takes another repository
+	@$(BIN)/python -m deploy.dev demo $(REPO)
+
+test: venv  ## run all tests against real services; ARGS='-k cancel' chooses some
+	@$(BIN)/python -m deploy.dev run -- $(BIN)/pytest $(ARGS)
+
+lint: venv  ## style, types, import contracts, spelling, documents
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/codespell
+	@$(BIN)/python -m rabbit2docker_schemas.documents --check
+
+serve: venv  ## run the consumer with the services up, until Ctrl-C
+	@$(BIN)/python -m deploy.dev run -- $(BIN)/rabbit2docker run
+
+bench: venv  ## measure; JSON goes to .run/benchmarks
+	@$(BIN)/python -m deploy.dev run -- $(BIN)/python -m tests.benchmarks
+
+clean: down  ## remove .venv and .run
+	@rm -rf .venv .run

@@ -1,0 +1,38 @@
+"""Fixtures that several kinds of tests use."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from rabbit2docker.settings import AmqpSettings, Settings
+from tests.support import rabbitmq as brokers
+from tests.support.rabbitmq import RabbitMQ
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    """A broker for the whole run; tests do not stop it."""
+    with brokers.running() as broker:
+        yield broker
+
+
+@pytest.fixture
+def vhost(rabbitmq: RabbitMQ) -> Iterator[str]:
+    """A virtual host of the test's own."""
+    name = rabbitmq.new_vhost()
+    yield name
+    rabbitmq.delete_vhost(name)
+
+
+@pytest.fixture
+def amqp(rabbitmq: RabbitMQ, vhost: str) -> AmqpSettings:
+    """Settings for that virtual host."""
+    return AmqpSettings.model_validate(
+        {"url": rabbitmq.url(vhost), "management_url": rabbitmq.management_url, "heartbeat": 5}
+    )
+
+
+@pytest.fixture
+def settings(amqp: AmqpSettings) -> Settings:
+    """Settings of a service on that virtual host."""
+    return Settings(amqp=amqp)
