@@ -236,8 +236,9 @@ class Link:
 
     def _listen(self, connection: AbstractConnection, channel: AbstractChannel) -> None:
         def on_close(sender: Any, error: BaseException | None) -> None:
-            self.problem = _reply(error) if error else "closed"
-            self._broken.set()
+            if not self._broken.is_set():  # else it is we who close it, for the reason noted already
+                self.problem = _reply(error) if error else "closed"
+                self._broken.set()
 
         connection.close_callbacks.add(on_close)
         channel.close_callbacks.add(on_close)

@@ -166,13 +166,14 @@ def _tell_ids(client: Client, request_id: str, *, as_json: bool) -> None:
 
 async def _follow(client: Client, id_: str, *, since: datetime | None, as_json: bool) -> Exit:
     events = client.events.follow(id_, since=since)
+    code: Exit | None = None
     try:
         with make_view(out, json_lines=as_json) as view:
             async with aclosing(events):
                 async for event in events:
                     view.show(event)
-                    last = event
-        return exit_code(last) or Exit.FAILED
+                    code = exit_code(event)
+        return Exit.FAILED if code is None else code
     except asyncio.CancelledError:
         if not as_json:
             err.print(
@@ -317,7 +318,8 @@ def cancel(
             fail(f"Nothing has ended within {CANCEL_PATIENCE:.0f} seconds. Is {id_} right?", Exit.NOT_FOUND)
         for line in summary(last):
             out.print(line, markup=False)
-        return exit_code(last) or Exit.FAILED
+        code = exit_code(last)
+        return Exit.FAILED if code is None else code
 
     raise typer.Exit(_with_client(ask, wait))
 
@@ -327,8 +329,8 @@ async def _end_of(client: Client, id_: str) -> Event:
     async with aclosing(events):
         async for event in events:
             if event.is_terminal or isinstance(event.data, Rejected):
-                last = event
-    return last
+                return event
+    raise AssertionError("following ends with an end")
 
 
 def _is_build_id(text: str) -> bool:
