@@ -1,0 +1,37 @@
+"""A consumer process and what is needed to talk to it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rabbit2docker.settings import AmqpSettings, Settings
+from rabbit2docker.broker.broker import publishing
+from rabbit2docker.broker.requester import Requester
+from rabbit2docker_schemas.requests import BuildRequest
+from tests.support.consumer import Consumer
+
+MakeConsumer = Callable[..., Consumer]
+
+
+@pytest.fixture
+def make_consumer(tmp_path: Path, amqp: AmqpSettings) -> Iterator[MakeConsumer]:
+    """Make consumers on the test's virtual host; nothing of them is left afterwards."""
+    made: list[Consumer] = []
+
+    def make(*, amqp_settings: AmqpSettings | None = None, real: bool = False, **variables: str) -> Consumer:
+        consumer = Consumer(tmp_path, amqp_settings or amqp, real=real, **variables)
+        made.append(consumer)
+        return consumer
+
+    yield make
+    for consumer in made:
+        consumer.end_everything()
+
+
+async def ask(settings: Settings, *requests: BuildRequest) -> None:
+    """Publish requests, confirmed."""
+    async with publishing(settings, wait_seconds=60) as publisher:
+        requester = Requester(publisher, settings.tenant)
+        for request in requests:
+            await requester.request(request)
