@@ -60,6 +60,7 @@ def service(environment: dict[str, str]) -> Iterator[None]:
         yield
     finally:
         process.end()
+        ledger.remove(SERVICE)
 
 
 def _is_ready(bind: str) -> bool:

@@ -129,6 +129,11 @@ class Ledger:
         self.processes = [item for item in self.processes if item.name != process.name] + [process]
         self.save()
 
+    def remove(self, name: str) -> None:
+        """Forget a process that has ended."""
+        self.processes = [item for item in self.processes if item.name != name]
+        self.save()
+
     def alive(self, name: str) -> bool:
         """Tell whether the process of that name runs."""
         return any(item.is_alive() for item in self.processes if item.name == name)

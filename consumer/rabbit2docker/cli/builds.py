@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
 
+from rabbit2docker import logs as logs_
 from rabbit2docker.broker.subscriber import Client, connected
 from rabbit2docker.cli import texts
 from rabbit2docker.cli.exits import EXIT_HELP, Exit, err, explained, fail, out
@@ -22,7 +23,7 @@ from rabbit2docker.cli.options import AsJson, BuildArgs, Labels, Subdir, WaitSec
 from rabbit2docker.cli.overview import BuildRow, rows
 from rabbit2docker.cli.rendering import exit_code, make_view, summary
 from rabbit2docker.providers.catalog import from_url
-from rabbit2docker.settings import load_settings
+from rabbit2docker.settings import LoggingSettings, load_settings
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Log, Rejected
 from rabbit2docker_schemas.problems import describe
@@ -42,6 +43,8 @@ def _with_client(work: Callable[[Client], Awaitable[T]], wait: float) -> T:
             return await work(client)
 
     with explained():
+        # Only what a person has to know: the answer itself is on standard output.
+        logs_.configure(LoggingSettings(level="warning", format="console"))
         return asyncio.run(go())
 
 

@@ -139,16 +139,21 @@ class Follower:
 
     async def _tell_lines(self, lines: list[BuilderLine], *, max_bytes: int) -> int:
         tenant, announcer = self._spec.tenant, self._tools.announcer
+        rest = lines
         for told in self._reader.read(lines):
+            # In the order in which it happened: the lines before a new phase or step, then that, then the others.
+            before = told.line - rest[0].n
+            await self._tell_log(rest[:before], max_bytes=max_bytes)
+            rest = rest[before:]
             await announcer.progress(tenant, told.data, about=f"line{told.line}")
-        size = 0
+        await self._tell_log(rest, max_bytes=max_bytes)
+        self._tail.extend(line.text for line in lines)
+        return sum(len(line.text) for line in lines)
+
+    async def _tell_log(self, lines: list[BuilderLine], *, max_bytes: int) -> None:
         for event in as_log_events(self._spec.build_id, self._spec.attempt, lines, max_bytes=max_bytes):
-            await announcer.lines(tenant, event)
+            await self._tools.announcer.lines(self._spec.tenant, event)
             self._confirmed = event.n + len(event.lines) - 1
-        for line in lines:
-            size += len(line.text)
-            self._tail.append(line.text)
-        return size
 
     async def _checkpoint(self, *, force: bool = False) -> None:
         now = asyncio.get_running_loop().time()

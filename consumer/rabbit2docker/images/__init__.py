@@ -1,0 +1,1 @@
+"""What images are called, and whether the registry has them."""

@@ -6,7 +6,6 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 import structlog
-from rabbit2docker_schemas.reading import InvalidMessage, read_cancel, read_request
 
 from rabbit2docker import metrics
 from rabbit2docker.announce import Announcer, utc_now
@@ -17,6 +16,7 @@ from rabbit2docker.intake.cancelling import Cancelling
 from rabbit2docker.intake.capacity import Capacity
 from rabbit2docker.intake.wishes import Wish, header, request_id_of
 from rabbit2docker_schemas.events import Phase, Progress, ProgressDetail, Rejected
+from rabbit2docker_schemas.reading import InvalidMessage, read_cancel, read_request
 from rabbit2docker_schemas.reasons import RejectReason
 from rabbit2docker_schemas.routing import (
     RETRY_LADDER,

@@ -1,0 +1,28 @@
+"""The HTTP client that providers and the registry check share."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+import aiohttp
+
+from rabbit2docker.settings import ProviderSettings
+
+
+def user_agent() -> str:
+    """Return what we call ourselves to other hosts."""
+    try:
+        return f"rabbit2docker/{version('rabbit2docker')}"
+    except PackageNotFoundError:
+        return "rabbit2docker"
+
+
+def open_session(settings: ProviderSettings) -> aiohttp.ClientSession:
+    """Return a session to be closed by the caller; must be called inside the event loop.
+
+    Proxies are taken from the environment. Cookies are not kept: no host is to know one question from another.
+    """
+    return aiohttp.ClientSession(
+        trust_env=True,
+        timeout=aiohttp.ClientTimeout(total=settings.timeout),
+        headers={"User-Agent": user_agent()},
+        cookie_jar=aiohttp.DummyCookieJar(),
+    )

@@ -1,0 +1,60 @@
+"""What a ref in a spec can mean.
+
+A branch goes before a tag of the same name, as on GitHub, in `git ls-remote` and in repo2docker's own check-out;
+`git rev-parse` would take the tag. Names are compared whole: `main` is never `foo/main`.
+"""
+
+import re
+from typing import Final
+
+from rabbit2docker.errors import RequestRejected
+from rabbit2docker_schemas.reasons import RejectReason
+
+HEAD: Final = "HEAD"
+PEELED: Final = "^{}"
+"""What `git ls-remote` appends to a tag's name to tell the commit behind the tag object."""
+
+_FULL_COMMIT = re.compile(r"[0-9a-f]{40}", re.IGNORECASE)
+_OBJECT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+_SHORT_COMMIT = re.compile(r"[0-9a-f]{4,39}", re.IGNORECASE)
+# git check-ref-format(1).
+_FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|^[./-]|[/.]$|\.lock(?:/|$)|^@$")
+
+
+def is_full_commit(ref: str) -> bool:
+    """Tell whether `ref` is exactly a full commit id; longer hexadecimal text is none."""
+    return _FULL_COMMIT.fullmatch(ref) is not None
+
+
+def is_short_commit(ref: str) -> bool:
+    """Tell whether `ref` could be the beginning of a commit id."""
+    return _SHORT_COMMIT.fullmatch(ref) is not None
+
+
+def is_object_id(text: object) -> bool:
+    """Tell whether a host's answer is an object id of git, in either of its hash functions."""
+    return isinstance(text, str) and _OBJECT.fullmatch(text) is not None
+
+
+def check_ref(ref: str) -> None:
+    """Raise RequestRejected when no branch, tag or commit can have this name."""
+    if ref.startswith("-"):
+        raise RequestRejected(
+            RejectReason.REFUSED_URL,
+            f"{ref!r} looks like an option for git, not like a branch, tag or commit.",
+        )
+    if not ref or _FORBIDDEN.search(ref):
+        raise RequestRejected(
+            RejectReason.INVALID_SPEC,
+            f"{ref!r} cannot be a branch, tag or commit. Name one of them, or HEAD for the default branch.",
+        )
+
+
+def full_names(ref: str) -> list[str]:
+    """Return the full names that `ref` may stand for, the first that exists wins."""
+    if ref == HEAD:
+        return [HEAD]
+    if ref.startswith("refs/"):
+        return [ref]
+    names = [f"refs/heads/{ref}", f"refs/tags/{ref}"]
+    return [*names, f"refs/{ref}"] if "/" in ref else names

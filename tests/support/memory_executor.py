@@ -1,0 +1,270 @@
+"""The executor protocol in memory. What survives a service is in the world; tests play the builders' part on it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+from rabbit2docker.errors import RecordMissing, TransientError
+from rabbit2docker.executors.base import (
+    Attempt,
+    AttemptName,
+    AttemptSpec,
+    AttemptState,
+    BuilderLine,
+    BuilderResult,
+    Change,
+    Changed,
+    Lines,
+    Marks,
+    MissingLines,
+    Removed,
+    Synced,
+)
+from rabbit2docker_schemas.events import Phase
+
+BATCH_LINES = 1000
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass
+class Record:
+    spec: AttemptSpec
+    marks: Marks
+    state: AttemptState = AttemptState.PENDING
+    waiting_for: str | None = None
+    lines: list[BuilderLine] = field(default_factory=list)
+    result: BuilderResult | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    starts: int = 0
+    """How often a builder was started for it."""
+
+    def snapshot(self) -> Attempt:
+        return Attempt(
+            spec=self.spec,
+            marks=self.marks,
+            state=self.state,
+            result=self.result,
+            waiting_for=self.waiting_for,
+            place="memory",
+            started_at=self.started_at,
+            ended_at=self.ended_at,
+        )
+
+
+class MemoryWorld:
+    """The records, and the builders that run whether a service looks or not."""
+
+    def __init__(self, *, starts_at_once: bool = True, obeys_cancel: bool = True) -> None:
+        """Builders start when their record is made, or when `start` is called; they end when asked, or not."""
+        self.records: dict[AttemptName, Record] = {}
+        self.starts_at_once = starts_at_once
+        self.obeys_cancel = obeys_cancel
+        self.failure: TransientError | None = None
+        """Raised by every method of the executors while it is set."""
+        self.cancels: list[AttemptName] = []
+        self._readers: set[asyncio.Queue[Change]] = set()
+        self._news: set[asyncio.Event] = set()
+
+    def start(self, name: str) -> None:
+        record = self.records[AttemptName(name)]
+        record.starts += 1
+        record.state, record.started_at, record.waiting_for = AttemptState.RUNNING, now(), None
+        self.tell(Changed(record.snapshot()))
+
+    def wait_for(self, name: str, reason: str) -> None:
+        """Have a pending attempt say why it does not run yet."""
+        record = self.records[AttemptName(name)]
+        record.waiting_for = reason
+        self.tell(Changed(record.snapshot()))
+
+    def write(
+        self,
+        name: str,
+        *texts: str,
+        phase: Phase = Phase.BUILDING,
+        progress: dict[str, int] | None = None,
+    ) -> None:
+        lines = self.records[AttemptName(name)].lines
+        for text in texts:
+            number = lines[-1].n + 1 if lines else 0
+            lines.append(BuilderLine(number, now().isoformat(), phase, text, progress))
+        self.wake()
+
+    def lose_lines(self, name: str, first: int, last: int) -> None:
+        record = self.records[AttemptName(name)]
+        record.lines = [line for line in record.lines if not first <= line.n <= last]
+
+    def end(self, name: str, reason: str = "ok", **more: Any) -> None:
+        """End the builder with a result."""
+        record = self.records[AttemptName(name)]
+        count = record.lines[-1].n + 1 if record.lines else 0
+        result = {"exit_code": 0 if reason == "ok" else 1, "lines": count, "image": record.spec.image}
+        self._finish(record, BuilderResult.model_validate({"reason": reason, **result, **more}))
+
+    def kill(self, name: str) -> None:
+        """End the builder before it can say anything."""
+        self._finish(self.records[AttemptName(name)], None)
+
+    def _finish(self, record: Record, result: BuilderResult | None) -> None:
+        record.state, record.result, record.ended_at = AttemptState.ENDED, result, now()
+        record.waiting_for = None
+        self.tell(Changed(record.snapshot()))
+        self.wake()
+
+    def remove(self, name: str) -> None:
+        """Remove a record from outside."""
+        if self.records.pop(AttemptName(name), None) is not None:
+            self.tell(Removed(AttemptName(name)))
+            self.wake()
+
+    def tell(self, change: Change) -> None:
+        for reader in self._readers:
+            reader.put_nowait(change)
+
+    def wake(self) -> None:
+        for event in self._news:
+            event.set()
+
+    @contextmanager
+    def reading(self) -> Iterator[asyncio.Queue[Change]]:
+        queue: asyncio.Queue[Change] = asyncio.Queue()
+        for record in self.records.values():
+            queue.put_nowait(Changed(record.snapshot()))
+        queue.put_nowait(Synced())
+        self._readers.add(queue)
+        try:
+            yield queue
+        finally:
+            self._readers.discard(queue)
+
+    @contextmanager
+    def news(self) -> Iterator[asyncio.Event]:
+        event = asyncio.Event()
+        self._news.add(event)
+        try:
+            yield event
+        finally:
+            self._news.discard(event)
+
+
+class MemoryExecutor:
+    """Implements `Executor` on a world that other executors may have used before."""
+
+    def __init__(self, world: MemoryWorld | None = None) -> None:
+        """Take the world, or make a new one."""
+        self.world = world or MemoryWorld()
+
+    async def __aenter__(self) -> Self:
+        for record in list(self.world.records.values()):
+            self._start(record)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    async def create(self, spec: AttemptSpec, marks: Marks) -> tuple[Attempt, bool]:
+        await self._answer()
+        record, is_new = self.world.records.get(spec.name), False
+        if record is None:
+            record, is_new = Record(spec, marks), True
+            self.world.records[spec.name] = record
+            self.world.tell(Changed(record.snapshot()))
+            self._start(record)
+        return record.snapshot(), is_new
+
+    def _start(self, record: Record) -> None:
+        if self.world.starts_at_once and record.state is AttemptState.PENDING:
+            self.world.start(record.spec.name)
+
+    async def get(self, name: AttemptName) -> Attempt | None:
+        await self._answer()
+        record = self.world.records.get(name)
+        return record.snapshot() if record else None
+
+    async def mark(self, name: AttemptName, change: Callable[[Marks], Marks]) -> Attempt:
+        await self._answer()
+        record = self._existing(name)
+        marks = change(record.marks)
+        if marks != record.marks:
+            record.marks = marks
+            self.world.tell(Changed(record.snapshot()))
+        return record.snapshot()
+
+    async def changes(self) -> AsyncIterator[Change]:
+        await self._answer()
+        with self.world.reading() as queue:
+            while True:
+                yield await queue.get()
+
+    async def lines(self, name: AttemptName, *, after: int) -> AsyncIterator[Lines]:
+        await self._answer()
+        record, wanted = self._existing(name), after + 1
+        with self.world.news() as news:
+            while True:
+                news.clear()
+                is_over = record.state is AttemptState.ENDED
+                found = [line for line in record.lines if line.n >= wanted][:BATCH_LINES]
+                for lines in _with_gaps(found, wanted):
+                    yield lines
+                wanted = found[-1].n + 1 if found else wanted
+                if self.world.records.get(name) is not record:
+                    raise RecordMissing(f"The record {name} is gone.")
+                if found:
+                    continue
+                if is_over:
+                    break
+                await news.wait()
+        if record.result and record.result.lines is not None and record.result.lines > wanted:
+            yield MissingLines(wanted, record.result.lines - 1)
+
+    async def cancel(self, name: AttemptName) -> None:
+        await self._answer()
+        record = self.world.records.get(name)
+        if record is None or record.state is AttemptState.ENDED:
+            return
+        self.world.cancels.append(name)
+        if record.state is AttemptState.PENDING:
+            self.world.kill(name)
+        elif self.world.obeys_cancel:
+            self.world.end(name, "cancelled", exit_code=143)
+
+    async def forget(self, name: AttemptName) -> None:
+        await self._answer()
+        record = self.world.records.get(name)
+        if record is not None and record.state is AttemptState.ENDED:
+            self.world.remove(name)
+
+    async def _answer(self) -> None:
+        """Let others run, as every real executor does, and fail if that is wanted."""
+        await asyncio.sleep(0)
+        if self.world.failure is not None:
+            raise self.world.failure
+
+    def _existing(self, name: AttemptName) -> Record:
+        if (record := self.world.records.get(name)) is None:
+            raise RecordMissing(f"There is no record {name}.")
+        return record
+
+
+def _with_gaps(lines: list[BuilderLine], wanted: int) -> Iterator[Lines]:
+    batch: list[BuilderLine] = []
+    for line in lines:
+        if line.n > wanted:
+            if batch:
+                yield batch
+            yield MissingLines(wanted, line.n - 1)
+            batch = []
+        batch.append(line)
+        wanted = line.n + 1
+    if batch:
+        yield batch

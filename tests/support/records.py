@@ -1,0 +1,54 @@
+"""Records and requests for tests that need some."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from rabbit2docker_schemas.ids import RequestId, build_id_of
+
+from rabbit2docker.executors.base import (
+    Attempt,
+    AttemptName,
+    AttemptSpec,
+    AttemptState,
+    BuilderResult,
+    Marks,
+)
+from rabbit2docker_schemas.requests import BuildRequest
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+REQUEST = BuildRequest(provider="git", spec="https%3A%2F%2Fgit.example.org%2Frepo/main")
+
+
+def a_spec(name: str = "build-1", **changes: Any) -> AttemptSpec:
+    fields: dict[str, Any] = {
+        "name": AttemptName(name),
+        "build_id": build_id_of("default", name),
+        "build_name": name,
+        "attempt": 1,
+        "tenant": "default",
+        "request_id": RequestId(name),
+        "request": REQUEST,
+        "repo_url": "https://git.example.org/repo",
+        "resolved_ref": "0" * 40,
+        "content_provider": "Git",
+        "image": f"registry.example.org/{name}:0",
+        "fingerprint": name,
+        "timeout_seconds": 3600,
+        "idle_seconds": 1800,
+        "queued_at": NOW,
+        "created_at": NOW,
+    }
+    return AttemptSpec(**{**fields, **changes})
+
+
+def an_attempt(
+    name: str = "build-1",
+    *,
+    state: AttemptState = AttemptState.RUNNING,
+    result: BuilderResult | None = None,
+    marks: Marks | None = None,
+    **changes: Any,
+) -> Attempt:
+    return Attempt(
+        spec=a_spec(name, **changes), marks=marks or Marks(), state=state, result=result, started_at=NOW
+    )

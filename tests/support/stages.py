@@ -1,0 +1,129 @@
+"""One way to play the builders' part, whichever executor stands behind it."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Protocol
+
+from rabbit2docker.executors.base import Executor
+from rabbit2docker.executors.local import LocalExecutor
+from rabbit2docker.settings import LocalSettings, Settings
+from tests.support.memory_executor import MemoryExecutor, MemoryWorld
+
+SCRIPTED_BUILDER = Path(__file__).with_name("scripted_builder.py")
+
+
+class Stage(Protocol):
+    """Executors that come one after the other to the same records, and what happens to their builders."""
+
+    def service(self) -> Executor:
+        """Return an executor that is not open yet; one is open at a time."""
+
+    def write(self, name: str, *texts: str) -> None:
+        """Have the builder write lines."""
+
+    def end(self, name: str, reason: str = "ok", **more: object) -> None:
+        """Have the builder end with a result."""
+
+    def kill(self, name: str) -> None:
+        """Send SIGKILL to the builder, which runs."""
+
+    def remove(self, name: str) -> None:
+        """Remove the record from outside."""
+
+    def starts(self, name: str) -> int:
+        """Return how many builders were started for the record; each has written or ended before."""
+
+
+class MemoryStage:
+    def __init__(self) -> None:
+        self.world = MemoryWorld()
+
+    def service(self) -> Executor:
+        return MemoryExecutor(self.world)
+
+    def write(self, name: str, *texts: str) -> None:
+        self.world.write(name, *texts)
+
+    def end(self, name: str, reason: str = "ok", **more: object) -> None:
+        self.world.end(name, reason, **more)
+
+    def kill(self, name: str) -> None:
+        self.world.kill(name)
+
+    def remove(self, name: str) -> None:
+        self.world.remove(name)
+
+    def starts(self, name: str) -> int:
+        from rabbit2docker.executors.base import AttemptName
+
+        return self.world.records[AttemptName(name)].starts
+
+
+class LocalStage:
+    """Processes that wait for commands on a pipe; SCRIPTED_BUILDER_DIR has to be set to `directory / "pipes"`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.state = directory / "state"
+        self.pipes = directory / "pipes"
+        self.pipes.mkdir()
+        self._open: dict[str, int] = {}
+
+    def service(self, *, kill_after: float = 20.0) -> LocalExecutor:
+        settings = Settings(local=LocalSettings(state_dir=self.state))
+        return LocalExecutor(
+            settings, builder_command=[sys.executable, str(SCRIPTED_BUILDER)], kill_after=kill_after
+        )
+
+    def folder(self, name: str) -> Path:
+        return self.state / "attempts" / name
+
+    def command(self, name: str, command: dict[str, object]) -> None:
+        os.write(self._pipe(name), json.dumps(command).encode() + b"\n")
+
+    def _pipe(self, name: str) -> int:
+        if name not in self._open:
+            path = self.pipes / name
+            if not path.exists():
+                os.mkfifo(path)
+            # Open for both: what is told before the builder listens is kept for it.
+            self._open[name] = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        return self._open[name]
+
+    def prepare(self, *names: str) -> None:
+        """Make the pipes of builders to come."""
+        for name in names:
+            self._pipe(name)
+
+    def write(self, name: str, *texts: str) -> None:
+        self.command(name, {"write": texts})
+
+    def end(self, name: str, reason: str = "ok", **more: object) -> None:
+        self.command(name, {"end": {"reason": reason, **more}})
+
+    def pid(self, name: str) -> int:
+        pid = json.loads((self.folder(name) / "process.json").read_text())["pid"]
+        assert isinstance(pid, int)
+        return pid
+
+    def kill(self, name: str) -> None:
+        os.kill(self.pid(name), signal.SIGKILL)
+
+    def remove(self, name: str) -> None:
+        shutil.rmtree(self.folder(name))
+
+    def starts(self, name: str) -> int:
+        return len((self.pipes / f"{name}.starts").read_text().splitlines())
+
+    def close(self) -> None:
+        """End every builder that still runs: with nobody to command them they end."""
+        for folder in (self.state / "attempts").glob("*"):
+            try:
+                self.command(folder.name, {"end": {"reason": "ok"}})
+            except OSError:
+                continue
+        for pipe in self._open.values():
+            os.close(pipe)

@@ -1,0 +1,54 @@
+"""What lines say about how far a build is."""
+
+from rabbit2docker_schemas.events import Phase
+
+from rabbit2docker.executors.base import BuilderLine
+from rabbit2docker.following.progress import ProgressReader, as_log_events
+
+TS = "2026-01-01T12:00:00.000Z"
+
+
+def line(n: int, phase: Phase, text: str, progress: dict[str, int] | None = None) -> BuilderLine:
+    return BuilderLine(n, TS, phase, text, progress)
+
+
+def test_each_phase_is_told_once_with_the_number_of_its_first_line() -> None:
+    reader = ProgressReader("b", 1)
+    told = reader.read(
+        [line(0, Phase.FETCHING, "a"), line(1, Phase.FETCHING, "b"), line(2, Phase.BUILDING, "c")]
+    )
+    assert [(item.data.phase, item.line) for item in told] == [("fetching", 0), ("building", 2)]
+    assert reader.read([line(3, Phase.BUILDING, "d")]) == []
+
+
+def test_of_many_steps_and_layers_the_last_is_told() -> None:
+    told = ProgressReader("b", 1).read(
+        [
+            line(0, Phase.BUILDING, "#5 [1/3] FROM x"),
+            line(1, Phase.BUILDING, "#6 [2/3] RUN y"),
+            line(2, Phase.PUSHING, "p", {"layers_done": 1, "layers_total": 4}),
+            line(3, Phase.PUSHING, "p", {"layers_done": 2, "layers_total": 4}),
+        ]
+    )
+    assert [item.data.message for item in told] == [
+        "Building the image",
+        "Step 2 of 3: RUN y",
+        "Pushing the image",
+        "Pushed 2 of 4 layers",
+    ]
+    assert told[-1].data.detail.layers_total == 4
+
+
+def test_the_same_progress_is_not_told_again() -> None:
+    reader = ProgressReader("b", 1)
+    done = {"layers_done": 4, "layers_total": 4}
+    assert len(reader.read([line(0, Phase.PUSHING, "p", done)])) == 2
+    assert reader.read([line(1, Phase.PUSHING, "p", done)]) == []
+
+
+def test_lines_are_cut_into_batches_of_about_the_size_that_is_allowed() -> None:
+    lines = [line(n, Phase.BUILDING, "x" * 1000) for n in range(100)]
+    events = list(as_log_events("b", 1, lines, max_bytes=8192))
+    assert [event.n for event in events] == [sum(len(e.lines) for e in events[:i]) for i in range(len(events))]
+    assert sum(len(event.lines) for event in events) == 100
+    assert max(len(event.lines) for event in events) <= 8

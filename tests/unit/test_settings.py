@@ -1,0 +1,60 @@
+"""A misspelt setting is an error, and no error shows a secret."""
+
+from pathlib import Path
+
+import pytest
+
+from rabbit2docker.errors import ConfigurationError
+from rabbit2docker.settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("RABBIT2DOCKER_"):
+            monkeypatch.delenv(name)
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS", "3")
+    assert load_settings().limits.concurrent_builds == 3
+
+
+def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("limits: {concurrent_builds: 3, attempts: 1}\n")
+    monkeypatch.setenv("RABBIT2DOCKER_CONFIG", str(file))
+    monkeypatch.setenv("RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS", "5")
+    limits = load_settings().limits
+    assert (limits.concurrent_builds, limits.attempts) == (5, 1)
+
+
+@pytest.mark.parametrize("name", ["RABBIT2DOCKER_LIMIT__CONCURRENT_BUILDS", "RABBIT2DOCKER_LIMITS__CONCURENT_BUILDS"])
+def test_a_misspelt_name_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "3")
+    with pytest.raises(ConfigurationError, match=name):
+        load_settings()
+
+
+def test_a_misspelt_name_in_the_file_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("limitz: {}\n")
+    monkeypatch.setenv("RABBIT2DOCKER_CONFIG", str(file))
+    with pytest.raises(ConfigurationError, match="LIMITZ"):
+        load_settings()
+
+
+def test_a_file_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RABBIT2DOCKER_CONFIG", "/nonexistent.yaml")
+    with pytest.raises(ConfigurationError, match="not a file"):
+        load_settings()
+
+
+def test_an_error_does_not_show_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RABBIT2DOCKER_AMQP__URL", "amqp://ada:lovelace@example.org/")
+    monkeypatch.setenv("RABBIT2DOCKER_AMQP__HEARTBEAT", "often")
+    with pytest.raises(ConfigurationError, match="HEARTBEAT") as caught:
+        load_settings()
+    assert "lovelace" not in str(caught.value)
