@@ -8,11 +8,6 @@ from datetime import UTC, datetime
 
 import aio_pika
 import pytest
-from rabbit2docker_schemas import ids, routing
-from rabbit2docker_schemas.cloudevents import Event
-from rabbit2docker_schemas.events import Completed, Log, LogLine, Phase, Rejected
-from rabbit2docker_schemas.reasons import RejectReason
-from rabbit2docker_schemas.requests import BuildRequest, CancelRequest
 
 from rabbit2docker.broker import declare
 from rabbit2docker.broker.base import Delivery
@@ -23,6 +18,11 @@ from rabbit2docker.broker.subscriber import connected
 from rabbit2docker.broker.topology import as_definitions, make_topology
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
 from rabbit2docker.settings import AmqpSettings, Settings
+from rabbit2docker_schemas import ids, routing
+from rabbit2docker_schemas.cloudevents import Event
+from rabbit2docker_schemas.events import Completed, Log, LogLine, Phase, Rejected
+from rabbit2docker_schemas.reasons import RejectReason
+from rabbit2docker_schemas.requests import BuildRequest, CancelRequest
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ, free_port
 from tests.support.waiting import eventually
@@ -423,7 +423,14 @@ class TestReading:
         self, settings: Settings
     ) -> None:
         async with running(settings) as broker:
-            for event in (a_log(0, 0, 3), a_log(1, 0, 9), a_log(0, 1, 4), a_log(0, 5, 1), an_end(1), an_end(0)):
+            for event in (
+                a_log(0, 0, 3),
+                a_log(1, 0, 9),
+                a_log(0, 1, 4),
+                a_log(0, 5, 1),
+                an_end(1),
+                an_end(0),
+            ):
                 await broker.publisher.publish(event)
         texts = []
         async with connected(settings, wait_seconds=20) as client:

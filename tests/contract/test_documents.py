@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft7Validator, Draft202012Validator
+
 from rabbit2docker_schemas import documents, examples, ids
 from rabbit2docker_schemas.cloudevents import Event, UnreadableEvent, read_event, schema_name
 from rabbit2docker_schemas.events import Kind, Log, LogLine, Phase

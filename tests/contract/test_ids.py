@@ -2,6 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rabbit2docker_schemas import ids, routing
 from rabbit2docker_schemas.routing import RequestKey, parse_request_key
 
@@ -32,5 +33,12 @@ def test_any_text_becomes_a_request_id_that_fits_a_routing_key(raw: str) -> None
 def test_a_routing_key_is_read_or_refused() -> None:
     assert parse_request_key("request.hub-a.bulk") == RequestKey("hub-a", "bulk")
     assert parse_request_key("cancel.hub-a") == RequestKey("hub-a", "cancel")
-    for wrong in ("", "request.hub-a", "request..bulk", "request.hub-a.urgent", "request.A.bulk", "cancel.a.b"):
+    for wrong in (
+        "",
+        "request.hub-a",
+        "request..bulk",
+        "request.hub-a.urgent",
+        "request.A.bulk",
+        "cancel.a.b",
+    ):
         assert parse_request_key(wrong) is None

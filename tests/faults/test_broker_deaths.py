@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
-from rabbit2docker_schemas.events import Completed
 
 from rabbit2docker.settings import AmqpSettings, Settings
+from rabbit2docker_schemas.events import Completed
 from tests.faults.conftest import MakeConsumer, ask
 from tests.support import rabbitmq as brokers
 from tests.support.consumer import a_request
@@ -48,7 +48,9 @@ async def test_rabbitmq_killed_during_builds_loses_no_request_and_no_line(
     events = await captured(amqp)
     ends = check_promises(events, names)
     assert all(isinstance(end, Completed) for end in ends.values())
-    assert all(len([line for line in log if line.startswith("line ")]) == 300 for log in lines_of(events).values())
+    assert all(
+        len([line for line in log if line.startswith("line ")]) == 300 for log in lines_of(events).values()
+    )
 
 
 async def test_cut_and_black_holed_connections_lose_no_line(
@@ -72,7 +74,9 @@ async def test_cut_and_black_holed_connections_lose_no_line(
         await eventually(lambda: ended(amqp, len(names)), seconds=180)
     events = await captured(amqp)
     check_promises(events, names)
-    assert all(len([line for line in log if line.startswith("line ")]) == 600 for log in lines_of(events).values())
+    assert all(
+        len([line for line in log if line.startswith("line ")]) == 600 for log in lines_of(events).values()
+    )
 
 
 async def test_without_a_broker_at_the_start_the_consumer_waits_and_says_so(
@@ -80,7 +84,9 @@ async def test_without_a_broker_at_the_start_the_consumer_waits_and_says_so(
 ) -> None:
     async with Proxy(rabbitmq.port) as proxy:
         proxy.refuse(True)
-        through = AmqpSettings.model_validate({**amqp.model_dump(), "url": rabbitmq.url(vhost, port=proxy.port)})
+        through = AmqpSettings.model_validate(
+            {**amqp.model_dump(), "url": rabbitmq.url(vhost, port=proxy.port)}
+        )
         consumer = make_consumer(amqp_settings=through)
         consumer.start()
         await eventually(lambda: any("RabbitMQ is away" in line["event"] for line in consumer.lines()))
@@ -124,4 +130,3 @@ async def test_a_memory_alarm_holds_events_back_and_loses_none(
         assert not consumer.has_ended()
     await eventually(lambda: ended(amqp, 1))
     check_promises(await captured(amqp), ["one"])
-

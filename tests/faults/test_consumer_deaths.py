@@ -9,14 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
-from rabbit2docker_schemas.events import Cancelled, Completed, Failed
-from rabbit2docker_schemas.requests import CancelRequest
 
 from rabbit2docker.broker import declare
 from rabbit2docker.broker.broker import publishing
 from rabbit2docker.broker.requester import Requester
 from rabbit2docker.settings import AmqpSettings, Settings
+from rabbit2docker_schemas.events import Cancelled, Completed, Failed
 from rabbit2docker_schemas.ids import build_id_of
+from rabbit2docker_schemas.requests import CancelRequest
 from tests.faults.conftest import MakeConsumer, ask
 from tests.support.consumer import Consumer, a_request
 from tests.support.promises import captured, check_promises, ends_of, lines_of
@@ -36,14 +36,16 @@ async def test_a_consumer_killed_in_mid_build_and_started_again_ends_the_build_w
     consumer = make_consumer()
     consumer.start_and_wait()
     await ask(settings, a_request("one", lines=200, every=0.02))
-    await eventually(lambda: any("line 40" in (path.parent / "log.jsonl").read_text() for path in consumer.records() if (path.parent / "log.jsonl").exists()))
+    await eventually(lambda: "line 40 " in consumer.builder_log())
     consumer.kill()
     consumer.start_and_wait()
     await eventually(lambda: ended(amqp, 1), seconds=120)
     events = await captured(amqp)
     assert isinstance(check_promises(events, ["one"])["one"], Completed)
     [log] = lines_of(events).values()
-    assert [line for line in log if line.startswith("line ")] == [f"line {n} of the build" for n in range(200)]
+    assert [line for line in log if line.startswith("line ")] == [
+        f"line {n} of the build" for n in range(200)
+    ]
 
 
 async def test_a_consumer_killed_again_and_again_loses_no_build(

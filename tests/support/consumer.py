@@ -25,9 +25,7 @@ def a_request(name: str, **options: object) -> BuildRequest:
     """Return a request for a build that the fake repo2docker carries out; the commit needs no look-up."""
     repository = quote(f"https://127.0.0.1/{name}", safe="")
     build_args = {key.upper(): str(value) for key, value in options.items()}
-    return BuildRequest(
-        provider="git", spec=f"{repository}/{COMMIT}", request_id=name, build_args=build_args
-    )
+    return BuildRequest(provider="git", spec=f"{repository}/{COMMIT}", request_id=name, build_args=build_args)
 
 
 class Consumer:
@@ -63,7 +61,11 @@ class Consumer:
     def start(self) -> None:
         """Start it, without waiting for anything."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("RABBIT2DOCKER_")}
-        passed_on = {k: v for k, v in os.environ.items() if k.startswith(("RABBIT2DOCKER_DOCKER", "RABBIT2DOCKER_IMAGES"))}
+        passed_on = {
+            k: v
+            for k, v in os.environ.items()
+            if k.startswith(("RABBIT2DOCKER_DOCKER", "RABBIT2DOCKER_IMAGES"))
+        }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [COMMAND, "run"],
@@ -116,6 +118,11 @@ class Consumer:
 
     def records(self) -> list[Path]:
         return sorted((self.directory / "state" / "attempts").glob("*/build.json"))
+
+    def builder_log(self) -> str:
+        """Return what all builders have written."""
+        logs = (self.directory / "state" / "attempts").glob("*/log.jsonl")
+        return "".join(path.read_text() for path in logs)
 
     def end_everything(self) -> None:
         """End the service and the builders that it left behind."""

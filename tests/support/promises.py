@@ -4,19 +4,20 @@ import asyncio
 import json
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
 import aio_pika
 from jsonschema import Draft202012Validator, FormatChecker
-from rabbit2docker_schemas import documents
-from rabbit2docker_schemas.cloudevents import Event, read_event, schema_name
-from rabbit2docker_schemas.events import Accepted, Gap, Log
 
 from rabbit2docker.broker.merging import Merged
 from rabbit2docker.broker.stream import reading
 from rabbit2docker.settings import AmqpSettings
+from rabbit2docker_schemas import documents
+from rabbit2docker_schemas.cloudevents import Event, read_event, schema_name
+from rabbit2docker_schemas.events import Accepted, Gap, Log
 from rabbit2docker_schemas.routing import tenant_stream
 
 
@@ -44,9 +45,18 @@ def check_message(message: aio_pika.abc.AbstractIncomingMessage) -> Event:
 
 
 async def captured(amqp: AmqpSettings, tenant: str = "default") -> list[Event]:
-    """Return every event that a tenant's stream holds, in order, each message checked; repetitions included."""
+    """Return every event that a tenant's stream holds, in order, each message checked; repetitions included.
+
+    A broker that has just started may not know its streams yet.
+    """
+    while True:
+        with suppress(aio_pika.exceptions.ChannelNotFoundEntity):
+            return await _captured(amqp, tenant)
+        await asyncio.sleep(0.5)
+
+
+async def _captured(amqp: AmqpSettings, tenant: str) -> list[Event]:
     events: list[Event] = []
-    ids: list[str | None] = []
     connection = await aio_pika.connect(amqp.url.get_secret_value())
     async with connection:
         channel = await connection.channel()
@@ -60,7 +70,6 @@ async def captured(amqp: AmqpSettings, tenant: str = "default") -> list[Event]:
                 assert message is not None
                 patience = 1.0
                 events.append(check_message(message))
-                ids.append(message.message_id)
                 await message.ack()
     return events
 
@@ -92,7 +101,9 @@ def ends_of(events: Iterable[Event]) -> dict[str, Event]:
 
 def check_promises(events: list[Event], requests: Iterable[str]) -> dict[str, Any]:
     """Check that each request was accepted and its build ended once, and return the ends by request id."""
-    builds = {event.data.request_id: event.data.build_id for event in events if isinstance(event.data, Accepted)}
+    builds = {
+        event.data.request_id: event.data.build_id for event in events if isinstance(event.data, Accepted)
+    }
     ends = ends_of(events)
     found: dict[str, Any] = {}
     for request_id in requests:

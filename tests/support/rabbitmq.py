@@ -66,9 +66,7 @@ class RabbitMQ:
     def new_vhost(self) -> str:
         vhost = f"test-{uuid.uuid4().hex[:12]}"
         self.api("PUT", f"vhosts/{vhost}", {})
-        self.api(
-            "PUT", f"permissions/{vhost}/guest", {"configure": ".*", "write": ".*", "read": ".*"}
-        )
+        self.api("PUT", f"permissions/{vhost}/guest", {"configure": ".*", "write": ".*", "read": ".*"})
         return vhost
 
     def delete_vhost(self, vhost: str) -> None:
@@ -85,7 +83,17 @@ class RabbitMQ:
     def depth(self, vhost: str, queue: str) -> int:
         """Return how many messages a queue holds, in hand or not; exact, unlike the API's statistics."""
         answer = self.container.exec(
-            ["rabbitmqctl", "--quiet", "list_queues", "--vhost", vhost, "name", "messages", "--formatter", "json"]
+            [
+                "rabbitmqctl",
+                "--quiet",
+                "list_queues",
+                "--vhost",
+                vhost,
+                "name",
+                "messages",
+                "--formatter",
+                "json",
+            ]
         )
         depths = {item["name"]: item["messages"] for item in json.loads(answer.output)}
         return int(depths[queue])

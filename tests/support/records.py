@@ -3,8 +3,6 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from rabbit2docker_schemas.ids import RequestId, build_id_of
-
 from rabbit2docker.executors.base import (
     Attempt,
     AttemptName,
@@ -13,6 +11,7 @@ from rabbit2docker.executors.base import (
     BuilderResult,
     Marks,
 )
+from rabbit2docker_schemas.ids import RequestId, build_id_of
 from rabbit2docker_schemas.requests import BuildRequest
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)

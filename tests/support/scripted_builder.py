@@ -37,7 +37,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, on_term)
     with (directory / f"{name}.starts").open("a") as starts:
         starts.write(f"{os.getpid()}\n")
-    with (directory / name).open() as commands:
+    # Opened without waiting for a writer: when the test is over already, there is none and this ends.
+    pipe = os.open(directory / name, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(pipe, True)
+    with open(pipe) as commands:
         for line in commands:
             command = json.loads(line)
             for text in command.get("write", ()):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Protocol
 
-from rabbit2docker.executors.base import Executor
+from rabbit2docker.executors.base import AttemptName, Executor
 from rabbit2docker.executors.local import LocalExecutor
 from rabbit2docker.settings import LocalSettings, Settings
 from tests.support.memory_executor import MemoryExecutor, MemoryWorld
@@ -21,6 +21,9 @@ class Stage(Protocol):
 
     def service(self) -> Executor:
         """Return an executor that is not open yet; one is open at a time."""
+
+    def prepare(self, *names: str) -> None:
+        """Make ready for the builders of these records, before they are made."""
 
     def write(self, name: str, *texts: str) -> None:
         """Have the builder write lines."""
@@ -45,6 +48,9 @@ class MemoryStage:
     def service(self) -> Executor:
         return MemoryExecutor(self.world)
 
+    def prepare(self, *names: str) -> None:
+        pass
+
     def write(self, name: str, *texts: str) -> None:
         self.world.write(name, *texts)
 
@@ -58,8 +64,6 @@ class MemoryStage:
         self.world.remove(name)
 
     def starts(self, name: str) -> int:
-        from rabbit2docker.executors.base import AttemptName
-
         return self.world.records[AttemptName(name)].starts
 
 
@@ -94,7 +98,6 @@ class LocalStage:
         return self._open[name]
 
     def prepare(self, *names: str) -> None:
-        """Make the pipes of builders to come."""
         for name in names:
             self._pipe(name)
 
@@ -119,11 +122,6 @@ class LocalStage:
         return len((self.pipes / f"{name}.starts").read_text().splitlines())
 
     def close(self) -> None:
-        """End every builder that still runs: with nobody to command them they end."""
-        for folder in (self.state / "attempts").glob("*"):
-            try:
-                self.command(folder.name, {"end": {"reason": "ok"}})
-            except OSError:
-                continue
+        """End every builder that still runs: with nobody left to command it, it ends."""
         for pipe in self._open.values():
             os.close(pipe)

@@ -3,13 +3,17 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 PATIENCE = 60.0
 
 
-async def eventually(condition: Callable[[], T | Awaitable[T]], *, seconds: float = PATIENCE) -> T:
+@overload
+async def eventually(condition: Callable[[], Awaitable[T]], *, seconds: float = PATIENCE) -> T: ...
+@overload
+async def eventually(condition: Callable[[], T | None], *, seconds: float = PATIENCE) -> T: ...
+async def eventually(condition: Callable[[], Any], *, seconds: float = PATIENCE) -> Any:
     """Return the condition's value once it is true; raises AssertionError with the last one."""
     give_up = time.monotonic() + seconds
     while True:

@@ -4,11 +4,11 @@ from datetime import UTC, datetime
 
 from hypothesis import given
 from hypothesis import strategies as st
+
+from rabbit2docker.broker.merging import Merged
 from rabbit2docker_schemas import examples, ids
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Gap, Kind, Log, LogLine, Phase
-
-from rabbit2docker.broker.merging import Merged
 
 BUILD = ids.build_id_of("default", "r")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -71,8 +71,6 @@ def test_a_gap_that_was_told_is_given_once_and_the_log_goes_on_behind_it() -> No
 def test_no_line_is_given_twice_or_out_of_order(batches: list[tuple[int, int]]) -> None:
     merged = Merged()
     given_lines = [
-        int(text)
-        for first, more in batches
-        for text in texts(merged.take(log(first, first + more)))
+        int(text) for first, more in batches for text in texts(merged.take(log(first, first + more)))
     ]
     assert given_lines == sorted(set(given_lines))

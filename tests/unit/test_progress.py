@@ -1,9 +1,8 @@
 """What lines say about how far a build is."""
 
-from rabbit2docker_schemas.events import Phase
-
 from rabbit2docker.executors.base import BuilderLine
 from rabbit2docker.following.progress import ProgressReader, as_log_events
+from rabbit2docker_schemas.events import Phase
 
 TS = "2026-01-01T12:00:00.000Z"
 
@@ -49,6 +48,8 @@ def test_the_same_progress_is_not_told_again() -> None:
 def test_lines_are_cut_into_batches_of_about_the_size_that_is_allowed() -> None:
     lines = [line(n, Phase.BUILDING, "x" * 1000) for n in range(100)]
     events = list(as_log_events("b", 1, lines, max_bytes=8192))
-    assert [event.n for event in events] == [sum(len(e.lines) for e in events[:i]) for i in range(len(events))]
+    assert [event.n for event in events] == [
+        sum(len(e.lines) for e in events[:i]) for i in range(len(events))
+    ]
     assert sum(len(event.lines) for event in events) == 100
     assert max(len(event.lines) for event in events) <= 8

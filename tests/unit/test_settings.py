@@ -31,7 +31,9 @@ def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch, tmp
     assert (limits.concurrent_builds, limits.attempts) == (5, 1)
 
 
-@pytest.mark.parametrize("name", ["RABBIT2DOCKER_LIMIT__CONCURRENT_BUILDS", "RABBIT2DOCKER_LIMITS__CONCURENT_BUILDS"])
+@pytest.mark.parametrize(
+    "name", ["RABBIT2DOCKER_LIMIT__CONCURRENT_BUILDS", "RABBIT2DOCKER_LIMITS__CONCURENT_BUILDS"]
+)
 def test_a_misspelt_name_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "3")
     with pytest.raises(ConfigurationError, match=name):

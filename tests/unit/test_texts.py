@@ -30,5 +30,15 @@ def test_lengths_of_time(value: float | None, expected: str) -> None:
 
 def test_ages_and_sizes() -> None:
     now = datetime(2026, 1, 2, tzinfo=UTC)
-    assert [age(now - timedelta(seconds=past), now) for past in (5, 300, 7200, 90_000)] == ["5s", "5m", "2h", "1d"]
-    assert [size(value) for value in (None, 999, 2_026_557, 3_100_000_000)] == ["", "999 B", "2.0 MB", "3.1 GB"]
+    assert [age(now - timedelta(seconds=past), now) for past in (5, 300, 7200, 90_000)] == [
+        "5s",
+        "5m",
+        "2h",
+        "1d",
+    ]
+    assert [size(value) for value in (None, 999, 2_026_557, 3_100_000_000)] == [
+        "",
+        "999 B",
+        "2.0 MB",
+        "3.1 GB",
+    ]

@@ -1,8 +1,6 @@
 """How an end is understood."""
 
 import pytest
-from rabbit2docker_schemas.events import Cancelled, Completed, Failed
-from rabbit2docker_schemas.reasons import CATEGORY_OF, Category, FailureReason
 
 from rabbit2docker.executors.base import AttemptState, BuilderResult, Marks
 from rabbit2docker.following.verdict import (
@@ -15,6 +13,8 @@ from rabbit2docker.following.verdict import (
     restored,
     stored,
 )
+from rabbit2docker_schemas.events import Cancelled, Completed, Failed
+from rabbit2docker_schemas.reasons import CATEGORY_OF, Category, FailureReason
 from tests.support.records import REQUEST, an_attempt
 
 DIGEST = f"sha256:{'1' * 64}"

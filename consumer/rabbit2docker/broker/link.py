@@ -98,6 +98,9 @@ def translated(url: URL) -> Iterator[None]:
             "does it exist, and may the user use it?"
         ) from error
     except ChannelNotFoundEntity as error:
+        if "is down or inaccessible" in str(error):
+            # What RabbitMQ says of its own queues for a moment after it has started.
+            raise BrokerUnavailable(f"RabbitMQ at {address_of(url)}: {_reply(error)}") from error
         raise TopologyMismatch(f"{_reply(error)}. `rabbit2docker topology declare` makes it.") from error
     except ChannelAccessRefused as error:
         raise AccessRefused(f"RabbitMQ refuses: {_reply(error)}") from error

@@ -26,6 +26,7 @@ import select
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -220,6 +221,8 @@ class Log:
     def _continue(self) -> None:
         """Number on from what is there; a torn last line is ended, so that it does not spoil the next one."""
         last = b"\n"
+        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
+            return
         while chunk := os.read(self.fd, 1 << 20):
             self.number += chunk.count(b"\n")
             last = chunk[-1:]

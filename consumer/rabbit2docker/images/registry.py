@@ -4,6 +4,7 @@ Speaks the pull side of the OCI distribution specification with Basic and Bearer
 (https://distribution.github.io/distribution/spec/auth/token/).
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -296,7 +297,7 @@ class Registry:
 
 
 def _good_until(_key: tuple[str, str], token: _Token, now: float) -> float:
-    return now + max(0.0, token.seconds - _TOKEN_MARGIN)
+    return now + max(token.seconds - _TOKEN_MARGIN, token.seconds / 2)
 
 
 def _bearer(token: str) -> dict[str, str]:
@@ -304,7 +305,8 @@ def _bearer(token: str) -> dict[str, str]:
 
 
 def _basic(credentials: Credentials) -> dict[str, str]:
-    return {"Authorization": aiohttp.BasicAuth(credentials.username, credentials.password, "utf-8").encode()}
+    pair = f"{credentials.username}:{credentials.password}".encode()
+    return {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
 
 
 def _parameters(text: str) -> dict[str, str]:

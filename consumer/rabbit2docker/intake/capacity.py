@@ -20,9 +20,23 @@ from rabbit2docker_schemas.routing import BULK_QUEUE, CANCEL_QUEUE, REQUESTS_QUE
 log = structlog.get_logger()
 
 
-def split_credit(free: int, *, prefetch: int, reserved: int) -> dict[str, int]:
-    """Share free slots among the queues: bulk gets up to half of what is left above the reserved ones."""
-    bulk = min(prefetch, max(0, free - reserved + 1) // 2)
+QUIET_SECONDS = 1.0
+"""A consumer with credit to which nothing was delivered for this long has an empty queue."""
+
+
+def split_credit(
+    free: int, *, limit: int, prefetch: int, reserved: int, is_quiet: bool = False
+) -> dict[str, int]:
+    """Share free slots among the queues: bulk gets up to half of what is left above the reserved ones.
+
+    Where all slots are reserved, bulk gets one when nothing is built and nobody waits (`is_quiet`); otherwise it would
+    wait for ever.
+    """
+    if limit <= reserved:
+        bulk = int(is_quiet and free == limit)
+        return {REQUESTS_QUEUE: min(prefetch, max(0, free)), BULK_QUEUE: bulk}
+    # The last free slot is always interactive: a slot that only bulk may take stays empty when there is no bulk.
+    bulk = min(prefetch, max(0, free - max(1, reserved) + 1) // 2)
     return {REQUESTS_QUEUE: min(prefetch, max(0, free - bulk)), BULK_QUEUE: bulk}
 
 
@@ -55,10 +69,16 @@ class Capacity:
         self._in_hand[queue] -= 1
         self._changed.set()
 
-    def _target(self) -> dict[str, int]:
+    def _target(self, *, is_quiet: bool = False) -> dict[str, int]:
         live = self._attempts.live_count()
         metrics.BUILDS_LIVE.set(live)
-        return split_credit(self._limit - live, prefetch=self._prefetch, reserved=self._reserved)
+        return split_credit(
+            self._limit - live,
+            limit=self._limit,
+            prefetch=self._prefetch,
+            reserved=self._reserved,
+            is_quiet=is_quiet,
+        )
 
     async def before_ack(self) -> None:
         """Pause the queues whose credit is more than is free now; call it before acknowledging a new build."""
@@ -74,15 +94,25 @@ class Capacity:
         await self._source.set_credit(CANCEL_QUEUE, self._prefetch)
         self._changed.set()
         while True:
-            await self._changed.wait()
+            is_quiet = await self._until_changed()
             self._changed.clear()
-            await self._adjust()
+            await self._adjust(is_quiet=is_quiet)
+
+    async def _until_changed(self) -> bool:
+        """Wait for a change; where all slots are reserved, wait for quiet, too. Tell whether it is quiet."""
+        may_hand_over = self._limit <= self._reserved and not self._credit[BULK_QUEUE]
+        try:
+            async with asyncio.timeout(QUIET_SECONDS if may_hand_over and not self._full else None):
+                await self._changed.wait()
+        except TimeoutError:
+            return True
+        return False
 
     def _on_change(self, change: Change) -> None:
         self._changed.set()
 
-    async def _adjust(self) -> None:
-        target = self._target()
+    async def _adjust(self, *, is_quiet: bool) -> None:
+        target = self._target(is_quiet=is_quiet and not any(self._in_hand.values()))
         self._report(is_full=not any(target.values()))
         for queue, credit in target.items():
             if credit == self._credit[queue]:

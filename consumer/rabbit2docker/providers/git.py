@@ -15,7 +15,7 @@ from yarl import URL
 from rabbit2docker.errors import ProviderUnavailable, RequestRejected
 from rabbit2docker.providers.base import Repository
 from rabbit2docker.providers.refs import HEAD, PEELED, check_ref, full_names, is_full_commit, is_object_id
-from rabbit2docker.providers.urls import DEFAULT_PORTS, AddressPolicy, shown, split_url
+from rabbit2docker.providers.urls import DEFAULT_PORTS, AddressPolicy, literal_address, shown, split_url
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.reasons import RejectReason
 
@@ -127,10 +127,12 @@ class GitProvider:
         options = ["-c", "credential.helper=", "-c", "http.lowSpeedLimit=0"]
         # A redirect could lead to an address that the policy refuses, so we look at each before git goes there.
         options += ["-c", f"http.followRedirects={'initial' if self._policy.allows_private else 'false'}"]
-        if addresses:
-            # git shall connect to the addresses that were judged, not to what the name says a moment later.
-            target = self._policy.check(url)
-            options += ["-c", f"http.curloptResolve={target.host}:{target.port}:{','.join(addresses)}"]
+        target = self._policy.check(url)
+        if addresses and not literal_address(target.host):
+            # git (from 2.37) shall connect to the addresses that were judged, not to what the name says a moment
+            # later; a name with a final dot is another name to curl.
+            for host in (target.host, f"{target.host}."):
+                options += ["-c", f"http.curloptResolve={host}:{target.port}:{','.join(addresses)}"]
         return ["git", *options, "ls-remote", "--symref", "--", url, *patterns]
 
     async def _run(self, command: list[str], url: str) -> tuple[int, str, str]:
@@ -282,4 +284,5 @@ def _no_such_ref(parsed: _Spec) -> str:
 
 def _last_line(text: str) -> str:
     lines = [line for line in text.strip().splitlines() if line.strip()]
-    return shown(lines[-1].strip()) if lines else "git gave no reason."
+    readable = "".join(sign if sign.isprintable() else " " for sign in lines[-1].strip()) if lines else ""
+    return shown(readable) or "git gave no reason."

@@ -23,8 +23,9 @@ class LogReader:
         self._path = path
         self._next = after + 1
         self._offset = 0
-        self._to_skip = max(0, after + 1)
-        self._checked = self._to_skip == 0
+        # Not the last one: its number proves that counting led to the right place.
+        self._to_skip = max(0, after)
+        self._checked = after < 0
         self._damaged = 0
 
     def read(self) -> list[Lines]:

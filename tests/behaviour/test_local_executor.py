@@ -1,0 +1,279 @@
+"""What the local executor promises beyond what every executor does."""
+
+import asyncio
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from blockbuster import blockbuster_ctx
+
+from rabbit2docker.errors import ConfigurationError, ExecutorUnavailable
+from rabbit2docker.executors.base import AttemptName, AttemptState, Marks, MissingLines
+from rabbit2docker.executors.local import LocalExecutor, files
+from rabbit2docker.settings import DockerSettings, LocalSettings, Settings
+from tests.behaviour.test_executors import (
+    ONE,
+    in_state,
+    left,
+    make,
+    read_all,
+    texts,
+    until_line,
+    with_request,
+)
+from tests.support.records import a_spec
+from tests.support.stages import LocalStage
+from tests.support.waiting import eventually
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalStage]:
+    stage = LocalStage(tmp_path)
+    monkeypatch.setenv("SCRIPTED_BUILDER_DIR", str(stage.pipes))
+    with blockbuster_ctx("rabbit2docker"):
+        yield stage
+    stage.close()
+
+
+async def test_a_second_service_on_the_same_directory_is_told_which_one_to_stop(stage: LocalStage) -> None:
+    async with stage.service():
+        with pytest.raises(ConfigurationError, match=f"process {os.getpid()}.*STATE_DIR"):
+            await stage.service().__aenter__()
+    async with stage.service():
+        pass
+
+
+async def test_a_state_directory_that_cannot_be_made_is_a_wrong_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    settings = Settings(local=LocalSettings(state_dir=tmp_path / "file" / "state"))
+    with pytest.raises(ConfigurationError, match="RABBIT2DOCKER_LOCAL__STATE_DIR"):
+        await LocalExecutor(settings, builder_command=["true"]).__aenter__()
+
+
+async def test_a_record_whose_service_died_before_the_builder_started_gets_one(stage: LocalStage) -> None:
+    dying = files.StateDirectory(stage.state)
+    await asyncio.to_thread(dying.open)
+    await asyncio.to_thread(dying.make, a_spec(ONE), Marks(), {})
+    await asyncio.to_thread(dying.close)
+    stage.prepare(ONE)
+    async with stage.service() as executor:
+        again, is_new = await executor.create(a_spec(ONE), Marks())
+        assert not is_new
+        assert again.is_live
+        stage.write(ONE, "here")
+        stage.end(ONE)
+        assert texts(await read_all(executor)) == ["here"]
+    assert stage.starts(ONE) == 1
+
+
+async def test_what_a_death_left_half_made_is_cleared_away(stage: LocalStage) -> None:
+    for name in (".new-0123", ".old-0123"):
+        (stage.state / "attempts" / name).mkdir(parents=True)
+    async with stage.service():
+        assert list((stage.state / "attempts").iterdir()) == []
+
+
+async def test_a_builder_is_found_even_if_its_service_died_before_noting_whom_it_started(
+    stage: LocalStage,
+) -> None:
+    async with stage.service() as executor:
+        await make(stage, executor)
+        stage.write(ONE, "here")
+        await until_line(executor, "here")
+        pid = stage.pid(ONE)
+    (stage.folder(ONE) / "process.json").unlink()
+    async with stage.service() as executor:
+        running = await in_state(executor, ONE, AttemptState.RUNNING)
+        assert running.started_at is not None
+        await executor.cancel(ONE)
+        ended = await in_state(executor, ONE, AttemptState.ENDED)
+        assert ended.result is not None
+        assert ended.result.reason == "cancelled"
+    assert not _exists(pid)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def test_another_process_that_got_the_builders_number_is_left_alone(stage: LocalStage) -> None:
+    async with stage.service() as executor:
+        await make(stage, executor)
+        stage.write(ONE, "here")
+        await until_line(executor, "here")
+        stage.kill(ONE)
+        await in_state(executor, ONE, AttemptState.ENDED)
+    process = stage.folder(ONE) / "process.json"
+    text = process.read_text().replace(str(stage.pid(ONE)), str(os.getpid()))
+    process.write_text(text)
+    async with stage.service() as executor:
+        attempt = await executor.get(ONE)
+        assert attempt is not None
+        assert attempt.state is AttemptState.ENDED
+        await executor.cancel(ONE)
+
+
+async def test_a_builder_that_does_not_end_is_killed_after_the_grace(stage: LocalStage) -> None:
+    async with stage.service(kill_after=0.2) as executor:
+        await make(stage, executor)
+        stage.command(ONE, {"stubborn": True})
+        stage.write(ONE, "will not go")
+        await until_line(executor, "will not go")
+        await executor.cancel(ONE)
+        ended = await in_state(executor, ONE, AttemptState.ENDED)
+        assert ended.result is None
+
+
+async def test_a_cancel_whose_service_died_within_the_grace_is_carried_on_by_the_next(
+    stage: LocalStage,
+) -> None:
+    async with stage.service() as executor:
+        await make(stage, executor)
+        stage.command(ONE, {"stubborn": True})
+        stage.write(ONE, "will not go")
+        await until_line(executor, "will not go")
+        await executor.mark(ONE, lambda marks: marks.model_copy(update={"cancelled_by": "ada"}))
+        await executor.cancel(ONE)
+    async with stage.service(kill_after=0.2) as executor:
+        assert (await in_state(executor, ONE, AttemptState.ENDED)).result is None
+
+
+async def test_a_builder_that_cannot_start_says_why_and_can_be_cancelled_for_good(stage: LocalStage) -> None:
+    settings = Settings(local=LocalSettings(state_dir=stage.state))
+    async with LocalExecutor(settings, builder_command=["/nonexistent/builder"]) as executor:
+        made, is_new = await executor.create(a_spec(ONE), Marks())
+        assert is_new
+        assert made.state is AttemptState.PENDING
+        assert made.waiting_for == "The builder cannot be started: No such file or directory."
+        await executor.cancel(ONE)
+        ended = await in_state(executor, ONE, AttemptState.ENDED)
+        assert ended.result is None
+        assert await read_all(executor) == []
+    stage.prepare(ONE)
+    async with stage.service() as executor:
+        attempt = await executor.get(ONE)
+        assert attempt is not None
+        assert attempt.state is AttemptState.ENDED
+    assert not (stage.pipes / f"{ONE}.starts").exists()
+
+
+async def test_a_pending_record_starts_with_the_next_service_that_can(stage: LocalStage) -> None:
+    settings = Settings(local=LocalSettings(state_dir=stage.state))
+    async with LocalExecutor(settings, builder_command=["/nonexistent/builder"]) as executor:
+        await executor.create(a_spec(ONE), Marks())
+    stage.prepare(ONE)
+    async with stage.service() as executor:
+        stage.end(ONE)
+        ended = await in_state(executor, ONE, AttemptState.ENDED)
+        assert ended.result is not None
+
+
+async def test_a_line_counts_once_it_is_whole(stage: LocalStage) -> None:
+    async with stage.service() as executor:
+        await make(stage, executor)
+        async with left(executor.lines(ONE, after=-1)) as batches:
+            stage.command(ONE, {"raw": '{"n": 0, "ts": "2026-01-01T00:00:00Z", "phase": "buil'})
+            reading = asyncio.ensure_future(anext(batches))
+            await until_size(stage, 40)
+            assert not reading.done()
+            stage.command(ONE, {"raw": 'ding", "text": "whole"}\n'})
+            assert texts([await reading]) == ["whole"]
+        stage.command(ONE, {"raw": '{"n": 1, "ts": "2026'})
+        stage.command(ONE, {"stubborn": True})
+        await until_size(stage, 90)
+        stage.kill(ONE)
+        await in_state(executor, ONE, AttemptState.ENDED)
+        assert texts(await read_all(executor)) == ["whole"]
+
+
+async def until_size(stage: LocalStage, size: int) -> None:
+    path = stage.folder(ONE) / "log.jsonl"
+    await eventually(lambda: path.stat().st_size >= size)
+
+
+async def test_damaged_lines_are_missing_and_the_others_are_not(stage: LocalStage) -> None:
+    async with stage.service() as executor:
+        await make(stage, executor)
+        stage.write(ONE, *(f"line {number}" for number in range(6)))
+        stage.end(ONE)
+        await in_state(executor, ONE, AttemptState.ENDED)
+        path = stage.folder(ONE) / "log.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True)
+        lines[2] = b"\0" * 20 + b"\n"
+        del lines[4]
+        path.write_bytes(b"".join(lines))
+        before, first, between, second, last = await read_all(executor)
+        assert texts([before, between, last]) == ["line 0", "line 1", "line 3", "line 5"]
+        assert (first, second) == (MissingLines(2, 2), MissingLines(4, 4))
+        assert texts(await read_all(executor, after=4)) == ["line 5"]
+
+
+async def test_a_full_disk_is_said_and_passes(stage: LocalStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with stage.service() as executor:
+        await make(stage, executor)
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "write_whole", full)
+            with pytest.raises(ExecutorUnavailable, match="is full"):
+                await make(stage, executor, "build-two")
+            with pytest.raises(ExecutorUnavailable, match="is full"):
+                await executor.mark(ONE, with_request("wish"))
+        attempt = await executor.get(ONE)
+        assert attempt is not None
+        assert attempt.marks == Marks()
+        assert await executor.get(AttemptName("build-two")) is None
+        assert (await executor.mark(ONE, with_request("wish"))).marks.requests == {"wish": "digest"}
+        _, is_new = await make(stage, executor, "build-two")
+        assert is_new
+        stage.end(ONE)
+        stage.end("build-two")
+
+
+async def test_a_builder_is_told_no_settings_of_the_service(
+    stage: LocalStage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RABBIT2DOCKER_AMQP__URL", "amqp://user:secret@broker/")
+    settings = Settings(
+        local=LocalSettings(state_dir=stage.state), docker=DockerSettings(config=tmp_path / "docker")
+    )
+    async with LocalExecutor(settings, builder_command=["sh", "-c", "env >&2"]) as executor:
+        await executor.create(a_spec(ONE), Marks())
+        await in_state(executor, ONE, AttemptState.ENDED)
+    environment = (stage.folder(ONE) / "builder.err").read_text()
+    assert f"DOCKER_CONFIG={tmp_path / 'docker'}" in environment
+    assert "RABBIT2DOCKER_" not in environment
+
+
+async def test_a_builder_has_a_session_of_its_own(stage: LocalStage) -> None:
+    async with stage.service() as executor:
+        await make(stage, executor)
+        stage.write(ONE, "here")
+        await until_line(executor, "here")
+        assert os.getsid(stage.pid(ONE)) == stage.pid(ONE)
+        stage.end(ONE)
+
+
+async def test_records_can_be_made_after_all_of_them_were_removed_from_outside(stage: LocalStage) -> None:
+    async with stage.service() as executor:
+        await make(stage, executor)
+        stage.write(ONE, "here")
+        await until_line(executor, "here")
+        reading = asyncio.create_task(read_all(executor, after=0))
+        stage.remove(ONE)
+        (stage.state / "attempts").rmdir()
+        await asyncio.wait([reading])
+        assert reading.exception() is not None
+        _, is_new = await make(stage, executor, "build-two")
+        assert is_new
+        stage.end("build-two")
+        await in_state(executor, "build-two", AttemptState.ENDED)
+        assert (stage.state / "attempts" / "build-two").is_dir()

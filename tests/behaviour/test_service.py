@@ -1,0 +1,400 @@
+"""What a requester may rely on, with the real consumer on a real RabbitMQ; repo2docker and docker are stood in for."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+import aio_pika
+import pytest
+
+from rabbit2docker.broker.broker import publishing
+from rabbit2docker.broker.dead_letters import dead_letters
+from rabbit2docker.broker.requester import Requester
+from rabbit2docker.settings import AmqpSettings, Settings
+from rabbit2docker_schemas.events import Accepted, Cancelled, Completed, Failed, Progress, Rejected
+from rabbit2docker_schemas.ids import build_id_of
+from rabbit2docker_schemas.requests import CancelRequest
+from rabbit2docker_schemas.routing import Priority
+from tests.faults.conftest import MakeConsumer, ask
+from tests.support.consumer import COMMIT, Consumer, a_request
+from tests.support.promises import captured, check_promises, ends_of
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.waiting import eventually
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
+
+
+@pytest.fixture
+async def consumer(make_consumer: MakeConsumer) -> AsyncIterator[Consumer]:
+    consumer = make_consumer()
+    await asyncio.to_thread(consumer.start_and_wait)
+    yield consumer
+    assert not consumer.has_ended(), consumer.log.read_text()
+    assert not [line for line in consumer.lines() if line["level"] == "error"]
+
+
+async def publish(
+    amqp: AmqpSettings, body: bytes, *, key: str = "request.default.interactive", **more: Any
+) -> None:
+    """Publish as any client could."""
+    connection = await aio_pika.connect(amqp.url.get_secret_value())
+    async with connection:
+        channel = await connection.channel()
+        exchange = await channel.get_exchange("builds", ensure=False)
+        await exchange.publish(aio_pika.Message(body, **more), key)
+
+
+async def answers(amqp: AmqpSettings, count: int = 1) -> list[Accepted | Rejected]:
+    """Return the answers to requests once there are `count`."""
+    found: list[Accepted | Rejected] = []
+
+    async def are_there() -> bool:
+        events = await captured(amqp)
+        found[:] = [event.data for event in events if isinstance(event.data, Accepted | Rejected)]
+        return len(found) >= count
+
+    await eventually(are_there)
+    return found
+
+
+async def ends(amqp: AmqpSettings, count: int = 1) -> dict[str, Any]:
+    """Return the ends of builds once there are `count`."""
+    found: dict[str, Any] = {}
+
+    async def are_there() -> bool:
+        found.update({build: event.data for build, event in ends_of(await captured(amqp)).items()})
+        return len(found) >= count
+
+    await eventually(are_there)
+    return found
+
+
+class TestRequests:
+    async def test_ten_lines_of_json_are_enough(self, consumer: Consumer, amqp: AmqpSettings) -> None:
+        request = a_request("plain").model_dump(exclude={"request_id"}, exclude_defaults=True)
+        await publish(amqp, json.dumps(request).encode(), message_id="my-message")
+        [accepted] = await answers(amqp)
+        assert isinstance(accepted, Accepted)
+        assert accepted.request_id == "my-message"
+        assert accepted.resolved_ref == COMMIT
+        [end] = (await ends(amqp)).values()
+        assert isinstance(end, Completed)
+        assert end.image == accepted.image
+
+    async def test_the_same_request_five_times_at_once_is_one_build_and_five_answers(
+        self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        request = a_request("same", lines=40, every=0.05)
+        body = request.model_dump_json(exclude_defaults=True).encode()
+        await asyncio.gather(*[publish(amqp, body, message_id=f"m{n}") for n in range(5)])
+        found = await answers(amqp, 5)
+        assert all(isinstance(answer, Accepted) for answer in found)
+        assert {answer.request_id for answer in found} == {"same"}
+        assert len(await ends(amqp)) == 1
+        assert len(consumer.records()) == 1
+
+    async def test_several_requests_for_the_same_image_share_one_build(
+        self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        first = a_request("one", lines=60, every=0.05)
+        requests = [first.model_copy(update={"request_id": f"r{n}"}) for n in range(3)]
+        await ask(settings, *requests)
+        found = await answers(amqp, 3)
+        assert sorted(answer.attached for answer in found if isinstance(answer, Accepted)) == [
+            False,
+            True,
+            True,
+        ]
+        assert len({answer.build_id for answer in found if isinstance(answer, Accepted)}) == 1
+        check_promises(await _all_ended(amqp, 1), [f"r{n}" for n in range(3)])
+
+    async def test_the_same_id_with_other_content_is_rejected_and_the_first_build_is_not_harmed(
+        self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        await ask(settings, a_request("one", lines=30, every=0.05))
+        await answers(amqp)
+        other = a_request("other").model_copy(update={"request_id": "one"})
+        await ask(settings, other)
+        rejected = (await answers(amqp, 2))[1]
+        assert isinstance(rejected, Rejected)
+        assert rejected.reason == "request_id_reused"
+        [end] = (await ends(amqp)).values()
+        assert isinstance(end, Completed)
+
+    async def test_a_request_repeated_after_the_end_is_answered_with_that_end(
+        self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        await ask(settings, a_request("one"))
+        await ends(amqp)
+        await ask(settings, a_request("one"))
+        await answers(amqp, 2)
+        events = await captured(amqp)
+        assert len([event for event in events if event.is_terminal]) == 2
+        assert len(ends_of(events)) == 1
+        assert len(consumer.records()) == 1
+
+    async def test_an_expired_request_is_rejected_and_may_be_asked_again(
+        self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        past = datetime.now(UTC) - timedelta(seconds=1)
+        await ask(settings, a_request("late").model_copy(update={"not_after": past}))
+        [rejected] = await answers(amqp)
+        assert isinstance(rejected, Rejected)
+        assert (rejected.reason, rejected.retryable) == ("expired", True)
+
+    async def test_options_become_part_of_the_names(
+        self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        plain = a_request("one")
+        await ask(settings, plain, plain.model_copy(update={"subdir": "docs", "request_id": "two"}))
+        found = [answer for answer in await answers(amqp, 2) if isinstance(answer, Accepted)]
+        assert len({answer.image for answer in found}) == 2
+        assert len({answer.build_name for answer in found}) == 2
+
+    async def test_bulk_requests_are_built_too(
+        self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        async with publishing(settings, wait_seconds=20) as publisher:
+            await Requester(publisher, "default").request(a_request("bulk"), Priority.BULK)
+        assert len(await ends(amqp)) == 1
+
+
+BAD = [
+    (b"no json", "invalid_json", True),
+    (b"[1, 2]", "invalid_request", True),
+    (b'{"provider": "gh"}', "invalid_request", True),
+    (b'{"provider": "gh", "spec": "a/b/c", "colour": "green"}', "invalid_request", True),
+    (b'{"provider": "gh", "spec": 5}', "invalid_request", True),
+    (b'{"provider": "gh", "spec": "a/b/c", "appendix": "' + b"x" * 70_000 + b'"}', "too_large", True),
+    (b'{"provider": "svn", "spec": "a/b/c"}', "unknown_provider", False),
+    (b'{"provider": "gh", "spec": "no-slashes"}', "invalid_spec", False),
+    (b'{"provider": "git", "spec": "file%3A%2F%2F%2Fetc/main"}', "refused_url", True),
+    (b'{"provider": "git", "spec": "https%3A%2F%2Fexample.org%2Fr/--upload-pack=x"}', "refused_url", True),
+]
+
+
+class TestBadInput:
+    @pytest.fixture
+    async def consumer(self, make_consumer: MakeConsumer) -> AsyncIterator[Consumer]:
+        consumer = make_consumer(RABBIT2DOCKER_PROVIDERS__ALLOW_PRIVATE_ADDRESSES="false")
+        await asyncio.to_thread(consumer.start_and_wait)
+        yield consumer
+        assert not consumer.has_ended(), consumer.log.read_text()
+        assert not [line for line in consumer.lines() if line["level"] == "error"]
+
+    async def test_whatever_is_wrong_is_told_and_the_consumer_lives_on(
+        self, consumer: Consumer, amqp: AmqpSettings, rabbitmq: RabbitMQ, vhost: str
+    ) -> None:
+        for number, (body, _, _) in enumerate(BAD):
+            await publish(amqp, body, message_id=f"bad-{number}")
+        found = {answer.request_id: answer for answer in await answers(amqp, len(BAD))}
+        for number, (_, reason, _) in enumerate(BAD):
+            rejected = found[f"bad-{number}"]
+            assert isinstance(rejected, Rejected)
+            assert rejected.reason == reason, rejected
+            assert rejected.message.endswith((".", "?"))
+        dead = sum(is_dead for _, _, is_dead in BAD)
+        await eventually(lambda: rabbitmq.depth(vhost, "builds.dead") == dead)
+        async with dead_letters(amqp) as letters:
+            listed = await letters.listed()
+        assert {letter.reason for letter in listed} == {reason for _, reason, is_dead in BAD if is_dead}
+        await eventually(lambda: rabbitmq.depth(vhost, "builds.requests") == 0)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "http://127.0.0.1/r",
+            "http://localhost/r",
+            "http://[::1]/r",
+            "http://169.254.169.254/r",
+            "http://10.0.0.1/r",
+            "http://2130706433/r",
+            "http://kubernetes.default.svc/r",
+            "http://[::ffff:127.0.0.1]/r",
+        ],
+    )
+    async def test_no_request_reaches_an_address_of_the_inside(
+        self, consumer: Consumer, amqp: AmqpSettings, url: str
+    ) -> None:
+        spec = f"{quote(url, safe='')}/main"
+        await publish(amqp, json.dumps({"provider": "git", "spec": spec}).encode(), message_id="m")
+        [rejected] = await answers(amqp)
+        assert isinstance(rejected, Rejected)
+        assert rejected.reason == "refused_url"
+
+
+class TestEnds:
+    async def test_a_failed_step_is_named_with_the_last_lines(
+        self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        await ask(settings, a_request("broken", fail=3))
+        [end] = (await ends(amqp)).values()
+        assert isinstance(end, Failed)
+        assert (end.reason, end.category, end.attempt) == ("build_step_failed", "user", 1)
+        assert "make it so" in (end.failed_step or "")
+        assert any("line 4 of the build" in line for line in end.tail)
+
+    async def test_a_step_that_was_killed_is_out_of_memory(
+        self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        await ask(settings, a_request("big", fail=137))
+        [end] = (await ends(amqp)).values()
+        assert isinstance(end, Failed)
+        assert end.reason == "build_out_of_memory"
+
+    async def test_a_denied_push_is_the_operators_and_is_not_tried_again(
+        self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        (consumer.fake_docker / "denied").touch()
+        await ask(settings, a_request("denied"))
+        [end] = (await ends(amqp)).values()
+        assert isinstance(end, Failed)
+        assert (end.reason, end.category, end.attempt) == ("push_denied", "operator", 1)
+
+    async def test_a_build_that_takes_too_long_is_ended(
+        self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        slow = a_request("slow", lines=10_000, every=0.1).model_copy(update={"timeout_seconds": 10})
+        await ask(settings, slow)
+        [end] = (await ends(amqp)).values()
+        assert isinstance(end, Failed)
+        assert (end.reason, end.category) == ("timeout", "timeout")
+
+    async def test_a_silent_build_is_ended(
+        self, make_consumer: MakeConsumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        consumer = make_consumer(RABBIT2DOCKER_LIMITS__IDLE_SECONDS="10")
+        await asyncio.to_thread(consumer.start_and_wait)
+        await ask(settings, a_request("silent", lines=2, every=600))
+        [end] = (await ends(amqp)).values()
+        assert isinstance(end, Failed)
+        assert (end.reason, end.category) == ("idle", "timeout")
+
+    async def test_an_engine_that_stays_away_is_tried_twice_and_told(
+        self, make_consumer: MakeConsumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        consumer = make_consumer(RABBIT2DOCKER_BUILDER__DOCKER_WAIT_SECONDS="2")
+        (consumer.fake_docker / "away").touch()
+        await asyncio.to_thread(consumer.start_and_wait)
+        await ask(settings, a_request("one"))
+        [end] = (await ends(amqp)).values()
+        assert isinstance(end, Failed)
+        assert (end.reason, end.category, end.attempt) == ("docker_unavailable", "infrastructure", 2)
+        retries = [
+            event.data
+            for event in await captured(amqp)
+            if isinstance(event.data, Progress) and event.data.detail.failed_reason
+        ]
+        assert [progress.attempt for progress in retries] == [2]
+
+    async def test_a_cancelled_request_that_is_no_build_yet_is_rejected(
+        self, make_consumer: MakeConsumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        """The queue of cancel messages is consumed while requests wait for a slot."""
+        consumer = make_consumer(RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS="1")
+        await asyncio.to_thread(consumer.start_and_wait)
+        await ask(settings, a_request("first", lines=100, every=0.05))
+        await answers(amqp)
+        await ask(settings, a_request("second"))
+        async with publishing(settings, wait_seconds=20) as publisher:
+            await Requester(publisher, "default").cancel(CancelRequest(request_id="second", requester="ada"))
+        rejected = (await answers(amqp, 2))[1]
+        assert isinstance(rejected, Rejected)
+        assert rejected.reason == "cancelled"
+        assert "ada" in rejected.message
+
+    async def test_cancelling_one_of_several_requests_ends_the_shared_build(
+        self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        first = a_request("one", lines=600, every=0.05)
+        await ask(settings, first, first.model_copy(update={"request_id": "two"}))
+        await answers(amqp, 2)
+        async with publishing(settings, wait_seconds=20) as publisher:
+            await Requester(publisher, "default").cancel(CancelRequest(request_id="two"))
+        [end] = (await ends(amqp)).values()
+        assert isinstance(end, Cancelled)
+
+
+class TestCapacity:
+    async def test_requests_above_the_limit_wait_in_rabbitmq_and_are_all_built(
+        self,
+        make_consumer: MakeConsumer,
+        amqp: AmqpSettings,
+        settings: Settings,
+        rabbitmq: RabbitMQ,
+        vhost: str,
+    ) -> None:
+        consumer = make_consumer(RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS="2")
+        await asyncio.to_thread(consumer.start_and_wait)
+        names = [f"r{n}" for n in range(6)]
+        await ask(settings, *[a_request(name, lines=40, every=0.05) for name in names])
+        await answers(amqp, 2)
+        assert rabbitmq.depth(vhost, "builds.requests") == 4
+        ready = json.loads(consumer.get("/health/ready")[1])
+        assert ready["ok"]
+        assert "all slots are taken" in json.dumps(ready)
+        await _all_ended(amqp, 6)
+        check_promises(await captured(amqp), names)
+
+    async def test_interactive_requests_overtake_bulk_ones(
+        self, make_consumer: MakeConsumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        consumer = make_consumer(RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS="1")
+        await asyncio.to_thread(consumer.start_and_wait)
+        await ask(settings, a_request("first", lines=60, every=0.05))
+        await answers(amqp)
+        async with publishing(settings, wait_seconds=20) as publisher:
+            requester = Requester(publisher, "default")
+            await requester.request(a_request("bulk"), Priority.BULK)
+            await requester.request(a_request("quick"), Priority.INTERACTIVE)
+        found = await answers(amqp, 2)
+        assert [answer.request_id for answer in found] == ["first", "quick"]
+        consumer.stop()
+
+
+class TestOperators:
+    async def test_health_readiness_and_metrics_are_served(
+        self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        await ask(settings, a_request("one"))
+        await ends(amqp)
+        assert consumer.get("/health/live")[0] == 200
+        assert consumer.get("/health/ready")[0] == 200
+        text = consumer.get("/metrics")[1]
+        assert 'rabbit2docker_requests_settled_total{outcome="accepted"} 1.0' in text
+        assert 'rabbit2docker_builds_ended_total{result="completed"} 1.0' in text
+        assert 'rabbit2docker_amqp_connected{role="publish"} 1.0' in text
+
+    async def test_every_line_about_a_build_carries_its_id(
+        self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        await ask(settings, a_request("one"))
+        await ends(amqp)
+        about = {"attempt created", "request taken", "build ended"}
+        lines = await eventually(
+            lambda: (
+                [line for line in consumer.lines() if line["event"] in about]
+                if "build ended" in consumer.log.read_text()
+                else None
+            )
+        )
+        assert {line["build_id"] for line in lines} == {build_id_of("default", "one")}
+
+    async def test_a_second_service_on_the_same_state_directory_is_refused(
+        self, consumer: Consumer, make_consumer: MakeConsumer
+    ) -> None:
+        second = make_consumer(RABBIT2DOCKER_HTTP__BIND="127.0.0.1:0")
+        second.log = consumer.directory / "second.log"
+        second.start()
+        await eventually(second.has_ended)
+        assert second.process is not None
+        assert second.process.returncode == 78
+        assert "Traceback" not in second.log.read_text()
+
+
+async def _all_ended(amqp: AmqpSettings, count: int) -> list[Any]:
+    await ends(amqp, count)
+    return await captured(amqp)

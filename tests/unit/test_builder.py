@@ -1,0 +1,454 @@
+"""The builder, run for real with a repo2docker and a docker that do what the test says."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rabbit2docker.builder import BUILDER_PATH
+from rabbit2docker.builder.builder import (
+    EXIT_CODES,
+    MAX_LINE_BYTES,
+    MAX_RESULT_BYTES,
+    Log,
+    classify_build,
+    classify_push,
+    clean_text,
+    encode_lines,
+    encode_result,
+)
+from rabbit2docker_schemas.reasons import FailureReason
+from tests.support.waiting import eventually_blocking
+
+DIGEST = "sha256:" + "ab" * 32
+TAG = "0123456789abcdef0123456789abcdef01234567"
+PUSHED = f"""
+echo "The push refers to repository [registry.example/one]"
+echo "aaaaaaaaaaaa: Preparing"; echo "bbbbbbbbbbbb: Preparing"
+echo "aaaaaaaaaaaa: Layer already exists"; echo "bbbbbbbbbbbb: Pushed"
+echo "{TAG}: digest: {DIGEST} size: 950"
+"""
+JSON_LINE = 'echo \'{"message": "%s", "phase": "%s"}\'\n'
+
+
+class Bench:
+    """A place to run the builder in."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.bin = directory / "bin"
+        self.bin.mkdir()
+        self.docker()
+        self.repo2docker("echo building")
+
+    def _script(self, name: str, text: str) -> str:
+        path = self.bin / name
+        path.write_text(f"#!/bin/bash\ncd {self.directory}\n{text}\n")
+        path.chmod(0o755)
+        return str(path)
+
+    def docker(self, *, version: str = "echo 28.0", push: str = PUSHED) -> None:
+        self._script(
+            "docker",
+            f'case "$1" in\nversion) {version};;\nimage) echo 1234;;\npush) {push}\n;;\nesac',
+        )
+
+    def repo2docker(self, text: str) -> None:
+        self._script("fake-repo2docker", text)
+
+    def start(self, **spec: Any) -> "subprocess.Popen[bytes]":
+        told = {
+            "repo_url": "https://git.example/one",
+            "image": f"registry.example/one:{TAG}",
+            "ref": TAG,
+            "docker_wait_seconds": 1,
+            "push_retries": 1,
+            "timeout_seconds": 60,
+            "idle_seconds": 60,
+            "workdir": str(self.directory / "work"),
+            "repo2docker_command": [str(self.bin / "fake-repo2docker")],
+        }
+        (self.directory / "spec.json").write_text(json.dumps(told | spec))
+        command = [sys.executable, "-I", "-S", str(BUILDER_PATH), "--spec", str(self.directory / "spec.json")]
+        command += ["--log", str(self.log), "--result", str(self.directory / "result.json")]
+        environment = {**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}", "RABBIT2DOCKER_SECRET": "x"}
+        return subprocess.Popen(command, env=environment, start_new_session=True)
+
+    def run(self, **spec: Any) -> dict[str, Any]:
+        """Run to the end and return the result; what every result promises is checked."""
+        process = self.start(**spec)
+        code = process.wait(50)
+        raw = (self.directory / "result.json").read_bytes()
+        assert len(raw) < 2048
+        result: dict[str, Any] = json.loads(raw)
+        assert result["exit_code"] == code == EXIT_CODES[result["reason"]]
+        assert result["lines"] == len(self.lines())
+        assert not (self.directory / "work").exists()
+        return result
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "log.jsonl"
+
+    def lines(self) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in self.log.read_bytes().splitlines()]
+        assert [line["n"] for line in lines] == list(range(len(lines)))
+        return lines
+
+    def texts(self) -> list[str]:
+        return [line["text"] for line in self.lines()]
+
+    def wait_for(self, text: str) -> None:
+        eventually_blocking(lambda: self.log.exists() and text in self.log.read_text())
+
+    def pids(self) -> list[int]:
+        """Return the numbers that scripts have written into `pids`."""
+        return [int(word) for word in (self.directory / "pids").read_text().split()]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def none_runs(pids: list[int]) -> None:
+    eventually_blocking(lambda: not any(is_running(pid) for pid in pids))
+
+
+def test_an_image_that_is_built_and_pushed_ends_with_its_digest(bench: Bench) -> None:
+    bench.repo2docker(JSON_LINE % ("Cloning", "fetching") + JSON_LINE % ("#4 [2/5] RUN pip", "building"))
+    result = bench.run(repo2docker_version="2026.4.0")
+    assert (result["reason"], result["digest"], result["size"]) == ("ok", DIGEST, 1234)
+    assert result["repo2docker_version"] == "2026.4.0"
+    assert result["phase"] == "pushing"
+    assert list(result["timings"]) == ["waiting", "fetching", "building", "pushing"]
+    lines = bench.lines()
+    assert [(line["phase"], line["text"]) for line in lines[:2]] == [
+        ("fetching", "Cloning"),
+        ("building", "#4 [2/5] RUN pip"),
+    ]
+    assert lines[1]["progress"] == {"step": 2, "steps": 5}
+    assert [line["progress"] for line in lines if "progress" in line][-1] == {
+        "layers_done": 2,
+        "layers_total": 2,
+    }
+    assert {line["phase"] for line in lines[2:]} == {"pushing"}
+
+
+def test_a_phase_never_goes_back(bench: Bench) -> None:
+    bench.repo2docker(JSON_LINE % ("one", "building") + JSON_LINE % ("two", "fetching"))
+    bench.run()
+    assert [line["phase"] for line in bench.lines()[:2]] == ["building", "building"]
+
+
+def test_numbers_go_on_after_what_is_there_even_after_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = Log(str(path))
+    log.write("building", "zero")
+    log.write("building", "one")
+    assert Log(str(path)).number == 2
+    with path.open("ab") as file:
+        file.write(b'{"n": 2, "te')
+    again = Log(str(path))
+    again.write("building", "three")
+    lines = path.read_bytes().split(b"\n")
+    assert json.loads(lines[3])["n"] == 3
+    assert json.loads(lines[3])["text"] == "three"
+
+
+def test_output_of_any_kind_becomes_clean_lines(bench: Bench) -> None:
+    bench.repo2docker(
+        r"""printf '10%%\r20%%\r100%%\n'
+printf 'https://user:p@ss@git.example/one and Authorization: Bearer abc.def\n'
+printf 'bad \377 byte\n\n  \n\033[2Kcursor \033[31mred\033[0m\n'
+printf 'hunter2 is said\n'
+printf 'no newline'"""
+    )
+    bench.run(redact=["hunter2"])
+    assert bench.texts()[:7] == [
+        "100%",
+        "https://***@git.example/one and Authorization: Bearer ***",
+        "bad \N{REPLACEMENT CHARACTER} byte",
+        "cursor \x1b[31mred\x1b[0m",
+        "*** is said",
+        "no newline",
+        "The push refers to repository [registry.example/one]",
+    ]
+
+
+def test_progress_that_never_ends_its_line_takes_no_memory_and_is_one_line(bench: Bench) -> None:
+    bench.repo2docker("for i in $(seq 20000); do printf '%0100d%%\\r' $i; done; echo")
+    bench.run()
+    assert bench.texts()[0] == f"{20000:0100d}%"
+    assert bench.texts()[1].startswith("The push refers")
+
+
+def test_a_long_line_is_told_whole_in_parts(bench: Bench) -> None:
+    bench.repo2docker("head -c 50000 /dev/zero | tr '\\0' 'x'; echo; echo after")
+    bench.run()
+    assert all(len(line) <= MAX_LINE_BYTES for line in bench.log.read_bytes().splitlines(keepends=True))
+    texts = bench.texts()
+    assert "".join(texts[: texts.index("after")]) == "x" * 50000
+
+
+@given(st.text(max_size=300), st.integers(0, 40))
+def test_no_text_breaks_a_line(text: str, repeat: int) -> None:
+    cleaned = clean_text(text * repeat)
+    parts = [json.loads(data) for data in encode_lines(7, "now", "building", cleaned)]
+    assert [part["n"] for part in parts] == list(range(7, 7 + len(parts)))
+    assert "".join(part["text"] for part in parts) == cleaned.encode("utf-8", "replace").decode()
+    assert all(
+        len(data) <= MAX_LINE_BYTES and data.count(b"\n") == 1
+        for data in encode_lines(7, "now", "building", cleaned)
+    )
+
+
+def test_urls_without_credentials_are_left_alone() -> None:
+    for text in ("https://git.example/a@b", "https://git.example?to=a@b", "mail me@example.org"):
+        assert clean_text(text) == text
+
+
+def test_the_service_settings_do_not_reach_what_is_built(bench: Bench) -> None:
+    bench.repo2docker("env")
+    bench.run()
+    assert not any("RABBIT2DOCKER" in text for text in bench.texts())
+    assert any(text.startswith("TMPDIR=") for text in bench.texts())
+
+
+def test_a_terminated_builder_ends_its_children_and_says_cancelled(bench: Bench) -> None:
+    bench.repo2docker("sleep 300 & echo $$ $! > pids; echo started; wait")
+    process = bench.start()
+    bench.wait_for("started")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(40) == 143
+    assert json.loads((bench.directory / "result.json").read_text())["reason"] == "cancelled"
+    none_runs(bench.pids())
+
+
+def test_children_that_ignore_being_ended_are_killed(bench: Bench) -> None:
+    bench.repo2docker("trap '' TERM; sleep 300 & echo $$ $! > pids; echo started; wait; sleep 300")
+    process = bench.start()
+    bench.wait_for("started")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(40) == 143
+    none_runs(bench.pids())
+
+
+def test_a_killed_builder_leaves_no_children_and_no_result(bench: Bench) -> None:
+    bench.repo2docker("sleep 300 & echo $$ $! > pids; echo started; wait")
+    process = bench.start()
+    bench.wait_for("started")
+    process.kill()
+    process.wait(10)
+    none_runs(bench.pids())
+    assert not (bench.directory / "result.json").exists()
+
+
+def test_a_builder_that_ended_leaves_no_guard_and_no_background_process(bench: Bench) -> None:
+    bench.repo2docker("sleep 300 & echo $! > pids; echo started")
+    process = bench.start()
+    assert process.wait(40) == 0
+    none_runs(bench.pids())
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_a_build_over_its_time_is_ended(bench: Bench) -> None:
+    bench.repo2docker("echo $$ > pids; while sleep 0.2; do echo tick; done")
+    result = bench.run(timeout_seconds=1)
+    assert (result["reason"], result["exit_code"]) == ("timeout", 124)
+    assert bench.texts()[-1] == "The build took longer than 1 seconds and was ended."
+    none_runs(bench.pids())
+
+
+def test_a_build_that_prints_nothing_is_ended(bench: Bench) -> None:
+    bench.repo2docker("echo first; sleep 300")
+    result = bench.run(idle_seconds=1)
+    assert (result["reason"], result["exit_code"]) == ("idle", 124)
+
+
+def test_a_push_is_tried_again_after_what_may_pass(bench: Bench) -> None:
+    fail_once = 'if [ ! -e tried ]; then touch tried; echo "received unexpected HTTP status: 503"; exit 1; fi'
+    bench.docker(push=f"{fail_once}\n{PUSHED}")
+    result = bench.run()
+    assert (result["reason"], result["digest"]) == ("ok", DIGEST)
+    assert any("Trying again in 1 s" in text for text in bench.texts())
+
+
+def test_a_pause_before_a_push_is_not_idleness(bench: Bench) -> None:
+    fail_once = 'if [ ! -e tried ]; then touch tried; echo "timeout"; exit 1; fi'
+    bench.docker(push=f"{fail_once}\n{PUSHED}")
+    assert bench.run(idle_seconds=0.9)["reason"] == "ok"
+
+
+def test_a_denied_push_is_not_tried_again(bench: Bench) -> None:
+    bench.docker(
+        push="echo pushed >> pushes; echo 'denied: requested access to the resource is denied'; exit 1"
+    )
+    result = bench.run(push_retries=4)
+    assert (result["reason"], result["exit_code"]) == ("push_denied", 74)
+    assert (bench.directory / "pushes").read_text() == "pushed\n"
+
+
+def test_an_engine_that_is_away_is_waited_for(bench: Bench) -> None:
+    bench.docker(
+        version="if [ ! -e asked ]; then touch asked; echo Cannot connect to the Docker daemon; exit 1; fi"
+    )
+    assert bench.run(docker_wait_seconds=30)["reason"] == "ok"
+    assert "Waiting for the Docker engine" in bench.texts()[0]
+
+
+@pytest.mark.parametrize("version", ["echo Cannot connect; exit 1", "sleep 300"])
+def test_an_engine_that_stays_away_or_silent_ends_the_attempt(bench: Bench, version: str) -> None:
+    bench.docker(version=version)
+    result = bench.run()
+    assert (result["reason"], result["exit_code"], result["phase"]) == ("docker_unavailable", 75, "waiting")
+
+
+def test_a_machine_without_docker_says_so(bench: Bench) -> None:
+    (bench.bin / "docker").write_text("no program")
+    (bench.bin / "docker").chmod(0o644)
+    environment = {"PATH": str(bench.bin)}
+    (bench.directory / "spec.json").write_text(
+        json.dumps({"repo_url": "x", "image": "y", "docker_wait_seconds": 1})
+    )
+    command = [sys.executable, "-I", "-S", str(BUILDER_PATH), "--spec", str(bench.directory / "spec.json")]
+    ended = subprocess.run(
+        [*command, "--result", str(bench.directory / "result.json")],
+        env=environment,
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    assert ended.returncode == 75
+    lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [line["n"] for line in lines] == list(range(len(lines)))
+    assert "docker: " in lines[0]["text"]
+
+
+@pytest.mark.parametrize("spec", ["", "[]", '{"image": "y"}', "{"])
+def test_a_spec_that_cannot_be_understood_is_a_bad_spec(bench: Bench, spec: str) -> None:
+    (bench.directory / "bad.json").write_text(spec)
+    command = [sys.executable, "-I", "-S", str(BUILDER_PATH), "--spec", str(bench.directory / "bad.json")]
+    command += ["--log", str(bench.log), "--result", str(bench.directory / "result.json")]
+    assert subprocess.run(command, check=False).returncode == 64
+    assert json.loads((bench.directory / "result.json").read_text())["reason"] == "bad_spec"
+
+
+def test_a_log_that_cannot_be_written_ends_as_soon_as_the_builder_is_asked_to(bench: Bench) -> None:
+    bench.log.symlink_to("/dev/full")
+    bench.repo2docker("echo $$ > pids; echo one; sleep 300")
+    process = bench.start()
+    eventually_blocking(lambda: (bench.directory / "pids").exists())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) in (75, 143)
+    result = json.loads((bench.directory / "result.json").read_text())
+    # Which of the two comes first is a race; that neither holds up the other is the promise.
+    assert result["reason"] in ("disk_full", "cancelled")
+    assert result["lines"] == 0
+    none_runs(bench.pids())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", disk], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("file systems cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_the_result_is_written_even_when_the_disk_fills_up(small_disk: Path, bench: Bench) -> None:
+    bench.repo2docker(f"head -c 1000000 /dev/zero > {small_disk}/filler; echo after; sleep 300")
+    command = [sys.executable, "-I", "-S", str(BUILDER_PATH), "--spec", str(_written_spec(bench))]
+    command += ["--log", str(small_disk / "log.jsonl"), "--result", str(small_disk / "result.json")]
+    process = subprocess.Popen(command, env={**os.environ, "PATH": f"{bench.bin}:{os.environ['PATH']}"})
+    eventually_blocking(lambda: os.statvfs(small_disk).f_bavail == 0)
+    process.send_signal(signal.SIGTERM)
+    process.wait(40)
+    assert json.loads((small_disk / "result.json").read_text())["reason"] in ("disk_full", "cancelled")
+
+
+def _written_spec(bench: Bench) -> Path:
+    path = bench.directory / "full.json"
+    command = [str(bench.bin / "fake-repo2docker")]
+    path.write_text(json.dumps({"repo_url": "x", "image": "y", "repo2docker_command": command}))
+    return path
+
+
+FAILED_BUILDS = [
+    ("building", ['ERROR: process "/bin/sh -c pip install x" did not complete successfully: exit code: 1'], 1,
+     "build_step_failed"),
+    ("building", ['ERROR: process "/bin/sh -c make" did not complete successfully: exit code: 137'], 1,
+     "build_out_of_memory"),
+    ("building", ["OSError: [Errno 28] No space left on device",
+                  'ERROR: process "/bin/sh -c pip" did not complete successfully: exit code: 1'], 1, "disk_full"),
+    ("building", ["Authentication failed in a step",
+                  'ERROR: process "/bin/sh -c git clone" did not complete successfully: exit code: 128'], 1,
+     "build_step_failed"),
+    ("building", ["unknown revision", "ERROR: failed to build: failed to solve: COPY failed"], 1, "build_step_failed"),
+    ("building", ["ERROR: error reading from server: EOF"], 1, "docker_unavailable"),
+    ("fetching", ["fatal: could not read Username for 'https://github.com'"], 1, "repository_private"),
+    ("fetching", ["Failed to check out ref nope"], 1, "ref_not_found"),
+    ("fetching", ["fatal: unable to access 'https://x': Could not resolve host"], 1, "fetch_failed"),
+    ("fetching", ["building"], -9, "builder_out_of_memory"),
+    ("building", ["ValueError: unsupported Python"], 1, "no_environment"),
+    ("fetching", [], 1, "fetch_failed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("phase", "lines", "code", "reason"), FAILED_BUILDS)
+def test_a_failed_build_is_understood(phase: str, lines: list[str], code: int, reason: str) -> None:
+    assert classify_build(phase, lines, code)[0] == reason
+
+
+def test_a_failed_step_is_named(bench: Bench) -> None:
+    bench.repo2docker(
+        JSON_LINE % ("Using", "building")
+        + """echo 'ERROR: process "/bin/sh -c pip install nope" did not complete successfully: exit code: 1'; exit 1"""
+    )
+    result = bench.run()
+    assert (result["reason"], result["failed_step"]) == ("build_step_failed", "RUN pip install nope")
+    assert result["message"] == "The step `RUN pip install nope` ended with exit code 1."
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("unauthorized: authentication required", "push_denied"),
+        ("denied: requested access to the resource is denied", "push_denied"),
+        ("An image does not exist locally with the tag: one", "image_missing"),
+        ("Cannot connect to the Docker daemon at unix:///var/run/docker.sock", "docker_unavailable"),
+        ("received unexpected HTTP status: 502 Bad Gateway", "push_failed"),
+    ],
+)
+def test_a_failed_push_is_understood(line: str, reason: str) -> None:
+    assert classify_push(["The push refers to repository [x]", line])[0] == reason
+
+
+def test_every_reason_of_the_builder_is_one_of_the_contract() -> None:
+    assert set(EXIT_CODES) - {"ok", "cancelled"} <= {reason.value for reason in FailureReason}
+
+
+def test_a_result_is_short_whatever_it_says() -> None:
+    for key in ("message", "failed_step", "image"):
+        data = encode_result({"reason": "ok", "message": "", key: "\N{SNOWMAN}" * 5000})
+        assert len(data) <= MAX_RESULT_BYTES
+        assert json.loads(data)["reason"] == "ok"

@@ -1,0 +1,311 @@
+"""GitHub's answers become exactly one commit, or a sentence that says why not."""
+
+import hashlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from urllib.parse import unquote
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from rabbit2docker.errors import ProviderUnavailable, RequestRejected
+from rabbit2docker.providers.gh import GitHubProvider
+from rabbit2docker.settings import ProviderSettings
+from rabbit2docker_schemas.reasons import RejectReason
+
+
+def sha(number: int) -> str:
+    return hashlib.sha1(str(number).encode()).hexdigest()
+
+
+MAIN, FOO_MAIN, TAGGED, TAG, OUTER_TAG, PULL, SAME_BRANCH, SAME_TAG, TREE = map(sha, range(1, 10))
+
+
+class FakeGitHub:
+    """The part of the REST API that ref resolution needs."""
+
+    def __init__(self) -> None:
+        self.refs = {
+            "refs/heads/main": ("commit", MAIN),
+            "refs/heads/foo/main": ("commit", FOO_MAIN),
+            "refs/heads/main-2": ("commit", FOO_MAIN),
+            "refs/heads/same": ("commit", SAME_BRANCH),
+            "refs/tags/same": ("commit", SAME_TAG),
+            "refs/tags/v1": ("tag", TAG),
+            "refs/tags/v1.0": ("commit", MAIN),
+            "refs/tags/signed-twice": ("tag", OUTER_TAG),
+            "refs/tags/tree": ("tree", TREE),
+            "refs/pull/7/head": ("commit", PULL),
+        }
+        self.tags = {TAG: ("commit", TAGGED), OUTER_TAG: ("tag", TAG)}
+        self.commits = {MAIN, FOO_MAIN, TAGGED, PULL}
+        self.head: str | None = MAIN
+        self.asked: list[str] = []
+        self.not_modified = 0
+        self.authorization: set[str | None] = set()
+        self.always: Callable[[], web.Response] | None = None
+        app = web.Application()
+        app.router.add_get("/repos/{path:.+}", self._answer)
+        self.server = TestServer(app)
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        path = unquote(request.raw_path).removeprefix("/repos/")
+        self.asked.append(path)
+        self.authorization.add(request.headers.get("Authorization"))
+        if self.always:
+            return self.always()
+        if not path.startswith("o/r"):
+            return web.json_response({"message": "Not Found"}, status=404)
+        response = self._about(path.removeprefix("o/r").strip("/"))
+        if response.status == 200:
+            etag = f'"{hash(response.text)}"'
+            if request.headers.get("If-None-Match") == etag:
+                self.not_modified += 1
+                return web.Response(status=304)
+            response.headers["ETag"] = etag
+        return response
+
+    def _about(self, path: str) -> web.Response:
+        kind, _, name = path.partition("/")
+        if kind == "":
+            return web.json_response({"full_name": "o/r"})
+        if kind == "commits":
+            found = self.head if name == "HEAD" else self._short(name)
+            return web.Response(text=found) if found else self._missing(422)
+        what, _, value = name.partition("/")
+        if what == "matching-refs":
+            return web.json_response(
+                [self._ref(ref) for ref in sorted(self.refs) if ref.startswith(f"refs/{value}")]
+            )
+        if what == "commits":
+            return web.json_response({"sha": value}) if value in self.commits else self._missing(404)
+        kind_of, target = self.tags[value]
+        return web.json_response({"sha": value, "object": {"type": kind_of, "sha": target}})
+
+    def _short(self, name: str) -> str | None:
+        return next((commit for commit in sorted(self.commits) if commit.startswith(name)), None)
+
+    def _ref(self, ref: str) -> dict[str, Any]:
+        kind, value = self.refs[ref]
+        return {"ref": ref, "object": {"type": kind, "sha": value}}
+
+    def _missing(self, status: int) -> web.Response:
+        return web.json_response({"message": "No commit found"}, status=status)
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeGitHub]:
+    fake = FakeGitHub()
+    await fake.server.start_server()
+    yield fake
+    await fake.server.close()
+
+
+@pytest.fixture
+async def provider(fake: FakeGitHub) -> AsyncIterator[GitHubProvider]:
+    async with aiohttp.ClientSession() as session:
+        yield GitHubProvider(settings(fake), session)
+
+
+def settings(fake: FakeGitHub, **changes: Any) -> ProviderSettings:
+    return ProviderSettings.model_validate({"github_api_url": str(fake.server.make_url("/")), **changes})
+
+
+async def refusal(provider: GitHubProvider, spec: str) -> RequestRejected:
+    with pytest.raises(RequestRejected) as caught:
+        await provider.resolve(spec)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("ref", "commit"),
+    [
+        ("main", MAIN),
+        ("foo/main", FOO_MAIN),
+        ("foo%2Fmain", FOO_MAIN),
+        ("main/", MAIN),
+        ("HEAD", MAIN),
+        ("v1", TAGGED),
+        ("v1.0", MAIN),
+        ("signed-twice", TAGGED),
+        ("same", SAME_BRANCH),
+        ("tags/same", SAME_TAG),
+        ("refs/tags/same", SAME_TAG),
+        ("heads/main", MAIN),
+        ("refs/heads/main", MAIN),
+        ("refs/pull/7/head", PULL),
+        ("pull/7/head", PULL),
+        (TAGGED, TAGGED),
+        (TAGGED.upper(), TAGGED),
+        (PULL[:39], PULL),
+        ("master", MAIN),
+    ],
+)
+async def test_a_ref_becomes_the_commit_that_it_names(
+    provider: GitHubProvider, ref: str, commit: str
+) -> None:
+    repository = await provider.resolve(f"o/r/{ref}")
+    assert repository.resolved_ref == commit
+
+
+@pytest.mark.parametrize(
+    "ref",
+    ["mai", "foo", "v", "FOO/MAIN", f"{MAIN}0", f"{MAIN}{MAIN[:24]}", sha(50), "beef", "pull/8/head", "tree"],
+)
+async def test_what_is_no_whole_name_of_a_commit_is_not_found(provider: GitHubProvider, ref: str) -> None:
+    error = await refusal(provider, f"o/r/{ref}")
+    assert error.reason is RejectReason.REF_NOT_FOUND
+    assert "o/r" in error.message
+
+
+async def test_a_repository_without_commits_has_no_versions(
+    fake: FakeGitHub, provider: GitHubProvider
+) -> None:
+    fake.head = None
+    assert (await refusal(provider, "o/r/HEAD")).reason is RejectReason.REF_NOT_FOUND
+
+
+@pytest.mark.parametrize("ref", ["main", "HEAD", MAIN, "abcdef0"])
+async def test_a_repository_that_is_not_there_is_told_from_a_ref_that_is_not_there(
+    provider: GitHubProvider, ref: str
+) -> None:
+    error = await refusal(provider, f"o2/r/{ref}")
+    assert error.reason is RejectReason.REPOSITORY_NOT_FOUND
+    assert "private" in error.message
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason", "message"),
+    [
+        ("o/r", RejectReason.INVALID_SPEC, 'Did you mean "o/r/HEAD"?'),
+        ("o/r/", RejectReason.INVALID_SPEC, 'Did you mean "o/r/HEAD"?'),
+        ("o", RejectReason.INVALID_SPEC, "owner/repository/ref"),
+        ("", RejectReason.INVALID_SPEC, "owner/repository/ref"),
+        ("../r/main", RejectReason.INVALID_SPEC, "'..'"),
+        ("o/.git/main", RejectReason.INVALID_SPEC, "''"),
+        ("o/r?x/main", RejectReason.INVALID_SPEC, "'r?x'"),
+        ("o/r/a..b", RejectReason.INVALID_SPEC, "cannot be a branch"),
+        ("o/r/HEAD~1", RejectReason.INVALID_SPEC, "cannot be a branch"),
+        ("o/r/a%0Ab", RejectReason.INVALID_SPEC, "cannot be a branch"),
+        ("o/r/../../x", RejectReason.INVALID_SPEC, "cannot be a branch"),
+        ("o/r/--upload-pack=id", RejectReason.REFUSED_URL, "option"),
+    ],
+)
+def test_a_spec_that_cannot_be_read_is_refused_without_asking(
+    spec: str, reason: RejectReason, message: str
+) -> None:
+    with pytest.raises(RequestRejected) as caught:
+        GitHubProvider(ProviderSettings()).check(spec)
+    assert caught.value.reason is reason
+    assert message in caught.value.message
+
+
+def test_the_repository_is_named_as_by_binderhub() -> None:
+    repository = GitHubProvider(ProviderSettings()).fixed("Jupyterhub/zero-to.git/0.9.1", MAIN)
+    assert repository.repo_url == "https://github.com/Jupyterhub/zero-to"
+    assert repository.build_slug == "Jupyterhub-zero-to"
+    assert (repository.spec, repository.resolved_ref) == ("Jupyterhub/zero-to.git/0.9.1", MAIN)
+    assert (repository.content_provider, repository.display_name) == ("Git", "Jupyterhub/zero-to")
+
+
+def test_an_enterprise_servers_repositories_have_its_address() -> None:
+    provider = GitHubProvider(ProviderSettings(github_hostname="git.corp.example"))
+    assert provider.fixed("o/r/HEAD", MAIN).repo_url == "https://git.corp.example/o/r"
+
+
+async def test_the_second_question_costs_no_rate_limit(fake: FakeGitHub, provider: GitHubProvider) -> None:
+    for _ in range(3):
+        assert (await provider.resolve("o/r/main")).resolved_ref == MAIN
+    assert (len(fake.asked), fake.not_modified) == (3, 2)
+
+
+async def test_a_branch_that_moved_is_seen_at_once(fake: FakeGitHub, provider: GitHubProvider) -> None:
+    await provider.resolve("o/r/main")
+    fake.refs["refs/heads/main"] = ("commit", PULL)
+    assert (await provider.resolve("o/r/main")).resolved_ref == PULL
+
+
+async def test_the_token_is_shown_and_never_told(fake: FakeGitHub) -> None:
+    async with aiohttp.ClientSession() as session:
+        provider = GitHubProvider(settings(fake, github_token="s3cret"), session)
+        await provider.resolve("o/r/main")
+        assert fake.authorization == {"Bearer s3cret"}
+        fake.always = lambda: web.json_response({"message": "Bad credentials"}, status=401)
+        with pytest.raises(ProviderUnavailable, match="refuses the token") as caught:
+            await provider.resolve("o/r/main")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "least", "most"),
+    [
+        (403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "in 600"}, 590, 600),
+        (429, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "in 600"}, 590, 600),
+        (403, {"Retry-After": "7", "X-RateLimit-Remaining": "58"}, 7, 7),
+        (429, {}, 60, 60),
+    ],
+)
+async def test_a_rate_limit_is_waited_for_as_long_as_github_says(
+    fake: FakeGitHub,
+    provider: GitHubProvider,
+    status: int,
+    headers: dict[str, str],
+    least: float,
+    most: float,
+) -> None:
+    told = {name: value.replace("in 600", str(int(time.time()) + 600)) for name, value in headers.items()}
+    fake.always = lambda: web.json_response({"message": "limit"}, status=status, headers=told)
+    with pytest.raises(ProviderUnavailable, match="github_token") as caught:
+        await provider.resolve("o/r/main")
+    assert caught.value.retry_after is not None
+    assert least <= caught.value.retry_after <= most
+
+
+@pytest.mark.parametrize("status", [403, 451])
+async def test_a_blocked_repository_is_refused_in_githubs_words(
+    fake: FakeGitHub, provider: GitHubProvider, status: int
+) -> None:
+    fake.always = lambda: web.json_response({"message": "Repository access blocked"}, status=status)
+    error = await refusal(provider, "o/r/main")
+    assert error.reason is RejectReason.REPOSITORY_PRIVATE
+    assert "Repository access blocked" in error.message
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        lambda: web.Response(status=502, text="<html>"),
+        lambda: web.Response(status=200, text="<html>"),
+        lambda: web.json_response([{"ref": "refs/heads/main", "object": {"type": "commit", "sha": "--x"}}]),
+        lambda: web.json_response([{"ref": "refs/heads/main", "object": "nonsense"}]),
+    ],
+)
+async def test_trouble_and_nonsense_are_tried_again_later(
+    fake: FakeGitHub, provider: GitHubProvider, response: Callable[[], web.Response]
+) -> None:
+    fake.always = response
+    with pytest.raises(ProviderUnavailable):
+        await provider.resolve("o/r/main")
+
+
+async def test_a_host_that_is_away_is_waited_for(fake: FakeGitHub, provider: GitHubProvider) -> None:
+    await fake.server.close()
+    with pytest.raises(ProviderUnavailable, match="cannot be reached"):
+        await provider.resolve("o/r/main")
+
+
+async def test_a_renamed_repository_is_followed(fake: FakeGitHub, provider: GitHubProvider) -> None:
+    responses = iter(
+        [
+            web.Response(status=301, headers={"Location": "/repos/o/r/git/matching-refs/heads/main"}),
+            web.Response(
+                text=json.dumps([{"ref": "refs/heads/main", "object": {"type": "commit", "sha": PULL}}])
+            ),
+        ]
+    )
+    fake.always = lambda: next(responses)
+    assert (await provider.resolve("old/r/main")).resolved_ref == PULL

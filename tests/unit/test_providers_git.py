@@ -1,0 +1,383 @@
+"""What a git repository answers becomes exactly one commit, or a sentence that says why not."""
+
+import asyncio
+import os
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import quote
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from rabbit2docker.errors import ProviderUnavailable, RequestRejected
+from rabbit2docker.providers.git import GitProvider
+from rabbit2docker.providers.urls import AddressPolicy
+from rabbit2docker.settings import ProviderSettings
+from rabbit2docker_schemas.reasons import RejectReason
+
+OPEN = ProviderSettings(allow_private_addresses=True)
+SHA = "38e50c71130fcf56655685f0992f4f125bef3879"
+IDENTITY = {
+    f"GIT_{who}_{what}": value
+    for who in ("AUTHOR", "COMMITTER")
+    for what, value in (("NAME", "t"), ("EMAIL", "t@example.org"))
+}
+
+
+class Work:
+    """A bare repository with branches and tags that are easily confused."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / "work.git"
+        self.git("init", "-q", "--bare", "--initial-branch=main", str(self.path), where=root)
+        tree = self.git("mktree", feed="")
+        self.commits = [self.git("commit-tree", tree, "-m", str(number)) for number in range(5)]
+        main, foo, tagged, branch, tag = self.commits
+        self.git("update-ref", "refs/heads/main", main)
+        self.git("update-ref", "refs/heads/foo/main", foo)
+        self.git("update-ref", "refs/heads/a/refs/heads/main", foo)
+        self.git("tag", "-a", "v1", tagged, "-m", "first")
+        self.git("update-ref", "refs/heads/same", branch)
+        self.git("update-ref", "refs/tags/same", tag)
+        self.git("update-ref", "refs/pull/7/head", tagged)
+        self.tag_object = self.git("rev-parse", "v1")
+
+    def git(self, *arguments: str, where: Path | None = None, feed: str | None = None) -> str:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=where or self.path,
+            env=os.environ | IDENTITY,
+            input=feed,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    return Work(tmp_path_factory.mktemp("git"))
+
+
+class Host:
+    """Serves repositories over smart HTTP with git's own server program, and misbehaves at other paths."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.asked: list[str] = []
+        app = web.Application()
+        app.router.add_route("*", "/status/{status}/{rest:.*}", self._status)
+        app.router.add_route("*", "/hang/{rest:.*}", self._hang)
+        app.router.add_route("*", "/page/{rest:.*}", self._page)
+        app.router.add_route("*", "/flood/{rest:.*}", self._flood)
+        app.router.add_route("*", "/moved/{rest:.*}", self._moved)
+        app.router.add_route("*", "/loop/{rest:.*}", self._loop)
+        app.router.add_route("*", "/login/{rest:.*}", self._login)
+        app.router.add_route("*", "/{rest:.*}", self._serve)
+        self.server = TestServer(app)
+        self.released = asyncio.Event()
+
+    def url(self, path: str) -> str:
+        return str(self.server.make_url(path))
+
+    async def _status(self, request: web.Request) -> web.Response:
+        headers = {"WWW-Authenticate": "Basic"} if request.match_info["status"] == "401" else {}
+        return web.Response(status=int(request.match_info["status"]), headers=headers)
+
+    async def _hang(self, _request: web.Request) -> web.Response:
+        await self.released.wait()
+        return web.Response()
+
+    async def _page(self, _request: web.Request) -> web.Response:
+        return web.Response(
+            text="<!doctype html>\n<html>\n<body>hello</body>\n</html>\n", content_type="text/html"
+        )
+
+    async def _flood(self, _request: web.Request) -> web.Response:
+        lines = "".join(f"{number:040x}\trefs/heads/b{number}\n" for number in range(200_000))
+        return web.Response(text=lines)
+
+    async def _moved(self, request: web.Request) -> web.Response:
+        return web.Response(
+            status=301, headers={"Location": f"/{request.match_info['rest']}?{request.query_string}"}
+        )
+
+    async def _loop(self, request: web.Request) -> web.Response:
+        return web.Response(status=302, headers={"Location": str(request.rel_url)})
+
+    async def _login(self, _request: web.Request) -> web.Response:
+        return web.Response(status=302, headers={"Location": "/page/sign-in"})
+
+    async def _serve(self, request: web.Request) -> web.Response:
+        self.asked.append(request.path)
+        environment = {
+            "PATH": os.environ["PATH"],
+            "GIT_PROJECT_ROOT": str(self.root),
+            "GIT_HTTP_EXPORT_ALL": "1",
+            "PATH_INFO": request.path,
+            "QUERY_STRING": request.query_string,
+            "REQUEST_METHOD": request.method,
+            "CONTENT_TYPE": request.headers.get("Content-Type", ""),
+            "HTTP_CONTENT_ENCODING": "",
+            "GIT_PROTOCOL": request.headers.get("Git-Protocol", ""),
+        }
+        process = await asyncio.create_subprocess_exec(
+            "git", "http-backend",
+            env=environment, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        output, _ = await process.communicate(await request.read())
+        head, _, body = output.partition(b"\r\n\r\n")
+        headers = dict(line.split(": ", 1) for line in head.decode().splitlines())
+        status = int(headers.pop("Status", "200 OK").split()[0])
+        return web.Response(status=status, headers=headers, body=body)
+
+
+@pytest.fixture
+async def host(work: Work) -> AsyncIterator[Host]:
+    host = Host(work.path.parent)
+    await host.server.start_server()
+    yield host
+    host.released.set()
+    await host.server.close()
+
+
+def spec(url: str, ref: str = "HEAD") -> str:
+    return f"{quote(url, safe='')}/{quote(ref, safe='')}"
+
+
+async def refusal(url: str, ref: str = "HEAD", *, settings: ProviderSettings = OPEN) -> RequestRejected:
+    with pytest.raises(RequestRejected) as caught:
+        await GitProvider(settings).resolve(spec(url, ref))
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("ref", "number"),
+    [
+        ("HEAD", 0),
+        ("main", 0),
+        ("foo/main", 1),
+        ("refs/heads/main", 0),
+        ("heads/main", 0),
+        ("v1", 2),
+        ("refs/tags/v1", 2),
+        ("same", 3),
+        ("tags/same", 4),
+        ("refs/tags/same", 4),
+        ("pull/7/head", 2),
+    ],
+)
+async def test_a_ref_becomes_the_commit_that_it_names(host: Host, work: Work, ref: str, number: int) -> None:
+    repository = await GitProvider(OPEN).resolve(spec(host.url("/work.git"), ref))
+    assert repository.resolved_ref == work.commits[number]
+    assert repository.repo_url == host.url("/work.git")
+
+
+@pytest.mark.parametrize("ref", ["mai", "foo", "MAIN", "abcdef0", f"{SHA}0", SHA * 2, "nowhere"])
+async def test_what_is_no_whole_name_is_not_found(host: Host, ref: str) -> None:
+    error = await refusal(host.url("/work.git"), ref)
+    assert error.reason is RejectReason.REF_NOT_FOUND
+    assert ("full id of 40 characters" in error.message) == (ref in ("abcdef0", f"{SHA}0", SHA * 2))
+
+
+async def test_a_full_commit_id_is_taken_without_asking(host: Host) -> None:
+    for written in (SHA, SHA.upper()):
+        repository = await GitProvider(OPEN).resolve(spec(host.url("/work.git"), written))
+        assert repository.resolved_ref == SHA
+    assert host.asked == []
+
+
+async def test_an_empty_repository_has_no_default_branch(host: Host, work: Work) -> None:
+    work.git("init", "-q", "--bare", str(work.path.parent / "empty.git"))
+    error = await refusal(host.url("/empty.git"))
+    assert (error.reason, "empty" in error.message) == (RejectReason.REF_NOT_FOUND, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/nothing.git", RejectReason.REPOSITORY_NOT_FOUND),
+        ("/status/404/r", RejectReason.REPOSITORY_NOT_FOUND),
+        ("/status/410/r", RejectReason.REPOSITORY_NOT_FOUND),
+        ("/page/r", RejectReason.REPOSITORY_NOT_FOUND),
+        ("/status/401/r", RejectReason.REPOSITORY_PRIVATE),
+        ("/status/403/r", RejectReason.REPOSITORY_PRIVATE),
+    ],
+)
+async def test_a_repository_that_cannot_be_read_is_refused_with_the_reason(
+    host: Host, path: str, reason: RejectReason
+) -> None:
+    error = await refusal(host.url(path))
+    assert error.reason is reason
+    assert "Check the address" in error.message
+
+
+@pytest.mark.parametrize("path", ["/status/500/r", "/status/503/r", "/status/429/r"])
+async def test_trouble_of_the_host_is_tried_again_later(host: Host, path: str) -> None:
+    with pytest.raises(ProviderUnavailable, match="at the moment"):
+        await GitProvider(OPEN).resolve(spec(host.url(path)))
+
+
+async def test_a_host_that_is_away_is_tried_again_later(unused_tcp_port: int) -> None:
+    with pytest.raises(ProviderUnavailable, match="at the moment"):
+        await GitProvider(OPEN).resolve(spec(f"http://127.0.0.1:{unused_tcp_port}/r"))
+
+
+async def test_a_host_that_hangs_is_left_with_all_helpers(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups: list[int] = []
+    real = asyncio.create_subprocess_exec
+
+    async def noting(*arguments: str, **options: object) -> asyncio.subprocess.Process:
+        process = await real(*arguments, **options)  # type: ignore[arg-type]
+        groups.append(process.pid)
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", noting)
+    settings = ProviderSettings(allow_private_addresses=True, timeout=0.5)
+    with pytest.raises(ProviderUnavailable, match=r"within 0\.5 seconds"):
+        await GitProvider(settings).resolve(spec(host.url("/hang/r")))
+    assert not await asyncio.to_thread(_living, groups[0])
+
+
+def _living(group: int) -> list[str]:
+    """Return the programs of a process group that have not ended; ended ones may still wait to be reaped."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = stat.read_text().rpartition(")")
+        except OSError:
+            continue
+        state, _parent, its_group = rest.split()[:3]
+        if int(its_group) == group and state not in "ZX":
+            found.append(name)
+    return found
+
+
+async def test_a_host_that_floods_us_is_left(host: Host) -> None:
+    with pytest.raises((ProviderUnavailable, RequestRejected)):
+        await GitProvider(OPEN).resolve(spec(host.url("/flood/r")))
+
+
+async def test_a_moved_repository_is_followed_and_keeps_the_name_that_was_asked_for(
+    host: Host, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AddressPolicy, "allows_private", property(lambda _: False))
+    async with aiohttp.ClientSession() as session:
+        repository = await GitProvider(OPEN, session).resolve(spec(host.url("/moved/work.git"), "main"))
+    assert repository.resolved_ref == work.commits[0]
+    assert repository.repo_url == host.url("/moved/work.git")
+
+
+async def test_a_redirect_to_an_address_inside_is_refused(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The policy is strict, but the first address counts as public: as if it were a host of the requester."""
+    first = host.url("/moved/work.git")
+    strict, judge = AddressPolicy(ProviderSettings()), AddressPolicy.resolve
+
+    async def resolve(_self: AddressPolicy, url: str) -> list[str]:
+        return [] if url == first else await judge(strict, url)
+
+    monkeypatch.setattr(AddressPolicy, "allows_private", property(lambda _: False))
+    monkeypatch.setattr(AddressPolicy, "resolve", resolve)
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(RequestRejected, match="inside this network") as caught:
+            await GitProvider(OPEN, session).resolve(spec(first, "main"))
+    assert caught.value.reason is RejectReason.REFUSED_URL
+    assert host.asked == []
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("/loop/r", RejectReason.REPOSITORY_NOT_FOUND), ("/login/r", RejectReason.REPOSITORY_PRIVATE)],
+)
+async def test_redirects_that_lead_nowhere_are_refused(
+    host: Host, monkeypatch: pytest.MonkeyPatch, path: str, reason: RejectReason
+) -> None:
+    monkeypatch.setattr(AddressPolicy, "allows_private", property(lambda _: False))
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(RequestRejected) as caught:
+            await GitProvider(OPEN, session).resolve(spec(host.url(path)))
+    assert caught.value.reason is reason
+
+
+async def test_git_connects_to_the_address_that_was_judged(
+    host: Host, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def resolve(_self: AddressPolicy, _url: str) -> list[str]:
+        return ["127.0.0.1"]
+
+    monkeypatch.setattr(AddressPolicy, "resolve", resolve)
+    url = f"http://repository.invalid:{host.server.port}/work.git"
+    assert (await GitProvider(OPEN).resolve(spec(url, "main"))).resolved_ref == work.commits[0]
+
+
+async def test_git_gets_nothing_of_ours_that_opens_a_door(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password s3cret\n")
+    (tmp_path / ".gitconfig").write_text(
+        f'[url "{host.url("/work.git")}"]\n\tinsteadOf = {host.url("/nothing.git")}\n'
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GIT_ASKPASS", "/bin/echo")
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "http.extraHeader")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "Authorization: s3cret")
+    assert (await refusal(host.url("/nothing.git"))).reason is RejectReason.REPOSITORY_NOT_FOUND
+    assert (await refusal(host.url("/status/401/r"))).reason is RejectReason.REPOSITORY_PRIVATE
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:9/r", "http://localhost/r", "https://2130706433/r", "https://git.ns.svc/r"]
+)
+async def test_an_address_inside_is_refused_even_for_a_known_commit(url: str) -> None:
+    for ref in ("HEAD", SHA):
+        assert (await refusal(url, ref, settings=ProviderSettings())).reason is RejectReason.REFUSED_URL
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("https%3A%2F%2Fexample.org%2Fr", RejectReason.INVALID_SPEC),
+        ("https%3A%2F%2Fexample.org%2Fr/", RejectReason.INVALID_SPEC),
+        ("/HEAD", RejectReason.INVALID_SPEC),
+        ("", RejectReason.INVALID_SPEC),
+        ("https://example.org/r/HEAD", RejectReason.REFUSED_URL),
+        ("file%3A%2F%2F%2Fetc/HEAD", RejectReason.REFUSED_URL),
+        ("%2Fetc%2Fpasswd/HEAD", RejectReason.REFUSED_URL),
+        ("ext%3A%3Ash%20-c%20id/HEAD", RejectReason.REFUSED_URL),
+        ("--upload-pack%3Did/HEAD", RejectReason.REFUSED_URL),
+        ("git%40github.com%3Ao%2Fr/HEAD", RejectReason.REFUSED_URL),
+        ("https%3A%2F%2Fme%3As3cret%40example.org%2Fr/HEAD", RejectReason.REFUSED_URL),
+        ("https%3A%2F%2Fexample.org%2Fr/--upload-pack%3Did", RejectReason.REFUSED_URL),
+        ("https%3A%2F%2Fexample.org%2Fr/ma*n", RejectReason.INVALID_SPEC),
+        ("https%3A%2F%2Fexample.org%2Fr/HEAD~1", RejectReason.INVALID_SPEC),
+        ("https%3A%2F%2Fexample.org%2Fr/a%0Ab", RejectReason.INVALID_SPEC),
+    ],
+)
+def test_a_spec_that_cannot_be_read_is_refused_without_asking(text: str, reason: RejectReason) -> None:
+    with pytest.raises(RequestRejected) as caught:
+        GitProvider(OPEN).check(text)
+    assert caught.value.reason is reason
+    assert "s3cret" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("https%3A%2F%2Fgithub.com%2Fjupyterhub%2Fzero-to-jupyterhub-k8s/0.8.0", "https://github.com/jupyterhub/zero-to-jupyterhub-k8s"),
+        ("git%40github.com%3Ao%2Fr.git/HEAD", "ssh://git@github.com/o/r.git"),
+        ("http%3A%2F%2F127.0.0.1%3A9%2Fr/a%2Fb", "http://127.0.0.1:9/r"),
+    ],
+)  # fmt: skip
+def test_the_repository_is_named_as_by_binderhub(text: str, url: str) -> None:
+    repository = GitProvider(ProviderSettings()).fixed(text, SHA)
+    assert (repository.repo_url, repository.build_slug) == (url, url)
+    assert (repository.resolved_ref, repository.content_provider) == (SHA, "Git")

@@ -1,0 +1,138 @@
+"""A request reaches nothing through us that its sender could not reach alone, however the address is spelt."""
+
+import asyncio
+import socket
+
+import pytest
+
+from rabbit2docker.errors import ProviderUnavailable, RequestRejected
+from rabbit2docker.providers.urls import AddressPolicy, Target
+from rabbit2docker.settings import ProviderSettings
+from rabbit2docker_schemas.reasons import RejectReason
+
+STRICT = AddressPolicy(ProviderSettings())
+OPEN = AddressPolicy(ProviderSettings(allow_private_addresses=True))
+
+
+def refusal(policy: AddressPolicy, url: str) -> str:
+    with pytest.raises(RequestRejected) as caught:
+        policy.check(url)
+    assert caught.value.reason is RejectReason.REFUSED_URL
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("url", "target"),
+    [
+        ("https://github.com/a/b", Target("https", "github.com", 443)),
+        ("HTTPS://GitHub.COM./a/b.git", Target("https", "github.com", 443)),
+        ("http://example.org:8080/a", Target("http", "example.org", 8080)),
+        ("git://example.org/a", Target("git", "example.org", 9418)),
+        ("https://8.8.8.8/a", Target("https", "8.8.8.8", 443)),
+        ("https://[2606:4700::1111]/a", Target("https", "2606:4700::1111", 443)),
+        ("https://bücher.example/a", Target("https", "xn--bcher-kva.example", 443)),
+    ],
+)
+def test_public_addresses_are_allowed(url: str, target: Target) -> None:
+    assert STRICT.check(url) == target
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1", "127.1", "0177.0.0.1", "0x7f.0.0.1", "2130706433", "0x7f000001", "0", "0.0.0.0",
+        "１２７.0.0.1", "127。0。0。1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "100.64.0.1", "169.254.169.254",
+        "224.0.0.1", "255.255.255.255", "[::1]", "[::]", "[fe80::1]", "[fc00::1]", "[fec0::1]", "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]", "[::127.0.0.1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "localhost", "LOCALHOST.", "a.localhost",
+        "rabbitmq", "hub.default.svc", "hub.default.svc.cluster.local", "hub.default.svc.example.com",
+        "metadata.google.internal", "printer.local", "router.lan",
+    ],
+)  # fmt: skip
+def test_addresses_inside_are_refused_in_every_spelling(host: str) -> None:
+    assert "ask the operator" in refusal(STRICT, f"http://{host}/a/b")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:3000", "[::1]", "localhost", "git.default.svc"])
+def test_the_operator_can_allow_addresses_inside(host: str) -> None:
+    assert OPEN.check(f"http://{host}/a").scheme == "http"
+
+
+@pytest.mark.parametrize("policy", [STRICT, OPEN])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd", "/etc/passwd", "../a", "ext::sh -c id", "ext::sh", "https::http://example.org/a",
+        "ftp://example.org/a", "ssh://git@example.org/a", "git+ssh://example.org/a", "--upload-pack=id", "-oProxyCommand=id",
+        "https:/example.org/a", "https:example.org/a", "https:///a", "http://", "https://-example.org/a",
+        "https://exa mple.org/a", "https://example.org/\na", "https://example.org\\@127.0.0.1/", "https://%31.example.org/",
+        "https://[::1%eth0]/a", "https://[::1/a", "https://example.org:x/a", "https://example.org:99999/a",
+        "https://example.org/a/../b", "https://example.org/a/%2E./b", "https://e\u2028x.org/", "",
+    ],
+)  # fmt: skip
+def test_what_is_no_plain_address_is_refused_whatever_is_allowed(policy: AddressPolicy, url: str) -> None:
+    assert refusal(policy, url)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://me:s3cret@example.org/a", "https://s3cret@example.org/a", "http://a@s3cret@example.org/"]
+)
+def test_credentials_in_an_address_are_refused_and_not_repeated(url: str) -> None:
+    message = refusal(OPEN, url)
+    assert "without them" in message
+    assert "s3cret" not in message
+
+
+async def test_a_literal_address_resolves_to_itself() -> None:
+    assert await STRICT.resolve("https://8.8.8.8/a") == ["8.8.8.8"]
+
+
+async def test_a_name_that_leads_inside_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, "93.184.215.14", "127.0.0.1")
+    with pytest.raises(RequestRejected, match=r"is at 127\.0\.0\.1") as caught:
+        await STRICT.resolve("https://rebound.example.org/a")
+    assert caught.value.reason is RejectReason.REFUSED_URL
+
+
+async def test_the_judged_addresses_are_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, "93.184.215.14", "93.184.215.14", "2606:4700::1111")
+    assert await STRICT.resolve("https://example.org/a") == ["93.184.215.14", "2606:4700::1111"]
+
+
+async def test_a_link_local_answer_with_its_interface_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, "fe80::1%eth0")
+    with pytest.raises(RequestRejected, match="fe80::1"):
+        await STRICT.resolve("https://example.org/a")
+
+
+async def test_a_name_nobody_has_is_the_requesters_mistake_and_a_silent_name_service_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer_with(monkeypatch, error=socket.gaierror(socket.EAI_NONAME, "unknown"))
+    with pytest.raises(RequestRejected, match="There is no host") as caught:
+        await STRICT.resolve("https://nobody.example.org/a")
+    assert caught.value.reason is RejectReason.REPOSITORY_NOT_FOUND
+    answer_with(monkeypatch, error=socket.gaierror(socket.EAI_AGAIN, "try again"))
+    with pytest.raises(ProviderUnavailable, match="name service"):
+        await STRICT.resolve("https://example.org/a")
+
+
+async def test_behind_a_proxy_names_are_the_proxys_to_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, error=AssertionError("asked the name service"))
+    monkeypatch.setenv("https_proxy", "http://proxy.example.org:3128")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert await STRICT.resolve("https://example.org/a") == []
+    with pytest.raises(RequestRejected, match="ask the operator"):
+        await STRICT.resolve("https://127.0.0.1/a")
+
+
+def answer_with(monkeypatch: pytest.MonkeyPatch, *addresses: str, error: BaseException | None = None) -> None:
+    """Take the place of the name service, which tests cannot make tell what they need."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+    async def getaddrinfo(*_: object, **__: object) -> list[object]:
+        if error:
+            raise error
+        return [(0, 0, 0, "", (address, 443)) for address in addresses]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
