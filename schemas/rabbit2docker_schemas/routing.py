@@ -51,8 +51,8 @@ REASON_HEADER: Final = "r2d-reason"
 """Why a message is in the dead-letter queue."""
 
 
-def request_key(tenant: str, priority: Priority) -> str:
-    """Return the routing key of a request on the `builds` exchange."""
+def request_key(tenant: str, priority: Priority | str) -> str:
+    """Return the routing key of a request on the `builds` exchange; in patterns both may be placeholders."""
     return f"request.{tenant}.{priority}"
 
 

@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
 def mortal() -> Iterator[RabbitMQ]:
     """A broker that tests may kill."""
     with brokers.running() as broker:
+        broker.settle()
         yield broker
 
 

@@ -54,7 +54,7 @@ def _target(first: str, second: str | None, ref: str | None) -> tuple[str, str]:
         if second is not None:
             fail("Give either a URL, or a provider and a spec.", Exit.USAGE)
         with explained():
-            return from_url(first, ref)
+            return from_url(first, ref, github_hostname=load_settings().providers.github_hostname)
     if second is None:
         fail(
             f"{first!r} is no URL, so a spec has to follow: `rabbit2docker build gh owner/repository/HEAD`.",

@@ -68,12 +68,18 @@ def _apply(row: BuildRow, event: Event) -> None:
                 row.requests.append(data.request_id)
             if row.state == "unknown":
                 row.state = "waiting"
-        case Rejected() as data:
-            row.state, row.message, row.requests = "rejected", data.message, [data.request_id]
         case Progress() as data if row.end is None:
             row.state, row.message, row.attempt = str(data.phase), data.message, data.attempt
         case Log() as data:
             row.lines = max(row.lines, data.n + len(data.lines))
+        case _:
+            _apply_end(row, event)
+
+
+def _apply_end(row: BuildRow, event: Event) -> None:
+    match event.data:
+        case Rejected() as data:
+            row.state, row.message, row.requests = "rejected", data.message, [data.request_id]
         case Completed() as data:
             row.state, row.image, row.digest = "completed", data.image, data.digest
             row.message = "image existed" if data.cached else ""
@@ -82,9 +88,8 @@ def _apply(row: BuildRow, event: Event) -> None:
         case Cancelled() as data:
             row.state, row.message = "cancelled", f"by {data.by}"
         case _:
-            pass
-    if event.is_terminal or isinstance(event.data, Rejected):
-        row.ended, row.end = event.time, event
+            return
+    row.ended, row.end = event.time, event
 
 
 def rows(events: Iterable[Event]) -> list[BuildRow]:

@@ -205,8 +205,9 @@ class Executor(Protocol):
         """Tell every record, then Synced, then each change until the iterator is closed. One reader."""
 
     def lines(self, name: AttemptName, *, after: int) -> AsyncIterator[Lines]:
-        """Read the lines above number `after` in order, as they are written; ends when the attempt has ended
-        and the last line was read. Raises RecordMissing.
+        """Read the lines above number `after` in order, as they are written, to the last one of an attempt that ended.
+
+        Raises RecordMissing.
         """
 
     async def cancel(self, name: AttemptName) -> None:

@@ -25,7 +25,10 @@ def main() -> None:
             # Against the clock, so that a rate is kept however long the lines take.
             time.sleep(max(0.0, began + (number + 1) * every - time.monotonic()))
     if code := options.get("FAIL"):
-        tell("building", f'ERROR: process "/bin/sh -c make it so" did not complete successfully: exit code: {code}\n')
+        tell(
+            "building",
+            f'ERROR: process "/bin/sh -c make it so" did not complete successfully: exit code: {code}\n',
+        )
         sys.exit(1)
 
 
