@@ -296,7 +296,7 @@ class TestEnds:
         """The queue of cancel messages is consumed while requests wait for a slot."""
         consumer = make_consumer(RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS="1")
         await asyncio.to_thread(consumer.start_and_wait)
-        await ask(settings, a_request("first", lines=100, every=0.05))
+        await ask(settings, a_request("first", lines=300, every=0.05))
         await answers(amqp)
         await ask(settings, a_request("second"))
         async with publishing(settings, wait_seconds=20) as publisher:
@@ -315,7 +315,7 @@ class TestEnds:
         async with publishing(settings, wait_seconds=20) as publisher:
             await Requester(publisher, "default").cancel(CancelRequest(request_id="two"))
         [end] = (await ends(amqp)).values()
-        assert isinstance(end, Cancelled)
+        assert isinstance(end, Cancelled), consumer.log.read_text()
 
 
 class TestCapacity:
@@ -330,9 +330,9 @@ class TestCapacity:
         consumer = make_consumer(RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS="2")
         await asyncio.to_thread(consumer.start_and_wait)
         names = [f"r{n}" for n in range(6)]
-        await ask(settings, *[a_request(name, lines=40, every=0.05) for name in names])
+        await ask(settings, *[a_request(name, lines=200, every=0.05) for name in names])
         await answers(amqp, 2)
-        assert rabbitmq.depth(vhost, "builds.requests") == 4
+        await eventually(lambda: rabbitmq.depth(vhost, "builds.requests") == 4)
         ready = json.loads(consumer.get("/health/ready")[1])
         assert ready["ok"]
         assert "all slots are taken" in json.dumps(ready)
@@ -344,7 +344,7 @@ class TestCapacity:
     ) -> None:
         consumer = make_consumer(RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS="1")
         await asyncio.to_thread(consumer.start_and_wait)
-        await ask(settings, a_request("first", lines=60, every=0.05))
+        await ask(settings, a_request("first", lines=300, every=0.05))
         await answers(amqp)
         async with publishing(settings, wait_seconds=20) as publisher:
             requester = Requester(publisher, "default")

@@ -54,7 +54,7 @@ class Consumer:
                 "RABBIT2DOCKER_IMAGES__CHECK": "false",
                 "PATH": f"{TOOLS / 'bin'}:{os.environ['PATH']}",
                 "PYTHONPATH": str(TOOLS / "python"),
-                "FAKE_DOCKER": str(self.fake_docker),
+                "DOCKER_FAKE_STATE": str(self.fake_docker),
             }
         self.variables |= variables
 

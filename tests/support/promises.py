@@ -61,16 +61,18 @@ async def _captured(amqp: AmqpSettings, tenant: str) -> list[Event]:
     async with connection:
         channel = await connection.channel()
         async with reading(channel, tenant_stream(tenant), offset="first") as incoming:
-            patience = 5.0
+            patience, began = 2.0, datetime.now(UTC)
             while True:
                 try:
                     message = await asyncio.wait_for(incoming.get(), patience)
                 except TimeoutError:
                     break
                 assert message is not None
-                patience = 1.0
+                patience = 0.5
                 events.append(check_message(message))
                 await message.ack()
+                if events[-1].time > began:
+                    break  # a build that runs never falls silent
     return events
 
 
