@@ -110,6 +110,8 @@ def demonstrate(environment: dict[str, str], repository: str | None) -> int:
         say("$ docker run --rm --pull always …, to see that the registry has it all:")
         greet = [] if repository is None else ["sh", "-c", "echo Hello from inside; python --version"]
         subprocess.run([docker, "image", "rm", "--force", built["image"]], capture_output=True, check=False)
-        return subprocess.run(
+        code = subprocess.run(
             [docker, "run", "--rm", "--pull", "always", "--quiet", built["image"], *greet], check=False
         ).returncode
+        subprocess.run([docker, "image", "rm", "--force", built["image"]], capture_output=True, check=False)
+        return code

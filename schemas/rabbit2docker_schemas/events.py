@@ -160,7 +160,7 @@ class Completed(EventData):
     digest: str
     """Digest of the manifest, as the registry reports it."""
     size: int | None = None
-    """Bytes."""
+    """Bytes of the layers as the registry holds them, which is compressed; absent where it does not say."""
     resolved_ref: str
     cached: bool = False
     timings: Timings = Timings()

@@ -30,7 +30,7 @@ def verdict(
     digest: str | None = DIGEST,
 ) -> Verdict:
     attempt = an_attempt(state=AttemptState.ENDED, result=result, marks=marks)
-    return judge(attempt, attempt.marks, Evidence(where, ("the last line",), 7, attempts, digest))
+    return judge(attempt, attempt.marks, Evidence(where, ("the last line",), 7, attempts, digest, 99))
 
 
 def failed(result: BuilderResult | None, **options: object) -> Failed:
@@ -42,7 +42,7 @@ def failed(result: BuilderResult | None, **options: object) -> Failed:
 def test_a_pushed_image_that_the_registry_has_is_completed() -> None:
     found = verdict(PUSHED)
     assert isinstance(found, Completed)
-    assert (found.digest, found.size, found.lines, found.timings.building) == (DIGEST, 10, 7, 5.0)
+    assert (found.digest, found.size, found.lines, found.timings.building) == (DIGEST, 99, 7, 5.0)
 
 
 def test_the_registrys_digest_counts_not_the_builders() -> None:

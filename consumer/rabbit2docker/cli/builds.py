@@ -9,6 +9,7 @@ from contextlib import aclosing, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, TypeVar
+from urllib.parse import unquote
 
 import typer
 from pydantic import ValidationError
@@ -229,14 +230,18 @@ def _print_rows(found: list[BuildRow], *, as_json: bool) -> None:
     if not found:
         out.print("No builds in that time.")
         return
-    table = Table("BUILD", "AGE", "TOOK", "STATE", "WHAT", "NOTE", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading, width in (("BUILD", 36), ("AGE", 4), ("TOOK", 6), ("STATE", 9)):
+        table.add_column(heading, no_wrap=True, min_width=width)
+    # Whatever the width of the terminal, an id stays whole: it is what one copies.
+    rest = max(20, out.width - 60)
+    table.add_column("WHAT", no_wrap=True, overflow="ellipsis", max_width=rest // 2)
+    table.add_column("NOTE", no_wrap=True, overflow="ellipsis", max_width=rest - rest // 2)
     for row in found:
         took = (row.ended - row.began).total_seconds() if row.ended and row.began else None
-        what = f"{row.provider} {row.spec}".strip()
+        what = f"{row.provider} {unquote(row.spec)}".strip()
         state = Text(row.state, style=STATE_STYLES.get(row.state, "cyan"))
-        table.add_row(
-            row.id, texts.age(row.began), texts.seconds(took), state, Text(what), Text(row.message[:120])
-        )
+        table.add_row(row.id, texts.age(row.began), texts.seconds(took), state, Text(what), Text(row.message))
     out.print(table)
 
 

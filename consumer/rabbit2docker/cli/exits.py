@@ -37,8 +37,19 @@ EXIT_HELP = (
     "5 no such id · 64 wrong usage · 78 wrong settings."
 )
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+_PIPE_WIDTH = 400
+"""Columns where nobody looks: what goes on to other programs is not cut."""
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    return console
+
+
+out = _console(stderr=False)
+err = _console(stderr=True)
 
 
 def fail(message: str, code: Exit) -> NoReturn:

@@ -190,7 +190,7 @@ class RichView:
         if detail.layers_total:
             done, total = detail.layers_done or 0, detail.layers_total
         else:
-            done, total = detail.step or 0, detail.steps or 0
+            done, total = (detail.step or 1) - 1, detail.steps or 0  # the step that runs is not done
         assert self._task is not None
         self._progress.update(
             self._task,

@@ -53,6 +53,10 @@ class Verified(Protocol):
     def digest(self) -> str:
         """Return the manifest's digest."""
 
+    @property
+    def size(self) -> int | None:
+        """Return the bytes of its layers, where known."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tools:
@@ -193,18 +197,19 @@ class Follower:
     async def _gather_evidence(self, attempt: Attempt | None) -> Evidence:
         """Complete the log tail, which an adopted attempt has not seen, and ask the registry about the image."""
         lines = self._confirmed + 1
-        where, digest = InRegistry.UNKNOWN, None
+        where, found = InRegistry.UNKNOWN, None
         if attempt is not None:
             if not self._tail:
                 await self._read_tail()
             if attempt.result is not None and attempt.result.reason == "ok":
-                where, digest = await self._look_in_registry()
+                where, found = await self._look_in_registry()
         return Evidence(
             in_registry=where,
             tail=tuple(self._tail),
             lines=lines,
             attempts_allowed=self._tools.settings.limits.attempts,
-            digest=digest,
+            digest=found.digest if found else None,
+            size=found.size if found else None,
         )
 
     async def _read_tail(self) -> None:
@@ -214,7 +219,7 @@ class Follower:
                 if not isinstance(lines, MissingLines):
                     self._tail.extend(line.text for line in lines)
 
-    async def _look_in_registry(self) -> tuple[InRegistry, str | None]:
+    async def _look_in_registry(self) -> tuple[InRegistry, Verified | None]:
         if not self._tools.settings.images.check:
             return InRegistry.UNKNOWN, None
         for seconds in RETRY_SECONDS[:REGISTRY_TRIES]:
@@ -224,7 +229,7 @@ class Follower:
                 log.warning("the registry cannot be asked about the pushed image", error=str(error))
                 await asyncio.sleep(seconds)
             else:
-                return (InRegistry.THERE, found.digest) if found else (InRegistry.ABSENT, None)
+                return (InRegistry.THERE if found else InRegistry.ABSENT), found
         return InRegistry.UNKNOWN, None
 
     async def _decide(self, attempt: Attempt, evidence: Evidence) -> Verdict:

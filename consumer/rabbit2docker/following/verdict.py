@@ -51,6 +51,8 @@ class Evidence:
     attempts_allowed: int
     digest: str | None = None
     """What the registry says the digest is."""
+    size: int | None = None
+    """What the registry says the bytes of the layers are."""
 
 
 _WHEN_SILENT: Final = {
@@ -101,7 +103,7 @@ def _completed(attempt: Attempt, result: BuilderResult, evidence: Evidence) -> C
         build_id=attempt.spec.build_id,
         image=_pinned(attempt, evidence.digest or result.digest),
         digest=evidence.digest or result.digest or "",
-        size=result.size,
+        size=evidence.size,
         resolved_ref=attempt.spec.resolved_ref,
         timings=timings_of(attempt),
         attempt=attempt.spec.attempt,

@@ -1,0 +1,84 @@
+"""A full disk under the state directory is waited out."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rabbit2docker.settings import AmqpSettings, Settings
+from rabbit2docker_schemas.events import Completed, Progress
+from tests.faults.conftest import MakeConsumer, ask
+from tests.support.consumer import a_request
+from tests.support.promises import captured, check_promises, ends_of, lines_of
+from tests.support.waiting import eventually
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A state directory on a disk of its own, of two megabytes."""
+    state = tmp_path / "state"
+    state.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(state)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield state
+    # What a builder may still hold open must not keep the test from ending.
+    subprocess.run(["umount", "--lazy", str(state)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"x" * 4096)
+        except OSError:
+            return ballast
+
+
+async def test_a_request_that_finds_the_disk_full_is_built_once_there_is_room(
+    small_disk: Path, make_consumer: MakeConsumer, settings: Settings, amqp: AmqpSettings
+) -> None:
+    consumer = make_consumer()
+    consumer.start_and_wait()
+    ballast = fill(small_disk)
+    await ask(settings, a_request("one"))
+
+    async def is_put_off() -> bool:
+        events = await captured(amqp)
+        return any(isinstance(e.data, Progress) and e.data.detail.retry_in_seconds for e in events)
+
+    await eventually(is_put_off)
+    ballast.unlink()
+    await eventually(lambda: _ended(amqp))
+    assert isinstance(check_promises(await captured(amqp), ["one"])["one"], Completed)
+
+
+async def test_a_disk_that_fills_during_a_build_costs_no_line(
+    small_disk: Path, make_consumer: MakeConsumer, settings: Settings, amqp: AmqpSettings
+) -> None:
+    consumer = make_consumer()
+    consumer.start_and_wait()
+    await ask(settings, a_request("one", lines=400, every=0.02))
+    await eventually(lambda: "line 40 " in consumer.builder_log())
+    ballast = fill(small_disk)
+    written = len(consumer.builder_log())
+    await eventually(lambda: len(consumer.builder_log()) == written)
+    consumer.kill()
+    consumer.start()
+    ballast.unlink()
+    await eventually(lambda: _ended(amqp), seconds=120)
+    events = await captured(amqp)
+    assert isinstance(check_promises(events, ["one"])["one"], Completed)
+    [log] = lines_of(events).values()
+    assert [line for line in log if line.startswith("line ")] == [
+        f"line {n} of the build" for n in range(400)
+    ]
+
+
+async def _ended(amqp: AmqpSettings) -> bool:
+    return bool(ends_of(await captured(amqp)))
