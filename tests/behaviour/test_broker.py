@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import aio_pika
@@ -13,6 +14,7 @@ from rabbit2docker.broker import declare
 from rabbit2docker.broker.base import Delivery
 from rabbit2docker.broker.broker import Broker, publishing
 from rabbit2docker.broker.dead_letters import dead_letters
+from rabbit2docker.broker.hub_queue import hub_events
 from rabbit2docker.broker.requester import Requester
 from rabbit2docker.broker.subscriber import connected
 from rabbit2docker.broker.topology import as_definitions, make_topology
@@ -492,3 +494,31 @@ class TestReading:
         async with connected(settings, wait_seconds=20) as client:
             await client.requester.cancel(CancelRequest(request_id="r0"))
         await eventually(lambda: rabbitmq.depth(vhost, routing.CANCEL_QUEUE) == 1)
+
+
+class TestHubs:
+    async def test_a_hub_that_was_away_finds_what_happened_in_its_queue(self, settings: Settings) -> None:
+        async with running(settings) as broker:
+            async with hub_events(settings.amqp, "default", ["default"], wait_seconds=20) as events:
+                await broker.publisher.publish(an_end(0))
+                assert (await anext(events)).id == an_end(0).id
+                await broker.publisher.publish(an_end(1))
+                await anext(events)  # which takes the first off the queue
+                await events.aclose()
+            for number in (2, 3):
+                await broker.publisher.publish(an_end(number))
+            async with hub_events(settings.amqp, "default", ["default"], wait_seconds=20) as events:
+                found = [(await anext(events)).id for _ in range(3)]
+                await events.aclose()
+        assert found == [an_end(number).id for number in (1, 2, 3)]
+
+    async def test_a_hub_hears_its_own_tenants_only(self, settings: Settings) -> None:
+        async with (
+            running(settings) as broker,
+            hub_events(settings.amqp, "one", ["one"], wait_seconds=20) as events,
+        ):
+            await broker.publisher.publish(an_end(0))
+            of_one = replace(an_end(1), tenant="one")
+            await broker.publisher.publish(of_one)
+            assert (await anext(events)).id == of_one.id
+            await events.aclose()
