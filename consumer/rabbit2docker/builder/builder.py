@@ -146,7 +146,8 @@ FAILURES = (
      r"could not read Username|Authentication failed|terminal prompts disabled|Permission denied \(publickey",
      "repository_private", "The repository asks for credentials."),
     (_BEFORE_BUILDING,
-     r"Failed to check out ref|couldn't find remote ref|Remote branch .* not found|unknown revision|not our ref",
+     r"Failed to check out ref|couldn't find remote ref|Remote branch .* not found|unknown revision|not our ref"
+     r"|Could not parse object|reference is not a tree|'git', 'reset', '--hard', .* returned non-zero",
      "ref_not_found", "The repository has no such version."),
     (PHASES, r"Subdirectory .* does not exist", "no_environment", "The repository has no such subdirectory."),
     (PHASES, r"No environment specification found", "no_environment",

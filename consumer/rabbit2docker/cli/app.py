@@ -2,9 +2,8 @@
 
 import sys
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from rabbit2docker.cli import builds, dead_letters, information, service, topology
@@ -47,18 +46,18 @@ app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(topology.app, name="topology")
 information.add_to(app)
 
+# Typer may carry a click of its own: what its errors have in common is found by way of one that it shows.
+_UsageProblem: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
 
 def main() -> None:
     """Run the command line and exit."""
     try:
         code = app(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
+    except _UsageProblem as error:
         error.show()
         code = Exit.USAGE
-    except click.ClickException as error:
-        error.show()
-        code = Exit.USAGE
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         code = Exit.INTERRUPTED
     except BrokenPipeError:
         # `rabbit2docker logs ID | head`: nobody reads on, which is no error of ours.

@@ -1,0 +1,730 @@
+"""What a requester gets from real repo2docker, a real Docker engine and a real registry."""
+
+import asyncio
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import aio_pika
+import docker
+import pytest
+from aiohttp import web
+from deploy.dev import engine, machine
+from deploy.dev.demo import registry_digest
+from deploy.dev.engine import MadeEngine
+from deploy.dev.machine import Ledger
+
+from rabbit2docker.broker import declare
+from rabbit2docker.broker.broker import publishing
+from rabbit2docker.broker.requester import Requester
+from rabbit2docker.settings import AmqpSettings, Settings
+from rabbit2docker_schemas.cloudevents import Event
+from rabbit2docker_schemas.events import Accepted, Cancelled, Completed, Failed, Progress, Rejected
+from rabbit2docker_schemas.requests import BuildRequest, CancelRequest
+from rabbit2docker_schemas.routing import RESULTS_EXCHANGE, hub_bindings
+from tests.support.consumer import Consumer
+from tests.support.promises import check_message, ends_of, lines_of
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.repositories import (
+    BASE_IMAGE,
+    Repository,
+    dockerfile,
+    repository,
+    skip_without_services,
+    tools_path,
+)
+from tests.support.waiting import eventually
+
+pytestmark = [pytest.mark.docker, pytest.mark.broker, pytest.mark.timeout(300)]
+
+PREFIX = os.environ.get("RABBIT2DOCKER_IMAGES__PREFIX", "")
+# Nothing that repo2docker's own Dockerfile runs in it does anything: no package can be had in a test.
+IDLE_BASE = "rabbit2docker-test/idle-base:1"
+MakeRepository = Callable[..., Repository]
+
+
+# --- What there is ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def amqp(rabbitmq: RabbitMQ) -> Iterator[AmqpSettings]:
+    """One virtual host for all of these tests: each asks under names of its own."""
+    skip_without_services()
+    vhost = rabbitmq.new_vhost()
+    yield AmqpSettings.model_validate(
+        {"url": rabbitmq.url(vhost), "management_url": rabbitmq.management_url, "heartbeat": 5}
+    )
+    rabbitmq.delete_vhost(vhost)
+
+
+@pytest.fixture
+def client() -> Iterator[docker.DockerClient]:
+    """The engine that builds."""
+    made = docker.DockerClient(base_url=os.environ.get("RABBIT2DOCKER_DOCKER__HOST"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def process(amqp: AmqpSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consumer]:
+    arguments = json.dumps([f"--Repo2Docker.base_image={IDLE_BASE}"])
+    consumer = Consumer(
+        tmp_path_factory.mktemp("consumer"),
+        amqp,
+        real=True,
+        PATH=tools_path(),
+        RABBIT2DOCKER_BUILDER__REPO2DOCKER_ARGS=arguments,
+    )
+    yield consumer
+    consumer.end_everything()
+
+
+@pytest.fixture
+def consumer(process: Consumer) -> Iterator[Consumer]:
+    """The consumer of these tests, running."""
+    if process.process is None or process.has_ended():
+        process.start_and_wait()
+    yield process
+    assert not process.has_ended(), process.log.read_text()
+    assert not [line for line in process.lines() if line["level"] == "error"]
+
+
+@pytest.fixture
+def make_repository(amqp: AmqpSettings) -> Iterator[MakeRepository]:
+    opened: list[Any] = []
+
+    def make(name: str, files: dict[str, str]) -> Repository:
+        context = repository(name, files)
+        opened.append(context)
+        return context.__enter__()
+
+    yield make
+    for context in opened:
+        context.__exit__(None, None, None)
+
+
+@contextmanager
+def other_consumer(directory: Path, amqp: AmqpSettings, **variables: str) -> Iterator[Consumer]:
+    """Run a consumer with settings of its own; the virtual host must have no other."""
+    consumer = Consumer(directory, amqp, real=True, PATH=tools_path(), **variables)
+    try:
+        consumer.start_and_wait()
+        yield consumer
+    finally:
+        consumer.end_everything()
+
+
+@asynccontextmanager
+async def in_thread(context: AbstractContextManager[Consumer]) -> AsyncIterator[Consumer]:
+    """Enter and leave a context that blocks while servers of this event loop go on."""
+    entered = await asyncio.to_thread(context.__enter__)
+    try:
+        yield entered
+    finally:
+        await asyncio.to_thread(context.__exit__, None, None, None)
+
+
+@pytest.fixture
+def own_amqp(rabbitmq: RabbitMQ) -> Iterator[AmqpSettings]:
+    """A virtual host for a test with a consumer of its own."""
+    skip_without_services()
+    vhost = rabbitmq.new_vhost()
+    yield AmqpSettings.model_validate(
+        {"url": rabbitmq.url(vhost), "management_url": rabbitmq.management_url, "heartbeat": 5}
+    )
+    rabbitmq.delete_vhost(vhost)
+
+
+# --- Asking and listening -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Story:
+    """What a request has led to, as a hub is told."""
+
+    events: list[Event]
+
+    @property
+    def answer(self) -> Accepted | Rejected:
+        answers = [event.data for event in self.events if isinstance(event.data, Accepted | Rejected)]
+        assert len(answers) == 1
+        return answers[0]
+
+    @property
+    def accepted(self) -> Accepted:
+        assert isinstance(self.answer, Accepted), self.answer
+        return self.answer
+
+    @property
+    def end(self) -> Completed | Failed | Cancelled | Rejected:
+        """Return the end of the build, which is the only one, or the refusal."""
+        if isinstance(self.answer, Rejected):
+            return self.answer
+        [end] = ends_of(self.events).values()
+        assert isinstance(end.data, Completed | Failed | Cancelled)
+        return end.data
+
+    @property
+    def completed(self) -> Completed:
+        assert isinstance(self.end, Completed), (self.end, self.log)
+        return self.end
+
+    @property
+    def failed(self) -> Failed:
+        assert isinstance(self.end, Failed), (self.end, self.log)
+        return self.end
+
+    @property
+    def rejected(self) -> Rejected:
+        assert isinstance(self.end, Rejected), self.end
+        return self.end
+
+    @property
+    def log(self) -> list[str]:
+        """Return the lines of the last attempt; each is there once."""
+        logs = lines_of(self.events)
+        return logs[max(logs)] if logs else []
+
+    @property
+    def progress(self) -> list[Progress]:
+        return [event.data for event in self.events if isinstance(event.data, Progress)]
+
+
+class Asked:
+    """A request that is under way."""
+
+    def __init__(self, queue: aio_pika.abc.AbstractQueue, request_id: str, settings: Settings) -> None:
+        self._queue = queue
+        self._settings = settings
+        self.request_id = request_id
+        self.events: list[Event] = []
+        self._builds: set[str] = set()
+
+    async def until(self, is_it: Callable[[Event], bool]) -> Event:
+        """Take events up to the one that is meant, each checked against the contract."""
+        async with self._queue.iterator(no_ack=True) as messages:
+            async for message in messages:
+                event = check_message(message)
+                if isinstance(event.data, Accepted | Rejected):
+                    if event.data.request_id != self.request_id:
+                        continue
+                    self._builds.add(event.subject)
+                elif event.subject not in self._builds:
+                    continue
+                self.events.append(event)
+                if is_it(event):
+                    return event
+        raise AssertionError("the queue was deleted")
+
+    async def until_line(self, text: str) -> Event:
+        """Take events up to a log line that holds the text."""
+        return await self.until(
+            lambda event: (
+                any(text in line.text for line in getattr(event.data, "lines", None) or ())
+                if event.kind == "log"
+                else False
+            )
+        )
+
+    async def story(self) -> Story:
+        """Return everything up to the end."""
+        await self.until(lambda event: event.is_terminal or isinstance(event.data, Rejected))
+        return Story(self.events)
+
+    async def cancel(self) -> None:
+        async with publishing(self._settings, wait_seconds=20) as publisher:
+            wish = CancelRequest(request_id=self.request_id, requester="ada")
+            await Requester(publisher, "default").cancel(wish)
+
+
+@asynccontextmanager
+async def asked(amqp: AmqpSettings, spec: str, **options: Any) -> AsyncIterator[Asked]:
+    """Listen as a hub does, then ask."""
+    settings = Settings(amqp=amqp)
+    await declare.declare(settings)
+    connection = await aio_pika.connect(amqp.url.get_secret_value())
+    async with connection:
+        channel = await connection.channel()
+        queue = await channel.declare_queue("", exclusive=True)
+        for key in hub_bindings("default"):
+            await queue.bind(RESULTS_EXCHANGE, key)
+        request = BuildRequest(provider="git", spec=spec, request_id=uuid.uuid4().hex, **options)
+        async with publishing(settings, wait_seconds=60) as publisher:
+            await Requester(publisher, "default").request(request)
+        assert request.request_id is not None
+        yield Asked(queue, request.request_id, settings)
+
+
+async def build(amqp: AmqpSettings, spec: str, **options: Any) -> Story:
+    """Ask and wait for the end."""
+    async with asked(amqp, spec, **options) as under_way:
+        return await under_way.story()
+
+
+def run_image(client: docker.DockerClient, image: str) -> str:
+    """Have the registry's image run and return what it prints."""
+    client.images.remove(image, force=True)
+    client.images.pull(image)
+    output = client.containers.run(image, remove=True)
+    assert isinstance(output, bytes)
+    return output.decode()
+
+
+def processes_with(text: str) -> list[int]:
+    """Return the processes of this machine whose command line holds the text."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if text.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def a_number() -> str:
+    """Return seconds to sleep that no other process on the machine sleeps."""
+    return f"86{uuid.uuid4().int % 10**8:08}"
+
+
+# --- Images -------------------------------------------------------------------------------------------------
+
+
+class TestImages:
+    async def test_a_request_becomes_an_image_in_the_registry(
+        self,
+        consumer: Consumer,
+        amqp: AmqpSettings,
+        make_repository: MakeRepository,
+        client: docker.DockerClient,
+    ) -> None:
+        files = {
+            **dockerfile(
+                "COPY greeting.txt /greeting.txt",
+                "RUN echo said-by-$((40 + 2))",
+                'CMD ["cat", "/greeting.txt"]',
+            ),
+            "greeting.txt": "Hello from inside.\n",
+        }
+        repo = make_repository("image", files)
+        story = await build(amqp, repo.spec())
+        end = story.completed
+        assert end.image == story.accepted.image
+        assert end.image.startswith(PREFIX)
+        assert end.resolved_ref == story.accepted.resolved_ref == repo.head()
+        assert end.digest == registry_digest(end.image)
+        assert end.repo2docker_version
+        assert end.size
+        assert not end.cached
+        assert run_image(client, end.image) == "Hello from inside.\n"
+        assert any(line.endswith("said-by-42") for line in story.log), story.log
+        assert end.lines == len(story.log)
+
+    async def test_progress_tells_fetching_build_steps_and_pushed_layers(
+        self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository
+    ) -> None:
+        repo = make_repository("progress", dockerfile("RUN echo one > /one", "RUN sleep 1", "COPY . /here"))
+        story = await build(amqp, repo.spec())
+        phases = [progress.phase for progress in story.progress]
+        assert [phase for phase in dict.fromkeys(phases) if phase != "waiting"] == [
+            "fetching",
+            "building",
+            "pushing",
+        ]
+        steps = [p.detail for p in story.progress if p.phase == "building" and p.detail.steps]
+        assert steps
+        assert {detail.steps for detail in steps} == {4}
+        assert steps[-1].step == 4
+        layers = [p.detail for p in story.progress if p.phase == "pushing" and p.detail.layers_total]
+        assert layers
+        assert layers[-1].layers_done == layers[-1].layers_total
+        timings = story.completed.timings
+        assert timings.building is not None
+        assert timings.building >= 1
+        assert timings.fetching is not None
+        assert timings.pushing is not None
+
+    async def test_an_image_that_exists_is_not_built_again(
+        self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository
+    ) -> None:
+        repo = make_repository("exists", dockerfile("RUN echo exists > /it"))
+        first = (await build(amqp, repo.spec())).completed
+        records = consumer.records()
+        story = await build(amqp, repo.spec())
+        assert story.accepted.cached
+        assert [event.kind for event in story.events] == ["accepted", "completed"]
+        assert story.completed.cached
+        assert (story.completed.image, story.completed.digest) == (first.image, first.digest)
+        assert consumer.records() == records
+
+    async def test_force_builds_again_under_a_tag_of_its_own_and_names_the_digest(
+        self,
+        consumer: Consumer,
+        amqp: AmqpSettings,
+        make_repository: MakeRepository,
+        client: docker.DockerClient,
+    ) -> None:
+        repo = make_repository("force", dockerfile('CMD ["echo", "forced"]'))
+        plain = (await build(amqp, repo.spec())).completed
+        story = await build(amqp, repo.spec(), force=True)
+        image, _, digest = story.completed.image.partition("@")
+        assert not story.accepted.cached
+        assert image == story.accepted.image
+        assert image != plain.image
+        assert image.rpartition(":")[0] == plain.image.rpartition(":")[0]
+        assert digest == story.completed.digest == registry_digest(image)
+        client.images.remove(image, force=True)
+        assert client.containers.run(story.completed.image, remove=True) == b"forced\n"
+
+    async def test_options_of_the_request_reach_the_image(
+        self,
+        consumer: Consumer,
+        amqp: AmqpSettings,
+        make_repository: MakeRepository,
+        client: docker.DockerClient,
+    ) -> None:
+        inside = dockerfile(
+            "ARG COLOUR=none", "ENV COLOUR=$COLOUR", "COPY name /name", 'CMD ["cat", "/name"]'
+        )
+        files = {"deep/inside/Dockerfile": inside["Dockerfile"], "deep/inside/name": "deep inside"}
+        repo = make_repository("options", {**files, **dockerfile("RUN false")})
+        story = await build(
+            amqp,
+            repo.spec(),
+            subdir="deep/inside",
+            build_args={"COLOUR": "green and blue"},
+            labels={"org.example.course": "physics = fun"},
+        )
+        image = client.images.get(story.completed.image)
+        assert "COLOUR=green and blue" in image.attrs["Config"]["Env"]
+        assert image.labels["org.example.course"] == "physics = fun"
+        assert run_image(client, story.completed.image) == "deep inside"
+
+    async def test_an_appendix_is_added_to_the_dockerfile_that_repo2docker_makes(
+        self,
+        consumer: Consumer,
+        amqp: AmqpSettings,
+        make_repository: MakeRepository,
+        client: docker.DockerClient,
+        idle_base: str,
+    ) -> None:
+        repo = make_repository("appendix", {"README.md": "Nothing but a text."})
+        appendix = 'ENV APPENDED="by the request"\nLABEL org.example.appended="yes"'
+        story = await build(amqp, repo.spec(), appendix=appendix, labels={"org.example.label": "too"})
+        image = client.images.get(story.completed.image)
+        assert "APPENDED=by the request" in image.attrs["Config"]["Env"]
+        assert image.labels["org.example.appended"] == "yes"
+        assert image.labels["org.example.label"] == "too"
+
+    @pytest.fixture
+    def idle_base(self, client: docker.DockerClient, tmp_path: Path) -> str:
+        (tmp_path / "sh").write_text("#!/bin/true\n")
+        (tmp_path / "Dockerfile").write_text(
+            f"FROM {BASE_IMAGE}\n"
+            "RUN echo jovyan:x:1000:1000::/home/jovyan:/bin/sh >> /etc/passwd && echo jovyan:x:1000: >> /etc/group\n"
+            "COPY --chmod=755 sh /bin/idle\n"
+            'SHELL ["/bin/idle", "-c"]\n'
+        )
+        environment = {**os.environ, "DOCKER_BUILDKIT": "1", "PATH": tools_path()}
+        command = ["docker", "build", "--quiet", "--tag", IDLE_BASE, str(tmp_path)]
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+        return IDLE_BASE
+
+
+class TestVersions:
+    async def test_a_branch_is_told_from_others_whose_names_end_like_it_and_a_tag_means_its_commit(
+        self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository
+    ) -> None:
+        repo = make_repository("versions", dockerfile("COPY which /which") | {"which": "first"})
+        repo.git("tag", "--annotate", "--message", "A release", "v1")
+        tagged = repo.head()
+        repo.git("checkout", "--quiet", "-b", "foo/main")
+        other = repo.commit({"which": "foo/main"})
+        repo.git("checkout", "--quiet", "main")
+        main = repo.commit({"which": "main"})
+        # The image of a wrong commit would be built without complaint.
+        for ref, commit in {"main": main, "foo/main": other, "v1": tagged, tagged: tagged}.items():
+            story = await build(amqp, repo.spec(ref))
+            assert story.completed.resolved_ref == commit, ref
+            assert story.completed.image.endswith(f":{commit}")
+
+    async def test_a_version_that_does_not_exist_is_rejected(
+        self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository
+    ) -> None:
+        repo = make_repository("no-version", dockerfile())
+        rejected = (await build(amqp, repo.spec("no-such-branch"))).rejected
+        assert rejected.reason == "ref_not_found"
+        assert "no-such-branch" in rejected.message
+
+    async def test_a_commit_that_has_vanished_fails_with_that_reason(
+        self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository
+    ) -> None:
+        repo = make_repository("vanished", dockerfile())
+        commit = repo.commit({"more": "text"})
+        repo.git("reset", "--quiet", "--hard", "HEAD^")
+        repo.git("reflog", "expire", "--expire=now", "--all")
+        repo.git("gc", "--quiet", "--prune=now")
+        failed = (await build(amqp, repo.spec(commit))).failed
+        assert (failed.reason, failed.category) == ("ref_not_found", "user")
+        assert commit in failed.message
+
+    async def test_a_repository_that_does_not_exist_is_rejected(
+        self, consumer: Consumer, amqp: AmqpSettings
+    ) -> None:
+        url = f"{os.environ['RABBIT2DOCKER_TEST_GIT_URL']}/no-such-repository"
+        rejected = (await build(amqp, f"{quote(url, safe='')}/main")).rejected
+        assert rejected.reason == "repository_not_found"
+
+    @pytest.mark.parametrize("ref", ["main", "0123456789abcdef0123456789abcdef01234567"])
+    async def test_a_repository_that_asks_for_a_password_is_private(
+        self, consumer: Consumer, amqp: AmqpSettings, ref: str
+    ) -> None:
+        """A branch has to be looked up, so that it is noticed before the build; a commit is not."""
+
+        async def refuse(request: web.Request) -> web.Response:
+            return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="git"'})
+
+        async with serving(refuse) as address:
+            url = quote(f"http://{address}/ada/secret-{uuid.uuid4().hex[:8]}", safe="")
+            story = await build(amqp, f"{url}/{ref}")
+        assert not isinstance(story.end, Completed | Cancelled)
+        assert story.end.reason == "repository_private"
+        assert isinstance(story.end, Rejected if ref == "main" else Failed)
+
+
+@asynccontextmanager
+async def serving(handler: Callable[[web.Request], Any]) -> AsyncIterator[str]:
+    """Serve HTTP on loopback and give host and port."""
+    app = web.Application(client_max_size=1 << 30)
+    app.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    try:
+        yield f"{host}:{port}"
+    finally:
+        await runner.cleanup()
+
+
+# --- Builds that do not become images -----------------------------------------------------------------------
+
+
+class TestFailures:
+    async def test_a_step_that_fails_is_named_with_the_last_lines(
+        self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository
+    ) -> None:
+        repo = make_repository(
+            "broken", dockerfile("RUN echo before", "RUN echo so-it-ends-$((1 + 1)); exit 3")
+        )
+        story = await build(amqp, repo.spec())
+        failed = story.failed
+        assert (failed.reason, failed.category) == ("build_step_failed", "user")
+        assert failed.failed_step == "RUN echo so-it-ends-$((1 + 1)); exit 3"
+        assert "exit code 3" in failed.message
+        assert failed.hint
+        assert any(line.endswith("so-it-ends-2") for line in failed.tail), failed.tail
+        assert failed.tail == story.log[-len(failed.tail) :]
+        assert failed.attempt == 1, "what the repository does wrong is not tried again"
+
+    async def test_a_cancelled_build_ends_in_the_engine_too(
+        self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository
+    ) -> None:
+        number = a_number()
+        repo = make_repository("cancelled", dockerfile(f"RUN echo it-sleeps; sleep {number}"))
+        async with asked(amqp, repo.spec()) as under_way:
+            await eventually(lambda: processes_with(number))
+            await under_way.cancel()
+            story = await under_way.story()
+        assert isinstance(story.end, Cancelled)
+        assert story.end.by == "ada"
+        await eventually(lambda: not processes_with(number))
+
+    async def test_a_consumer_killed_in_mid_build_ends_the_build_later_with_every_line_once(
+        self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository
+    ) -> None:
+        loop = "for n in $(seq 1 60); do echo line-$n-of-many; sleep 0.1; done"
+        repo = make_repository("killed", dockerfile(f"RUN {loop}"))
+        async with asked(amqp, repo.spec()) as under_way:
+            await under_way.until_line("line-10-of-many")
+            consumer.kill()
+            await asyncio.to_thread(consumer.start_and_wait)
+            story = await under_way.story()
+        assert story.completed.attempt == 1
+        assert story.completed.digest == registry_digest(story.completed.image)
+        said = [line.rpartition(" ")[2] for line in story.log if line.endswith("-of-many")]
+        assert said == [f"line-{n}-of-many" for n in range(1, 61)]
+        assert story.completed.lines == len(story.log)
+
+
+class FaultyRegistry:
+    """A registry that takes blobs and refuses manifests as it is told."""
+
+    def __init__(self) -> None:
+        self.refusals: list[web.Response] = []
+        """Answers to the next manifests, one after the other; the last one is repeated when `for_ever`."""
+        self.for_ever = False
+        self.tries = 0
+        self._manifests: dict[str, str] = {}
+        self._uploads: dict[str, bytes] = {}
+        self._blobs: dict[str, int] = {}
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        kind = request.path.split("/")[-2] if request.path != "/v2/" else ""
+        if "/blobs/uploads" in request.path:
+            return await self._upload(request)
+        if kind == "blobs":
+            size = self._blobs.get(request.path.rpartition("/")[2])
+            return (
+                web.Response(status=404)
+                if size is None
+                else web.Response(headers={"Content-Length": str(size)})
+            )
+        if kind == "manifests":
+            return await self._manifest(request)
+        return web.json_response({})
+
+    async def _upload(self, request: web.Request) -> web.Response:
+        if request.method == "POST":
+            name = uuid.uuid4().hex
+            self._uploads[name] = b""
+            return self._goes_on(f"{request.path.rstrip('/')}/{name}", name)
+        name = request.path.rpartition("/")[2]
+        self._uploads[name] += await request.read()
+        if request.method == "PATCH":
+            return self._goes_on(request.path, name)
+        digest = request.query["digest"]
+        self._blobs[digest] = len(self._uploads.pop(name))
+        return web.Response(status=201, headers={"Docker-Content-Digest": digest, "Location": request.path})
+
+    def _goes_on(self, location: str, name: str) -> web.Response:
+        upto = max(0, len(self._uploads[name]) - 1)
+        headers = {"Location": location, "Docker-Upload-UUID": name, "Range": f"0-{upto}"}
+        return web.Response(status=202, headers=headers)
+
+    async def _manifest(self, request: web.Request) -> web.Response:
+        if request.method != "PUT":
+            digest = self._manifests.get(request.path)
+            if digest is None:
+                return web.Response(status=404)
+            return web.Response(headers={"Docker-Content-Digest": digest, "Content-Length": "0"})
+        body = await request.read()
+        self.tries += 1
+        if self.refusals:
+            refusal = self.refusals[0] if self.for_ever else self.refusals.pop(0)
+            return web.Response(status=refusal.status, body=refusal.body, headers=refusal.headers)
+        digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
+        self._manifests[request.path] = digest
+        return web.Response(status=201, headers={"Docker-Content-Digest": digest, "Location": request.path})
+
+
+def a_refusal(status: int, code: str) -> web.Response:
+    return web.json_response({"errors": [{"code": code, "message": f"it says {code}"}]}, status=status)
+
+
+class TestRegistries:
+    async def push(
+        self, registry: FaultyRegistry, amqp: AmqpSettings, directory: Path, repo: Repository
+    ) -> Story:
+        async with serving(registry.handle) as address:
+            variables = {
+                "RABBIT2DOCKER_IMAGES__PREFIX": f"{address}/r2d-",
+                "RABBIT2DOCKER_BUILDER__PUSH_RETRIES": "1",
+                "RABBIT2DOCKER_LIMITS__ATTEMPTS": "1",
+            }
+            async with in_thread(other_consumer(directory, amqp, **variables)):
+                return await build(amqp, repo.spec())
+
+    async def test_a_push_that_is_denied_is_the_operators_and_not_tried_again(
+        self, own_amqp: AmqpSettings, make_repository: MakeRepository, tmp_path: Path
+    ) -> None:
+        registry = FaultyRegistry()
+        registry.refusals, registry.for_ever = [a_refusal(403, "DENIED")], True
+        repo = make_repository("denied", dockerfile("RUN echo denied > /denied"))
+        failed = (await self.push(registry, own_amqp, tmp_path, repo)).failed
+        assert (failed.reason, failed.category) == ("push_denied", "operator")
+        assert failed.hint
+
+    async def test_a_registry_that_fails_once_is_pushed_to_again(
+        self, own_amqp: AmqpSettings, make_repository: MakeRepository, tmp_path: Path
+    ) -> None:
+        registry = FaultyRegistry()
+        # The engine itself repeats what failed, up to five times, before it says so.
+        registry.refusals = [a_refusal(500, "UNKNOWN")] * 7
+        repo = make_repository("again", dockerfile("RUN echo again > /again"))
+        story = await self.push(registry, own_amqp, tmp_path, repo)
+        assert story.completed.attempt == 1
+        assert registry.tries > 1
+
+    async def test_a_registry_that_fails_for_ever_is_given_up_with_a_reason(
+        self, own_amqp: AmqpSettings, make_repository: MakeRepository, tmp_path: Path
+    ) -> None:
+        registry = FaultyRegistry()
+        registry.refusals, registry.for_ever = [a_refusal(500, "UNKNOWN")], True
+        repo = make_repository("given-up", dockerfile("RUN echo up > /up"))
+        failed = (await self.push(registry, own_amqp, tmp_path, repo)).failed
+        assert (failed.reason, failed.category) == ("push_failed", "infrastructure")
+
+
+@pytest.fixture
+def own_engine(tmp_path: Path) -> Iterator[tuple[MadeEngine, Ledger]]:
+    """A Docker engine that the test may kill."""
+    skip_without_services()
+    if not machine.is_debian_root() or not list(machine.CACHE.glob("docker-engine-*/.complete")):
+        pytest.skip("an engine of one's own is made on Debian, as root, by `make up`")
+    # The path of a socket has room for a hundred characters.
+    directory = Path(tempfile.mkdtemp(prefix="r2d-engine-"))
+    made = MadeEngine(root=engine.engine_root(), directory=directory, name=uuid.uuid4().hex[:8])
+    ledger = Ledger(directory / "started.json")
+    made.start(ledger)
+    yield made, ledger
+    for item in ledger.processes:
+        item.end()
+    made.remove_bridge()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+async def test_an_engine_killed_in_mid_build_is_waited_for_and_the_build_is_made(
+    own_amqp: AmqpSettings,
+    make_repository: MakeRepository,
+    own_engine: tuple[MadeEngine, Ledger],
+    tmp_path: Path,
+) -> None:
+    made, ledger = own_engine
+    await asyncio.to_thread(copy_base_image, made.host)
+    repo = make_repository("engine", dockerfile("RUN echo it-works; sleep 5; echo done > /done"))
+    daemon_arguments = f"--bridge\0{made.bridge}\0"
+    async with (
+        in_thread(other_consumer(tmp_path, own_amqp, RABBIT2DOCKER_DOCKER__HOST=made.host)),
+        asked(own_amqp, repo.spec()) as under_way,
+    ):
+        await under_way.until_line("it-works")
+        [daemon] = processes_with(daemon_arguments)
+        os.kill(daemon, signal.SIGKILL)
+        await eventually(lambda: not processes_with(daemon_arguments))
+        await asyncio.to_thread(made.start, ledger)
+        story = await under_way.story()
+    assert story.completed.attempt == 2
+    reasons = [item.detail.failed_reason for item in story.progress if item.detail.failed_reason]
+    assert reasons == ["docker_unavailable"]
+    assert story.completed.digest == registry_digest(story.completed.image)
+
+
+def copy_base_image(host: str) -> None:
+    """Give the base image to another engine."""
+    own = {**os.environ, "PATH": tools_path()}
+    saved = subprocess.run(["docker", "save", BASE_IMAGE], capture_output=True, check=True, env=own)
+    other = {**own, "DOCKER_HOST": host}
+    subprocess.run(["docker", "load"], input=saved.stdout, capture_output=True, check=True, env=other)

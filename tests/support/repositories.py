@@ -1,0 +1,85 @@
+"""Git repositories that a real git server serves, and what else real builds need from the environment."""
+
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+NEEDED = (
+    "RABBIT2DOCKER_TEST_GIT_ROOT",
+    "RABBIT2DOCKER_TEST_GIT_URL",
+    "RABBIT2DOCKER_TEST_BASE_IMAGE",
+    "RABBIT2DOCKER_TEST_REGISTRY",
+    "RABBIT2DOCKER_IMAGES__PREFIX",
+)
+BASE_IMAGE = os.environ.get("RABBIT2DOCKER_TEST_BASE_IMAGE", "")
+
+
+def skip_without_services() -> None:
+    """Skip where there is nothing to build with; called by fixtures."""
+    if missing := [name for name in NEEDED if name not in os.environ]:
+        pytest.skip(f"run `make test`, which sets {', '.join(missing)}")
+
+
+def tools_path() -> str:
+    """Return the PATH on which the docker client is found, also where it was made for this machine."""
+    made = os.environ.get("RABBIT2DOCKER_DEV_BIN")
+    return f"{made}:{os.environ['PATH']}" if made else os.environ["PATH"]
+
+
+def dockerfile(*instructions: str) -> dict[str, str]:
+    """Return the files of a repository that is a Dockerfile on the base image."""
+    return {"Dockerfile": "\n".join((f"FROM {BASE_IMAGE}", *instructions)) + "\n"}
+
+
+class Repository:
+    """One repository of a name that no other has."""
+
+    def __init__(self, name: str, files: Mapping[str, str]) -> None:
+        """Make it with one commit on `main`."""
+        self.name = f"{name}-{uuid.uuid4().hex[:8]}"
+        self.directory = Path(os.environ["RABBIT2DOCKER_TEST_GIT_ROOT"]) / self.name
+        self.url = f"{os.environ['RABBIT2DOCKER_TEST_GIT_URL']}/{self.name}"
+        self.directory.mkdir(parents=True)
+        self.git("init", "--quiet", "--initial-branch=main")
+        self.commit(files)
+
+    def git(self, *arguments: str) -> str:
+        """Run git in it and return what it prints."""
+        who = ("-c", "user.name=Example", "-c", "user.email=example@example.org", "-c", "gc.auto=0")
+        command = ["git", "-C", str(self.directory), *who, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    def commit(self, files: Mapping[str, str]) -> str:
+        """Write files, commit them on the branch that is checked out, and return the commit."""
+        for path, text in files.items():
+            file = self.directory / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", "A change")
+        return self.head()
+
+    def head(self) -> str:
+        """Return the commit that is checked out."""
+        return self.git("rev-parse", "HEAD")
+
+    def spec(self, ref: str = "main") -> str:
+        """Return what a request for the provider `git` names."""
+        return f"{quote(self.url, safe='')}/{quote(ref, safe='')}"
+
+
+@contextmanager
+def repository(name: str, files: Mapping[str, str]) -> Iterator[Repository]:
+    """Make a repository and remove it again."""
+    made = Repository(name, files)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made.directory, ignore_errors=True)
