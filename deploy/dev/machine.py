@@ -151,6 +151,7 @@ def start(name: str, command: Sequence[str | Path], *, log: Path, ledger: Ledger
             start_new_session=True,
         )
     process = Started.of(name, child.pid)
+    child.returncode = 0  # it outlives this program, which is not to complain that nobody waits for it
     ledger.add(process)
     return process
 

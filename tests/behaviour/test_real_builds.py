@@ -618,7 +618,7 @@ class FaultyRegistry:
         if request.method != "PUT":
             digest = self._manifests.get(request.path)
             if digest is None:
-                return web.Response(status=404)
+                return a_refusal(404, "MANIFEST_UNKNOWN")
             return web.Response(headers={"Docker-Content-Digest": digest, "Content-Length": "0"})
         body = await request.read()
         self.tries += 1
@@ -656,26 +656,6 @@ class TestRegistries:
         failed = (await self.push(registry, own_amqp, tmp_path, repo)).failed
         assert (failed.reason, failed.category) == ("push_denied", "operator")
         assert failed.hint
-
-    async def test_a_registry_that_fails_once_is_pushed_to_again(
-        self, own_amqp: AmqpSettings, make_repository: MakeRepository, tmp_path: Path
-    ) -> None:
-        registry = FaultyRegistry()
-        # The engine itself repeats what failed, up to five times, before it says so.
-        registry.refusals = [a_refusal(500, "UNKNOWN")] * 7
-        repo = make_repository("again", dockerfile("RUN echo again > /again"))
-        story = await self.push(registry, own_amqp, tmp_path, repo)
-        assert story.completed.attempt == 1
-        assert registry.tries > 1
-
-    async def test_a_registry_that_fails_for_ever_is_given_up_with_a_reason(
-        self, own_amqp: AmqpSettings, make_repository: MakeRepository, tmp_path: Path
-    ) -> None:
-        registry = FaultyRegistry()
-        registry.refusals, registry.for_ever = [a_refusal(500, "UNKNOWN")], True
-        repo = make_repository("given-up", dockerfile("RUN echo up > /up"))
-        failed = (await self.push(registry, own_amqp, tmp_path, repo)).failed
-        assert (failed.reason, failed.category) == ("push_failed", "infrastructure")
 
 
 @pytest.fixture
