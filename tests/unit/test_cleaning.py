@@ -1,0 +1,41 @@
+"""What is overdue is ended, what has ended long ago is forgotten, and nothing else is touched."""
+
+from datetime import timedelta
+
+from rabbit2docker.attempts import Attempts
+from rabbit2docker.cleaning import Cleaner, is_overdue
+from rabbit2docker.executors.base import AttemptName, AttemptState, Marks
+from tests.support.memory_executor import MemoryExecutor, MemoryWorld
+from tests.support.records import NOW, a_spec, an_attempt
+
+LATER = NOW + timedelta(hours=2)
+
+
+def test_an_attempt_is_overdue_a_minute_after_its_own_limit() -> None:
+    attempt = an_attempt(timeout_seconds=600)
+    assert not is_overdue(attempt, NOW + timedelta(seconds=650))
+    assert is_overdue(attempt, NOW + timedelta(seconds=661))
+    assert not is_overdue(an_attempt(state=AttemptState.ENDED, timeout_seconds=600), LATER)
+    assert not is_overdue(an_attempt(marks=Marks(cancelled_by="ada"), timeout_seconds=600), LATER)
+
+
+async def test_ended_builds_are_forgotten_after_the_keep_time_and_no_sooner() -> None:
+    world = MemoryWorld()
+    executor = MemoryExecutor(world)
+    attempts = Attempts(executor)
+    names = [AttemptName(name) for name in ("told", "untold", "running")]
+    for name in names:
+        await executor.create(a_spec(name), Marks())
+    for name in names[:2]:
+        world.end(name)
+    told = Marks(reported=True, reported_at=NOW)
+    await executor.mark(names[0], lambda _: told)
+    for name in names:
+        attempt = await executor.get(name)
+        assert attempt is not None
+        attempts.note(attempt.model_copy(update={"started_at": LATER}))
+    for moment, kept in ((timedelta(seconds=599), 3), (timedelta(seconds=600), 2)):
+        now = NOW + moment
+        await Cleaner(executor, attempts, keep_seconds=600, now=lambda: now).clean()  # noqa: B023
+        assert len([name for name in names if await executor.get(name)]) == kept
+    assert await executor.get(names[0]) is None
