@@ -1,5 +1,6 @@
 """Processes, packages and Debian roots of this machine."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -196,12 +197,26 @@ def mirror() -> str:
     raise Unable("The sources of apt name no Debian mirror, so nothing can be made from Debian packages.")
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one program at a time go on: others that want the same lock wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def debian_root(name: str, packages: Sequence[str]) -> Path:
     """Return a directory with a Debian system holding `packages`, made once and kept in the cache."""
     version = hashlib.sha256(" ".join([SUITE, *packages]).encode()).hexdigest()[:8]
     root = CACHE / f"{name}-{version}"
-    if (root / ".complete").exists():
-        return root
+    with locked(CACHE / "debian-roots.lock"):
+        if not (root / ".complete").exists():
+            _make_debian_root(name, root, packages)
+    return root
+
+
+def _make_debian_root(name: str, root: Path, packages: Sequence[str]) -> None:
     if not is_debian_root():
         raise Unable(
             f"No image registry can be reached, and making {name} from Debian packages needs root on Debian."
@@ -224,4 +239,3 @@ def debian_root(name: str, packages: Sequence[str]) -> Path:
             env={**os.environ, "PATH": SYSTEM_PATH, "DEBIAN_FRONTEND": "noninteractive"},
         )
         (root / ".complete").touch()
-    return root
