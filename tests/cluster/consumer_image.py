@@ -1,0 +1,118 @@
+"""The consumer's image, made by the Dockerfile that users have.
+
+`python -m tests.cluster.consumer_image OUT.tar` writes it as an archive that `docker load` and containerd read. Where
+no image registry can be reached, its base image is made from Debian packages, and pip is given a directory of wheels:
+that directory comes from the machine's own pip, which knows the index and the certificates to use.
+"""
+
+import argparse
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from deploy.dev import engine
+from deploy.dev.__main__ import up, with_services
+from deploy.dev.machine import CHECKOUT, RUN, SYSTEM_PATH, Ledger, Unable, debian_root, run, say, timed
+
+IMAGE: Final = "rabbit2docker.test/rabbit2docker:1"
+BASE_IMAGE: Final = "rabbit2docker-dev/python:3"
+PACKAGES: Final = ("ca-certificates", "git", "python3", "python3-venv")
+LEFT_OUT: Final = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale")
+GLIBC: Final = (17, 28, 34)
+
+
+def make(archive: Path) -> None:
+    """Build the image and write it to `archive`; raises Unable."""
+    os.environ.update(with_services(up()))
+    arguments = _from_packages() if Ledger().docker_host else []
+    with timed(f"Building {IMAGE}"):
+        _docker("build", "--tag", IMAGE, *arguments, str(CHECKOUT))
+    size = int(_docker("image", "inspect", "--format", "{{.Size}}", IMAGE))
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with timed(f"Writing {archive} ({size / 1e6:.0f} MB)"):
+        new = archive.with_name(f"{archive.name}.new")
+        _docker("save", "--output", str(new), IMAGE)
+        new.rename(archive)
+
+
+def _docker(*arguments: str) -> str:
+    return engine.docker({}, *arguments)
+
+
+def _from_packages() -> list[str]:
+    """Return what the build is told where only package registries can be reached; it needs no network then."""
+    root = debian_root("consumer-base", PACKAGES)
+    if not _docker("image", "ls", "--quiet", BASE_IMAGE):
+        _import(root)
+    wheels = _download_wheels(_python_version(root))
+    return [
+        *("--build-arg", f"BASE_IMAGE={BASE_IMAGE}"),
+        *("--build-context", f"wheels={wheels}"),
+        *("--network", "none"),
+    ]
+
+
+def _import(root: Path) -> None:
+    with timed(f"Making the image {BASE_IMAGE}"):
+        command = ["tar", "-C", str(root), "-c", *(f"--exclude=./{path}" for path in LEFT_OUT), "."]
+        archive = subprocess.Popen(command, stdout=subprocess.PIPE)
+        client = shutil.which("docker") or "docker"
+        subprocess.run(
+            [client, "import", "-c", f"ENV PATH={SYSTEM_PATH} LANG=C.UTF-8", "-", BASE_IMAGE],
+            stdin=archive.stdout,
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        if archive.wait():
+            raise Unable(f"{root} could not be packed.")
+
+
+def _python_version(root: Path) -> str:
+    """Return the version of Python in a Debian root, such as 3.13."""
+    for path in sorted((root / "usr/bin").glob("python3.*")):
+        if match := re.fullmatch(r"python(3\.\d+)", path.name):
+            return match[1]
+    raise Unable(f"{root} has no Python.")
+
+
+def _download_wheels(python: str) -> Path:
+    """Return a directory with everything that pip will ask for in an image with that Python."""
+    directory = RUN / "wheels"
+    shutil.rmtree(directory, ignore_errors=True)
+    platforms = [f"manylinux_2_{minor}_{platform.machine()}" for minor in GLIBC]
+    tags = ["none", "abi3", f"cp{python.replace('.', '')}"]
+    with timed("Downloading wheels"):
+        run(
+            [
+                *(sys.executable, "-m", "pip", "download", "--quiet", "--dest", directory),
+                *("--only-binary=:all:", "--implementation=cp", f"--python-version={python}"),
+                *(f"--abi={tag}" for tag in tags),
+                *(f"--platform={name}" for name in platforms),
+                *("--constraint", CHECKOUT / "constraints.txt"),
+                f"{CHECKOUT}[kubernetes]",
+                "hatchling",
+            ]
+        )
+    return directory
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.cluster.consumer_image", description=__doc__)
+    parser.add_argument("archive", type=Path, help="where to write it, a .tar")
+    arguments = parser.parse_args()
+    try:
+        make(arguments.archive)
+    except Unable as problem:
+        say(f"Cannot go on: {problem}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
