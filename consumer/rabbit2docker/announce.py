@@ -1,9 +1,10 @@
 """Turns what happened into events with the right id, and has them confirmed."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 
 from rabbit2docker.broker.base import Publisher
+from rabbit2docker.times import utc_now
 from rabbit2docker_schemas import ids
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import (
@@ -15,11 +16,6 @@ from rabbit2docker_schemas.events import (
     Rejected,
     TerminalEventData,
 )
-
-
-def utc_now() -> datetime:
-    """Return the time now, with its zone."""
-    return datetime.now(UTC)
 
 
 class Announcer:

@@ -1,22 +1,26 @@
 """Ends what is overdue and forgets what has ended long enough ago."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
 
-from rabbit2docker.announce import utc_now
 from rabbit2docker.attempts import Attempts, is_finished
 from rabbit2docker.errors import RecordMissing, TransientError
-from rabbit2docker.executors.base import Attempt, AttemptState, Executor, Marks
+from rabbit2docker.executors.base import Attempt, AttemptState, Change, Changed, Ending, Executor, Marks
+from rabbit2docker.ownership import Ownership
+from rabbit2docker.times import utc_now
 from rabbit2docker_schemas.reasons import FailureReason
 
 log = structlog.get_logger()
 
 PASS_SECONDS: Final = 20.0
 """Pause between two passes: what is cleaned is late by this much at most."""
+SWEEP_SECONDS: Final = 300.0
 OVERDUE_GRACE_SECONDS: Final = 60
 """The builder keeps its own deadline; this is for one that cannot any more."""
 
@@ -29,11 +33,27 @@ def is_overdue(attempt: Attempt, now: datetime) -> bool:
     return now > (attempt.started_at or attempt.spec.created_at) + limit
 
 
+def due(attempt: Attempt, now: datetime) -> Ending | None:
+    """Return why the attempt is to be ended now; None while it may go on."""
+    if attempt.state is AttemptState.ENDED or attempt.marks.cancelled_by is not None:
+        return None
+    if attempt.hopeless is not None and now >= attempt.hopeless.at:
+        return attempt.hopeless
+    if is_overdue(attempt, now):
+        return Ending(
+            reason=FailureReason.TIMEOUT,
+            message=f"The build took longer than {attempt.spec.timeout_seconds} seconds and was ended.",
+        )
+    return None
+
+
 def forgettable(attempts: Attempts, now: datetime, keep: timedelta) -> list[Attempt]:
     """Return the ended attempts of builds whose end was told at least `keep` ago."""
+    builds: dict[str, list[Attempt]] = defaultdict(list)
+    for attempt in attempts:
+        builds[attempt.spec.build_id].append(attempt)
     found: list[Attempt] = []
-    for build_id in {attempt.spec.build_id for attempt in attempts}:
-        build = attempts.of_build(build_id)
+    for build in builds.values():
         if all(
             is_finished(attempt)
             and attempt.state is AttemptState.ENDED
@@ -52,45 +72,80 @@ class Cleaner:
         self,
         executor: Executor,
         attempts: Attempts,
+        ownership: Ownership,
         *,
         keep_seconds: float,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
-        """Keep ended builds for `keep_seconds`."""
+        """Keep ended builds for `keep_seconds`; touch what is this replica's, and nothing else."""
         self._executor = executor
         self._attempts = attempts
+        self._ownership = ownership
         self._keep = timedelta(seconds=keep_seconds)
         self._now = now
+        self._next_pass = now()
+        self._next_sweep = now() + timedelta(seconds=SWEEP_SECONDS)
+        self._sooner = asyncio.Event()
 
     async def run(self) -> None:
         """Clean until cancelled."""
+        self._attempts.listen(self._on_change)
         while True:
-            await asyncio.sleep(PASS_SECONDS)
+            self._next_pass = self._when()
+            self._sooner.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, (self._next_pass - self._now()).total_seconds())):
+                    await self._sooner.wait()
+                    continue
             await self.clean()
+
+    def _when(self) -> datetime:
+        """Return when the next pass is due: at the latest when an attempt has to be given up."""
+        moments = [a.hopeless.at for a in self._attempts if a.hopeless and a.marks.cancelled_by is None]
+        now = self._now()
+        # What was due and could not be ended must not make the passes follow each other at once.
+        return max(min([*moments, now + timedelta(seconds=PASS_SECONDS)]), now + timedelta(seconds=1))
+
+    def _on_change(self, change: Change) -> None:
+        if not isinstance(change, Changed) or change.attempt.marks.cancelled_by is not None:
+            return
+        hopeless = change.attempt.hopeless
+        if hopeless is not None and hopeless.at < self._next_pass:
+            self._sooner.set()
 
     async def clean(self) -> None:
         """Do one pass."""
         now = self._now()
         for attempt in self._attempts:
-            if is_overdue(attempt, now):
-                await self._try(self._end(attempt), attempt)
+            ending = due(attempt, now)
+            if ending is not None and self._ownership.is_mine(attempt.spec.build_id):
+                await self._try(self._end(attempt, ending), attempt.name)
         for attempt in forgettable(self._attempts, now, self._keep):
-            await self._try(self._executor.forget(attempt.name), attempt)
+            if self._ownership.is_mine(attempt.spec.build_id):
+                await self._try(self._executor.forget(attempt.name), attempt.name)
+        if now >= self._next_sweep:
+            self._next_sweep = now + timedelta(seconds=SWEEP_SECONDS)
+            if self._ownership.is_mine("sweep"):
+                await self._try(self._executor.sweep(), "leftovers")
 
-    async def _try(self, step: Awaitable[None], attempt: Attempt) -> None:
+    async def _try(self, step: Awaitable[None], name: str) -> None:
         try:
             await step
         except (TransientError, RecordMissing) as error:
-            log.warning("cleaning failed, trying again later", name=attempt.name, error=str(error))
+            log.warning("cleaning failed, trying again later", name=name, error=str(error))
 
-    async def _end(self, attempt: Attempt) -> None:
-        def overdue(marks: Marks) -> Marks:
+    async def _end(self, attempt: Attempt, ending: Ending) -> None:
+        def given_up(marks: Marks) -> Marks:
             if marks.cancelled_by is not None:
                 return marks
             return marks.model_copy(
-                update={"cancelled_by": "the service", "cancel_reason": FailureReason.TIMEOUT.value}
+                update={
+                    "cancelled_by": "the service",
+                    "cancel_reason": ending.reason.value,
+                    "cancel_message": ending.message,
+                }
             )
 
-        log.warning("attempt is overdue and is ended", build_id=attempt.spec.build_id)
-        self._attempts.note(await self._executor.mark(attempt.name, overdue))
+        log.warning("attempt is given up", build_id=attempt.spec.build_id, reason=ending.reason)
+        self._attempts.note(await self._executor.mark(attempt.name, given_up))
         await self._executor.cancel(attempt.name)

@@ -7,8 +7,8 @@
      │    ├── RegistryUnavailable     the registry can not say whether an image exists
      │    ├── ExecutorUnavailable     attempts cannot be created or read at the moment
      │    └── BrokerUnavailable       RabbitMQ did not confirm
-     ├── RecordConflict           with a fresh record: somebody changed it first
      ├── RecordMissing            no: the executor does not know the attempt
+     ├── NameTaken                under another name: something that is no record has this one
      ├── AccessRefused            no: RabbitMQ refuses the user, password, virtual host or permission
      ├── TopologyMismatch         no: an exchange or queue is missing or differs; says which
      └── ConfigurationError       no: the settings cannot work; ends the program
@@ -60,12 +60,12 @@ class BrokerUnavailable(TransientError):
     """RabbitMQ did not confirm a message in time; it may or may not have been enqueued."""
 
 
-class RecordConflict(Rabbit2DockerError):
-    """The record was changed by somebody else since it was read."""
-
-
 class RecordMissing(Rabbit2DockerError):
     """The executor does not know the attempt (any more)."""
+
+
+class NameTaken(Rabbit2DockerError):
+    """Something that is no record of ours has the name."""
 
 
 class AccessRefused(Rabbit2DockerError):

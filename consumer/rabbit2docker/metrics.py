@@ -84,6 +84,28 @@ AMQP_BLOCKED = Gauge(
     "1 while RabbitMQ refuses publishes (memory or disk alarm).",
     registry=REGISTRY,
 )
+KUBERNETES_CALLS = Counter(
+    "rabbit2docker_kubernetes_calls_total",
+    "Requests to the Kubernetes API server by verb and HTTP status, or error when there was no answer.",
+    ["verb", "result"],
+    registry=REGISTRY,
+)
+KUBERNETES_LISTS = Counter(
+    "rabbit2docker_kubernetes_lists_total",
+    "Lists that began or renewed a watch: more than a few an hour mean that watches get lost.",
+    ["watch"],
+    registry=REGISTRY,
+)
+KUBERNETES_HEARD = Gauge(
+    "rabbit2docker_kubernetes_watch_heard_timestamp_seconds",
+    "When a watch last told something, bookmarks included; its age is `time() - ` this.",
+    ["watch"],
+    registry=REGISTRY,
+)
+KUBERNETES_LOG_STREAMS = Gauge(
+    "rabbit2docker_kubernetes_log_streams", "Logs of build pods being followed now.", registry=REGISTRY
+)
+REPLICAS = Gauge("rabbit2docker_replicas", "Replicas that live, as this one sees them.", registry=REGISTRY)
 WATCHDOG_REBUILDS = Counter(
     "rabbit2docker_watchdog_rebuilds_total",
     "Connections rebuilt because a channel was silently dead.",

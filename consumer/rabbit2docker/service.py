@@ -25,6 +25,7 @@ from rabbit2docker.intake.building import Fulfilling, Outcome
 from rabbit2docker.intake.cancelling import Cancelling
 from rabbit2docker.intake.capacity import Capacity
 from rabbit2docker.intake.intake import Intake
+from rabbit2docker.ownership import Ownership
 from rabbit2docker.providers.catalog import Providers
 from rabbit2docker.providers.http import open_session
 from rabbit2docker.settings import ExecutorKind, Settings
@@ -42,9 +43,14 @@ def make_executor(settings: Settings) -> Executor:
         case ExecutorKind.LOCAL:
             return LocalExecutor(settings)
         case ExecutorKind.KUBERNETES:
-            raise ConfigurationError(
-                "The kubernetes executor is not part of this version. Set RABBIT2DOCKER_EXECUTOR=local."
-            )
+            # Only here: the library is an extra, and takes a while to import.
+            try:
+                from rabbit2docker.executors.kubernetes import KubernetesExecutor
+            except ImportError as error:
+                raise ConfigurationError(
+                    f"The kubernetes executor needs {error.name}: pip install 'rabbit2docker[kubernetes]'."
+                ) from error
+            return KubernetesExecutor(settings)
 
 
 class Service:
@@ -57,7 +63,8 @@ class Service:
         self._broker = Broker(settings)
         self._attempts = Attempts(self._executor)
         self._announcer = Announcer(self._broker.publisher, instance=settings.instance)
-        self._capacity = Capacity(self._broker.source, self._attempts, settings)
+        self._ownership = Ownership(self._executor)
+        self._capacity = Capacity(self._broker.source, self._attempts, self._ownership, settings)
         self._cancelling = Cancelling(self._executor, self._attempts)
         self._health = Health(settings.http.bind, self._checks)
         self._stack = AsyncExitStack()
@@ -76,7 +83,8 @@ class Service:
                 announcer=self._announcer,
                 find_image=registry.find,
                 settings=self._settings,
-            )
+            ),
+            self._ownership,
         )
         fulfilling = Fulfilling(
             building.Tools(
@@ -111,7 +119,10 @@ class Service:
         Raises what makes further work senseless: ConfigurationError, AccessRefused, TopologyMismatch.
         """
         cleaner = Cleaner(
-            self._executor, self._attempts, keep_seconds=self._settings.limits.keep_ended_seconds
+            self._executor,
+            self._attempts,
+            self._ownership,
+            keep_seconds=self._settings.limits.keep_ended_seconds,
         )
         async with asyncio.TaskGroup() as group:
 
@@ -122,8 +133,10 @@ class Service:
                 start("health", self._health.run()),
                 start("broker", self._broker.run()),
                 start("attempts", self._attempts.run()),
+                start("ownership", self._ownership.run()),
             ]
-            await _first(self._attempts.synced, stop)
+            for known in (self._attempts.synced, self._ownership.known):
+                await _first(known, stop)
             crew = start("crew", self._crew.run())
             intake = [
                 start("capacity", self._capacity.run()),
@@ -151,6 +164,9 @@ class Service:
         ]
         synced = self._attempts.synced.is_set()
         checks.append(Check("executor", synced, "records are read" if synced else "reading records"))
+        checks += [
+            Check(name, not problem, problem or "well") for name, problem in self._executor.problems().items()
+        ]
         paused = self._capacity.is_paused
         state = "stopping" if self._stopping else "all slots are taken" if paused else "taking requests"
         return [*checks, Check("intake", not self._stopping, state)]

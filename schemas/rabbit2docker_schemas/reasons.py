@@ -59,6 +59,14 @@ class FailureReason(StrEnum):
     BUILDER_ERROR = "builder_error"
     BUILDER_LOST = "builder_lost"  # it ended without a result
     RECORD_LOST = "record_lost"  # the executor no longer knows the attempt
+    NO_NODE = "no_node"  # no node with docker-api and room for the build pod
+    BUILDER_IMAGE_UNAVAILABLE = "builder_image_unavailable"  # the image of the build pod cannot be pulled
+    POD_MISCONFIGURED = "pod_misconfigured"  # a Secret, a ConfigMap or the command of the build pod is wrong
+    POD_NOT_STARTED = "pod_not_started"  # the node could not start the build pod: network, volumes
+    NODE_REFUSED = "node_refused"  # the node had no room after all
+    EVICTED = "evicted"  # node pressure, drain, preemption, node shutdown
+    NODE_LOST = "node_lost"  # the node stopped responding
+    POD_DELETED = "pod_deleted"  # somebody deleted the build pod
 
 
 CATEGORY_OF: Final[dict[FailureReason, Category]] = {
@@ -80,6 +88,15 @@ CATEGORY_OF: Final[dict[FailureReason, Category]] = {
     FailureReason.BUILDER_ERROR: Category.INFRASTRUCTURE,
     FailureReason.BUILDER_LOST: Category.INFRASTRUCTURE,
     FailureReason.RECORD_LOST: Category.INFRASTRUCTURE,
+    FailureReason.NO_NODE: Category.OPERATOR,
+    FailureReason.BUILDER_IMAGE_UNAVAILABLE: Category.OPERATOR,
+    FailureReason.POD_MISCONFIGURED: Category.OPERATOR,
+    FailureReason.POD_NOT_STARTED: Category.INFRASTRUCTURE,
+    FailureReason.NODE_REFUSED: Category.INFRASTRUCTURE,
+    FailureReason.EVICTED: Category.INFRASTRUCTURE,
+    FailureReason.NODE_LOST: Category.INFRASTRUCTURE,
+    # Not tried again: whoever deletes a pod by hand wants the build to end.
+    FailureReason.POD_DELETED: Category.OPERATOR,
 }
 
 HINT_OF: Final[dict[FailureReason, str]] = {
@@ -101,4 +118,12 @@ HINT_OF: Final[dict[FailureReason, str]] = {
     FailureReason.BUILDER_ERROR: "This is a defect of the builder. Please report it with the log.",
     FailureReason.BUILDER_LOST: "The builder was ended from outside. Ask again.",
     FailureReason.RECORD_LOST: "The record of the build was removed from outside. Ask again.",
+    FailureReason.NO_NODE: "The operator must check that docker-api runs and is ready on a node with room for build pods.",
+    FailureReason.BUILDER_IMAGE_UNAVAILABLE: "The operator must check builder.image, its registry and kubernetes.image_pull_secrets.",
+    FailureReason.POD_MISCONFIGURED: "The operator must check that the Secrets named in the settings exist and that the builder image fits.",
+    FailureReason.POD_NOT_STARTED: "The node could not start the build pod. Ask again; the operator should look at the node's events.",
+    FailureReason.NODE_REFUSED: "The cluster is short of room. Ask again later.",
+    FailureReason.EVICTED: "The cluster needed the room or the node. Ask again.",
+    FailureReason.NODE_LOST: "The node of the build stopped responding. Ask again.",
+    FailureReason.POD_DELETED: "Somebody with access to the cluster deleted the build pod. Ask again, or ask the operator why.",
 }

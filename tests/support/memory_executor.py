@@ -1,7 +1,7 @@
 """The executor protocol in memory. What survives a service is in the world; tests play the builders' part on it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from rabbit2docker.executors.base import (
     Changed,
     Lines,
     Marks,
+    Members,
     MissingLines,
     Removed,
     Synced,
@@ -158,6 +159,8 @@ class MemoryWorld:
 class MemoryExecutor:
     """Implements `Executor` on a world that other executors may have used before."""
 
+    checkpoint_seconds = 2.0
+
     def __init__(self, world: MemoryWorld | None = None) -> None:
         """Take the world, or make a new one."""
         self.world = world or MemoryWorld()
@@ -243,6 +246,16 @@ class MemoryExecutor:
         record = self.world.records.get(name)
         if record is not None and record.state is AttemptState.ENDED:
             self.world.remove(name)
+
+    async def members(self) -> AsyncIterator[Members]:
+        yield Members("memory", frozenset(["memory"]))
+        await asyncio.Event().wait()
+
+    def problems(self) -> Mapping[str, str | None]:
+        return {}
+
+    async def sweep(self) -> None:
+        pass
 
     async def _answer(self) -> None:
         """Let others run, as every real executor does, and fail if that is wanted."""

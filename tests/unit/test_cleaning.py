@@ -5,6 +5,7 @@ from datetime import timedelta
 from rabbit2docker.attempts import Attempts
 from rabbit2docker.cleaning import Cleaner, is_overdue
 from rabbit2docker.executors.base import AttemptName, AttemptState, Marks
+from tests.support.members import owning
 from tests.support.memory_executor import MemoryExecutor, MemoryWorld
 from tests.support.records import NOW, a_spec, an_attempt
 
@@ -23,6 +24,7 @@ async def test_ended_builds_are_forgotten_after_the_keep_time_and_no_sooner() ->
     world = MemoryWorld()
     executor = MemoryExecutor(world)
     attempts = Attempts(executor)
+    mine = await owning(executor)
     names = [AttemptName(name) for name in ("told", "untold", "running")]
     for name in names:
         await executor.create(a_spec(name), Marks())
@@ -36,6 +38,7 @@ async def test_ended_builds_are_forgotten_after_the_keep_time_and_no_sooner() ->
         attempts.note(attempt.model_copy(update={"started_at": LATER}))
     for moment, kept in ((timedelta(seconds=599), 3), (timedelta(seconds=600), 2)):
         now = NOW + moment
-        await Cleaner(executor, attempts, keep_seconds=600, now=lambda: now).clean()  # noqa: B023
+        cleaner = Cleaner(executor, attempts, mine, keep_seconds=600, now=lambda: now)  # noqa: B023
+        await cleaner.clean()
         assert len([name for name in names if await executor.get(name)]) == kept
     assert await executor.get(names[0]) is None

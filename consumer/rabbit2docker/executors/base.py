@@ -5,7 +5,7 @@ the records and goes on. A record has a part that never changes (`AttemptSpec`),
 (`Marks`), and what the executor observes (state, result, place).
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
@@ -15,6 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from rabbit2docker_schemas.events import Phase
 from rabbit2docker_schemas.ids import BuildId, RequestId
+from rabbit2docker_schemas.reasons import FailureReason
 from rabbit2docker_schemas.requests import BuildRequest
 
 AttemptName = NewType("AttemptName", str)
@@ -72,6 +73,8 @@ class Marks(Stored):
     """Set before the builder is ended, so that its end is understood after any crash."""
     cancel_reason: str | None = None
     """`cancelled` for a person's wish, or a failure reason such as `timeout` when the service ended it."""
+    cancel_message: str | None = None
+    """What to tell people where the service ended it and the reason alone does not say enough."""
     outcome: StoredOutcome | None = None
     reported: bool = False
     """RabbitMQ has confirmed the terminal event (or the next attempt's record exists)."""
@@ -102,6 +105,20 @@ class AttemptState(StrEnum):
     ENDED = "ended"
 
 
+class Ending(Stored):
+    """Why an attempt ended, or will have to be ended, as the executor sees it from outside of the builder."""
+
+    reason: FailureReason
+    message: str
+    """For a person."""
+
+
+class Hopeless(Ending):
+    """Why a pending attempt is given up when it still does not run at `at`."""
+
+    at: AwareDatetime
+
+
 class Attempt(Stored):
     """A snapshot of a record."""
 
@@ -110,10 +127,16 @@ class Attempt(Stored):
     state: AttemptState
     result: BuilderResult | None = None
     """What the builder wrote; absent while it runs, and when it was ended before it could write."""
+    ending: Ending | None = None
+    """What ended the builder from outside; absent where the builder's own words say it, or nobody knows."""
     waiting_for: str | None = None
     """Why a pending attempt does not run yet, in words for a person."""
+    hopeless: Hopeless | None = None
+    """When and why waiting any longer makes no sense."""
     place: str | None = None
     """Node or machine of the attempt."""
+    maker: str | None = None
+    """The replica that made it; None where there is only one."""
     started_at: AwareDatetime | None = None
     ended_at: AwareDatetime | None = None
 
@@ -174,8 +197,20 @@ class Synced:
 Change = Changed | Removed | Synced
 
 
+@dataclass(frozen=True, slots=True)
+class Members:
+    """The replicas that live, as this one sees them."""
+
+    me: str
+    live: frozenset[str]
+    """Empty of `me` while this replica cannot prove to the others that it lives: then it owns nothing."""
+
+
 class Executor(Protocol):
     """Creates attempts and knows how they are. All methods may raise ExecutorUnavailable."""
+
+    checkpoint_seconds: float
+    """The number of the last confirmed line is written down at most this often: a writing costs an fsync or a call."""
 
     async def __aenter__(self) -> Self:
         """Open it; raises ConfigurationError when it cannot work as configured."""
@@ -189,7 +224,7 @@ class Executor(Protocol):
         """Make the record and start the builder, or return the record of that name, whatever it is about.
 
         The flag tells whether it was made now. Safe to repeat after a crash at any point: a record without a
-        builder gets one.
+        builder gets one. Raises NameTaken when something that is no record has the name.
         """
 
     async def get(self, name: AttemptName) -> Attempt | None:
@@ -218,3 +253,12 @@ class Executor(Protocol):
 
     async def forget(self, name: AttemptName) -> None:
         """Remove the record and the log of an attempt that has ended; unknown names are fine."""
+
+    def members(self) -> AsyncIterator[Members]:
+        """Tell which replicas live, at once and whenever that changes, until the iterator is closed. One reader."""
+
+    def problems(self) -> Mapping[str, str | None]:
+        """Return what has to be well for the executor to be ready: None for each that is, else what is wrong."""
+
+    async def sweep(self) -> None:
+        """Remove leftovers that belong to no record; the cleaner of one replica calls it now and then."""

@@ -1,4 +1,4 @@
-"""Owns the followers: one for each attempt whose end is not told yet, whatever happens to it."""
+"""Owns the followers: one for each attempt of this replica whose end is not told yet, whatever happens to it."""
 
 import asyncio
 from functools import partial
@@ -10,6 +10,7 @@ from rabbit2docker import metrics
 from rabbit2docker.attempts import is_finished
 from rabbit2docker.executors.base import Attempt, AttemptName, AttemptState, Change, Changed
 from rabbit2docker.following.follower import Follower, Tools
+from rabbit2docker.ownership import Ownership
 
 log = structlog.get_logger()
 
@@ -20,9 +21,10 @@ RESTART_SECONDS: Final = (0.2, 1.0, 5.0, 15.0, 60.0)
 class Crew:
     """Starts a follower for every unfinished attempt, and another one when a follower breaks."""
 
-    def __init__(self, tools: Tools) -> None:
-        """Take what followers work with; nothing runs before `run`."""
+    def __init__(self, tools: Tools, ownership: Ownership) -> None:
+        """Take what followers work with, and what tells which attempts are ours; nothing runs before `run`."""
         self._tools = tools
+        self._ownership = ownership
         self._tasks: dict[AttemptName, asyncio.Task[None]] = {}
         self._followers: dict[AttemptName, Follower] = {}
         self._waiting_told: dict[AttemptName, str] = {}
@@ -33,11 +35,8 @@ class Crew:
         """Follow everything until cancelled; then each follower writes down how far it came."""
         self._open = True
         self._tools.attempts.listen(self._on_change)
-        for attempt in self._tools.attempts:
-            if not is_finished(attempt):
-                metrics.ATTEMPTS_ADOPTED.inc()
-                log.info("attempt adopted", build_id=attempt.spec.build_id, attempt=attempt.spec.attempt)
-            self._on_change(Changed(attempt))
+        self._ownership.listen(self._on_ownership)
+        self._on_ownership()
         try:
             await asyncio.Event().wait()
         finally:
@@ -50,10 +49,26 @@ class Crew:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _on_ownership(self) -> None:
+        """Take over what has become ours, and leave to others what no longer is."""
+        if not self._open:
+            return
+        for attempt in self._tools.attempts:
+            is_mine = self._ownership.is_mine(attempt.spec.build_id)
+            if is_mine and not is_finished(attempt) and attempt.name not in self._tasks:
+                metrics.ATTEMPTS_ADOPTED.inc()
+                log.info("attempt adopted", build_id=attempt.spec.build_id, attempt=attempt.spec.attempt)
+                self._on_change(Changed(attempt))
+            elif not is_mine and (task := self._tasks.get(attempt.name)):
+                # It writes down how far it came; until the other one reads that, both tell the same ids.
+                task.cancel()
+
     def _on_change(self, change: Change) -> None:
         if not self._open or not isinstance(change, Changed) or is_finished(change.attempt):
             return
         attempt = change.attempt
+        if not self._ownership.is_mine(attempt.spec.build_id):
+            return
         if attempt.name not in self._tasks:
             task = asyncio.create_task(self._follow(attempt), name=f"follower of {attempt.name}")
             self._tasks[attempt.name] = task
@@ -65,7 +80,14 @@ class Crew:
         if self._tasks.get(name) is task:
             del self._tasks[name]
             self._waiting_told.pop(name, None)
+            self._again(name, task)
         metrics.BUILDS_FOLLOWED.set(len(self._tasks))
+
+    def _again(self, name: AttemptName, task: asyncio.Task[None]) -> None:
+        """Follow on when the attempt came back to us before its follower had let go."""
+        attempt = self._tools.attempts.get(name)
+        if task.cancelled() and attempt is not None:
+            self._on_change(Changed(attempt))
 
     def _tell_waiting(self, attempt: Attempt) -> None:
         reason = attempt.waiting_for

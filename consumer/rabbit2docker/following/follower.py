@@ -11,12 +11,12 @@ from typing import Final, Protocol, TypeVar
 import structlog
 
 from rabbit2docker import metrics
-from rabbit2docker.announce import Announcer, utc_now
+from rabbit2docker.announce import Announcer
 from rabbit2docker.attempts import Attempts
 from rabbit2docker.errors import RecordMissing, TransientError
 from rabbit2docker.executors.base import Attempt, BuilderLine, Executor, Marks, MissingLines
 from rabbit2docker.following.naming import next_attempt
-from rabbit2docker.following.progress import ProgressReader, as_log_events
+from rabbit2docker.following.progress import ProgressReader, as_log_events, last_of
 from rabbit2docker.following.verdict import (
     Evidence,
     InRegistry,
@@ -28,6 +28,7 @@ from rabbit2docker.following.verdict import (
     stored,
 )
 from rabbit2docker.settings import Settings
+from rabbit2docker.times import utc_now
 from rabbit2docker_schemas.events import (
     Failed,
     Gap,
@@ -40,10 +41,12 @@ from rabbit2docker_schemas.events import (
 log = structlog.get_logger()
 T = TypeVar("T")
 
-CHECKPOINT_SECONDS: Final = 2.0
-"""The number of the last confirmed line is written down at most this often: each writing is an fsync."""
 REGISTRY_TRIES: Final = 6
 RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+TAIL_BYTES: Final = 16_384
+"""An outcome is also written into the record, which in a cluster may hold no more than 256 KiB in all."""
 
 
 class Verified(Protocol):
@@ -80,7 +83,7 @@ class Follower:
         self._tools = tools
         self._confirmed = attempt.marks.confirmed_line
         self._written = self._confirmed
-        self._written_at = 0.0
+        self._written_at = asyncio.get_running_loop().time()
         self._tail: deque[str] = deque(maxlen=tools.settings.logs.tail_lines)
         self._reader = ProgressReader(self._spec.build_id, self._spec.attempt)
 
@@ -160,8 +163,8 @@ class Follower:
             self._confirmed = event.n + len(event.lines) - 1
 
     async def _checkpoint(self, *, force: bool = False) -> None:
-        now = asyncio.get_running_loop().time()
-        if self._written >= self._confirmed or (not force and now - self._written_at < CHECKPOINT_SECONDS):
+        now, pause = asyncio.get_running_loop().time(), self._tools.executor.checkpoint_seconds
+        if self._written >= self._confirmed or (not force and now - self._written_at < pause):
             return
         self._written, self._written_at = self._confirmed, now
         number = self._confirmed
@@ -205,7 +208,7 @@ class Follower:
                 where, found = await self._look_in_registry()
         return Evidence(
             in_registry=where,
-            tail=tuple(self._tail),
+            tail=last_of(self._tail, max_bytes=TAIL_BYTES),
             lines=lines,
             attempts_allowed=self._tools.settings.limits.attempts,
             digest=found.digest if found else None,

@@ -85,3 +85,14 @@ def as_log_events(build_id: str, attempt: int, lines: list[BuilderLine], *, max_
 def _log_line(line: BuilderLine) -> LogLine:
     # Not validated: the executor read it from our own builder, and there are thousands a second.
     return LogLine.model_construct(phase=line.phase, text=line.text, ts=datetime.fromisoformat(line.ts))
+
+
+def last_of(texts: Iterable[str], *, max_bytes: int) -> tuple[str, ...]:
+    """Return as many of the last lines as fit into about `max_bytes`."""
+    found: list[str] = []
+    for text in reversed(list(texts)):
+        max_bytes -= len(text.encode())
+        if max_bytes < 0:
+            break
+        found.append(text)
+    return tuple(reversed(found))

@@ -65,7 +65,10 @@ _WHEN_SILENT: Final = {
 
 
 def judge(attempt: Attempt, marks: Marks, evidence: Evidence) -> Verdict:
-    """Decide the end of an attempt that is over. The order is: success, our own wish, what the builder says."""
+    """Decide the end of an attempt that is over.
+
+    The order is: success, our own wish, what the executor saw from outside, what the builder says.
+    """
     result = attempt.result
     if result is not None and result.reason == "ok":
         if evidence.in_registry is not InRegistry.ABSENT:
@@ -79,7 +82,9 @@ def judge(attempt: Attempt, marks: Marks, evidence: Evidence) -> Verdict:
                 attempt=attempt.spec.attempt,
                 lines=evidence.lines,
             )
-        return _failed(attempt, FailureReason(marks.cancel_reason), evidence)
+        return _failed(attempt, FailureReason(marks.cancel_reason), evidence, said=marks.cancel_message)
+    if attempt.ending is not None:
+        return _failed(attempt, attempt.ending.reason, evidence, said=attempt.ending.message)
     return _failed(attempt, _reason_of(result), evidence)
 
 
@@ -118,10 +123,17 @@ def _pinned(attempt: Attempt, digest: str | None) -> str:
     return f"{image}@{digest}" if attempt.spec.request.force and digest else image
 
 
-def _failed(attempt: Attempt, reason: FailureReason, evidence: Evidence, *, final: bool = False) -> Verdict:
+def _failed(
+    attempt: Attempt,
+    reason: FailureReason,
+    evidence: Evidence,
+    *,
+    said: str | None = None,
+    final: bool = False,
+) -> Verdict:
     result = attempt.result
     # What the builder says counts only if it speaks of the same reason.
-    own_words = result.message if result and result.reason == reason else ""
+    own_words = said or (result.message if result and result.reason == reason else "")
     message = own_words or _WHEN_SILENT.get(reason) or (result.message if result else "") or HINT_OF[reason]
     category = CATEGORY_OF[reason]
     if category is Category.INFRASTRUCTURE and attempt.spec.attempt < evidence.attempts_allowed and not final:

@@ -9,15 +9,16 @@ from typing import Protocol
 import structlog
 from cachetools import TTLCache
 
-from rabbit2docker.announce import Announcer, utc_now
+from rabbit2docker.announce import Announcer
 from rabbit2docker.attempts import Attempts, is_finished
-from rabbit2docker.errors import ExecutorUnavailable, RecordMissing, RequestRejected
+from rabbit2docker.errors import ExecutorUnavailable, NameTaken, RecordMissing, RequestRejected
 from rabbit2docker.executors.base import Attempt, Executor, Marks
 from rabbit2docker.intake.cancelling import Cancelling
 from rabbit2docker.intake.planning import Plan, accepted_from, make_plan, name_if_taken
 from rabbit2docker.intake.wishes import Wish
 from rabbit2docker.providers.base import Provider
 from rabbit2docker.settings import Settings
+from rabbit2docker.times import utc_now
 from rabbit2docker_schemas.events import (
     MODEL_OF,
     TERMINAL_KINDS,
@@ -206,7 +207,13 @@ class Fulfilling:
         spec = plan.spec(self._tools.settings, now=self._tools.now())
         marks = Marks(requests={wish.request_id: wish.request.digest()})
         for name in (spec.name, name_if_taken(spec)):
-            attempt, is_new = await self._tools.executor.create(spec.model_copy(update={"name": name}), marks)
+            try:
+                attempt, is_new = await self._tools.executor.create(
+                    spec.model_copy(update={"name": name}), marks
+                )
+            except NameTaken as error:
+                log.warning("another name is needed", name=name, error=str(error))
+                continue
             self._tools.attempts.note(attempt)
             if is_new:
                 log.info("attempt created", build_id=spec.build_id, name=name, image=spec.image)

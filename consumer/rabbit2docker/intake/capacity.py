@@ -13,7 +13,7 @@ import structlog
 from rabbit2docker import metrics
 from rabbit2docker.attempts import Attempts
 from rabbit2docker.broker.base import RequestSource
-from rabbit2docker.executors.base import Change
+from rabbit2docker.ownership import Ownership, Slots
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.routing import BULK_QUEUE, CANCEL_QUEUE, REQUESTS_QUEUE
 
@@ -32,7 +32,7 @@ def split_credit(
     Where all slots are reserved, bulk gets one when nothing is built and nobody waits (`is_quiet`); otherwise it would
     wait for ever.
     """
-    if limit <= reserved:
+    if limit <= max(1, reserved):
         bulk = int(is_quiet and free == limit)
         return {REQUESTS_QUEUE: min(prefetch, max(0, free)), BULK_QUEUE: bulk}
     # The last free slot is always interactive: a slot that only bulk may take stays empty when there is no bulk.
@@ -43,12 +43,15 @@ def split_credit(
 class Capacity:
     """Keeps the credit of the request queues equal to the slots that are free."""
 
-    def __init__(self, source: RequestSource, attempts: Attempts, settings: Settings) -> None:
+    def __init__(
+        self, source: RequestSource, attempts: Attempts, ownership: Ownership, settings: Settings
+    ) -> None:
         """Take the limits from the settings; nothing is consumed before `run`."""
         self._source = source
         self._attempts = attempts
-        self._limit = settings.limits.concurrent_builds
-        self._reserved = settings.limits.reserved_for_interactive
+        self._ownership = ownership
+        self._limits = settings.limits
+        self._slots = Slots(0, 0, 0)
         self._prefetch = settings.amqp.prefetch
         self._credit = {REQUESTS_QUEUE: 0, BULK_QUEUE: 0}
         self._in_hand: Counter[str] = Counter()
@@ -70,13 +73,13 @@ class Capacity:
         self._changed.set()
 
     def _target(self, *, is_quiet: bool = False) -> dict[str, int]:
-        live = self._attempts.live_count()
-        metrics.BUILDS_LIVE.set(live)
+        metrics.BUILDS_LIVE.set(self._attempts.live_count())
+        self._slots = slots = self._ownership.slots(self._limits, self._attempts)
         return split_credit(
-            self._limit - live,
-            limit=self._limit,
+            slots.free,
+            limit=slots.part,
             prefetch=self._prefetch,
-            reserved=self._reserved,
+            reserved=slots.reserved,
             is_quiet=is_quiet,
         )
 
@@ -90,7 +93,8 @@ class Capacity:
 
     async def run(self) -> None:
         """Adjust the credit whenever a slot is taken or freed, until cancelled."""
-        self._attempts.listen(self._on_change)
+        self._attempts.listen(lambda _: self._changed.set())
+        self._ownership.listen(self._changed.set)
         await self._source.set_credit(CANCEL_QUEUE, self._prefetch)
         self._changed.set()
         while True:
@@ -100,16 +104,14 @@ class Capacity:
 
     async def _until_changed(self) -> bool:
         """Wait for a change; where all slots are reserved, wait for quiet, too. Tell whether it is quiet."""
-        may_hand_over = self._limit <= self._reserved and not self._credit[BULK_QUEUE]
+        slots = self._slots
+        may_hand_over = slots.part <= max(1, slots.reserved) and not self._credit[BULK_QUEUE]
         try:
             async with asyncio.timeout(QUIET_SECONDS if may_hand_over and not self._full else None):
                 await self._changed.wait()
         except TimeoutError:
             return True
         return False
-
-    def _on_change(self, change: Change) -> None:
-        self._changed.set()
 
     async def _adjust(self, *, is_quiet: bool) -> None:
         target = self._target(is_quiet=is_quiet and not any(self._in_hand.values()))
@@ -129,6 +131,8 @@ class Capacity:
         if is_full != self._full:
             self._full = is_full
             if is_full:
-                log.info("all slots are taken, requests wait in RabbitMQ", limit=self._limit)
+                log.info(
+                    "all slots are taken, requests wait in RabbitMQ", limit=self._limits.concurrent_builds
+                )
             else:
-                log.info("slots are free, taking requests again", limit=self._limit)
+                log.info("slots are free, taking requests again", limit=self._limits.concurrent_builds)

@@ -8,13 +8,14 @@ from weakref import WeakValueDictionary
 import structlog
 
 from rabbit2docker import metrics
-from rabbit2docker.announce import Announcer, utc_now
+from rabbit2docker.announce import Announcer
 from rabbit2docker.broker.base import Delivery, RequestSource
 from rabbit2docker.errors import BrokerUnavailable, RequestRejected, TransientError
 from rabbit2docker.intake.building import Fulfilling
 from rabbit2docker.intake.cancelling import Cancelling
 from rabbit2docker.intake.capacity import Capacity
 from rabbit2docker.intake.wishes import Wish, header, request_id_of
+from rabbit2docker.times import utc_now
 from rabbit2docker_schemas.events import Phase, Progress, ProgressDetail, Rejected
 from rabbit2docker_schemas.reading import InvalidMessage, read_cancel, read_request
 from rabbit2docker_schemas.reasons import RejectReason

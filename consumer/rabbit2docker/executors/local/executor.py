@@ -12,7 +12,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -36,6 +36,7 @@ from rabbit2docker.executors.base import (
     Changed,
     Lines,
     Marks,
+    Members,
     Removed,
     Synced,
 )
@@ -84,6 +85,8 @@ class _Record:
 
 class LocalExecutor:
     """Implements `Executor` on a state directory that belongs to one service at a time."""
+
+    checkpoint_seconds = 2.0
 
     def __init__(
         self,
@@ -314,6 +317,18 @@ class LocalExecutor:
             if not record.removed:
                 await self._guarded("remove a record", self._state.remove, record.spec.name)
                 self._drop(record)
+
+    async def members(self) -> AsyncIterator[Members]:
+        """Tell that this is the only replica: the lock on the state directory says so."""
+        yield Members(self._place, frozenset([self._place]))
+        await asyncio.Event().wait()
+
+    def problems(self) -> Mapping[str, str | None]:
+        """Return nothing: what can go wrong here shows in what is called."""
+        return {}
+
+    async def sweep(self) -> None:
+        """Do nothing: leftovers of crashes are removed when the state directory is opened."""
 
     # -- the builder
 

@@ -1,18 +1,16 @@
 """Reads a builder's log: line number i of the file is the line that the builder numbered i, unless damage proves otherwise."""
 
-import json
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rabbit2docker.executors.base import BuilderLine, Lines, MissingLines
-from rabbit2docker_schemas.events import Phase
+from rabbit2docker.executors.lines import parse_line
 
 BATCH_LINES: Final = 1000
 BATCH_BYTES: Final = 256 * 1024
 """What is read at once: a backlog of any length takes little memory and holds nothing up."""
 _CHUNK: Final = 1 << 20
-_PHASES: Final[dict[str, Phase]] = {phase.value: phase for phase in Phase}
 
 
 class LogReader:
@@ -91,7 +89,7 @@ class LogReader:
         found: list[Lines] = []
         batch: list[BuilderLine] = []
         for data in raw:
-            line = _parse_line(data)
+            line = parse_line(data)
             if line is None:
                 self._damaged += 1
                 continue
@@ -111,17 +109,3 @@ class LogReader:
         if batch:
             found.append(batch)
         return found
-
-
-def _parse_line(data: bytes) -> BuilderLine | None:
-    try:
-        line: dict[str, Any] = json.loads(data)
-        return BuilderLine(
-            n=int(line["n"]),
-            ts=str(line["ts"]),
-            phase=_PHASES.get(line["phase"], Phase.BUILDING),
-            text=str(line["text"]),
-            progress=line.get("progress"),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None

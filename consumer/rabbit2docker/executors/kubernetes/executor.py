@@ -1,0 +1,649 @@
+"""The kubernetes executor: the pod is the record, one watch knows them all, every write is a compare-and-swap."""
+
+import asyncio
+import hashlib
+import re
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import structlog
+from cachetools import TTLCache
+
+from rabbit2docker.builder import BUILDER_PATH
+from rabbit2docker.errors import ExecutorUnavailable, NameTaken, Rabbit2DockerError, RecordMissing
+from rabbit2docker.executors.base import (
+    Attempt,
+    AttemptName,
+    AttemptSpec,
+    AttemptState,
+    Change,
+    Changed,
+    Lines,
+    Marks,
+    Members,
+    Removed,
+    Synced,
+)
+from rabbit2docker.executors.kubernetes import manifest
+from rabbit2docker.executors.kubernetes.client import JSON_PATCH, MERGE_PATCH, ApiClient, Refused
+from rabbit2docker.executors.kubernetes.leftovers import Leftovers
+from rabbit2docker.executors.kubernetes.logs import LogReader
+from rabbit2docker.executors.kubernetes.membership import Membership
+from rabbit2docker.executors.kubernetes.models import Event, EventList, Pod
+from rabbit2docker.executors.kubernetes.pace import Urgency
+from rabbit2docker.executors.kubernetes.table import Around, Sight, in_order, see
+from rabbit2docker.executors.kubernetes.watching import PODS, Mirror
+from rabbit2docker.settings import Settings
+from rabbit2docker.times import utc_now
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+CONFLICTS: Final = 20
+"""How often a write is tried against other writers before it is left for later."""
+DEAF_SECONDS: Final = 120.0
+"""A watch that has heard nothing for so long, bookmarks included, makes the replica unready."""
+REMEMBERED: Final = 10_000
+_MARKS_PATH: Final = "/metadata/annotations/" + manifest.MARKS.replace("/", "~1")
+
+
+@dataclass(slots=True, eq=False)
+class _Record:
+    """What is known of one attempt; the pod is written first, this follows."""
+
+    spec: AttemptSpec
+    pod: Pod
+    marks: Marks
+    sight: Sight
+    events: list[Event] | None = None
+    examined: int = 0
+    examining: bool = False
+    timer: asyncio.TimerHandle | None = None
+    removed: bool = False
+    is_memory: bool = False
+    """The pod is gone after its end was told: what is left answers duplicates, and is forgotten like any other."""
+    told: Attempt | None = None
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    readers: set[Callable[[], None]] = field(default_factory=set)
+
+    @property
+    def uid(self) -> str:
+        return self.pod.metadata.uid
+
+    @property
+    def has_log(self) -> bool:
+        return self.sight.started_at is not None and not self.is_memory
+
+    @property
+    def is_over(self) -> bool:
+        return self.sight.state is AttemptState.ENDED
+
+    @property
+    def counted(self) -> int | None:
+        return self.sight.result.lines if self.sight.result else None
+
+    def snapshot(self) -> Attempt:
+        sight = self.sight
+        return Attempt(
+            spec=self.spec,
+            marks=self.marks,
+            state=sight.state,
+            result=sight.result,
+            ending=sight.ending,
+            waiting_for=sight.waiting_for,
+            hopeless=sight.hopeless,
+            place=self.pod.spec.node_name,
+            maker=self.pod.metadata.labels.get(manifest.REPLICA),
+            started_at=sight.started_at,
+            ended_at=sight.ended_at,
+        )
+
+
+class KubernetesExecutor:
+    """Implements `Executor` on the pods of a namespace, which any number of replicas may share."""
+
+    # Each is a call, and lines can be read again at any time: readers drop what they have seen.
+    checkpoint_seconds = 60.0
+
+    def __init__(self, settings: Settings, *, builder_text: str | None = None) -> None:
+        """Take the settings; `builder_text` takes the place of the builder's program."""
+        self._settings = settings
+        self._namespace = settings.kubernetes.namespace
+        self._builder_text = builder_text or BUILDER_PATH.read_text("utf-8")
+        digest = hashlib.sha256(self._builder_text.encode()).hexdigest()[:12]
+        self._builder_map = f"rabbit2docker-builder-{digest}"
+        self._map_made = False
+        self._making_map = asyncio.Lock()
+        self.replica = _replica_name()
+        self._api = ApiClient(settings.kubernetes)
+        self._core = f"/api/v1/namespaces/{self._namespace}"
+        self._records: dict[AttemptName, _Record] = {}
+        self._forgotten: TTLCache[str, bool] = TTLCache(REMEMBERED, 3600)
+        self._unreadable: TTLCache[str, bool] = TTLCache(REMEMBERED, 3600)
+        self._changes: asyncio.Queue[Change | None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._lasting: set[asyncio.Task[Any]] = set()
+        self._members: Membership | None = None
+        self._pods = Mirror(
+            self._api,
+            PODS,
+            f"{self._core}/pods",
+            manifest.selector(settings, manifest.BUILD),
+            on_change=self._on_pod,
+            on_gone=self._on_pod_gone,
+            role="builds",
+        )
+        wanted = settings.kubernetes.docker_api_labels
+        self._docker_api = Mirror(
+            self._api,
+            PODS,
+            f"{self._core}/pods",
+            ",".join(f"{name}={value}" for name, value in wanted.items()),
+            on_change=lambda _: self._on_docker_api(),
+            on_gone=lambda _: self._on_docker_api(),
+            role="docker-api",
+        )
+        self._docker_api_pods = 0
+        self._leftovers = Leftovers(self._api, settings, self._builder_map)
+
+    # -- opening and closing
+
+    async def __aenter__(self) -> Self:
+        """Find the cluster and begin to watch it. Raises ConfigurationError when nothing says where it is."""
+        await self._api.open()
+        self._last(self._pods.run(), "watch of builds")
+        self._last(self._docker_api.run(), "watch of docker-api")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish what is being written, give back the Lease, let go of everything; builds run on."""
+        for task in self._lasting:
+            task.cancel()
+        await asyncio.gather(*self._lasting, return_exceptions=True)
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        for record in self._records.values():
+            _stop_timer(record)
+        self._records.clear()
+        if self._changes is not None:
+            self._changes.put_nowait(None)
+        if self._members is not None:
+            await self._members.leave()
+        await self._api.close()
+
+    def problems(self) -> Mapping[str, str | None]:
+        """Return what is wrong with the watches and the Lease."""
+        watches = {"watch of builds": self._pods, "watch of docker-api": self._docker_api}
+        found = {name: _problem_of(mirror) for name, mirror in watches.items()}
+        if self._members is not None:
+            found["lease"] = self._members.problem()
+        return found
+
+    # -- the protocol
+
+    async def create(self, spec: AttemptSpec, marks: Marks) -> tuple[Attempt, bool]:
+        """Make the pod, or return the record of that name.
+
+        Raises NameTaken when a pod that is not ours has the name, ExecutorUnavailable when the API server is away or
+        does not take the pod; its words say why.
+        """
+        return await asyncio.shield(self._own(self._create(spec, marks), f"create {spec.name}"))
+
+    async def _create(self, spec: AttemptSpec, marks: Marks) -> tuple[Attempt, bool]:
+        known = self._records.get(spec.name)
+        if known is not None and not known.is_memory:
+            return known.snapshot(), False
+        await self._provide_builder()
+        credentials = await self._provide_credentials(spec)
+        body = manifest.build_pod(
+            spec,
+            marks,
+            self._settings,
+            replica=self.replica,
+            builder_map=self._builder_map,
+            credentials=credentials,
+            ready_nodes=self.ready_nodes(),
+        )
+        for _ in range(CONFLICTS):
+            try:
+                data = await self._api.call("POST", f"{self._core}/pods", urgency=Urgency.CREATE, body=body)
+            except Refused as error:
+                if error.status != 409:
+                    raise _not_taken(error) from error
+            else:
+                record = self._take(Pod.model_validate_json(data))
+                assert record is not None
+                if credentials:
+                    await self._hand_over(credentials, record)
+                return record.snapshot(), True
+            pod = await self._read_pod(spec.name)
+            if pod is not None:
+                found = self._take(pod)
+                if found is None:
+                    raise NameTaken(f"A pod {spec.name} that is no build of this service exists already.")
+                return found.snapshot(), False
+        raise ExecutorUnavailable(f"A pod {spec.name} comes and goes.")
+
+    async def get(self, name: AttemptName) -> Attempt | None:
+        """Return a fresh snapshot, or None."""
+        record = await self._find(name)
+        return record.snapshot() if record else None
+
+    async def mark(self, name: AttemptName, change: Callable[[Marks], Marks]) -> Attempt:
+        """Change the marks as one step. Raises RecordMissing, ExecutorUnavailable."""
+        # What is being written must not be cut short: nobody would know whether it was.
+        return await asyncio.shield(self._own(self._mark(name, change), f"mark {name}"))
+
+    async def _mark(self, name: AttemptName, change: Callable[[Marks], Marks]) -> Attempt:
+        record = await self._existing(name)
+        async with record.writing:
+            for _ in range(CONFLICTS):
+                if record.removed or record.is_memory:
+                    raise RecordMissing(f"The record {name} is gone.")
+                marks = change(record.marks)
+                if marks == record.marks:
+                    return record.snapshot()
+                if await self._patch_marks(record, marks):
+                    return record.snapshot()
+        raise ExecutorUnavailable(f"The record {name} is being written by many at once.")
+
+    async def _patch_marks(self, record: _Record, marks: Marks) -> bool:
+        """Write the marks if they are still what we think; False when they were not, and are read anew."""
+        metadata = record.pod.metadata
+        steps: list[dict[str, Any]] = [{"op": "test", "path": "/metadata/uid", "value": metadata.uid}]
+        written = metadata.annotations.get(manifest.MARKS)
+        if written is not None:
+            steps.append({"op": "test", "path": _MARKS_PATH, "value": written})
+        steps.append({"op": "add", "path": _MARKS_PATH, "value": manifest.encode_marks(marks)})
+        if marks.reported:
+            # From here on nobody needs the record: whoever deletes the pod may have it.
+            steps += manifest.without_finalizer(record.pod)
+        path = f"{self._core}/pods/{metadata.name}"
+        try:
+            data = await self._api.call(
+                "PATCH", path, urgency=Urgency.RECORD, body=steps, content_type=JSON_PATCH
+            )
+        except Refused as error:
+            if error.status not in (404, 409, 422):
+                raise _not_taken(error) from error
+            found = await self._read_pod(record.spec.name)
+            if found is None or found.metadata.uid != metadata.uid:
+                self._on_pod_gone(record.pod)
+                raise RecordMissing(f"The record {record.spec.name} is gone.") from error
+            if found.metadata.annotations.get(manifest.MARKS) == written and error.status == 422:
+                raise _not_taken(error) from error
+            self._take(found)
+            return False
+        self._take(Pod.model_validate_json(data))
+        return True
+
+    async def changes(self) -> AsyncIterator[Change]:
+        """Tell every record, then Synced, then each change. A second reader ends the first."""
+        if self._changes is not None:
+            self._changes.put_nowait(None)
+        await self._pods.synced.wait()
+        queue: asyncio.Queue[Change | None] = asyncio.Queue()
+        for record in self._records.values():
+            queue.put_nowait(Changed(record.snapshot()))
+        queue.put_nowait(Synced())
+        self._changes = queue
+        try:
+            while (change := await queue.get()) is not None:
+                yield change
+        finally:
+            if self._changes is queue:
+                self._changes = None
+
+    async def lines(self, name: AttemptName, *, after: int) -> AsyncIterator[Lines]:
+        """Read the lines above number `after` as they are written. Raises RecordMissing."""
+        record = await self._existing(name)
+        path = f"{self._core}/pods/{name}/log"
+        async for lines in LogReader(self._api, path, name, record, after=after).read():
+            yield lines
+
+    async def cancel(self, name: AttemptName) -> None:
+        """Delete the pod; the finalizer keeps it as a record until its end is told."""
+        record = await self._find(name)
+        if record is None or record.is_over or record.pod.metadata.deletion_timestamp is not None:
+            return
+        await self._delete(record.pod, grace=self._settings.kubernetes.termination_seconds)
+
+    async def forget(self, name: AttemptName) -> None:
+        """Remove the pod of an attempt that has ended. Raises ExecutorUnavailable."""
+        record = self._records.get(name) or await self._find(name)
+        if record is None:
+            return
+        if not record.is_over:
+            log.warning("an attempt that still runs is not forgotten", name=name)
+            return
+        await asyncio.shield(self._own(self._forget(record), f"forget {name}"))
+
+    async def _forget(self, record: _Record) -> None:
+        async with record.writing:
+            if record.removed:
+                return
+            if not record.is_memory:
+                await self._let_go(record.pod)
+                # A pod on a node that does not answer goes only when nobody waits for the node.
+                await self._delete(record.pod, grace=0)
+                self._forgotten[record.uid] = True
+                self._pods.drop(record.pod)
+            self._drop(record)
+
+    async def members(self) -> AsyncIterator[Members]:
+        """Tell which replicas live; from here on this one does, and others see it."""
+        self._members = Membership(self._api, self._settings, self.replica)
+        self._last(self._members.mirror.run(), "watch of leases")
+        self._last(self._members.run(), "lease")
+        async for members in self._members.follow():
+            yield members
+
+    async def sweep(self) -> None:
+        """Remove Secrets, ConfigMaps, Leases and pods that belong to no record."""
+        pods = list(self._pods.objects.values())
+        await self._leftovers.sweep(pods, utc_now())
+        if self._members is not None:
+            await self._members.sweep()
+
+    # -- pods
+
+    def _take(self, pod: Pod) -> _Record | None:
+        """Take in a pod that an answer held, ahead of the watch; None for one that is no record, or is forgotten."""
+        self._pods.take(pod)
+        record = self._records.get(AttemptName(pod.metadata.name))
+        return record if record is not None and record.uid == pod.metadata.uid else None
+
+    def _on_pod(self, pod: Pod) -> None:
+        uid, name = pod.metadata.uid, AttemptName(pod.metadata.name)
+        if uid in self._forgotten:
+            return
+        record = self._records.get(name)
+        if record is not None and record.uid != uid:
+            if _is_older(pod, record.pod):
+                return
+            self._drop(record)
+            record = None
+        if record is None:
+            record = self._read_record(pod)
+            if record is None:
+                return
+            self._records[name] = record
+        record.pod = pod
+        record.marks = manifest.read_marks(pod)
+        self._refresh(record)
+
+    def _read_record(self, pod: Pod) -> _Record | None:
+        spec = manifest.read_spec(pod)
+        if spec is None:
+            if pod.metadata.uid not in self._unreadable:
+                self._unreadable[pod.metadata.uid] = True
+                log.error("a pod with our labels is no record", name=pod.metadata.name)
+            return None
+        return _Record(spec, pod, manifest.read_marks(pod), see(pod, self._around(None)))
+
+    def _on_pod_gone(self, pod: Pod) -> None:
+        record = self._records.get(AttemptName(pod.metadata.name))
+        if record is None or record.uid != pod.metadata.uid or record.is_memory:
+            return
+        if record.marks.reported and record.is_over:
+            self._remember(record)
+            return
+        log.warning("a build pod was removed from outside", name=record.spec.name)
+        self._drop(record)
+
+    def _remember(self, record: _Record) -> None:
+        """Keep what answers duplicates, for as long as the pod would have been kept."""
+        record.is_memory = True
+        _stop_timer(record)
+        told_at = record.marks.reported_at or utc_now()
+        left = self._settings.limits.keep_ended_seconds - (utc_now() - told_at).total_seconds()
+        record.timer = asyncio.get_running_loop().call_later(max(0.0, left), self._drop, record)
+
+    def _drop(self, record: _Record) -> None:
+        """Take back a record whose pod is gone."""
+        if record.removed:
+            return
+        record.removed = True
+        _stop_timer(record)
+        if self._records.get(record.spec.name) is record:
+            del self._records[record.spec.name]
+        for reader in list(record.readers):
+            reader()
+        if self._changes is not None:
+            self._changes.put_nowait(Removed(record.spec.name))
+
+    def _around(self, record: _Record | None) -> Around:
+        return Around(
+            now=utc_now(),
+            pending_seconds=self._settings.kubernetes.pending_seconds,
+            docker_api_pods=self._docker_api_pods,
+            events=record.events if record else None,
+            examined=record.examined if record else 0,
+        )
+
+    def _refresh(self, record: _Record) -> None:
+        """See the pod anew, tell what changed, and come back when time alone would change it."""
+        _stop_timer(record)
+        if record.removed or record.is_memory:
+            return
+        around = self._around(record)
+        record.sight = sight = see(record.pod, around)
+        if sight.examine_at is not None and around.now >= sight.examine_at and not record.examining:
+            record.examining = True
+            self._last(self._examine(record), f"events of {record.spec.name}")
+        coming = [at for at in (sight.examine_at, sight.look_again_at) if at is not None and at > around.now]
+        if coming:
+            seconds = (min(coming) - around.now).total_seconds()
+            record.timer = asyncio.get_running_loop().call_later(seconds + 0.01, self._refresh, record)
+        snapshot = record.snapshot()
+        if snapshot != record.told:
+            record.told = snapshot
+            if self._changes is not None:
+                self._changes.put_nowait(Changed(snapshot))
+        for reader in list(record.readers):
+            reader()
+
+    async def _examine(self, record: _Record) -> None:
+        """Ask for the events of a pod that does not start: they tell what no status does."""
+        try:
+            data = await self._api.call(
+                "GET",
+                f"{self._core}/events",
+                urgency=Urgency.READ,
+                query={"fieldSelector": f"involvedObject.uid={record.uid}", "limit": "100"},
+            )
+            record.events = in_order(EventList.model_validate_json(data).items)
+            missing = any(self._builder_map in (event.message or "") for event in record.events[-1:])
+            if missing and "not found" in (record.events[-1].message or ""):
+                # Somebody removed it: all later pods need it, too.
+                self._map_made = False
+                await self._provide_builder()
+        except (ExecutorUnavailable, Refused) as error:
+            log.warning("cannot read the events of a build pod", name=record.spec.name, error=str(error))
+        finally:
+            record.examining = False
+            record.examined += 1
+        self._refresh(record)
+
+    async def _read_pod(self, name: AttemptName) -> Pod | None:
+        try:
+            data = await self._api.call("GET", f"{self._core}/pods/{name}", urgency=Urgency.RECORD)
+        except Refused as error:
+            if error.status == 404:
+                return None
+            raise _not_taken(error) from error
+        return Pod.model_validate_json(data)
+
+    async def _find(self, name: AttemptName) -> _Record | None:
+        """Return the record as it is in the cluster now."""
+        pod = await self._read_pod(name)
+        known = self._records.get(name)
+        if pod is None:
+            if known is not None and not known.is_memory:
+                self._on_pod_gone(known.pod)
+            return self._records.get(name)
+        return self._take(pod)
+
+    async def _existing(self, name: AttemptName) -> _Record:
+        record = self._records.get(name) or await self._find(name)
+        if record is None:
+            raise RecordMissing(f"There is no record {name}.")
+        return record
+
+    async def _delete(self, pod: Pod, *, grace: int) -> None:
+        body = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "gracePeriodSeconds": grace,
+            "preconditions": {"uid": pod.metadata.uid},
+        }
+        path = f"{self._core}/pods/{pod.metadata.name}"
+        try:
+            await self._api.call("DELETE", path, urgency=Urgency.RECORD, body=body)
+        except Refused as error:
+            # Gone already, or another pod has the name now.
+            if error.status not in (404, 409):
+                raise _not_taken(error) from error
+
+    async def _let_go(self, pod: Pod) -> None:
+        """Take our finalizer off a pod."""
+        steps = manifest.without_finalizer(pod)
+        if not steps:
+            return
+        path = f"{self._core}/pods/{pod.metadata.name}"
+        try:
+            await self._api.call("PATCH", path, urgency=Urgency.RECORD, body=steps, content_type=JSON_PATCH)
+        except Refused as error:
+            if error.status not in (404, 409, 422):
+                raise _not_taken(error) from error
+
+    # -- what pods need
+
+    def ready_nodes(self) -> list[str]:
+        """Return the nodes with a docker-api that is ready."""
+        found: set[str] = set()
+        for pod in self._docker_api.objects.values():
+            ready = pod.status.condition("Ready")
+            leaving = pod.metadata.deletion_timestamp is not None
+            if ready and ready.status == "True" and pod.spec.node_name and not leaving:
+                found.add(pod.spec.node_name)
+        return sorted(found)
+
+    def _on_docker_api(self) -> None:
+        count = len(self._docker_api.objects)
+        if count != self._docker_api_pods:
+            self._docker_api_pods = count
+            for record in list(self._records.values()):
+                if record.sight.state is AttemptState.PENDING:
+                    self._refresh(record)
+
+    async def _provide_builder(self) -> None:
+        """Make the ConfigMap with the builder's program, once."""
+        async with self._making_map:
+            if self._map_made:
+                return
+            body = manifest.builder_config_map(self._settings, self._builder_map, self._builder_text)
+            try:
+                await self._api.call("POST", f"{self._core}/configmaps", urgency=Urgency.CREATE, body=body)
+            except Refused as error:
+                if error.status != 409:
+                    raise _not_taken(error) from error
+            self._map_made = True
+
+    async def _provide_credentials(self, spec: AttemptSpec) -> str | None:
+        """Make the Secret of an attempt whose tenant has credentials; before the pod, which would wait for it."""
+        credentials = manifest.git_credentials(spec, self._settings)
+        if credentials is None:
+            return None
+        body = manifest.credentials_secret(self._settings, spec.name, credentials)
+        try:
+            await self._api.call("POST", f"{self._core}/secrets", urgency=Urgency.CREATE, body=body)
+        except Refused as error:
+            if error.status != 409:
+                raise _not_taken(error) from error
+        return manifest.credentials_name(spec.name)
+
+    async def _hand_over(self, credentials: str, record: _Record) -> None:
+        """Let the Secret go with its pod; where that fails the cleaner removes it."""
+        owner = {"apiVersion": "v1", "kind": "Pod", "name": record.spec.name, "uid": record.uid}
+        with suppress(Refused, ExecutorUnavailable):
+            await self._api.call(
+                "PATCH",
+                f"{self._core}/secrets/{credentials}",
+                urgency=Urgency.RECORD,
+                body={"metadata": {"ownerReferences": [owner]}},
+                content_type=MERGE_PATCH,
+            )
+
+    # -- tasks
+
+    def _own(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """Carry out work that closing waits for, even if whoever asked is cancelled."""
+        return self._keep(self._tasks, work, name)
+
+    def _last(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """Carry out work that closing cancels."""
+        return self._keep(self._lasting, work, name)
+
+    def _keep(
+        self, where: set[asyncio.Task[Any]], work: Coroutine[Any, Any, T], name: str
+    ) -> asyncio.Task[T]:
+        task = asyncio.create_task(work, name=name)
+        where.add(task)
+        task.add_done_callback(where.discard)
+        task.add_done_callback(_tell_failure)
+        return task
+
+
+def _replica_name() -> str:
+    """Return a name that no other process has, or had: a DNS label and a label value."""
+    host = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().lower()).strip("-")[:40].strip("-") or "replica"
+    return f"{host}-{secrets.token_hex(3)}"
+
+
+def _problem_of(mirror: Mirror[Pod]) -> str | None:
+    age = mirror.age()
+    if mirror.problem is not None:
+        return mirror.problem
+    if age is not None and age > DEAF_SECONDS:
+        return f"nothing heard for {age:.0f} seconds"
+    return None
+
+
+def _not_taken(error: Refused) -> ExecutorUnavailable:
+    """Return the error for what the API server does not accept: the operator can mend it, so the request may wait."""
+    if error.status == 403 and "exceeded quota" in error.message:
+        return ExecutorUnavailable(f"Waiting for room in the cluster's quota: {error.message}")
+    return ExecutorUnavailable(f"The Kubernetes API server refuses: {error.message}")
+
+
+def _version(pod: Pod) -> int:
+    version = pod.metadata.resource_version
+    return int(version) if version.isdigit() else 0
+
+
+def _is_older(pod: Pod, than: Pod) -> bool:
+    made, other = pod.metadata.creation_timestamp, than.metadata.creation_timestamp
+    if made is None or other is None or made == other:
+        return _version(pod) < _version(than)
+    return made < other
+
+
+def _stop_timer(record: _Record) -> None:
+    if record.timer is not None:
+        record.timer.cancel()
+        record.timer = None
+
+
+def _tell_failure(task: asyncio.Task[Any]) -> None:
+    """Fetch the exception, as whoever asked may be gone; what is not raised on purpose is a defect and is told."""
+    if task.cancelled() or (error := task.exception()) is None or isinstance(error, Rabbit2DockerError):
+        return
+    log.error("the executor broke", task=task.get_name(), exc_info=error)

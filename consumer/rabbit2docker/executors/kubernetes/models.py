@@ -1,0 +1,225 @@
+"""What we read of Kubernetes objects: a handful of fields, straight from JSON, the rest is never kept."""
+
+from datetime import datetime
+
+from pydantic import AliasGenerator, BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
+
+
+class Slim(BaseModel):
+    """Names as in the API (camelCase); unknown fields are dropped while parsing."""
+
+    model_config = ConfigDict(
+        alias_generator=AliasGenerator(validation_alias=to_camel),
+        validate_by_name=True,
+        extra="ignore",
+        frozen=True,
+    )
+
+
+class OwnerReference(Slim):
+    """Whose end is the object's end."""
+
+    uid: str
+
+
+class Metadata(Slim):
+    """What all objects have."""
+
+    name: str
+    uid: str
+    resource_version: str = ""
+    creation_timestamp: datetime | None = None
+    deletion_timestamp: datetime | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    finalizers: tuple[str, ...] = ()
+    owner_references: tuple[OwnerReference, ...] = ()
+
+
+class Condition(Slim):
+    """One condition of a pod."""
+
+    type: str
+    status: str
+    reason: str | None = None
+    message: str | None = None
+
+
+class Waiting(Slim):
+    """A container that does not run yet."""
+
+    reason: str | None = None
+    message: str | None = None
+
+
+class Running(Slim):
+    """A container that runs."""
+
+    started_at: datetime | None = None
+
+
+class Terminated(Slim):
+    """A container that has ended."""
+
+    exit_code: int = 0
+    reason: str | None = None
+    message: str | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+class ContainerState(Slim):
+    """One of the three, or none."""
+
+    waiting: Waiting | None = None
+    running: Running | None = None
+    terminated: Terminated | None = None
+
+
+class ContainerStatus(Slim):
+    """How one container is."""
+
+    name: str
+    state: ContainerState = ContainerState()
+    ready: bool = False
+
+
+class PodSpec(Slim):
+    """Where a pod runs."""
+
+    node_name: str | None = None
+
+
+class PodStatus(Slim):
+    """How a pod is."""
+
+    phase: str = ""
+    reason: str | None = None
+    message: str | None = None
+    start_time: datetime | None = None
+    conditions: tuple[Condition, ...] = ()
+    container_statuses: tuple[ContainerStatus, ...] = ()
+    init_container_statuses: tuple[ContainerStatus, ...] = ()
+
+    def condition(self, kind: str) -> Condition | None:
+        """Return the condition of that type."""
+        return next((condition for condition in self.conditions if condition.type == kind), None)
+
+
+class Pod(Slim):
+    """A build pod, or one of docker-api."""
+
+    metadata: Metadata
+    spec: PodSpec = PodSpec()
+    status: PodStatus = PodStatus()
+
+
+class LeaseSpec(Slim):
+    """Who holds a lease, and for how long without another word."""
+
+    holder_identity: str | None = None
+    lease_duration_seconds: int | None = None
+    renew_time: str | None = None
+
+
+class Lease(Slim):
+    """A replica's sign of life."""
+
+    metadata: Metadata
+    spec: LeaseSpec = LeaseSpec()
+
+
+class Owned(Slim):
+    """Any object, where only its metadata count."""
+
+    metadata: Metadata
+
+
+class Event(Slim):
+    """What happened to a pod, as components of the cluster told it."""
+
+    reason: str | None = None
+    message: str | None = None
+    type: str | None = None
+    last_timestamp: datetime | None = None
+    event_time: datetime | None = None
+
+
+class ListMetadata(Slim):
+    """Where a list stands."""
+
+    resource_version: str = ""
+    continue_: str | None = None
+
+    model_config = ConfigDict(
+        alias_generator=AliasGenerator(validation_alias=lambda name: to_camel(name.rstrip("_"))),
+        validate_by_name=True,
+        extra="ignore",
+        frozen=True,
+    )
+
+
+class PodList(Slim):
+    """A page of pods."""
+
+    metadata: ListMetadata = ListMetadata()
+    items: tuple[Pod, ...] = ()
+
+
+class LeaseList(Slim):
+    """A page of leases."""
+
+    metadata: ListMetadata = ListMetadata()
+    items: tuple[Lease, ...] = ()
+
+
+class OwnedList(Slim):
+    """A page of any objects."""
+
+    metadata: ListMetadata = ListMetadata()
+    items: tuple[Owned, ...] = ()
+
+
+class EventList(Slim):
+    """A page of events."""
+
+    items: tuple[Event, ...] = ()
+
+
+class WatchStatus(Slim):
+    """The object of an ERROR on a watch."""
+
+    code: int = 0
+    reason: str | None = None
+    message: str | None = None
+
+
+class WatchedError(Slim):
+    """An ERROR on a watch."""
+
+    object: WatchStatus = WatchStatus()
+
+
+class BookmarkObject(Slim):
+    """Where the watch stands."""
+
+    metadata: ListMetadata = ListMetadata()
+
+
+class Bookmark(Slim):
+    """A BOOKMARK on a watch."""
+
+    object: BookmarkObject = BookmarkObject()
+
+
+class PodWatched(Slim):
+    """An ADDED, MODIFIED or DELETED pod."""
+
+    object: Pod
+
+
+class LeaseWatched(Slim):
+    """An ADDED, MODIFIED or DELETED lease."""
+
+    object: Lease
