@@ -69,7 +69,7 @@ class MadeEngine:
         if len(self.host) > 110:
             raise Unable(f"The path of this checkout is too long for a socket: {self.host}")
         # A second engine would flush the first one's firewall rules; loopback ports work without any.
-        flags = "--iptables=false --ip6tables=false" if _another_engine_runs() else ""
+        flags = "--iptables=false --ip6tables=false" if another_engine_runs() else ""
         script = _START.format(
             root=self.root,
             socket_dir=socket_dir,
@@ -92,10 +92,16 @@ class MadeEngine:
         subprocess.run(["ip", "link", "del", self.bridge], capture_output=True, check=False)
 
 
-def _another_engine_runs() -> bool:
-    return any(
-        path.read_text().strip() == "dockerd" for path in Path("/proc").glob("[0-9]*/comm") if path.exists()
-    )
+def another_engine_runs() -> bool:
+    """Tell whether an engine runs in the same network; one in a container or pod minds its own rules."""
+    here = os.readlink("/proc/self/ns/net")
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        try:
+            if comm.read_text().strip() == "dockerd" and os.readlink(comm.parent / "ns/net") == here:
+                return True
+        except OSError:
+            continue  # it has ended, or it is another user's
+    return False
 
 
 def _free_subnet(bridge: str) -> str:

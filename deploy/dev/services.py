@@ -210,17 +210,16 @@ class Services:
             raise Unable(f"{what} did not start:\n{logs}")
 
 
-def read_env() -> dict[str, str]:
-    """Return the variables of `.run/env`; empty when nothing is up."""
-    file = RUN / "env"
+def read_env(file: Path = RUN / "env") -> dict[str, str]:
+    """Return the variables of `.run/env` or another such file; empty when nothing is up."""
     if not file.exists():
         return {}
     pairs = (line.split("=", 1) for line in file.read_text().splitlines() if "=" in line)
     return {name: value.strip("'") for name, value in pairs}
 
 
-def write_env(variables: dict[str, str]) -> None:
-    """Write `.run/env` for shells and programs."""
-    RUN.mkdir(parents=True, exist_ok=True)
+def write_env(variables: dict[str, str], file: Path = RUN / "env") -> None:
+    """Write `.run/env`, or another such file, for shells and programs."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(f"{name}='{value}'\n" for name, value in sorted(variables.items()))
-    (RUN / "env").write_text(text)
+    file.write_text(text)

@@ -1,0 +1,1 @@
+"""Tests against a real Kubernetes cluster, and what starts one."""

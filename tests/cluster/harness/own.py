@@ -1,0 +1,128 @@
+"""The cluster that is put together here: two nodes of plain processes on this machine."""
+
+import json
+import shutil
+from pathlib import Path
+
+from deploy.dev.machine import Unable, is_debian_root, need_packages, run, say, timed, wait_until
+
+from tests.cluster.harness import beside, control, images, keys, layout, network, nodes, processes, programs
+from tests.cluster.harness.layout import BIN, IMAGES, KUBECONFIG, LOGS, NODES, REGISTRY, STATE
+
+KIND = "own"
+_READY = 180.0
+_PACKAGES = {
+    "runc": "runc",
+    "/usr/lib/cni/bridge": "containernetworking-plugins",
+    "nft": "nftables",
+    "ip": "iproute2",
+    "openssl": "openssl",
+    "unshare": "util-linux",
+    "mount": "mount",
+    "git": "git",
+    "debootstrap": "debootstrap",
+}
+
+
+def up() -> dict[str, str]:
+    """Start what does not run and return the variables that say where everything is; raises Unable."""
+    if not is_debian_root():
+        raise Unable(
+            "No cluster can be had here: set KUBECONFIG to one, start a Docker engine that can pull images, "
+            "or run this as root on Debian, where a cluster is made."
+        )
+    need_packages(_PACKAGES, "A Kubernetes cluster")
+    for directory in (STATE, LOGS, BIN):
+        directory.mkdir(parents=True, exist_ok=True)
+    network.refuse_if_taken()
+    programs.provide()
+    archive = images.provide()
+    ledger = layout.ledger()
+    network.up()
+    keys.provide()
+    control.start(ledger)
+    for node in NODES:
+        nodes.start(node, [archive], ledger)
+    beside.start(ledger)
+    with timed("Waiting for the nodes"):
+        wait_until_ready()
+    return variables()
+
+
+def variables() -> dict[str, str]:
+    """Return where everything is."""
+    return {
+        "KUBECONFIG": str(KUBECONFIG),
+        "RABBIT2DOCKER_TEST_CLUSTER": KIND,
+        "RABBIT2DOCKER_TEST_CLUSTER_REGISTRY": REGISTRY,
+        "RABBIT2DOCKER_TEST_CLUSTER_GIT_ROOT": str(beside.GIT_ROOT),
+        "RABBIT2DOCKER_TEST_CLUSTER_GIT_URL": beside.git_url(),
+        "RABBIT2DOCKER_TEST_CLUSTER_AMQP_URL": beside.AMQP_URL,
+        "RABBIT2DOCKER_TEST_CLUSTER_MANAGEMENT_URL": beside.MANAGEMENT_URL,
+        "RABBIT2DOCKER_TEST_CLUSTER_IMAGES": IMAGES,
+        "RABBIT2DOCKER_TEST_CLUSTER_BIN": str(BIN),
+    }
+
+
+def wait_until_ready() -> None:
+    """Wait until the API server answers, all nodes are ready, and pods can be made; raises Unable."""
+    if not wait_until(_is_ready, _READY):
+        raise Unable(f"The cluster did not become ready. The logs are in {LOGS}.\n{_nodes_text()}")
+
+
+def down(*, wipe: bool = False) -> None:
+    """End all of it and undo what was changed on the machine, also after a crash; harmless when there is nothing."""
+    ledger = layout.ledger()
+    for node in NODES:
+        if nodes.find_holder(node, ledger):
+            say(f"Ending {node.name}")
+        nodes.stop(node, ledger)
+    for name in (*beside.NAMES, *control.NAMES):
+        for item in ledger.processes:
+            if item.name == name:
+                if item.is_alive():
+                    say(f"Ending {name}")
+                item.end()
+    processes.remove_cgroups()
+    network.down()
+    ledger.path.unlink(missing_ok=True)
+    layout.ENV.unlink(missing_ok=True)
+    if wipe:
+        shutil.rmtree(STATE, ignore_errors=True)
+
+
+def load(archive: Path) -> None:
+    """Import the images of an archive into every node."""
+    ledger = layout.ledger()
+    for node in NODES:
+        nodes.import_archive(node, archive, ledger)
+
+
+def _is_ready() -> bool:
+    try:
+        kubectl("get", "--raw", "/readyz")
+        found = json.loads(kubectl("get", "nodes", "--output=json"))["items"]
+        kubectl("get", "serviceaccount", "default", "--namespace=default")
+    except Unable:
+        return False
+    return {node.name for node in NODES} <= {
+        item["metadata"]["name"] for item in found if _node_is_ready(item)
+    }
+
+
+def _node_is_ready(item: dict[str, object]) -> bool:
+    status = item["status"]
+    assert isinstance(status, dict)
+    return any((c["type"], c["status"]) == ("Ready", "True") for c in status.get("conditions", []))
+
+
+def _nodes_text() -> str:
+    try:
+        return kubectl("describe", "nodes")[-2000:]
+    except Unable as problem:
+        return str(problem)
+
+
+def kubectl(*arguments: str) -> str:
+    """Run kubectl as the administrator; raises Unable."""
+    return run([BIN / "kubectl", f"--kubeconfig={KUBECONFIG}", *arguments], timeout=60).stdout
