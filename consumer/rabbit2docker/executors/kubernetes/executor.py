@@ -49,7 +49,6 @@ CONFLICTS: Final = 20
 DEAF_SECONDS: Final = 120.0
 """A watch that has heard nothing for so long, bookmarks included, makes the replica unready."""
 REMEMBERED: Final = 10_000
-_MARKS_PATH: Final = "/metadata/annotations/" + manifest.MARKS.replace("/", "~1")
 
 
 @dataclass(slots=True, eq=False)
@@ -257,11 +256,7 @@ class KubernetesExecutor:
     async def _patch_marks(self, record: _Record, marks: Marks) -> bool:
         """Write the marks if they are still what we think; False when they were not, and are read anew."""
         metadata = record.pod.metadata
-        steps: list[dict[str, Any]] = [{"op": "test", "path": "/metadata/uid", "value": metadata.uid}]
-        written = metadata.annotations.get(manifest.MARKS)
-        if written is not None:
-            steps.append({"op": "test", "path": _MARKS_PATH, "value": written})
-        steps.append({"op": "add", "path": _MARKS_PATH, "value": manifest.encode_marks(marks)})
+        steps = manifest.marks_patch(record.pod, marks)
         if marks.reported:
             # From here on nobody needs the record: whoever deletes the pod may have it.
             steps += manifest.without_finalizer(record.pod)
@@ -277,7 +272,7 @@ class KubernetesExecutor:
             if found is None or found.metadata.uid != metadata.uid:
                 self._on_pod_gone(record.pod)
                 raise RecordMissing(f"The record {record.spec.name} is gone.") from error
-            if found.metadata.annotations.get(manifest.MARKS) == written and error.status == 422:
+            if found.metadata.resource_version == metadata.resource_version:
                 raise _not_taken(error) from error
             self._take(found)
             return False

@@ -20,6 +20,11 @@ Manifest = dict[str, Any]
 OURS: Final = "rabbit2docker.io/"
 SPEC: Final = f"{OURS}spec"
 MARKS: Final = f"{OURS}marks"
+MARKS_VERSION: Final = f"{OURS}marks-version"
+"""Counts the writings of the marks: what a compare-and-swap compares.
+
+Not the marks themselves, as the API server compares text as it is escaped, and escapes `<`, `>` and `&` where we do not.
+"""
 FINALIZER: Final = f"{OURS}outcome"
 """Keeps the record readable when somebody deletes the pod, until the build's end is told."""
 REPLICA: Final = f"{OURS}replica"
@@ -136,6 +141,7 @@ def build_pod(
                 BUILDER_MAP: builder_map,
                 SPEC: spec.model_dump_json(exclude_defaults=True),
                 MARKS: encode_marks(marks),
+                MARKS_VERSION: "0",
             },
             "finalizers": [FINALIZER],
         },
@@ -382,6 +388,24 @@ def read_marks(pod: Pod) -> Marks:
         return Marks.model_validate_json(pod.metadata.annotations.get(MARKS, "{}"))
     except ValidationError:
         return Marks()
+
+
+def marks_patch(pod: Pod, marks: Marks) -> list[Manifest]:
+    """Return the JSON patch that writes the marks, if nobody has written them since `pod` was read."""
+    version = pod.metadata.annotations.get(MARKS_VERSION, "")
+    steps: list[Manifest] = [{"op": "test", "path": "/metadata/uid", "value": pod.metadata.uid}]
+    if version:
+        steps.append({"op": "test", "path": _annotation(MARKS_VERSION), "value": version})
+    following = str(int(version) + 1) if version.isdigit() else "0"
+    return [
+        *steps,
+        {"op": "add", "path": _annotation(MARKS_VERSION), "value": following},
+        {"op": "add", "path": _annotation(MARKS), "value": encode_marks(marks)},
+    ]
+
+
+def _annotation(name: str) -> str:
+    return "/metadata/annotations/" + name.replace("~", "~0").replace("/", "~1")
 
 
 def without_finalizer(pod: Pod) -> list[Manifest]:
