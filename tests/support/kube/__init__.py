@@ -1,0 +1,19 @@
+"""A Kubernetes API server for tests, with a cluster behind it and faults in front of it.
+
+    async with KubeServer() as server:
+        server.kubeconfig(path)                 # what a client needs
+        server.cluster.write("build-1", "…")    # kubelet, scheduler and people
+        server.faults.answer(429, verb="create", retry_after=1)
+        server.calls(verb="patch", resource="pods")
+
+It answers as the real one does, in words and order, for pods, their logs, events, configmaps, secrets and leases in
+namespaces; server-side apply, strategic merge patches and deletions of collections are not among it.
+"""
+
+from tests.support.kube.cluster import Cluster, Stops
+from tests.support.kube.faults import Fault, Faults, Seen
+from tests.support.kube.server import KubeServer
+from tests.support.kube.stage import KubernetesStage
+from tests.support.kube.streams import Stream
+
+__all__ = ["Cluster", "Fault", "Faults", "KubeServer", "KubernetesStage", "Seen", "Stops", "Stream"]
