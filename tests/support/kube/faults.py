@@ -64,7 +64,7 @@ class Fault:
     """How many more requests it hits; None: all."""
     error: ApiError | None = None
     seconds: float = 0
-    after: int = 0
+    after: int | Callable[[], int] = 0
     text: bytes = b""
     clean: bool = False
     hits: int = 0
@@ -136,8 +136,18 @@ class Faults:
         """Answer a watch or log with 200 and nothing."""
         return self._add(Fault(Kind.EMPTY, _meaning(**which), times))
 
-    def cut(self, after: int, *, clean: bool = False, times: int | None = 1, **which: str | None) -> Fault:
-        """Cut a watch or log after so many bytes, wherever that is; `clean` ends it as if that were all."""
+    def cut(
+        self,
+        after: int | Callable[[], int],
+        *,
+        clean: bool = False,
+        times: int | None = 1,
+        **which: str | None,
+    ) -> Fault:
+        """Cut a watch or log after so many bytes, wherever that is; `clean` ends it as if that were all.
+
+        A function is asked for each stream anew, for cuts at random places.
+        """
         return self._add(Fault(Kind.CUT, _meaning(**which), times, after=after, clean=clean))
 
     def say(self, text: bytes, *, after: int = 0, times: int | None = 1, **which: str | None) -> Fault:

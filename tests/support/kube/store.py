@@ -352,6 +352,7 @@ class Store:
         for data in (old, new):
             data.pop("kind", None)
             data.pop("apiVersion", None)
+        _drop_empty(new["metadata"])
         if new == old:
             return stored
         if _is_over(new["metadata"]):
@@ -388,6 +389,7 @@ class Store:
         return self._commit(resource, stored, data), False
 
     def _commit(self, resource: Resource, old: Stored | None, data: Json) -> Stored:
+        _drop_empty(data["metadata"])
         self.version += 1
         data["metadata"]["resourceVersion"] = str(self.version)
         new = Stored.of(resource, data)
@@ -427,6 +429,13 @@ class Store:
 
 def _slots(stored: Stored) -> dict[str, Any]:
     return {name: getattr(stored, name) for name in Stored.__slots__}
+
+
+def _drop_empty(metadata: Json) -> None:
+    """Leave out what is empty, as Go does: a patch finds no list of finalizers where there are none."""
+    for key in ("labels", "annotations", "finalizers", "ownerReferences"):
+        if not metadata.get(key, True):
+            del metadata[key]
 
 
 def _is_over(metadata: Json) -> bool:

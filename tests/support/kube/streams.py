@@ -29,6 +29,8 @@ class Stream:
         self._flows.set()
         self._over: Exception | None = None
         self._fault = fault if fault is not None and fault.kind in (Kind.CUT, Kind.SAY) else None
+        after = self._fault.after if self._fault is not None else 0
+        self._cut_after = after() if callable(after) else after
         self._response: web.StreamResponse | None = None
 
     async def open(self, request: web.Request, content_type: str) -> web.StreamResponse:
@@ -74,8 +76,8 @@ class Stream:
             last = data[data.rstrip(b"\n").rfind(b"\n") + 1 :]
             await self._send(data[: len(data) - max(2, len(last) // 2)])
             raise Cut
-        if self._fault is not None and self.bytes_sent + len(data) >= self._fault.after:
-            await self._send(data[: self._fault.after - self.bytes_sent] + self._fault.text)
+        if self._fault is not None and self.bytes_sent + len(data) >= self._cut_after:
+            await self._send(data[: self._cut_after - self.bytes_sent] + self._fault.text)
             raise Ended if self._fault.clean else Cut
         await self._send(data)
 
