@@ -40,8 +40,9 @@ LABEL org.opencontainers.image.title="rabbit2docker" \
       org.opencontainers.image.description="Event-driven container image builds for JupyterHubs" \
       org.opencontainers.image.licenses="BSD-3-Clause"
 COPY --from=install /opt/rabbit2docker /opt/rabbit2docker
-# The root file system may be read-only: only /tmp is written to, by git.
-ENV PATH=/opt/rabbit2docker/bin:$PATH HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# The root file system may be read-only: only /tmp is written to, by git. The number below has no entry in passwd, and
+# whoever asks for a build in this container goes by the name of USER.
+ENV PATH=/opt/rabbit2docker/bin:$PATH HOME=/tmp USER=rabbit2docker PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # As a number, so that Kubernetes can tell that it is not root.
 USER 1000:1000
 EXPOSE 8090
