@@ -156,3 +156,24 @@ app.kubernetes.io/component: docker-api
 {{- end }}
 {{- mergeOverwrite $config (deepCopy .Values.dockerApi.daemonConfig) | toPrettyJson }}
 {{- end }}
+
+{{- /* Security contexts that the Pod Security Standard `restricted` asks for. */}}
+{{- define "rabbit2docker.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 1000
+runAsGroup: 1000
+fsGroup: 1000
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "rabbit2docker.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- define "rabbit2docker.removalHook" -}}
+helm.sh/hook: post-delete
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end }}

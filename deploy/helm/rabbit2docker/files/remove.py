@@ -1,0 +1,104 @@
+"""Removes what the consumers have made in the cluster, once they are gone: build pods, programs, Leases, Secrets.
+
+Run by the chart after `helm uninstall`, in the consumer's image; `KINDS`, `SELECTOR`, `CONSUMERS` and `NAMESPACE` come
+from the environment. Standard library only, so that any version of the image can run it.
+"""
+
+import http.client
+import json
+import os
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any, Final
+
+ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+PATIENCE_SECONDS: Final = 240
+FINALIZER: Final = "rabbit2docker.io/outcome"
+GROUPS: Final = {"leases": "/apis/coordination.k8s.io/v1"}
+
+
+def call(method: str, path: str, body: Any = None) -> Any:
+    """Ask the API server; None where the object is gone. Raises OSError."""
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
+    host = f"[{host}]" if ":" in host else host
+    request = urllib.request.Request(
+        f"https://{host}:{port}{path}",
+        method=method,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={
+            "Authorization": f"Bearer {(ACCOUNT / 'token').read_text()}",
+            "Content-Type": "application/merge-patch+json" if method == "PATCH" else "application/json",
+        },
+    )
+    context = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
+    try:
+        with urllib.request.urlopen(request, timeout=20, context=context) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code in (404, 409):
+                return None
+            raise OSError(f"{method} {path}: {error.code} {error.read().decode(errors='replace')}") from error
+    except http.client.HTTPException as error:
+        raise OSError(f"{method} {path}: {error}") from error
+
+
+def collection(kind: str) -> str:
+    """Return the path of all objects of a kind."""
+    return f"{GROUPS.get(kind, '/api/v1')}/namespaces/{os.environ['NAMESPACE']}/{kind}"
+
+
+def found(kind: str, selector: str) -> list[dict[str, Any]]:
+    """Return the metadata of the objects that the selector finds."""
+    answer = call("GET", f"{collection(kind)}?labelSelector={urllib.parse.quote(selector)}")
+    return [item["metadata"] for item in (answer or {}).get("items", [])]
+
+
+def remove(kind: str, metadata: dict[str, Any]) -> None:
+    """Delete one object; a record's finalizer goes first, because nobody is left to take it off."""
+    path = f"{collection(kind)}/{metadata['name']}"
+    finalizers = metadata.get("finalizers", [])
+    if FINALIZER in finalizers:
+        others = [name for name in finalizers if name != FINALIZER]
+        call(
+            "PATCH",
+            path,
+            {"metadata": {"finalizers": others, "resourceVersion": metadata["resourceVersion"]}},
+        )
+    if "deletionTimestamp" not in metadata:
+        call("DELETE", path, {"preconditions": {"uid": metadata["uid"]}})
+
+
+def one_pass() -> list[str]:
+    """Remove what is there; return what has to be waited for. Nothing is touched while a consumer lives."""
+    if consumers := found("pods", os.environ["CONSUMERS"]):
+        return [metadata["name"] for metadata in consumers]
+    left = []
+    for kind in os.environ["KINDS"].split():
+        for metadata in found(kind, os.environ["SELECTOR"]):
+            left.append(f"{kind}/{metadata['name']}")
+            remove(kind, metadata)
+    return left
+
+
+def main() -> int:
+    """Go on until nothing is left; return the exit code."""
+    until, left = time.monotonic() + PATIENCE_SECONDS, ["?"]
+    while left and time.monotonic() < until:
+        try:
+            left = one_pass()
+        except OSError as error:
+            left = [str(error)]
+        if left:
+            print("waiting for", *left, file=sys.stderr, flush=True)  # noqa: T201
+            time.sleep(2)
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
