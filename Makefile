@@ -41,6 +41,7 @@ lint: venv  ## style, types, import contracts, spelling, documents
 	@$(BIN)/lint-imports
 	@$(BIN)/codespell
 	@$(BIN)/python -m rabbit2docker_schemas.documents --check
+	@$(BIN)/python -m deploy.helm.schema --check
 
 serve: venv  ## run the consumer with the services up, until Ctrl-C
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/rabbit2docker run
