@@ -216,6 +216,30 @@ async def test_a_json_patch_whose_test_fails_is_invalid_and_changes_nothing(clie
     assert status == 422
 
 
+@pytest.mark.parametrize(
+    ("text", "written", "fits"),
+    [
+        ("plain", '"plain"', True),
+        ("plain", '"other"', False),
+        ('{"a": 1}', '"{\\"a\\": 1}"', True),
+        ("a<b", '"a<b"', False),
+        ("a<b", '"a\\u003cb"', True),
+        ("é", '"é"', True),
+        ("é", '"\\u00e9"', False),
+    ],
+)
+async def test_a_json_patch_compares_text_as_it_is_written(
+    client: Client, text: str, written: str, fits: bool
+) -> None:
+    pod = a_pod()
+    pod["metadata"]["annotations"] = {"text": text}
+    await client.create(pod)
+    patch = f'[{{"op":"test","path":"/metadata/annotations/text","value":{written}}}]'
+    url = f"{client.server.url}{PODS}/build-1"
+    async with client.session.patch(url, data=patch, headers={"Content-Type": JSON_PATCH}) as response:
+        assert response.status == (200 if fits else 422)
+
+
 async def test_a_merge_patch_with_another_version_conflicts(client: Client) -> None:
     pod = await client.create(a_pod())
     patch = {"metadata": {"resourceVersion": "1", "annotations": {"a": "b"}}}
