@@ -7,10 +7,10 @@ from typing import Self
 
 
 class Proxy:
-    """Forwards from `port` to `target`."""
+    """Forwards from `port` of loopback to the port `target` of a host."""
 
-    def __init__(self, target: int) -> None:
-        self._target = target
+    def __init__(self, target: int, *, host: str = "127.0.0.1") -> None:
+        self._target = (host, target)
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -56,7 +56,7 @@ class Proxy:
             writer.transport.abort()
             return
         try:
-            there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            there_reader, there_writer = await asyncio.open_connection(*self._target)
         except OSError:
             writer.transport.abort()
             return

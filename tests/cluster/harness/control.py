@@ -21,6 +21,9 @@ from tests.cluster.harness.layout import (
 API_SERVER = "kube-apiserver"
 # In the order in which they are to end: etcd last, so that nobody waits for it in vain.
 NAMES = ("kube-proxy", "kube-scheduler", "kube-controller-manager", API_SERVER, "etcd")
+NODE_GRACE = 20
+"""Seconds of silence after which a node counts as lost. Kubernetes takes 50, and pods leave 300 seconds later."""
+_TOLERATION = 10
 _ETCD = "http://127.0.0.1:2379"
 _ETCD_PEERS = "http://127.0.0.1:2380"
 
@@ -99,12 +102,15 @@ _FLAGS: dict[str, tuple[str, ...]] = {
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
         "--allow-privileged=true",
+        *(f"--default-{reason}-toleration-seconds={_TOLERATION}" for reason in ("not-ready", "unreachable")),
     ),
     "kube-controller-manager": (
         *_as("controller-manager"),
         "--use-service-account-credentials=true",
         f"--service-account-private-key-file={keys.SERVICE_ACCOUNT_KEY}",
         f"--root-ca-file={keys.AUTHORITY}",
+        "--node-monitor-period=1s",
+        f"--node-monitor-grace-period={NODE_GRACE}s",
     ),
     "kube-scheduler": _as("scheduler"),
     "kube-proxy": (f"--config={_PROXY_FILE}",),

@@ -10,6 +10,7 @@ KIND = "given"
 _PREFIX = "RABBIT2DOCKER_TEST_CLUSTER_"
 _NEEDED = {
     "REGISTRY": "host:port of a registry without TLS that its pods and this machine reach",
+    "BASE_IMAGE": "an image with a shell that docker-api can pull, which Dockerfiles of tests begin with",
     "GIT_ROOT": "a directory here whose repositories a git server serves",
     "GIT_URL": "where that git server is, for pods and this machine",
     "AMQP_URL": "a RabbitMQ that pods and this machine reach",

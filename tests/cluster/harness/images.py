@@ -78,14 +78,14 @@ def provide() -> Path:
 def _images() -> list[Image]:
     base = debian_root("cluster-base", _BASE_PACKAGES)
     path = f"PATH={SYSTEM_PATH}"
-    small = {name: CACHE / f"cluster-{name}" for name in ("pause", "busybox")}
-    _make_pause(small["pause"])
-    _make_busybox(small["busybox"])
+    pause, busybox = CACHE / "cluster-pause", CACHE / "cluster-busybox"
+    _make_pause(pause)
+    _make_busybox(busybox)
     docker_api = _layer("docker-api", base, _DOCKER_API)
     repo2docker = _layer("repo2docker", base, _REPO2DOCKER)
     return [
-        Image("pause:1", (small["pause"],), {"Entrypoint": ["/pause"], "User": "65535:65535"}),
-        Image("busybox:1", (small["busybox"],), {"Env": ["PATH=/bin"], "Cmd": ["sh"]}),
+        Image("pause:1", (pause,), {"Entrypoint": ["/pause"], "User": "65535:65535"}),
+        Image("busybox:1", (busybox,), {"Env": ["PATH=/bin"], "Cmd": ["sh"]}),
         Image("docker-api:1", (base, docker_api), {"Env": [path], "Cmd": ["dockerd"]}),
         Image("repo2docker:1", (base, repo2docker), {"Env": [path, "LANG=C.UTF-8"]}),
     ]
@@ -95,6 +95,14 @@ def _make_pause(directory: Path) -> None:
     programs.provide("pause")
     directory.mkdir(parents=True, exist_ok=True)
     shutil.copy(BIN / "pause", directory / "pause")
+
+
+def busybox_root() -> Path:
+    """Return the files of the image busybox, for images that are to hold a little more."""
+    directory = CACHE / "cluster-busybox"
+    if not directory.exists():
+        _make_busybox(directory)
+    return directory
 
 
 def _make_busybox(directory: Path) -> None:

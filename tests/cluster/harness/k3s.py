@@ -13,6 +13,7 @@ from tests.cluster.harness import beside, layout, programs
 from tests.cluster.harness.images import REPO2DOCKER
 from tests.cluster.harness.layout import (
     AMQP_PORT,
+    BASE_IMAGE,
     BIN,
     IMAGES,
     KUBECONFIG,
@@ -47,19 +48,21 @@ def up() -> dict[str, str]:
     gateway = _gateway()
     registry = f"{gateway}:{REGISTRY_PORT}"
     _start_services(gateway, ledger)
+    beside.wait_for_http("registry", f"http://{registry}/v2/")
     if not _runs("k3s", ledger):
         with timed(f"Starting {IMAGE}"):
             _start(registry, ledger)
         archive = _make_images()
         with timed("Importing images"):
             load(archive)
+        _push_base(registry, ledger)
     amqp, management = f"{gateway}:{AMQP_PORT}", f"{gateway}:{MANAGEMENT_PORT}"
-    beside.wait_for_http("registry", f"http://{registry}/v2/")
     beside.wait_for_http("rabbitmq", f"http://{management}/api/auth")
     return {
         "KUBECONFIG": str(KUBECONFIG),
         "RABBIT2DOCKER_TEST_CLUSTER": KIND,
         "RABBIT2DOCKER_TEST_CLUSTER_REGISTRY": registry,
+        "RABBIT2DOCKER_TEST_CLUSTER_BASE_IMAGE": f"{registry}/{BASE_IMAGE}",
         "RABBIT2DOCKER_TEST_CLUSTER_GIT_ROOT": str(beside.GIT_ROOT),
         "RABBIT2DOCKER_TEST_CLUSTER_GIT_URL": beside.git_url(gateway),
         "RABBIT2DOCKER_TEST_CLUSTER_AMQP_URL": f"amqp://guest:guest@{amqp}/",
@@ -175,6 +178,12 @@ def _start(registry: str, ledger: Ledger) -> None:
     ledger.save()
     KUBECONFIG.touch(mode=0o600)
     KUBECONFIG.write_text(container.config_yaml())
+
+
+def _push_base(registry: str, ledger: Ledger) -> None:
+    ctr = ("exec", ledger.containers["k3s"], "ctr", "-n", "k8s.io", "images")
+    engine.docker({}, *ctr, "tag", "--force", f"{IMAGES}busybox:1", f"{registry}/{BASE_IMAGE}")
+    engine.docker({}, *ctr, "push", "--plain-http", f"{registry}/{BASE_IMAGE}")
 
 
 def _make_images() -> Path:

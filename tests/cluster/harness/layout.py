@@ -37,6 +37,8 @@ AMQP_PORT = 5672
 MANAGEMENT_PORT = 15672
 API_URL = f"https://{HOST}:{API_PORT}"
 REGISTRY = f"{HOST}:{REGISTRY_PORT}"
+BASE_IMAGE = "base:1"
+"""The image busybox once more, in the registry: what Dockerfiles of tests begin with."""
 
 PATH = f"{BIN}:{SYSTEM_PATH}"
 """Only Debian's programs and ours: a containerd or an iptables of the machine's owner must not be met."""

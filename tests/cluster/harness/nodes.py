@@ -197,6 +197,7 @@ def _kubelet(node: Node) -> dict[str, object]:
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": f"/{node.cgroup}",
         "failCgroupV1": False,
+        "nodeLeaseDurationSeconds": 12,  # renewed each three seconds; it has to fit several times into NODE_GRACE
         "failSwapOn": False,
         "resolvConf": str(_RESOLV_CONF),
         "clusterDNS": [DNS_SERVICE],

@@ -7,10 +7,11 @@ from pathlib import Path
 from deploy.dev.machine import Unable, is_debian_root, need_packages, run, say, timed, wait_until
 
 from tests.cluster.harness import beside, control, images, keys, layout, network, nodes, processes, programs
-from tests.cluster.harness.layout import BIN, IMAGES, KUBECONFIG, LOGS, NODES, REGISTRY, STATE
+from tests.cluster.harness.layout import BASE_IMAGE, BIN, IMAGES, KUBECONFIG, LOGS, NODES, REGISTRY, STATE
 
 KIND = "own"
 _READY = 180.0
+_GOODBYE = 5.0  # the API server would wait much longer for those that watch it
 _PACKAGES = {
     "runc": "runc",
     "/usr/lib/cni/bridge": "containernetworking-plugins",
@@ -44,6 +45,7 @@ def up() -> dict[str, str]:
     for node in NODES:
         nodes.start(node, [archive], ledger)
     beside.start(ledger)
+    _push_base()
     with timed("Waiting for the nodes"):
         wait_until_ready()
     return variables()
@@ -55,6 +57,7 @@ def variables() -> dict[str, str]:
         "KUBECONFIG": str(KUBECONFIG),
         "RABBIT2DOCKER_TEST_CLUSTER": KIND,
         "RABBIT2DOCKER_TEST_CLUSTER_REGISTRY": REGISTRY,
+        "RABBIT2DOCKER_TEST_CLUSTER_BASE_IMAGE": f"{REGISTRY}/{BASE_IMAGE}",
         "RABBIT2DOCKER_TEST_CLUSTER_GIT_ROOT": str(beside.GIT_ROOT),
         "RABBIT2DOCKER_TEST_CLUSTER_GIT_URL": beside.git_url(),
         "RABBIT2DOCKER_TEST_CLUSTER_AMQP_URL": beside.AMQP_URL,
@@ -82,7 +85,7 @@ def down(*, wipe: bool = False) -> None:
             if item.name == name:
                 if item.is_alive():
                     say(f"Ending {name}")
-                item.end()
+                item.end(_GOODBYE)
     processes.remove_cgroups()
     network.down()
     ledger.path.unlink(missing_ok=True)
@@ -96,6 +99,18 @@ def load(archive: Path) -> None:
     ledger = layout.ledger()
     for node in NODES:
         nodes.import_archive(node, archive, ledger)
+
+
+def _push_base() -> None:
+    """Push the base image into the registry, from the node that has it."""
+    mark = STATE / "registry" / "base-pushed"
+    if mark.exists():
+        return
+    ledger, name = layout.ledger(), f"{REGISTRY}/{BASE_IMAGE}"
+    ctr: list[str | Path] = [BIN / "ctr", "-n", "k8s.io", "images"]
+    nodes.run_in(NODES[0], [*ctr, "tag", "--force", f"{IMAGES}busybox:1", name], ledger)
+    nodes.run_in(NODES[0], [*ctr, "push", "--plain-http", name], ledger)
+    mark.touch()
 
 
 def _is_ready() -> bool:

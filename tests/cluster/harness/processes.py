@@ -1,6 +1,7 @@
 """Which processes belong to a node or a pod, and the control groups they are in."""
 
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterable
@@ -37,6 +38,12 @@ def of_node(node: Node, holder: int | None) -> set[int]:
 def named(node: Node, holder: int | None, name: str) -> list[int]:
     """Return the processes of a node with that program name."""
     return sorted(pid for pid in of_node(node, holder) if _read(pid, "comm").strip() == name)
+
+
+def pod_of(pid: int) -> str | None:
+    """Return the uid of the pod that a process runs in."""
+    found = re.search(r"/pod([0-9a-f-]{36})(?:/|$)", _read(pid, "cgroup"), re.MULTILINE)
+    return found[1] if found else None
 
 
 def kill_all(find: Callable[[], Iterable[int]]) -> None:
