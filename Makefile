@@ -3,10 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo test lint serve bench clean
+.PHONY: help venv up down status demo test test-cluster cluster-up cluster-down lint serve bench clean
 
 help:  ## say what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 21
 
 venv: $(BIN)/.complete  ## make the virtual environment
 
@@ -34,6 +34,15 @@ demo: venv  ## build an image end to end and run it; REPO=https://... takes anot
 test: venv  ## run all tests against real services; ARGS='-k cancel' chooses some
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/pytest $(ARGS)
 
+test-cluster: venv  ## run the tests that need Kubernetes; KUBECONFIG chooses a cluster, without it one is made
+	@$(BIN)/python -m tests.cluster.harness run -- $(BIN)/pytest -m cluster tests/cluster $(ARGS)
+
+cluster-up: venv  ## start that cluster and keep it; addresses in .run/cluster/env
+	@$(BIN)/python -m tests.cluster.harness up
+
+cluster-down:  ## end what `make cluster-up` started
+	@test ! -x $(BIN)/python || $(BIN)/python -m tests.cluster.harness down
+
 lint: venv  ## style, types, import contracts, spelling, documents
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -49,5 +58,5 @@ serve: venv  ## run the consumer with the services up, until Ctrl-C
 bench: venv  ## measure; JSON goes to .run/benchmarks
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/python -m tests.benchmarks
 
-clean: down  ## remove .venv and .run
+clean: cluster-down down  ## remove .venv and .run
 	@rm -rf .venv .run

@@ -27,7 +27,7 @@ def cluster() -> str:
     """Which kind of cluster it is: own, k3s or given. Without one these tests fail: they were asked for."""
     kind = os.environ.get("RABBIT2DOCKER_TEST_CLUSTER")
     if kind is None:
-        pytest.fail("run `make test-cluster`, which starts a cluster and says where it is")
+        pytest.fail("run `make test-cluster`, which starts a cluster and says where it is", pytrace=False)
     return kind
 
 
