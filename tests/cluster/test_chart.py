@@ -264,13 +264,8 @@ def test_the_socket_is_where_builds_look_for_it(settings_of: Read) -> None:
 def test_releases_of_long_names_have_sockets_of_their_own_that_can_be_listened_at(settings_of: Read) -> None:
     sockets = set()
     for namespace in ("builds-of-the-first-hub", "builds-of-the-second-hub"):
-        arguments = (
-            "template",
-            f"--kube-version={KUBERNETES}",
-            "r" * 53,
-            f"--namespace={'n' * 39}{namespace}",
-        )
-        result = helm(NEEDED, *arguments)
+        command = ("template", f"--kube-version={KUBERNETES}", "r" * 53)
+        result = helm(NEEDED, *command, namespace=namespace.rjust(63, "n"))
         objects = [found for found in yaml.safe_load_all(result.stdout) if found]
         assert all(len(found["metadata"]["name"]) <= 63 for found in objects), result.stderr
         [text] = [
