@@ -10,7 +10,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from testcontainers.core.container import DockerContainer
 
@@ -24,34 +24,54 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-class RabbitMQ:
-    """One broker. Its ports are fixed, so that it is found again after a restart."""
+class Management:
+    """A broker's management API, with the user guest."""
 
-    def __init__(self) -> None:
-        self.port, self.management_port = free_port(), free_port()
-        self.container = DockerContainer(IMAGE).with_bind_ports(5672, self.port)
-        self.container.with_bind_ports(15672, self.management_port)
-
-    @property
-    def management_url(self) -> str:
-        return f"http://guest:guest@127.0.0.1:{self.management_port}/"
-
-    def url(self, vhost: str, *, user: str = "guest:guest", port: int | None = None) -> str:
-        return f"amqp://{user}@127.0.0.1:{port or self.port}/{quote(vhost, safe='')}"
+    def __init__(self, url: str) -> None:
+        """Take the URL, credentials in it."""
+        self.url_of_management = url
 
     def api(self, method: str, path: str, body: Any = None) -> Any:
+        parts = urlsplit(self.url_of_management)
+        user = f"{parts.username}:{parts.password}".encode()
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.management_port}/api/{path}",
+            f"{parts.scheme}://{parts.hostname}:{parts.port}/api/{path}",
             method=method,
             data=json.dumps(body).encode() if body is not None else None,
             headers={
-                "Authorization": f"Basic {b64encode(b'guest:guest').decode()}",
+                "Authorization": f"Basic {b64encode(user).decode()}",
                 "Content-Type": "application/json",
             },
         )
         with urllib.request.urlopen(request, timeout=20) as answer:
             data = answer.read()
             return json.loads(data) if data else None
+
+    def new_vhost(self) -> str:
+        vhost = f"test-{uuid.uuid4().hex[:12]}"
+        self.api("PUT", f"vhosts/{vhost}", {})
+        self.api("PUT", f"permissions/{vhost}/guest", {"configure": ".*", "write": ".*", "read": ".*"})
+        return vhost
+
+    def delete_vhost(self, vhost: str) -> None:
+        self.api("DELETE", f"vhosts/{vhost}")
+
+
+class RabbitMQ(Management):
+    """One broker. Its ports are fixed, so that it is found again after a restart."""
+
+    def __init__(self) -> None:
+        self.port, self.management_port = free_port(), free_port()
+        super().__init__(f"http://guest:guest@127.0.0.1:{self.management_port}/")
+        self.container = DockerContainer(IMAGE).with_bind_ports(5672, self.port)
+        self.container.with_bind_ports(15672, self.management_port)
+
+    @property
+    def management_url(self) -> str:
+        return self.url_of_management
+
+    def url(self, vhost: str, *, user: str = "guest:guest", port: int | None = None) -> str:
+        return f"amqp://{user}@127.0.0.1:{port or self.port}/{quote(vhost, safe='')}"
 
     def is_ready(self) -> bool:
         try:
@@ -62,15 +82,6 @@ class RabbitMQ:
 
     def wait_until_ready(self) -> None:
         eventually_blocking(self.is_ready, seconds=120)
-
-    def new_vhost(self) -> str:
-        vhost = f"test-{uuid.uuid4().hex[:12]}"
-        self.api("PUT", f"vhosts/{vhost}", {})
-        self.api("PUT", f"permissions/{vhost}/guest", {"configure": ".*", "write": ".*", "read": ".*"})
-        return vhost
-
-    def delete_vhost(self, vhost: str) -> None:
-        self.api("DELETE", f"vhosts/{vhost}")
 
     def add_user(self, name: str, vhost: str, *, configure: str, write: str, read: str) -> None:
         self.api("PUT", f"users/{name}", {"password": name, "tags": ""})

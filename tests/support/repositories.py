@@ -6,6 +6,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -38,14 +39,26 @@ def dockerfile(*instructions: str) -> dict[str, str]:
     return {"Dockerfile": "\n".join((f"FROM {BASE_IMAGE}", *instructions)) + "\n"}
 
 
+@dataclass(frozen=True)
+class GitServer:
+    """Serves the repositories in a directory."""
+
+    root: Path
+    url: str
+
+    @classmethod
+    def of_this_machine(cls) -> "GitServer":
+        return cls(Path(os.environ["RABBIT2DOCKER_TEST_GIT_ROOT"]), os.environ["RABBIT2DOCKER_TEST_GIT_URL"])
+
+
 class Repository:
     """One repository of a name that no other has."""
 
-    def __init__(self, name: str, files: Mapping[str, str]) -> None:
+    def __init__(self, name: str, files: Mapping[str, str | bytes], server: GitServer) -> None:
         """Make it with one commit on `main`."""
         self.name = f"{name}-{uuid.uuid4().hex[:8]}"
-        self.directory = Path(os.environ["RABBIT2DOCKER_TEST_GIT_ROOT"]) / self.name
-        self.url = f"{os.environ['RABBIT2DOCKER_TEST_GIT_URL']}/{self.name}"
+        self.directory = server.root / self.name
+        self.url = f"{server.url}/{self.name}"
         self.directory.mkdir(parents=True)
         self.git("init", "--quiet", "--initial-branch=main")
         self.commit(files)
@@ -56,12 +69,16 @@ class Repository:
         command = ["git", "-C", str(self.directory), *who, *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    def commit(self, files: Mapping[str, str]) -> str:
-        """Write files, commit them on the branch that is checked out, and return the commit."""
-        for path, text in files.items():
+    def commit(self, files: Mapping[str, str | bytes]) -> str:
+        """Write files, commit them on the branch that is checked out, and return the commit; bytes are programs."""
+        for path, content in files.items():
             file = self.directory / path
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
+            if isinstance(content, bytes):
+                file.write_bytes(content)
+                file.chmod(0o755)
+            else:
+                file.write_text(content)
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message", "A change")
         return self.head()
@@ -76,9 +93,11 @@ class Repository:
 
 
 @contextmanager
-def repository(name: str, files: Mapping[str, str]) -> Iterator[Repository]:
+def repository(
+    name: str, files: Mapping[str, str | bytes], server: GitServer | None = None
+) -> Iterator[Repository]:
     """Make a repository and remove it again."""
-    made = Repository(name, files)
+    made = Repository(name, files, server or GitServer.of_this_machine())
     try:
         yield made
     finally:

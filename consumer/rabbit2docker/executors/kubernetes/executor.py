@@ -5,6 +5,7 @@ import hashlib
 import re
 import secrets
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ CONFLICTS: Final = 20
 """How often a write is tried against other writers before it is left for later."""
 DEAF_SECONDS: Final = 120.0
 """A watch that has heard nothing for so long, bookmarks included, makes the replica unready."""
+EXTRA_BUILDS: Final = 2
+"""How many more builds than the idlest node one may have and still be preferred for its layers."""
 REMEMBERED: Final = 10_000
 
 
@@ -208,7 +211,7 @@ class KubernetesExecutor:
             replica=self.replica,
             builder_map=self._builder_map,
             credentials=credentials,
-            ready_nodes=self.ready_nodes(),
+            ready_nodes=self._idle_enough(self.ready_nodes()),
         )
         for _ in range(CONFLICTS):
             try:
@@ -530,6 +533,12 @@ class KubernetesExecutor:
             if ready and ready.status == "True" and pod.spec.node_name and not leaving:
                 found.add(pod.spec.node_name)
         return sorted(found)
+
+    def _idle_enough(self, nodes: list[str]) -> list[str]:
+        """Leave out nodes that have more to do than others: a warm cache is not worth a queue."""
+        live = Counter(record.pod.spec.node_name for record in self._records.values() if not record.is_over)
+        least = min((live[node] for node in nodes), default=0)
+        return [node for node in nodes if live[node] <= least + EXTRA_BUILDS]
 
     def _on_docker_api(self) -> None:
         count = len(self._docker_api.objects)

@@ -313,16 +313,8 @@ def _affinity(spec: AttemptSpec, settings: Settings, ready_nodes: Sequence[str])
         "labelSelector": {"matchLabels": settings.kubernetes.docker_api_labels},
         "topologyKey": "kubernetes.io/hostname",
     }
-    apart = {
-        "labelSelector": {"matchLabels": labels(settings, BUILD)},
-        "topologyKey": "kubernetes.io/hostname",
-    }
-    affinity: Manifest = {
-        "podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [beside]},
-        "podAntiAffinity": {
-            "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 10, "podAffinityTerm": apart}]
-        },
-    }
+    # No anti-affinity between builds: the scheduler would weigh it more than the preferred nodes.
+    affinity: Manifest = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [beside]}}
     if preferred:
         affinity["nodeAffinity"] = node
     return affinity
