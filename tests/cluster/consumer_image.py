@@ -6,6 +6,7 @@ that directory comes from the machine's own pip, which knows the index and the c
 """
 
 import argparse
+import hashlib
 import os
 import platform
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from deploy.dev import engine
-from deploy.dev.__main__ import up, with_services
+from deploy.dev.__main__ import down
 from deploy.dev.machine import CHECKOUT, RUN, SYSTEM_PATH, Ledger, Unable, debian_root, run, say, timed
 
 IMAGE: Final = "rabbit2docker.test/rabbit2docker:1"
@@ -27,29 +28,30 @@ GLIBC: Final = (17, 28, 34)
 
 
 def make(archive: Path) -> None:
-    """Build the image and write it to `archive`; raises Unable."""
-    os.environ.update(with_services(up()))
-    arguments = _from_packages() if Ledger().docker_host else []
-    with timed(f"Building {IMAGE}"):
-        _docker("build", "--tag", IMAGE, *arguments, str(CHECKOUT))
-    size = int(_docker("image", "inspect", "--format", "{{.Size}}", IMAGE))
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    with timed(f"Writing {archive} ({size / 1e6:.0f} MB)"):
+    """Build the image and write it to `archive`; raises Unable. An engine that is started for it is ended again."""
+    ledger = Ledger()
+    keep = bool(ledger.processes or ledger.containers)
+    try:
+        environment = {**os.environ, **engine.provide(ledger)}
+        arguments = _from_packages(environment) if ledger.docker_host else []
+        with timed(f"Building {IMAGE}"):
+            engine.docker(environment, "build", "--tag", IMAGE, *arguments, str(CHECKOUT))
+        archive.parent.mkdir(parents=True, exist_ok=True)
         new = archive.with_name(f"{archive.name}.new")
-        _docker("save", "--output", str(new), IMAGE)
+        engine.docker(environment, "save", "--output", str(new), IMAGE)
         new.rename(archive)
+        say(f"{archive} has {archive.stat().st_size / 1e6:.0f} MB")
+    finally:
+        if not keep:
+            down()
 
 
-def _docker(*arguments: str) -> str:
-    return engine.docker({}, *arguments)
-
-
-def _from_packages() -> list[str]:
+def _from_packages(environment: dict[str, str]) -> list[str]:
     """Return what the build is told where only package registries can be reached; it needs no network then."""
     root = debian_root("consumer-base", PACKAGES)
-    if not _docker("image", "ls", "--quiet", BASE_IMAGE):
-        _import(root)
-    wheels = _download_wheels(_python_version(root))
+    if not engine.docker(environment, "image", "ls", "--quiet", BASE_IMAGE):
+        _import(root, environment)
+    wheels = _wheels(_python_version(root))
     return [
         *("--build-arg", f"BASE_IMAGE={BASE_IMAGE}"),
         *("--build-context", f"wheels={wheels}"),
@@ -57,15 +59,16 @@ def _from_packages() -> list[str]:
     ]
 
 
-def _import(root: Path) -> None:
+def _import(root: Path, environment: dict[str, str]) -> None:
     with timed(f"Making the image {BASE_IMAGE}"):
         command = ["tar", "-C", str(root), "-c", *(f"--exclude=./{path}" for path in LEFT_OUT), "."]
         archive = subprocess.Popen(command, stdout=subprocess.PIPE)
-        client = shutil.which("docker") or "docker"
+        client = shutil.which("docker", path=f"{RUN / 'bin'}:{os.environ['PATH']}") or "docker"
         subprocess.run(
             [client, "import", "-c", f"ENV PATH={SYSTEM_PATH} LANG=C.UTF-8", "-", BASE_IMAGE],
             stdin=archive.stdout,
             stdout=subprocess.DEVNULL,
+            env=environment,
             check=True,
         )
         if archive.wait():
@@ -80,16 +83,20 @@ def _python_version(root: Path) -> str:
     raise Unable(f"{root} has no Python.")
 
 
-def _download_wheels(python: str) -> Path:
+def _wheels(python: str) -> Path:
     """Return a directory with everything that pip will ask for in an image with that Python."""
-    directory = RUN / "wheels"
-    shutil.rmtree(directory, ignore_errors=True)
+    wanted = [python, *((CHECKOUT / name).read_text() for name in ("pyproject.toml", "constraints.txt"))]
+    directory = RUN / "wheels" / hashlib.sha256("\0".join(wanted).encode()).hexdigest()[:8]
+    if directory.exists():
+        return directory
+    shutil.rmtree(directory.parent, ignore_errors=True)
+    new = directory.with_suffix(".new")
     platforms = [f"manylinux_2_{minor}_{platform.machine()}" for minor in GLIBC]
     tags = ["none", "abi3", f"cp{python.replace('.', '')}"]
     with timed("Downloading wheels"):
         run(
             [
-                *(sys.executable, "-m", "pip", "download", "--quiet", "--dest", directory),
+                *(sys.executable, "-m", "pip", "download", "--quiet", "--dest", new),
                 *("--only-binary=:all:", "--implementation=cp", f"--python-version={python}"),
                 *(f"--abi={tag}" for tag in tags),
                 *(f"--platform={name}" for name in platforms),
@@ -98,6 +105,7 @@ def _download_wheels(python: str) -> Path:
                 "hatchling",
             ]
         )
+    new.rename(directory)
     return directory
 
 
