@@ -14,6 +14,7 @@ from deploy.dev.machine import Unable
 
 from tests.cluster.harness import choice, faults
 from tests.cluster.harness import images as harness_images
+from tests.cluster.harness.fake_nodes import TAINT, fake_nodes, placement
 from tests.cluster.harness.images import Image, write_archive
 from tests.cluster.harness.kubectl import apply, get, kubectl, new_namespace, phase
 from tests.support.waiting import eventually_blocking
@@ -199,6 +200,17 @@ def test_docker_api_that_was_killed_comes_back_and_builds(builders: str) -> None
     eventually_blocking(lambda: bool(faults.docker_daemons("node-1", builders)))
     kubectl("rollout", "status", "daemonset/docker-api", "--timeout=100s", namespace=builders)
     build("after", builders)
+
+
+def test_pods_on_fake_nodes_are_ready_at_once(namespace: str) -> None:
+    if not faults.are_possible():
+        pytest.skip("kwok is not there")
+    with fake_nodes(3) as group:
+        for number in range(5):
+            apply(pod(f"fake-{number}", "none.test/none:1", "none", **placement(group)), namespace=namespace)
+        everybody = [f"pod/fake-{number}" for number in range(5)]
+        kubectl("wait", "--for=condition=Ready", *everybody, "--timeout=60s", namespace=namespace)
+    assert not get("nodes", selector=f"{TAINT}={group}")["items"]
 
 
 def test_docker_itself_works_in_a_pod(builders: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from deploy.dev.machine import Unable
 
-from tests.cluster.harness import faults, layout
+from tests.cluster.harness import faults, layout, processes
 from tests.cluster.harness.kubectl import apply, get, kubectl, phase
 from tests.cluster.test_cluster import IMAGES, has_ended, pod
 from tests.support.waiting import eventually_blocking
@@ -76,8 +76,10 @@ def test_a_dead_node_is_noticed_its_pods_leave_and_it_comes_back(sleeper: str) -
 
 
 def test_the_pods_of_a_silent_node_go_on(sleeper: str) -> None:
+    uid = get("pod", "sleeper", namespace=sleeper)["metadata"]["uid"]
     with faults.kubelet_frozen(NODE):
         eventually_blocking(lambda: not is_ready(NODE), seconds=120)
+        assert any(processes.pod_of(pid) == uid for pid in processes.all_processes())
     eventually_blocking(lambda: is_ready(NODE), seconds=120)
 
 

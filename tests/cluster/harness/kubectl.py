@@ -34,9 +34,18 @@ def apply(*objects: Mapping[str, Any], namespace: str | None = None) -> None:
     kubectl("apply", "--filename=-", stdin=json.dumps(items), namespace=namespace)
 
 
-def get(kind: str, name: str = "", *, namespace: str | None = None, selector: str = "") -> dict[str, Any]:
+def get(
+    kind: str,
+    name: str = "",
+    *,
+    namespace: str | None = None,
+    selector: str = "",
+    all_namespaces: bool = False,
+) -> dict[str, Any]:
     """Return an object, or a list of those that a selector of labels chooses."""
     arguments = [kind, *([name] if name else []), *([f"--selector={selector}"] if selector else [])]
+    if all_namespaces:
+        arguments.append("--all-namespaces")
     return dict(json.loads(kubectl("get", *arguments, "--output=json", namespace=namespace)))
 
 

@@ -26,13 +26,19 @@ _ACCEPTS = "rabbit2docker cluster"
 _ENVIRONMENT = {"PATH": SYSTEM_PATH, "LANG": "C"}
 
 
+def other_owner() -> str | None:
+    """Return whose cluster uses the network of this machine when it is not this checkout's."""
+    alias = Path("/sys/class/net", BRIDGE, "ifalias")
+    owner = alias.read_text().strip() if alias.exists() else _OWNER
+    return None if owner == _OWNER else owner or "of an unknown owner"
+
+
 def refuse_if_taken() -> None:
     """Raise Unable when the network belongs to another checkout's cluster."""
-    alias = Path("/sys/class/net", BRIDGE, "ifalias")
-    if alias.exists() and (owner := alias.read_text().strip()) != _OWNER:
+    if owner := other_owner():
         raise Unable(
-            f"Another checkout's cluster ({owner or 'of an unknown owner'}) uses this machine's network device {BRIDGE}, "
-            "and there can be only one. End that one first: `make cluster-down` in its checkout, or, if that is gone, "
+            f"Another checkout's cluster ({owner}) uses this machine's network device {BRIDGE}, and there can be only "
+            "one. End that one first: `make cluster-down` in its checkout, or, if that is gone, "
             f"`ip link del {BRIDGE}`."
         )
 
@@ -62,10 +68,7 @@ def up() -> None:
 
 def down() -> None:
     """Remove what `up` and kube-proxy made; harmless when there is nothing."""
-    alias = Path("/sys/class/net", BRIDGE, "ifalias")
-    if alias.exists() and alias.read_text().strip() != _OWNER:
-        return
-    if alias.exists():
+    if Path("/sys/class/net", BRIDGE).exists():
         _quietly("ip", "rule", "del", "pref", str(ROUTING_TABLE))
         _quietly("ip", "route", "flush", "table", str(ROUTING_TABLE))
         for device in (*(node.pods_bridge for node in NODES), BRIDGE):

@@ -75,12 +75,14 @@ def wait_until_ready() -> None:
 
 def down(*, wipe: bool = False) -> None:
     """End all of it and undo what was changed on the machine, also after a crash; harmless when there is nothing."""
+    if network.other_owner():
+        return  # nodes and control groups of that name are another checkout's
     ledger = layout.ledger()
     for node in NODES:
         if nodes.find_holder(node, ledger):
             say(f"Ending {node.name}")
         nodes.stop(node, ledger)
-    for name in (*beside.NAMES, *control.NAMES):
+    for name in ("kwok", *beside.NAMES, *control.NAMES):
         for item in ledger.processes:
             if item.name == name:
                 if item.is_alive():

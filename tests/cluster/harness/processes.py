@@ -67,17 +67,22 @@ def all_processes() -> list[int]:
 def make_cgroups(node: Node) -> None:
     """Make a node's control group in each hierarchy, or in the only one where the kernel has unified them."""
     for root in _roots():
-        for group in (CGROUP, node.cgroup):
-            directory = root / group
+        _hand_down_controllers(root)
+        for directory in (root / CGROUP, root / node.cgroup):
             directory.mkdir(exist_ok=True)
+            _hand_down_controllers(directory)
             # Version 1: a group without processors or memory nodes takes no process.
             for file in ("cpuset.cpus", "cpuset.mems"):
                 if (root / file).exists() and not (directory / file).read_text().strip():
                     (directory / file).write_text((root / file).read_text())
-            # Version 2: a child has the controllers that its parent hands down.
-            if (control := directory / "cgroup.subtree_control").exists():
-                available = (directory / "cgroup.controllers").read_text().split()
-                control.write_text(" ".join(f"+{name}" for name in available))
+
+
+def _hand_down_controllers(directory: Path) -> None:
+    """Let the children of a version 2 group have its controllers, as far as the kernel allows."""
+    control = directory / "cgroup.subtree_control"
+    for name in (directory / "cgroup.controllers").read_text().split() if control.exists() else ():
+        with suppress(OSError):
+            control.write_text(f"+{name}")
 
 
 def remove_cgroups(group: str = CGROUP) -> None:
