@@ -24,6 +24,8 @@ from rabbit2docker.executors.base import (
     Removed,
     Synced,
 )
+from rabbit2docker.executors.kubernetes import KubernetesExecutor
+from tests.support.kube.stage import KubernetesStage
 from tests.support.records import a_spec
 from tests.support.stages import LocalStage, MemoryStage, Stage
 
@@ -32,11 +34,19 @@ T = TypeVar("T")
 Made = tuple[Attempt, bool]
 
 
-@pytest.fixture(params=["memory", "local"])
+@pytest.fixture(params=["memory", "local", "kubernetes"])
 def stage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    with blockbuster_ctx("rabbit2docker"):
+    with blockbuster_ctx("rabbit2docker") as blocking:
+        for function in blocking.functions.values():
+            # Has a thread and a loop of its own.
+            function.can_block_in("executors/kubernetes/client.py", {"_read_configuration"})
         if request.param == "memory":
             yield MemoryStage()
+            return
+        if request.param == "kubernetes":
+            pods = KubernetesStage(tmp_path, KubernetesExecutor)
+            yield pods
+            pods.close()
             return
         stage = LocalStage(tmp_path)
         monkeypatch.setenv("SCRIPTED_BUILDER_DIR", str(stage.pipes))

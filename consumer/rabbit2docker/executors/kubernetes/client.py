@@ -189,24 +189,27 @@ class ApiClient:
     async def _log_in(self) -> None:
         """Read address and credentials from where the settings, the pod or the environment say they are."""
         self._logged_in = time.monotonic()
-        settings, fresh = self._settings, self._configuration
-        in_pod = settings.kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ
         try:
-            if in_pod:
-                await asyncio.to_thread(config.load_incluster_config, client_configuration=fresh)
-                return
-            path = settings.kubeconfig or Path(os.environ.get("KUBECONFIG") or "~/.kube/config")
-            await config.load_kube_config(
-                config_file=str(path.expanduser()),
-                context=settings.context,
-                client_configuration=fresh,
-                persist_config=False,
-            )
+            # Reads files and may run programs, all of it blocking: in a loop of its own, beside ours.
+            await asyncio.to_thread(asyncio.run, self._read_configuration())
         except (config.ConfigException, OSError, ValueError, TypeError) as error:
             raise ConfigurationError(
                 f"No Kubernetes cluster can be found: {error}. Set RABBIT2DOCKER_KUBERNETES__KUBECONFIG or KUBECONFIG "
                 "to a kubeconfig file, or run in a pod with a service account."
             ) from error
+
+    async def _read_configuration(self) -> None:
+        settings = self._settings
+        if settings.kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ:
+            config.load_incluster_config(client_configuration=self._configuration)  # type: ignore[no-untyped-call]
+            return
+        path = settings.kubeconfig or Path(os.environ.get("KUBECONFIG") or "~/.kube/config")
+        await config.load_kube_config(
+            config_file=str(path.expanduser()),
+            context=settings.context,
+            client_configuration=self._configuration,
+            persist_config=False,
+        )
 
     async def _log_in_again(self) -> bool:
         """Fetch credentials anew after a 401: tokens of plugins expire. False when that was done a moment ago."""

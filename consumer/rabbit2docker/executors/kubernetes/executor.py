@@ -49,6 +49,7 @@ CONFLICTS: Final = 20
 """How often a write is tried against other writers before it is left for later."""
 DEAF_SECONDS: Final = 120.0
 """A watch that has heard nothing for so long, bookmarks included, makes the replica unready."""
+BUILDER_TEXT: Final = BUILDER_PATH.read_text("utf-8")
 EXTRA_BUILDS: Final = 2
 """How many more builds than the idlest node one may have and still be preferred for its layers."""
 REMEMBERED: Final = 10_000
@@ -116,7 +117,7 @@ class KubernetesExecutor:
         """Take the settings; `builder_text` takes the place of the builder's program."""
         self._settings = settings
         self._namespace = settings.kubernetes.namespace
-        self._builder_text = builder_text or BUILDER_PATH.read_text("utf-8")
+        self._builder_text = builder_text or BUILDER_TEXT
         digest = hashlib.sha256(self._builder_text.encode()).hexdigest()[:12]
         self._builder_map = f"rabbit2docker-builder-{digest}"
         self._map_made = False
