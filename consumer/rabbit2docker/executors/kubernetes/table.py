@@ -168,7 +168,7 @@ def see(pod: Pod, around: Around) -> Sight:
     if state is not None and state.running is not None:
         started_at = state.running.started_at
     if (state is not None and state.terminated is not None) or pod.status.phase in ("Succeeded", "Failed"):
-        return _ended(pod, state.terminated if state else None, around)
+        return _ended(pod, state.terminated if state else None, around, started_at)
     if (leaving := _leaving(pod, around, started_at)) is not None:
         return leaving
     if state is not None and state.running is not None:
@@ -183,14 +183,15 @@ def _builder(pod: Pod) -> ContainerStatus | None:
 # -- the end
 
 
-def _ended(pod: Pod, terminated: Terminated | None, around: Around) -> Sight:
+def _ended(pod: Pod, terminated: Terminated | None, around: Around, started_at: datetime | None) -> Sight:
     result = read_result(terminated.message) if terminated else None
     ended_at = (terminated.finished_at if terminated else None) or pod.metadata.deletion_timestamp
     return Sight(
         AttemptState.ENDED,
         result=result,
         ending=_ending(pod, terminated, result),
-        started_at=_real(terminated.started_at) if terminated else None,
+        # A node that is gone never tells that the container has ended.
+        started_at=_real(terminated.started_at) if terminated else started_at,
         ended_at=_real(ended_at) or pod.status.start_time or pod.metadata.creation_timestamp or around.now,
     )
 
@@ -220,7 +221,7 @@ def _ending(pod: Pod, terminated: Terminated | None, result: BuilderResult | Non
         return _ending_of(*STATUS_REASONS[status.reason], said)
     if status.reason and status.reason.startswith("OutOf"):
         return _ending_of(Reason.NODE_REFUSED, "The node refused the build pod: {}", said)
-    if terminated is not None and terminated.reason in CONTAINER_REASONS:
+    if terminated is not None and terminated.reason in CONTAINER_REASONS and not _never_was(pod, terminated):
         words = _last_words(terminated.message) or "no message"
         return _ending_of(*CONTAINER_REASONS[terminated.reason], words)
     if pod.metadata.deletion_timestamp is not None:
@@ -231,6 +232,11 @@ def _ending(pod: Pod, terminated: Terminated | None, result: BuilderResult | Non
         says = f"The builder ended with exit code {terminated.exit_code} and no result: {{}}"
         return _ending_of(Reason.BUILDER_LOST, says, words)
     return None
+
+
+def _never_was(pod: Pod, terminated: Terminated) -> bool:
+    """Tell whether the node lost track of a container only because the pod was deleted before there was one."""
+    return terminated.reason == "ContainerStatusUnknown" and pod.metadata.deletion_timestamp is not None
 
 
 def _disruption(pod: Pod) -> Ending | None:
