@@ -1,5 +1,5 @@
 # `make` alone says what there is. Everything happens in .venv and .run; nothing else on the machine is changed,
-# except that on Debian, as root, missing Debian packages are installed.
+# except that on Debian, as root, missing Debian packages are installed, and that a cluster has network devices of its own.
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
