@@ -153,6 +153,15 @@ class Site:
     def kubectl(self, *arguments: str) -> str:
         return kubectl.kubectl(*arguments, namespace=self.namespace)
 
+    def end_all_builds(self) -> None:
+        """Remove all build pods, also those whose build nobody ends any more."""
+        for pod in self.pods():
+            patch = '--patch={"metadata": {"finalizers": null}}'
+            self.kubectl("patch", "pod", pod["metadata"]["name"], "--type=merge", patch)
+        self.kubectl(
+            "delete", "pods", f"--selector={BUILD_SELECTOR}", "--grace-period=0", "--force", "--wait=true"
+        )
+
     def leftovers(self) -> list[str]:
         """Return what is there of builds: pods, their Secrets, and Leases."""
         kinds = "pods,secrets,leases"
@@ -203,21 +212,8 @@ def opened(directory: Path) -> Iterator[Site]:
                 "heartbeat": 5,
             }
         )
-        stack.callback(_release_pods, namespace)
         with ExitStack() as things:
             site = Site(namespace, amqp, directory, things)
+            stack.callback(site.end_all_builds)
             site.provide_docker_api()
             yield site
-
-
-def _release_pods(namespace: str) -> None:
-    """Let go of pods whose build nobody ends any more, or the namespace could not go."""
-    for pod in kubectl.get("pods", namespace=namespace, selector=BUILD_SELECTOR)["items"]:
-        kubectl.kubectl(
-            "patch",
-            "pod",
-            pod["metadata"]["name"],
-            "--type=merge",
-            '--patch={"metadata": {"finalizers": null}}',
-            namespace=namespace,
-        )

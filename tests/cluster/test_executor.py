@@ -1,0 +1,110 @@
+"""What every executor promises, on real pods: the suite of the behaviour tests, with another stage."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tests.behaviour.test_executors as suite
+from rabbit2docker.builder import BUILDER_PATH
+from rabbit2docker.executors.base import Executor
+from rabbit2docker.executors.kubernetes import KubernetesExecutor
+from rabbit2docker.settings import BuilderSettings, KubernetesSettings, Settings
+from tests.cluster.harness import faults, layout
+from tests.cluster.site import IMAGES, Site, opened
+from tests.support import scripted_pod
+
+globals().update({name: test for name, test in vars(suite).items() if name.startswith("test_")})
+
+NODES = ("node-1", "node-2")
+
+
+class ClusterStage:
+    """Implements `Stage` with pods that do what files say, in the nodes' directories as this machine sees them."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        # A node's /var/run is a directory of this machine.
+        inside = site.socket_directory.removeprefix("/var/run/")
+        self._directories = [layout.node(name).directory / "run" / inside for name in NODES]
+        text = BUILDER_PATH.read_text("utf-8").partition("\nif __name__ ==")[0]
+        own = Path(scripted_pod.__file__).read_text("utf-8").replace(scripted_pod.IMPORTED, "")
+        self._program = f"{text}\n\n{own}"
+
+    def service(self) -> Executor:
+        kubernetes = KubernetesSettings(
+            namespace=self._site.namespace,
+            docker_socket=f"{self._site.socket_directory}/docker.sock",
+            kubeconfig=Path(os.environ["KUBECONFIG"]),
+        )
+        builder = BuilderSettings(image=f"{IMAGES}repo2docker:1")
+        return KubernetesExecutor(
+            Settings(kubernetes=kubernetes, builder=builder), builder_text=self._program
+        )
+
+    def prepare(self, *names: str) -> None:
+        for name in names:
+            for path in self._paths(name, "commands") + self._paths(name, "starts"):
+                if path.exists() and '"end"' in path.read_text():
+                    path.unlink()  # a former builder's of that name
+                path.touch()
+                path.chmod(0o666)
+
+    def clear(self) -> None:
+        """Remove the files of this test."""
+        for directory in self._directories:
+            for kind in ("commands", "starts"):
+                for path in directory.glob(f"*.{kind}"):
+                    path.unlink()
+
+    def _paths(self, name: str, kind: str) -> list[Path]:
+        return [directory / f"{name}.{kind}" for directory in self._directories]
+
+    def _command(self, name: str, command: dict[str, object]) -> None:
+        for path in self._paths(name, "commands"):
+            with path.open("a") as file:
+                file.write(json.dumps(command) + "\n")
+
+    def write(self, name: str, *texts: str) -> None:
+        self._command(name, {"write": texts})
+
+    def end(self, name: str, reason: str = "ok", **more: object) -> None:
+        self._command(name, {"end": {"reason": reason, **more}})
+
+    def kill(self, name: str) -> None:
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                is_builder = b"/etc/rabbit2docker/builder/builder.py" in path.read_bytes()
+                host = (path.parent / "root/etc/hostname").read_text().strip() if is_builder else ""
+            except OSError:
+                continue
+            if host == name:
+                os.kill(int(path.parent.name), signal.SIGKILL)
+                return
+        raise AssertionError(f"no builder runs for {name}")
+
+    def remove(self, name: str) -> None:
+        self._site.kubectl("patch", "pod", name, "--type=merge", '--patch={"metadata": {"finalizers": null}}')
+        self._site.kubectl("delete", "pod", name, "--grace-period=0", "--force")
+
+    def starts(self, name: str) -> int:
+        return sum(len(path.read_text().splitlines()) for path in self._paths(name, "starts"))
+
+
+@pytest.fixture(scope="module")
+def site(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    if not faults.are_possible():
+        pytest.skip("commands reach pods by the nodes' directories, which only our own cluster shares")
+    with opened(tmp_path_factory.mktemp("site")) as made:
+        yield made
+
+
+@pytest.fixture
+def stage(site: Site) -> Iterator[ClusterStage]:
+    made = ClusterStage(site)
+    yield made
+    site.end_all_builds()
+    made.clear()
