@@ -415,7 +415,9 @@ def test_words_of_the_cluster_that_look_like_a_placeholder_stay_as_they_are() ->
 
 def test_the_epoch_stands_for_a_container_that_never_was() -> None:
     sight = seen(a_pod("start-error"))
-    assert (sight.started_at, sight.ended_at) == (None, created(a_pod("start-error")) + timedelta(seconds=2))
+    [status] = document("start-error")["pod"]["status"]["containerStatuses"]
+    finished = datetime.fromisoformat(status["state"]["terminated"]["finishedAt"])
+    assert (sight.started_at, sight.ended_at) == (None, finished)
     epoch = "1970-01-01T00:00:00Z"
     terminated = {"exitCode": 128, "reason": "StartError", "startedAt": epoch, "finishedAt": epoch}
     statuses = [{"name": "builder", "state": {"terminated": terminated}}]
@@ -433,12 +435,10 @@ def test_a_build_that_ran_on_a_node_that_is_gone_keeps_its_start() -> None:
 def test_a_pod_without_a_node_says_what_the_scheduler_says() -> None:
     sight = seen(a_pod("unschedulable"))
     assert sight.waiting_for is not None
-    assert sight.waiting_for.startswith(
-        "Waiting for a node with docker-api and room: 0/2 nodes are available"
-    )
+    assert sight.waiting_for.startswith("Waiting for a node with docker-api and room: 0/")
     assert sight.hopeless is not None
     assert sight.hopeless.reason is R.NO_NODE
-    assert "within 600 seconds. 0/2 nodes are available" in sight.hopeless.message
+    assert "within 600 seconds. 0/" in sight.hopeless.message
     assert sight.examine_at is None, "events say no more than the condition does"
 
 
@@ -545,7 +545,8 @@ def test_a_pod_that_is_still_there_long_after_it_had_to_end_is_on_a_node_that_is
     sight = see(pod, Around(now=lost_at, pending_seconds=PENDING_SECONDS))
     assert (sight.state, sight.ended_at) == (AttemptState.ENDED, lost_at)
     assert sight.ending is not None
-    assert (sight.ending.reason, sight.ending.message) == (R.NODE_LOST, "The node node-2 stopped responding.")
+    assert sight.ending.reason is R.NODE_LOST
+    assert sight.ending.message == f"The node {pod.spec.node_name} stopped responding."
     assert sight.started_at is not None
     assert isinstance(verdict_on(sight), RetryWanted)
 
