@@ -1,0 +1,546 @@
+"""What a build pod has, what it must not have, and that the record which it is reads back as it was written."""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC
+from typing import Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rabbit2docker.executors.base import AttemptName, AttemptSpec, Marks, StoredOutcome
+from rabbit2docker.executors.kubernetes import manifest
+from rabbit2docker.executors.kubernetes.client import JSON_PATCH
+from rabbit2docker.executors.kubernetes.executor import KubernetesExecutor
+from rabbit2docker.executors.kubernetes.manifest import (
+    FINALIZER,
+    MARKS,
+    MARKS_VERSION,
+    SPEC,
+    build_pod,
+    builder_config_map,
+    credentials_name,
+    credentials_secret,
+    encode_marks,
+    git_credentials,
+    marks_patch,
+    read_marks,
+    read_spec,
+    told,
+    without_finalizer,
+)
+from rabbit2docker.executors.kubernetes.models import Pod
+from rabbit2docker.following.follower import TAIL_BYTES
+from rabbit2docker.following.progress import last_of
+from rabbit2docker.following.verdict import stored
+from rabbit2docker.rendezvous import ranked
+from rabbit2docker.settings import Settings
+from rabbit2docker_schemas.events import Failed
+from rabbit2docker_schemas.ids import RequestId, build_id_of
+from rabbit2docker_schemas.reasons import CATEGORY_OF, HINT_OF, FailureReason
+from rabbit2docker_schemas.requests import BuildRequest
+from tests.support.kube.patches import read_patch
+from tests.support.records import NOW, REQUEST, a_spec
+
+Json = dict[str, Any]
+
+ANNOTATIONS_BYTES: Final = 256 * 1024
+"""All names and values of an object's annotations together; the API server refuses more."""
+ARGUMENT_BYTES: Final = 128 * 1024
+"""One variable of the environment, with its name; the kernel refuses more (MAX_ARG_STRLEN)."""
+NODES: Final = ("node-a", "node-b", "node-c", "node-d", "node-e")
+TOKEN: Final = "https://robot:s3cr3t-t0ken@git.example.org"
+
+
+def with_kubernetes(**kubernetes: Any) -> Settings:
+    return Settings.model_validate({"kubernetes": kubernetes})
+
+
+def made(
+    spec: AttemptSpec | None = None,
+    settings: Settings | None = None,
+    *,
+    marks: Marks | None = None,
+    credentials: str | None = None,
+    ready_nodes: Sequence[str] = NODES,
+) -> Json:
+    return build_pod(
+        spec or a_spec(),
+        marks or Marks(),
+        settings or Settings(),
+        replica="replica-1",
+        builder_map="rabbit2docker-builder-0",
+        credentials=credentials,
+        ready_nodes=ready_nodes,
+    )
+
+
+def as_pod(made: Json) -> Pod:
+    """Return the pod as the API server would hand it out."""
+    metadata = {**made["metadata"], "uid": "u-1", "resourceVersion": "7"}
+    return Pod.model_validate_json(json.dumps({**made, "metadata": metadata}))
+
+
+def environment(made: Json) -> dict[str, str]:
+    [container] = made["spec"]["containers"]
+    return {item["name"]: item["value"] for item in container["env"]}
+
+
+def volumes(made: Json) -> dict[str, Json]:
+    return {item["name"]: item for item in made["spec"]["volumes"]}
+
+
+def mounts(made: Json) -> dict[str, Json]:
+    [container] = made["spec"]["containers"]
+    return {item["name"]: item for item in container["volumeMounts"]}
+
+
+def preferred_nodes(made: Json) -> list[tuple[int, str]]:
+    node = made["spec"]["affinity"].get("nodeAffinity", {})
+    found = []
+    for item in node.get("preferredDuringSchedulingIgnoredDuringExecution", ()):
+        [field] = item["preference"]["matchFields"]
+        assert (field["key"], field["operator"]) == ("metadata.name", "In")
+        found.append((item["weight"], field["values"][0]))
+    return found
+
+
+def avoided_nodes(made: Json) -> list[str]:
+    node = made["spec"]["affinity"].get("nodeAffinity", {})
+    if "requiredDuringSchedulingIgnoredDuringExecution" not in node:
+        return []
+    [term] = node["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    # The API server takes exactly one value in each of these.
+    assert all(
+        (field["key"], field["operator"], len(field["values"])) == ("metadata.name", "NotIn", 1)
+        for field in term["matchFields"]
+    )
+    return [field["values"][0] for field in term["matchFields"]]
+
+
+# -- what users' code must not find
+
+
+def test_a_build_pod_has_neither_a_token_nor_the_addresses_of_the_clusters_services() -> None:
+    spec = made()["spec"]
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    assert "serviceAccountName" not in spec
+
+
+def test_a_build_pod_has_no_rights_that_it_does_not_need() -> None:
+    pod = made()
+    [container] = pod["spec"]["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
+    assert pod["spec"]["securityContext"] == {
+        "seccompProfile": {"type": "RuntimeDefault"},
+        "runAsUser": 1000,
+        "runAsGroup": 1000,
+        "runAsNonRoot": True,
+        "fsGroup": 1000,
+        "supplementalGroups": [2375],
+    }
+    assert not {"hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"} & pod["spec"].keys()
+
+
+def test_the_images_own_user_and_root_are_possible_for_those_who_ask() -> None:
+    own = made(settings=with_kubernetes(run_as_user=None, docker_group=None))
+    assert own["spec"]["securityContext"] == {"seccompProfile": {"type": "RuntimeDefault"}}
+    root = made(settings=with_kubernetes(run_as_user=0))
+    assert root["spec"]["securityContext"]["runAsNonRoot"] is False
+
+
+def test_credentials_are_mounted_and_never_written_into_the_pod() -> None:
+    settings = with_kubernetes(
+        push_secret="push-all",
+        tenants={"default": {"push_secret": "push-default", "git_credentials": TOKEN}},
+    )
+    pod = made(settings=settings, credentials="build-1-credentials")
+    assert "s3cr3t" not in json.dumps(pod)
+    assert not any("valueFrom" in item for item in pod["spec"]["containers"][0]["env"])
+    assert "envFrom" not in pod["spec"]["containers"][0]
+    assert "s3cr3t" not in json.dumps(told(a_spec(), settings))
+    assert all(mounts(pod)[name]["readOnly"] for name in ("git", "docker-config", "builder"))
+
+
+def test_a_tenants_own_push_secret_takes_the_place_of_the_common_one() -> None:
+    settings = with_kubernetes(push_secret="push-all", tenants={"ada": {"push_secret": "push-ada"}})
+    for tenant, secret in (("ada", "push-ada"), ("default", "push-all")):
+        pod = made(a_spec(tenant=tenant), settings)
+        assert volumes(pod)["docker-config"]["secret"] == {
+            "secretName": secret,
+            "items": [{"key": ".dockerconfigjson", "path": "config.json"}],
+        }
+        assert environment(pod)["DOCKER_CONFIG"] == mounts(pod)["docker-config"]["mountPath"]
+
+
+def test_without_credentials_nothing_of_them_is_mounted() -> None:
+    settings = with_kubernetes(tenants={"ada": {"push_secret": "push-ada", "git_credentials": TOKEN}})
+    pod = made(settings=settings)
+    assert volumes(pod).keys() == mounts(pod).keys() == {"builder", "docker-api", "tmp"}
+    assert not {"DOCKER_CONFIG", "GIT_CONFIG_COUNT"} & environment(pod).keys()
+    assert git_credentials(a_spec(), settings) is None, "they are another tenant's"
+
+
+def test_git_finds_its_credentials_in_the_mounted_secret() -> None:
+    settings = with_kubernetes(tenants={"default": {"git_credentials": TOKEN}})
+    assert git_credentials(a_spec(), settings) == TOKEN
+    secret = credentials_secret(settings, "build-1", TOKEN)
+    [(file, text)] = secret["stringData"].items()
+    assert text == TOKEN + "\n", "git reads whole lines only"
+    assert credentials_secret(settings, "build-1", text)["stringData"] == secret["stringData"]
+    assert secret["immutable"] is True
+    assert secret["metadata"]["annotations"] == {manifest.FOR: "build-1"}
+    pod = made(settings=settings, credentials=secret["metadata"]["name"])
+    variables = environment(pod)
+    assert (variables["GIT_CONFIG_COUNT"], variables["GIT_CONFIG_KEY_0"]) == ("1", "credential.helper")
+    assert variables["GIT_CONFIG_VALUE_0"] == f"store --file={mounts(pod)['git']['mountPath']}/{file}"
+    assert volumes(pod)["git"]["secret"] == {"secretName": secret["metadata"]["name"]}
+
+
+def test_the_secret_of_the_longest_pod_name_still_has_a_name() -> None:
+    assert len(credentials_name("a" * 253)) <= 253
+    assert credentials_name("a" * 63) != credentials_name("a" * 62)
+
+
+# -- how it ends
+
+
+def test_a_pod_ends_by_itself_after_the_builders_own_deadline_and_is_never_started_again() -> None:
+    pod = made(a_spec(timeout_seconds=600))["spec"]
+    assert pod["restartPolicy"] == "Never"
+    assert pod["activeDeadlineSeconds"] > 600 + 60, "builder and service end it before the kubelet does"
+
+
+def test_a_pod_leaves_a_node_that_does_not_answer_within_a_minute() -> None:
+    tolerations = made()["spec"]["tolerations"]
+    gone = {item["key"]: item for item in tolerations if item["effect"] == "NoExecute"}
+    assert gone.keys() == {"node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"}
+    assert all((item["operator"], item["tolerationSeconds"]) == ("Exists", 45) for item in gone.values())
+
+
+def test_a_pod_is_a_record_until_its_end_is_told() -> None:
+    assert made()["metadata"]["finalizers"] == [FINALIZER]
+
+
+def test_nobody_ends_a_build_to_pack_pods_closer_unless_the_operator_says_so() -> None:
+    key = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+    annotations = made()["metadata"]["annotations"]
+    assert (annotations[key], annotations["karpenter.sh/do-not-disrupt"]) == ("false", "true")
+    other = made(settings=with_kubernetes(annotations={key: "true", SPEC: "spoilt"}))
+    assert other["metadata"]["annotations"][key] == "true"
+    assert read_spec(as_pod(other)) == a_spec(), "an operator cannot spoil the record"
+
+
+# -- where it runs
+
+
+def test_a_pod_runs_beside_a_docker_api_and_nowhere_else() -> None:
+    labels = {"app": "docker-api"}
+    affinity = made(settings=with_kubernetes(docker_api_labels=labels))["spec"]["affinity"]
+    [term] = affinity["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert term == {"labelSelector": {"matchLabels": labels}, "topologyKey": "kubernetes.io/hostname"}
+
+
+def test_a_repository_prefers_the_nodes_that_built_it_before() -> None:
+    first, second = made(a_spec("one")), made(a_spec("two", resolved_ref="1" * 40))
+    assert preferred_nodes(first) == preferred_nodes(second)
+    names = [name for _, name in preferred_nodes(first)]
+    assert names == ranked(a_spec().repo_url, NODES)[:3]
+    assert [weight for weight, _ in preferred_nodes(first)] == [100, 60, 30]
+    repositories = [f"https://git.example.org/{number}" for number in range(50)]
+    firsts = {preferred_nodes(made(a_spec(repo_url=url)))[0][1] for url in repositories}
+    assert firsts == set(NODES), "different repositories spread over all nodes"
+
+
+def test_a_node_that_is_gone_moves_only_its_own_repositories() -> None:
+    gone = preferred_nodes(made())[0][1]
+    left = [node for node in NODES if node != gone]
+    before = [name for _, name in preferred_nodes(made())]
+    after = [name for _, name in preferred_nodes(made(ready_nodes=left))]
+    assert after[:2] == before[1:]
+
+
+def test_without_a_ready_docker_api_the_pod_waits_where_the_scheduler_likes() -> None:
+    assert "nodeAffinity" not in made(ready_nodes=[])["spec"]["affinity"]
+
+
+def test_nodes_that_failed_the_build_are_avoided_where_another_is_left() -> None:
+    pod = made(a_spec(avoid=("node-b", "node-a", "node-b")))
+    assert avoided_nodes(pod) == ["node-a", "node-b"]
+    assert not {name for _, name in preferred_nodes(pod)} & {"node-a", "node-b"}
+    assert avoided_nodes(made(a_spec(avoid=NODES))) == [], "trying again is better than waiting for ever"
+    assert avoided_nodes(made(a_spec(avoid=("node-a",)), ready_nodes=["node-a"])) == []
+    assert avoided_nodes(made()) == []
+
+
+def test_the_operators_own_wishes_are_in_the_pod() -> None:
+    toleration = {"key": "builds", "operator": "Exists"}
+    settings = with_kubernetes(
+        node_selector={"disk": "fast"},
+        tolerations=[toleration],
+        priority_class="builds",
+        image_pull_secrets=["pull"],
+        image_pull_policy="Never",
+        labels={"team": "a", manifest.COMPONENT: "spoilt"},
+        env={"HTTPS_PROXY": "http://proxy.example.org", "RABBIT2DOCKER_BUILD": "spoilt"},
+        memory_limit=None,
+        termination_seconds=33,
+    )
+    pod = made(settings=settings)
+    spec = pod["spec"]
+    assert spec["nodeSelector"] == {"disk": "fast"}
+    assert toleration in spec["tolerations"]
+    assert (spec["priorityClassName"], spec["imagePullSecrets"]) == ("builds", [{"name": "pull"}])
+    assert spec["terminationGracePeriodSeconds"] == 33
+    assert spec["containers"][0]["imagePullPolicy"] == "Never"
+    assert spec["containers"][0]["resources"]["limits"] == {}
+    assert pod["metadata"]["labels"]["team"] == "a"
+    assert pod["metadata"]["labels"][manifest.COMPONENT] == manifest.BUILD
+    assert environment(pod)["HTTPS_PROXY"] == "http://proxy.example.org"
+    assert json.loads(environment(pod)["RABBIT2DOCKER_BUILD"]) == told(a_spec(), settings)
+
+
+def test_what_the_operator_did_not_ask_for_is_left_to_the_cluster() -> None:
+    spec = made()["spec"]
+    assert not {"nodeSelector", "priorityClassName", "imagePullSecrets", "nodeName"} & spec.keys()
+    assert "imagePullPolicy" not in spec["containers"][0]
+
+
+# -- what it runs
+
+
+def test_the_sockets_directory_is_mounted_so_that_a_new_engine_is_seen() -> None:
+    pod = made(settings=with_kubernetes(docker_socket="/run/x/docker.sock"))
+    assert volumes(pod)["docker-api"]["hostPath"] == {"path": "/run/x", "type": "DirectoryOrCreate"}
+    assert mounts(pod)["docker-api"] == {"name": "docker-api", "mountPath": "/run/x"}
+    assert json.loads(environment(pod)["RABBIT2DOCKER_BUILD"])["docker_host"] == "unix:///run/x/docker.sock"
+
+
+def test_the_builders_program_is_mounted_from_a_map_that_never_changes() -> None:
+    pod = made()
+    built = builder_config_map(Settings(), "rabbit2docker-builder-0", "print()")
+    assert (built["immutable"], built["data"]) == (True, {"builder.py": "print()"})
+    assert volumes(pod)["builder"]["configMap"] == {"name": built["metadata"]["name"]}
+    command = pod["spec"]["containers"][0]["command"]
+    assert f"{mounts(pod)['builder']['mountPath']}/builder.py" in command
+    assert pod["metadata"]["annotations"][manifest.BUILDER_MAP] == built["metadata"]["name"]
+
+
+def test_another_program_gets_another_map_and_the_same_one_the_same() -> None:
+    names = [KubernetesExecutor(Settings(), builder_text=text)._builder_map for text in ("a", "b", "a")]
+    assert names[0] == names[2] != names[1]
+    assert all(len(name) <= 63 for name in names)
+
+
+def test_a_writable_home_is_there_though_the_root_is_not() -> None:
+    pod = made()
+    assert environment(pod)["HOME"] == mounts(pod)["tmp"]["mountPath"]
+    assert volumes(pod)["tmp"]["emptyDir"] == {}
+    assert "readOnly" not in mounts(pod)["tmp"]
+
+
+def test_labels_are_what_the_watch_selects_and_what_kubernetes_takes() -> None:
+    settings = Settings(instance="an-instance")
+    pod = made(a_spec("b" * 63, tenant="t" * 63), settings)
+    labels = pod["metadata"]["labels"]
+    wanted = dict(part.split("=") for part in manifest.selector(settings, manifest.BUILD).split(","))
+    assert wanted.items() <= labels.items()
+    assert all(len(value) <= 63 for value in labels.values())
+    other = manifest.selector(Settings(instance="other"), manifest.BUILD)
+    assert dict(part.split("=") for part in other.split(",")).items() - labels.items()
+
+
+# -- the record
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
+words = st.from_regex(r"[A-Za-z0-9_-]{1,40}", fullmatch=True)
+moments = st.datetimes(timezones=st.just(UTC))
+requests = st.builds(
+    BuildRequest,
+    provider=st.sampled_from(["gh", "git"]),
+    spec=st.from_regex(r"[a-z/%<>&é\"\\]{1,40}", fullmatch=True),
+    request_id=st.none() | words,
+    force=st.booleans(),
+    build_args=st.dictionaries(st.from_regex(r"[A-Z_]{1,9}", fullmatch=True), texts, max_size=3),
+    appendix=st.none() | texts.filter(bool),
+    timeout_seconds=st.none() | st.integers(10, 86_400),
+    not_after=st.none() | moments,
+    requester=st.none() | texts,
+)
+specs = st.builds(
+    a_spec,
+    name=st.from_regex(r"[a-z0-9]{1,40}", fullmatch=True),
+    request=requests,
+    repo_url=texts,
+    attempt=st.integers(1, 5),
+    tenant=st.from_regex(r"[a-z0-9]{1,40}", fullmatch=True),
+    queued_at=moments,
+    avoid=st.lists(texts, max_size=3).map(tuple),
+)
+outcomes = st.builds(
+    StoredOutcome,
+    kind=st.sampled_from(["completed", "failed", "cancelled", "retry"]),
+    data=st.dictionaries(texts, st.none() | texts | st.integers() | st.lists(texts, max_size=3), max_size=3),
+)
+all_marks = st.builds(
+    Marks,
+    requests=st.dictionaries(words, texts, max_size=3),
+    confirmed_line=st.integers(-1, 10**9),
+    cancelled_by=st.none() | texts,
+    cancel_reason=st.none() | texts,
+    cancel_message=st.none() | texts,
+    outcome=st.none() | outcomes,
+    reported=st.booleans(),
+    reported_at=st.none() | moments,
+)
+
+
+@given(specs, all_marks)
+def test_a_record_reads_back_as_it_was_written(spec: AttemptSpec, marks: Marks) -> None:
+    pod = as_pod(made(spec, marks=marks))
+    assert read_spec(pod) == spec
+    assert read_marks(pod) == marks
+
+
+@given(specs)
+def test_the_builder_is_told_the_same_wish_that_the_record_holds(spec: AttemptSpec) -> None:
+    said = json.loads(environment(made(spec))["RABBIT2DOCKER_BUILD"])
+    assert (said["repo_url"], said["ref"], said["image"]) == (spec.repo_url, spec.resolved_ref, spec.image)
+    assert (said["build_args"], said["appendix"]) == (spec.request.build_args, spec.request.appendix)
+
+
+def test_a_pod_that_bears_the_spec_of_another_is_no_record() -> None:
+    pod = as_pod(made())
+    for spoilt in ({}, {SPEC: ""}, {SPEC: "{}"}, {SPEC: a_spec("build-2").model_dump_json()}):
+        metadata = pod.metadata.model_copy(update={"annotations": spoilt})
+        assert read_spec(pod.model_copy(update={"metadata": metadata})) is None
+
+
+def test_marks_that_somebody_spoilt_read_as_none() -> None:
+    pod = as_pod(made())
+    metadata = pod.metadata.model_copy(update={"annotations": {MARKS: "{"}})
+    assert read_marks(pod.model_copy(update={"metadata": metadata})) == Marks()
+
+
+def test_a_newer_versions_fields_do_not_hide_a_record() -> None:
+    pod = made()
+    for name in (SPEC, MARKS):
+        old = json.loads(pod["metadata"]["annotations"][name])
+        pod["metadata"]["annotations"][name] = json.dumps({**old, "of_the_future": 1})
+    assert read_spec(as_pod(pod)) == a_spec()
+    assert read_marks(as_pod(pod)) == Marks()
+
+
+def test_marks_are_written_only_over_what_was_read() -> None:
+    pod = as_pod(made())
+    steps = marks_patch(pod, Marks(confirmed_line=7))
+    assert [(step["op"], step["path"]) for step in steps] == [
+        ("test", "/metadata/uid"),
+        ("test", "/metadata/annotations/rabbit2docker.io~1marks-version"),
+        ("add", "/metadata/annotations/rabbit2docker.io~1marks-version"),
+        ("add", "/metadata/annotations/rabbit2docker.io~1marks"),
+    ]
+    assert [step["value"] for step in steps] == ["u-1", "0", "1", encode_marks(Marks(confirmed_line=7))]
+
+
+@pytest.mark.parametrize("version", [None, "", "spoilt", "41"])
+def test_marks_can_be_written_whatever_became_of_their_version(version: str | None) -> None:
+    pod = as_pod(made())
+    annotations = {**pod.metadata.annotations, **({MARKS_VERSION: version} if version is not None else {})}
+    if version is None:
+        del annotations[MARKS_VERSION]
+    document = {"metadata": {"uid": "u-1", "annotations": annotations, "name": "build-1"}}
+    steps = marks_patch(Pod.model_validate(document), Marks(reported=True))
+    changed = Pod.model_validate(read_patch(JSON_PATCH, json.dumps(steps).encode())(document))
+    assert read_marks(changed) == Marks(reported=True)
+    assert changed.metadata.annotations[MARKS_VERSION] == ("42" if version == "41" else "0")
+
+
+def test_only_our_finalizer_is_taken_off_and_only_from_the_pod_that_was_read() -> None:
+    pod = as_pod(made())
+    others = pod.metadata.model_copy(update={"finalizers": ("other/one", FINALIZER, "other/two")})
+    assert without_finalizer(pod.model_copy(update={"metadata": others})) == [
+        {"op": "test", "path": "/metadata/uid", "value": "u-1"},
+        {"op": "test", "path": "/metadata/finalizers/1", "value": FINALIZER},
+        {"op": "remove", "path": "/metadata/finalizers/1"},
+    ]
+    none = pod.metadata.model_copy(update={"finalizers": ("other/one",)})
+    assert without_finalizer(pod.model_copy(update={"metadata": none})) == []
+
+
+# -- size
+
+
+def largest_spec() -> AttemptSpec:
+    """Return the spec of a request that is as large as a message may be."""
+    fields: Json = {
+        "provider": "git",
+        "spec": "x" * 4096,
+        "request_id": "r" * 128,
+        "subdir": "d" * 1024,
+        "appendix": "\x01" * 2000 + "RUN x\n" * 300,
+        "requester": "u" * 256,
+        "build_args": {},
+    }
+    limit = Settings().limits.message_bytes
+    for number in range(50):
+        fields["build_args"][f"A{number}"] = ""
+        room = limit - len(json.dumps(fields, ensure_ascii=False).encode())
+        fields["build_args"][f"A{number}"] = "é" * min(2048, room // 2)
+    request = BuildRequest.model_validate(fields)
+    return a_spec(
+        "n" * 63,
+        request=request,
+        request_id=RequestId("r" * 128),
+        build_id=build_id_of("t" * 63, "r" * 128),
+        tenant="t" * 63,
+        repo_url="https://" + "x" * 4096,
+        image="i" * 512,
+        fingerprint="f" * 64,
+        avoid=("a" * 253,) * 4,
+    )
+
+
+def size_of(annotations: dict[str, str]) -> int:
+    return sum(len(name.encode()) + len(value.encode()) for name, value in annotations.items())
+
+
+@pytest.mark.parametrize("character", ["x", "é", "\x1b"], ids=["letters", "two bytes", "control characters"])
+def test_the_largest_record_with_the_largest_outcome_is_not_refused(character: str) -> None:
+    failed = Failed(
+        build_id="b" * 36,
+        reason=FailureReason.BUILD_STEP_FAILED,
+        category=CATEGORY_OF[FailureReason.BUILD_STEP_FAILED],
+        message="m" * 600,
+        hint=HINT_OF[FailureReason.BUILD_STEP_FAILED],
+        failed_step="s" * 1000,
+        tail=list(last_of([character * 80] * 1000, max_bytes=TAIL_BYTES)),
+        attempt=5,
+    )
+    marks = Marks(
+        requests={f"{number:0128}": "0" * 64 for number in range(150)},
+        confirmed_line=10**9,
+        cancelled_by="c" * 256,
+        outcome=stored(failed),
+        reported=True,
+        reported_at=NOW,
+    )
+    annotations = made(largest_spec(), marks=marks)["metadata"]["annotations"]
+    assert size_of(annotations) < ANNOTATIONS_BYTES
+
+
+def test_the_largest_wish_fits_into_the_builders_environment() -> None:
+    variables = environment(made(largest_spec()))
+    assert all(len(f"{name}={value}".encode()) < ARGUMENT_BYTES for name, value in variables.items())
+
+
+def test_a_small_record_is_small() -> None:
+    assert len(encode_marks(Marks())) == 2
+    spec = a_spec(name=AttemptName("build-1"), request=REQUEST)
+    assert size_of(made(spec)["metadata"]["annotations"]) < 2048
