@@ -66,7 +66,7 @@ def forgettable(attempts: Attempts, now: datetime, keep: timedelta) -> list[Atte
 
 
 class Cleaner:
-    """A pass every few seconds; each step may be repeated, and a failed one is tried in the next pass."""
+    """A pass whenever something is due, and every few seconds; each step may be repeated, and a failed one is tried in the next pass."""
 
     def __init__(
         self,
@@ -100,17 +100,22 @@ class Cleaner:
             await self.clean()
 
     def _when(self) -> datetime:
-        """Return when the next pass is due: at the latest when an attempt has to be given up."""
-        moments = [a.hopeless.at for a in self._attempts if a.hopeless and a.marks.cancelled_by is None]
+        """Return when the next pass is due: when an attempt has to be given up or may be forgotten, or before long."""
         now = self._now()
-        # What was due and could not be ended must not make the passes follow each other at once.
+        moments = [moment for attempt in self._attempts if (moment := self._due_at(attempt)) is not None]
+        # What was due and could not be done must not make the passes follow each other at once.
         return max(min([*moments, now + timedelta(seconds=PASS_SECONDS)]), now + timedelta(seconds=1))
 
+    def _due_at(self, attempt: Attempt) -> datetime | None:
+        if attempt.marks.reported_at is not None:
+            return attempt.marks.reported_at + self._keep
+        if attempt.hopeless is not None and attempt.marks.cancelled_by is None:
+            return attempt.hopeless.at
+        return None
+
     def _on_change(self, change: Change) -> None:
-        if not isinstance(change, Changed) or change.attempt.marks.cancelled_by is not None:
-            return
-        hopeless = change.attempt.hopeless
-        if hopeless is not None and hopeless.at < self._next_pass:
+        moment = self._due_at(change.attempt) if isinstance(change, Changed) else None
+        if moment is not None and moment < self._next_pass:
             self._sooner.set()
 
     async def clean(self) -> None:
