@@ -83,6 +83,7 @@ class Cleaner:
         self._ownership = ownership
         self._keep = timedelta(seconds=keep_seconds)
         self._now = now
+        self._last_pass = now()
         self._next_pass = now()
         self._next_sweep = now() + timedelta(seconds=SWEEP_SECONDS)
         self._sooner = asyncio.Event()
@@ -98,13 +99,15 @@ class Cleaner:
                     await self._sooner.wait()
                     continue
             await self.clean()
+            self._last_pass = self._now()
 
     def _when(self) -> datetime:
         """Return when the next pass is due: when an attempt has to be given up or may be forgotten, or before long."""
-        now = self._now()
         moments = [moment for attempt in self._attempts if (moment := self._due_at(attempt)) is not None]
-        # What was due and could not be done must not make the passes follow each other at once.
-        return max(min([*moments, now + timedelta(seconds=PASS_SECONDS)]), now + timedelta(seconds=1))
+        # From the last pass, not from now: changes that keep coming would put the next one off for ever. And what was
+        # due and could not be done must not make the passes follow each other at once.
+        earliest, latest = (self._last_pass + timedelta(seconds=seconds) for seconds in (1, PASS_SECONDS))
+        return max(min([*moments, latest]), earliest)
 
     def _due_at(self, attempt: Attempt) -> datetime | None:
         if attempt.marks.reported_at is not None:

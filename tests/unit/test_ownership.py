@@ -511,6 +511,18 @@ async def test_a_grace_that_is_over_already_is_noticed_within_a_moment() -> None
 
 
 @pytest.mark.looptime
+async def test_hopeless_attempts_that_keep_coming_do_not_put_off_each_others_end() -> None:
+    bench = Cleaning()
+    await bench.start()
+    for number in range(60):
+        at_once = WAITED_FOR.model_copy(update={"at": bench.now()})
+        await bench.create(f"build-{number}", hopeless=at_once)
+        await asyncio.sleep(0.5)
+    assert len(bench.world.cancels) > 50
+    await bench.end()
+
+
+@pytest.mark.looptime
 async def test_an_attempt_that_starts_after_all_is_left_alone() -> None:
     bench = Cleaning()
     await bench.start()
