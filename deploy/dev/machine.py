@@ -206,10 +206,15 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def debian_root_path(name: str, packages: Sequence[str]) -> Path:
+    """Return where that directory is or will be."""
+    version = hashlib.sha256(" ".join([SUITE, *packages]).encode()).hexdigest()[:8]
+    return CACHE / f"{name}-{version}"
+
+
 def debian_root(name: str, packages: Sequence[str]) -> Path:
     """Return a directory with a Debian system holding `packages`, made once and kept in the cache."""
-    version = hashlib.sha256(" ".join([SUITE, *packages]).encode()).hexdigest()[:8]
-    root = CACHE / f"{name}-{version}"
+    root = debian_root_path(name, packages)
     with locked(CACHE / "debian-roots.lock"):
         if not (root / ".complete").exists():
             _make_debian_root(name, root, packages)

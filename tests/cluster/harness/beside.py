@@ -5,9 +5,19 @@ import urllib.request
 from pathlib import Path
 
 from deploy.dev import machine
-from deploy.dev.machine import SYSTEM_PATH, Ledger, Unable, debian_root, timed, wait_until
+from deploy.dev.machine import (
+    SYSTEM_PATH,
+    Ledger,
+    Unable,
+    debian_root,
+    debian_root_path,
+    say,
+    timed,
+    wait_until,
+)
 from deploy.dev.services import PACKAGES
 
+from tests.cluster.harness import processes
 from tests.cluster.harness.control import write_if_different
 from tests.cluster.harness.layout import (
     AMQP_PORT,
@@ -58,6 +68,10 @@ loopback_users = none
 def start(ledger: Ledger) -> None:
     """Start what does not run, and wait until all of it answers; raises Unable."""
     root = debian_root("services", PACKAGES)
+    if not ledger.alive("rabbitmq"):
+        # The script that starts it is what is noted. Was that killed, the broker itself still has the ports.
+        processes.kill_all(lambda: _erlang(root))
+        ledger.remove("epmd")
     for name in ("registry", "rabbitmq"):
         (STATE / name).mkdir(parents=True, exist_ok=True)
     write_if_different(STATE / "registry/config.yml", _REGISTRY)
@@ -67,6 +81,24 @@ def start(ledger: Ledger) -> None:
     with timed("Waiting for the registry and RabbitMQ"):
         wait_for_http("registry", f"http://{REGISTRY}/v2/")
         wait_for_http("rabbitmq", f"http://{HOST}:{MANAGEMENT_PORT}/api/auth")
+
+
+def stop(ledger: Ledger) -> None:
+    """End all of it; harmless when there is nothing."""
+    for name in NAMES:
+        for item in ledger.processes:
+            if item.name == name:
+                if item.is_alive():
+                    say(f"Ending {name}")
+                item.end()
+    root = debian_root_path("services", PACKAGES)
+    if root.exists():
+        processes.kill_all(lambda: processes.in_root(root))
+
+
+def _erlang(root: Path) -> list[int]:
+    names = ("beam.smp", "erl_child_setup", "epmd", "inet_gethost")
+    return [pid for pid in processes.in_root(root) if processes.name_of(pid) in names]
 
 
 def start_git(ledger: Ledger, host: str = HOST) -> None:

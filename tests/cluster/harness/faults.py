@@ -93,12 +93,10 @@ def kubelet_frozen(name: str) -> Iterator[None]:
 
 def docker_daemons(node: str, namespace: str) -> list[int]:
     """Return the processes `dockerd` in a namespace's pods on a node."""
-    found = layout.node(node)
-    holder = nodes.find_holder(found, _ledger())
     pods = kubectl.get("pods", namespace=namespace)["items"]
     uids = [item["metadata"]["uid"] for item in pods if item["spec"].get("nodeName") == node]
-    daemons = processes.named(found, holder.pid if holder else None, "dockerd")
-    return [pid for pid in daemons if processes.pod_of(pid) in uids]
+    everything = nodes.find_processes(layout.node(node), _ledger())
+    return sorted(p for p in everything if processes.name_of(p) == "dockerd" and processes.pod_of(p) in uids)
 
 
 @contextmanager

@@ -68,11 +68,20 @@ def start_in(node: Node, program: str, command: list[str | Path], ledger: Ledger
 
 def kill(node: Node, ledger: Ledger) -> None:
     """Let a node die as if its power had failed: nothing of it says goodbye."""
-    holder = find_holder(node, ledger)
-    processes.kill_all(lambda: processes.of_node(node, holder.pid if holder else None))
-    for name in (f"{node.name}-kubelet", f"{node.name}-containerd", node.name):
+    processes.kill_all(lambda: find_processes(node, ledger))
+    for name in _names(node):
         ledger.remove(name)
     processes.remove_cgroups(node.cgroup)
+
+
+def find_processes(node: Node, ledger: Ledger) -> set[int]:
+    """Return all processes of a node; each daemon leads to the node's namespace, also where another was killed."""
+    started = [item.pid for item in ledger.processes if item.name in _names(node) and item.is_alive()]
+    return processes.of_node(node, started)
+
+
+def _names(node: Node) -> tuple[str, ...]:
+    return (f"{node.name}-kubelet", f"{node.name}-containerd", node.name)
 
 
 def stop(node: Node, ledger: Ledger) -> None:

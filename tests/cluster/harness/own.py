@@ -82,7 +82,8 @@ def down(*, wipe: bool = False) -> None:
         if nodes.find_holder(node, ledger):
             say(f"Ending {node.name}")
         nodes.stop(node, ledger)
-    for name in ("kwok", *beside.NAMES, *control.NAMES):
+    beside.stop(ledger)
+    for name in ("kwok", *control.NAMES):
         for item in ledger.processes:
             if item.name == name:
                 if item.is_alive():

@@ -25,19 +25,31 @@ def in_mount_namespace_of(pid: int) -> set[int]:
     return {found for found in all_processes() if _link(Path("/proc", str(found), "ns/mnt")) == namespace}
 
 
-def of_node(node: Node, holder: int | None) -> set[int]:
-    """Return all processes of a node: its daemons, its pods, and what those started."""
-    chosen = in_mount_namespace_of(holder) if holder else set()
+def in_root(root: Path) -> set[int]:
+    """Return the processes whose root directory this is."""
+    found = set()
+    for pid in all_processes():
+        with suppress(OSError):
+            if Path("/proc", str(pid), "root").samefile(root):
+                found.add(pid)
+    return found
+
+
+def name_of(pid: int) -> str:
+    """Return the name of a process's program; empty when it has ended."""
+    return _read(pid, "comm").strip()
+
+
+def of_node(node: Node, started: Iterable[int]) -> set[int]:
+    """Return all processes of a node: its daemons, some of which are known, its pods, and what those started."""
+    chosen = set(started)
+    for pid in started:
+        chosen |= in_mount_namespace_of(pid)
     chosen |= {pid for pid in all_processes() if f"/{node.cgroup}" in _read(pid, "cgroup")}
     parents = {pid: _parent(pid) for pid in all_processes()}
     while more := {pid for pid, parent in parents.items() if parent in chosen} - chosen:
         chosen |= more
     return chosen - {os.getpid()}
-
-
-def named(node: Node, holder: int | None, name: str) -> list[int]:
-    """Return the processes of a node with that program name."""
-    return sorted(pid for pid in of_node(node, holder) if _read(pid, "comm").strip() == name)
 
 
 def pod_of(pid: int) -> str | None:
