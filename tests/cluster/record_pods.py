@@ -234,10 +234,14 @@ class Recorder:
         self.version = ""
 
     async def ask(self, method: str, path: str, body: Any = None, **options: Any) -> Json:
-        """Make a call and return what it answers."""
-        data = await self._api.call(method, path, urgency=Urgency.RECORD, body=body, **options)
-        answer: Json = json.loads(data)
-        return answer
+        """Make a call, again while the API server is away, and return what it answers."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                with suppress(ExecutorUnavailable):
+                    data = await self._api.call(method, path, urgency=Urgency.RECORD, body=body, **options)
+                    answer: Json = json.loads(data)
+                    return answer
+                await asyncio.sleep(1)
 
     async def prepare(self) -> None:
         """Make the namespace and the few things that are the whole cluster's."""
@@ -276,7 +280,9 @@ class Recorder:
 
     async def record(self, name: str, scenario: Scenario) -> None:
         """Play one scenario and write down how its pod is at the end."""
-        await self.ask("POST", f"{self._core}/pods", self._pod(name, scenario))
+        # A call that was made before the API server went away is refused when it is made again.
+        with suppress(Refused):
+            await self.ask("POST", f"{self._core}/pods", self._pod(name, scenario))
         if scenario.first is not None:
             await self._wait(name, scenario.first)
         await self._do(name, scenario)
@@ -337,7 +343,7 @@ class Recorder:
     async def _until(self, call: Callable[[], Any]) -> None:
         async with asyncio.timeout(PATIENCE):
             while True:
-                with suppress(Refused, ExecutorUnavailable):
+                with suppress(Refused):
                     await call()
                     return
                 await asyncio.sleep(0.3)
