@@ -201,7 +201,7 @@ class TestTheClusterBreaks:
             await request.until_line("second-2")
             pod = site.running()
             assert pod is not None
-            await asyncio.to_thread(faults.kill_docker_api, pod["spec"]["nodeName"])
+            await asyncio.to_thread(faults.kill_docker_api, pod["spec"]["nodeName"], site.namespace)
             story = await request.story()
         assert story.completed.attempt == 2
         assert any(progress.detail.failed_reason == "docker_unavailable" for progress in story.progress)

@@ -1,5 +1,6 @@
 """What a request leads to, as a hub is told: ask, listen, and look at the whole story."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -74,28 +75,30 @@ class Story:
 class Asked:
     """A request that is under way."""
 
-    def __init__(self, queue: aio_pika.abc.AbstractQueue, request_id: str, settings: Settings) -> None:
-        self._queue = queue
+    def __init__(self, request_id: str, settings: Settings) -> None:
         self._settings = settings
+        self._incoming: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
         self.request_id = request_id
         self.events: list[Event] = []
         self._builds: set[str] = set()
 
+    async def hear(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
+        """Take a message in, whether somebody waits for it or not."""
+        self._incoming.put_nowait(message)
+
     async def until(self, is_it: Callable[[Event], bool]) -> Event:
         """Take events up to the one that is meant, each checked against the contract."""
-        async with self._queue.iterator(no_ack=True) as messages:
-            async for message in messages:
-                event = check_message(message)
-                if isinstance(event.data, Accepted | Rejected):
-                    if event.data.request_id != self.request_id:
-                        continue
-                    self._builds.add(event.subject)
-                elif event.subject not in self._builds:
+        while True:
+            event = check_message(await self._incoming.get())
+            if isinstance(event.data, Accepted | Rejected):
+                if event.data.request_id != self.request_id:
                     continue
-                self.events.append(event)
-                if is_it(event):
-                    return event
-        raise AssertionError("the queue was deleted")
+                self._builds.add(event.subject)
+            elif event.subject not in self._builds:
+                continue
+            self.events.append(event)
+            if is_it(event):
+                return event
 
     async def until_line(self, text: str) -> Event:
         """Take events up to a log line that holds the text."""
@@ -129,11 +132,13 @@ async def asked(amqp: AmqpSettings, spec: str, **options: Any) -> AsyncIterator[
         queue = await channel.declare_queue("", exclusive=True)
         for key in hub_bindings("default"):
             await queue.bind(RESULTS_EXCHANGE, key)
-        request = BuildRequest(provider="git", spec=spec, request_id=uuid.uuid4().hex, **options)
+        request_id = uuid.uuid4().hex
+        request = BuildRequest(provider="git", spec=spec, request_id=request_id, **options)
+        under_way = Asked(request_id, settings)
+        await queue.consume(under_way.hear, no_ack=True)
         async with publishing(settings, wait_seconds=60) as publisher:
             await Requester(publisher, "default").request(request)
-        assert request.request_id is not None
-        yield Asked(queue, request.request_id, settings)
+        yield under_way
 
 
 async def build(amqp: AmqpSettings, spec: str, **options: Any) -> Story:
