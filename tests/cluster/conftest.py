@@ -1,10 +1,12 @@
 """Everything beside this file needs a cluster and is chosen by its mark alone: `make test-cluster`."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from deploy.dev.machine import say
 
 from tests.cluster.harness import kubectl
 
@@ -20,6 +22,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.cluster)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(_SECONDS))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let two runs on the same cluster wait for each other: one would blame its faults on the other."""
+    if not any(item.path.is_relative_to(_HERE) for item in session.items):
+        return
+    TESTS_LOCK.parent.mkdir(exist_ok=True)
+    lock = TESTS_LOCK.open("a")
+    session.config.add_cleanup(lock.close)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say("Waiting until another run of the cluster's tests has ended …")
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,7 +11,7 @@ from deploy.dev.machine import Unable, locked, say
 from deploy.dev.services import read_env, write_env
 
 from tests.cluster.harness import choice, layout
-from tests.cluster.harness.layout import ENV, LOCK
+from tests.cluster.harness.layout import ENV, LOCK, TESTS_LOCK
 
 
 def up() -> dict[str, str]:
@@ -30,9 +30,8 @@ def down(*, wipe: bool) -> None:
 
 
 def is_up() -> bool:
-    """Tell whether `up` was called and not yet `down`, and everything of it still runs."""
-    started = layout.ledger()
-    return bool(read_env(ENV)) and all(item.is_alive() for item in started.processes)
+    """Tell whether `up` was called and not yet `down`, whatever may have died since."""
+    return bool(read_env(ENV)) and any(item.is_alive() for item in layout.ledger().processes)
 
 
 def run_command(command: list[str]) -> int:
@@ -45,7 +44,8 @@ def run_command(command: list[str]) -> int:
         return subprocess.run(command, env=merged, check=False).returncode
     finally:
         if not keep:
-            down(wipe=False)
+            with locked(TESTS_LOCK):  # another run may have come to use it meanwhile
+                down(wipe=False)
 
 
 def status() -> None:

@@ -13,6 +13,8 @@ KEYS = STATE / "keys"
 KUBECONFIG = STATE / "admin.kubeconfig"
 LOCK = RUN / "cluster.lock"
 """Outside of STATE, which can be removed while the lock is held."""
+TESTS_LOCK = RUN / "cluster-tests.lock"
+"""Held by a run of tests on the cluster."""
 SOURCES = Path(__file__).parent / "programs"
 
 IMAGES = "rabbit2docker.test/"
