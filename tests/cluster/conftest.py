@@ -9,6 +9,7 @@ import pytest
 from deploy.dev.machine import say
 
 from tests.cluster.harness import kubectl
+from tests.cluster.harness.layout import TESTS_LOCK
 
 _HERE = Path(__file__).parent
 _SECONDS = 300
