@@ -1,6 +1,7 @@
 """What we read of Kubernetes objects: a handful of fields, straight from JSON, the rest is never kept."""
 
 from datetime import datetime
+from typing import Any
 
 from pydantic import AliasGenerator, BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
@@ -179,6 +180,13 @@ class OwnedList(Slim):
 
     metadata: ListMetadata = ListMetadata()
     items: tuple[Owned, ...] = ()
+
+
+class AnyList(Slim):
+    """A page of objects that are looked at one by one."""
+
+    metadata: ListMetadata = ListMetadata()
+    items: tuple[dict[str, Any], ...] = ()
 
 
 class EventList(Slim):

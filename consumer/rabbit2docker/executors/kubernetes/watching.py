@@ -5,10 +5,11 @@ too old. Objects that a new list no longer has are told as removed, as nobody el
 """
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import aiohttp
 import structlog
@@ -18,6 +19,7 @@ from rabbit2docker import metrics
 from rabbit2docker.errors import ExecutorUnavailable
 from rabbit2docker.executors.kubernetes.client import ApiClient, Refused
 from rabbit2docker.executors.kubernetes.models import (
+    AnyList,
     Bookmark,
     Lease,
     LeaseList,
@@ -40,6 +42,8 @@ WATCH_SECONDS: Final = (240, 480)
 SILENCE_SECONDS: Final = 90.0
 """Bookmarks come about every minute: a stream that is silent for longer is dead."""
 BACKOFF_SECONDS: Final = (0.2, 30.0)
+AT_ONCE_SECONDS: Final = 1.0
+"""What ends sooner would follow each other without a pause."""
 LINE_BYTES: Final = 32 << 20
 _GONE: Final = 410
 
@@ -50,38 +54,57 @@ class _Named(Protocol):
         """Return name, uid and version."""
 
 
-class _Page(Protocol):
-    @property
-    def metadata(self) -> ListMetadata:
-        """Return version and place of the next page."""
-
-
 T = TypeVar("T", bound=_Named)
+
+
+class Page(NamedTuple, Generic[T]):
+    """A part of a list."""
+
+    metadata: ListMetadata
+    items: tuple[T, ...]
+    unreadable: frozenset[str] = frozenset()
+    """uids of objects that are there and make no sense to us."""
 
 
 class Kind(Generic[T]):
     """How objects of a kind are read."""
 
-    def __init__(
-        self,
-        name: str,
-        page: Callable[[bytes], tuple[ListMetadata, tuple[T, ...]]],
-        event: Callable[[bytes], T],
-    ) -> None:
+    def __init__(self, name: str, page: Callable[[bytes], Page[T]], event: Callable[[bytes], T]) -> None:
         """Take the plural name, and what reads a page of a list and a line of a watch."""
         self.name = name
         self.page = page
         self.event = event
 
 
-def _pod_page(data: bytes) -> tuple[ListMetadata, tuple[Pod, ...]]:
-    page = PodList.model_validate_json(data)
-    return page.metadata, page.items
+def _pod_page(data: bytes) -> Page[Pod]:
+    try:
+        page = PodList.model_validate_json(data)
+    except ValidationError:
+        return _readable(data, Pod.model_validate_json)
+    return Page(page.metadata, page.items)
 
 
-def _lease_page(data: bytes) -> tuple[ListMetadata, tuple[Lease, ...]]:
-    page = LeaseList.model_validate_json(data)
-    return page.metadata, page.items
+def _lease_page(data: bytes) -> Page[Lease]:
+    try:
+        page = LeaseList.model_validate_json(data)
+    except ValidationError:
+        return _readable(data, Lease.model_validate_json)
+    return Page(page.metadata, page.items)
+
+
+def _readable(data: bytes, read: Callable[[bytes], T]) -> Page[T]:
+    """Read a page object by object, as one of them cannot be read."""
+    page = AnyList.model_validate_json(data)
+    items: list[T] = []
+    unreadable: set[str] = set()
+    for item in page.items:
+        try:
+            items.append(read(json.dumps(item).encode()))
+        except ValidationError as error:
+            metadata = item.get("metadata") or {}
+            log.error("an object cannot be read", name=metadata.get("name"), error=str(error))
+            unreadable.add(str(metadata.get("uid")))
+    return Page(page.metadata, tuple(items), frozenset(unreadable))
 
 
 PODS: Final = Kind[Pod]("pods", _pod_page, lambda line: PodWatched.model_validate_json(line).object)
@@ -122,6 +145,7 @@ class Mirror(Generic[T]):
         self._objects: dict[str, T] = {}
         self._version = ""
         self._heard: float | None = None
+        self._listed = 0.0
         self._failures = 0
         self.problem: str | None = "not read yet"
         self.synced = asyncio.Event()
@@ -153,6 +177,8 @@ class Mirror(Generic[T]):
             except Gone:
                 log.info("the watch is too far behind, listing anew", kind=self._role)
                 self._version = ""
+                if time.monotonic() - self._listed < AT_ONCE_SECONDS:
+                    await self._back_off(TimeoutError("what was just listed is too old to be watched"))
             except (ExecutorUnavailable, Refused, aiohttp.ClientError, TimeoutError, OSError) as error:
                 await self._back_off(error)
             except ValidationError as error:
@@ -187,25 +213,29 @@ class Mirror(Generic[T]):
 
     async def _list(self) -> None:
         seen: dict[str, T] = {}
+        unreadable: frozenset[str] = frozenset()
         query = {"labelSelector": self._selector, "limit": str(PAGE_OBJECTS)}
         while True:
             data = await self._api.call("GET", self._path, urgency=Urgency.READ, query=query)
             # A page of this size takes tens of milliseconds to parse, too long for the loop.
-            metadata, items = await asyncio.to_thread(self._kind.page, data)
-            seen.update({item.metadata.uid: item for item in items})
+            page = await asyncio.to_thread(self._kind.page, data)
+            metadata = page.metadata
+            seen.update({item.metadata.uid: item for item in page.items})
+            unreadable |= page.unreadable
             if not metadata.continue_:
                 break
             query["continue"] = metadata.continue_
         metrics.KUBERNETES_LISTS.labels(watch=self._role).inc()
         for uid, known in list(self._objects.items()):
             # What our own calls made while the list was read may be newer than the list.
-            if uid not in seen and not _is_newer(known.metadata, metadata.resource_version):
+            is_newer = _is_newer(known.metadata, metadata.resource_version)
+            if uid not in seen and uid not in unreadable and not is_newer:
                 self._remove(known)
         for item in seen.values():
             self._put(item)
         self._version = metadata.resource_version
+        self._listed = time.monotonic()
         self._hear()
-        self._failures = 0
         self.synced.set()
 
     async def _watch(self) -> None:
@@ -230,7 +260,7 @@ class Mirror(Generic[T]):
             if error.status == _GONE:
                 raise Gone from error
             raise
-        if time.monotonic() - began < 1:
+        if time.monotonic() - began < AT_ONCE_SECONDS:
             raise TimeoutError("the watch ended at once")
         self._failures = 0
 
