@@ -38,7 +38,8 @@ def run_command(command: list[str]) -> int:
     """Run a command with the cluster up; what was not up before is ended after it."""
     keep = is_up()
     try:
-        variables = up()
+        with locked(TESTS_LOCK):  # repairing now would undo the faults of another run of tests
+            variables = up()
         merged = {**os.environ, **variables}
         merged["PATH"] = f"{variables['RABBIT2DOCKER_TEST_CLUSTER_BIN']}:{merged['PATH']}"
         return subprocess.run(command, env=merged, check=False).returncode
