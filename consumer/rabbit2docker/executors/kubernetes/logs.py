@@ -7,9 +7,9 @@ more reading brought nothing new.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
-from typing import Final, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from typing import Final, Protocol, TypeVar
 
 import aiohttp
 import structlog
@@ -23,6 +23,7 @@ from rabbit2docker.executors.kubernetes.table import BUILDER_CONTAINER
 from rabbit2docker.executors.lines import parse_line
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 SILENCE_SECONDS: Final = 300.0
 """A stream that is silent for longer is opened anew: a connection that died unnoticed looks just like it."""
@@ -34,6 +35,8 @@ BACKOFF_SECONDS: Final = (0.2, 10.0)
 TRIES_AFTER_END: Final = 8
 """How often a node that does not hand out the rest of a log is asked for it."""
 LINE_BYTES: Final = 1 << 20
+KEPT_BYTES: Final = 100
+"""What is kept of a longer one: its time stamp."""
 # As the kubelet stamps each line; what lacks it is the kubelet's own text, sent with status 200.
 _STAMPED: Final = re.compile(rb"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d) ")
 
@@ -103,7 +106,7 @@ class LogReader:
 
     def _has_more_at_the_beginning(self) -> bool:
         """Tell whether a reading of the whole log may bring what one of its end did not, and prepare for it."""
-        if self._resumed_at is None or self._pod.counted is None:
+        if self._resumed_at is None:
             return False
         self._since = None
         return True
@@ -164,29 +167,34 @@ class LogReader:
         self._resumed_at, self._is_doubtful = self._since, False
         if self._since is not None:
             query["sinceTime"] = self._since
-        with metrics.KUBERNETES_LOG_STREAMS.track_inprogress():
-            async with self._api.stream(
-                self._path, query, read_seconds=SILENCE_SECONDS, urgency=Urgency.READ
-            ) as response:
-                rest = b""
-                while data := await self._chunk(response.content):
-                    *raw, rest = (rest + data).split(b"\n")
-                    if len(rest) > LINE_BYTES:
-                        raise TimeoutError("a line without end")
-                    for lines in self._parse(raw):
-                        yield lines
-                    if self._is_doubtful:
-                        raise TimeoutError(f"line {self._next} is not where it should be")
-                # Cut in the middle it cannot be parsed, and is read again.
-                for lines in self._parse([rest]):
+        async with AsyncExitStack() as stack:
+            stack.enter_context(metrics.KUBERNETES_LOG_STREAMS.track_inprogress())
+            opening = self._api.stream(self._path, query, read_seconds=SILENCE_SECONDS, urgency=Urgency.READ)
+            # Where nothing was written yet there is no answer either: the kubelet begins it with the first line.
+            response = await self._not_long_after_the_end(stack.enter_async_context(opening))
+            rest = b""
+            while data := await self._not_long_after_the_end(response.content.readany()):
+                *raw, rest = (rest + data).split(b"\n")
+                if len(rest) > LINE_BYTES:
+                    # The builder's lines are much shorter: this is none, whatever follows.
+                    rest = rest[:KEPT_BYTES]
+                for lines in self._parse(raw):
                     yield lines
+                if self._is_doubtful:
+                    raise TimeoutError(f"line {self._next} is not where it should be")
+            # Cut in the middle it cannot be parsed, and is read again.
+            for lines in self._parse([rest]):
+                yield lines
+            if rest and self._pod.counted is not None:
+                raise RefusedForNow("The log ends in the middle of a line.")
 
-    async def _chunk(self, content: aiohttp.StreamReader) -> bytes:
+    async def _not_long_after_the_end(self, waiting: Awaitable[T]) -> T:
+        """Wait for the other side; raises TimeoutError when it is silent for too long after the container's end."""
         async with asyncio.timeout(None) as self._limit:
             if self._pod.is_over:
                 self._on_news()
             try:
-                return await content.readany()
+                return await waiting
             finally:
                 self._limit = None
 
