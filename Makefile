@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo test test-cluster cluster-up cluster-down lint serve bench clean
+.PHONY: help venv up down status demo test test-cluster cluster-up cluster-down lint serve bench bench-cluster clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 21
@@ -57,6 +57,9 @@ serve: venv  ## run the consumer with the services up, until Ctrl-C
 
 bench: venv  ## measure; JSON goes to .run/benchmarks
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/python -m tests.benchmarks
+
+bench-cluster: venv  ## measure builds in pods, on a cluster as `make test-cluster` has it
+	@$(BIN)/python -m deploy.dev run -- $(BIN)/python -m tests.cluster.harness run -- $(BIN)/python -m tests.benchmarks kubernetes
 
 clean: cluster-down down  ## remove .venv and .run
 	@rm -rf .venv .run

@@ -1,4 +1,4 @@
-"""`make bench`: measures, writes a JSON file for each benchmark, prints a table. Goals missed are said, not failed."""
+"""`make bench` and `make bench-cluster`: measure, write a JSON file for each benchmark, print a table. Goals missed are said, not failed."""
 
 import argparse
 import asyncio
@@ -7,22 +7,30 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import lines, memory, publishing, requests
+from tests.benchmarks import lines, many_pods, memory, pod_lines, pods, publishing, requests
 
-BENCHMARKS = {"publishing": publishing, "requests": requests, "lines": lines, "memory": memory}
+BENCHMARKS = {
+    "local": {"publishing": publishing, "requests": requests, "lines": lines, "memory": memory},
+    # Need a cluster: `make bench-cluster`.
+    "kubernetes": {"pods": pods, "pod_lines": pod_lines, "many_pods": many_pods},
+}
 
 
 def main() -> None:
     """Run the chosen benchmarks."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--only", action="append", choices=BENCHMARKS, help="one of them; repeatable")
+    parser.add_argument("executor", nargs="?", choices=BENCHMARKS, default="local", help="what is measured")
+    parser.add_argument("--only", action="append", help="one of its benchmarks; repeatable")
     parser.add_argument("--out", type=Path, default=Path(".run/benchmarks"), help="where the JSON files go")
     arguments = parser.parse_args()
+    benchmarks = BENCHMARKS[arguments.executor]
+    if unknown := set(arguments.only or ()) - benchmarks.keys():
+        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(benchmarks)}")
     console = Console()
     table = Table("BENCHMARK", "WHAT", "GOAL", "FOUND", "", box=None, pad_edge=False)
-    for name in arguments.only or BENCHMARKS:
+    for name in arguments.only or benchmarks:
         console.print(f"Measuring {name} …")
-        report = asyncio.run(BENCHMARKS[name].measure())
+        report = asyncio.run(benchmarks[name].measure())
         console.print(f"  {report.write(arguments.out)}")
         for goal in report.goals:
             verdict = "[green]met[/]" if goal.is_met else "[red]missed[/]"
