@@ -190,10 +190,10 @@ def test_without_credentials_nothing_of_them_is_mounted() -> None:
 def test_git_finds_its_credentials_in_the_mounted_secret() -> None:
     settings = with_kubernetes(tenants={"default": {"git_credentials": TOKEN}})
     assert git_credentials(a_spec(), settings) == TOKEN
-    secret = credentials_secret(settings, "build-1", TOKEN)
+    secret = credentials_secret(settings, a_spec("build-1"), TOKEN)
     [(file, text)] = secret["stringData"].items()
     assert text == TOKEN + "\n", "git reads whole lines only"
-    assert credentials_secret(settings, "build-1", text)["stringData"] == secret["stringData"]
+    assert credentials_secret(settings, a_spec("build-1"), text)["stringData"] == secret["stringData"]
     assert secret["immutable"] is True
     assert secret["metadata"]["annotations"] == {manifest.FOR: "build-1"}
     pod = made(settings=settings, credentials=secret["metadata"]["name"])
@@ -203,9 +203,12 @@ def test_git_finds_its_credentials_in_the_mounted_secret() -> None:
     assert volumes(pod)["git"]["secret"] == {"secretName": secret["metadata"]["name"]}
 
 
-def test_the_secret_of_the_longest_pod_name_still_has_a_name() -> None:
-    assert len(credentials_name("a" * 253)) <= 253
-    assert credentials_name("a" * 63) != credentials_name("a" * 62)
+def test_no_two_builds_share_a_secret_even_under_one_pod_name() -> None:
+    name = "a" * 63
+    first = credentials_name(a_spec(name))
+    assert len(first) <= 253
+    assert first != credentials_name(a_spec(name, build_id="another"))
+    assert first != credentials_name(a_spec(f"{name[:60]}-a2", build_id=a_spec(name).build_id))
 
 
 # -- how it ends
@@ -333,7 +336,9 @@ def test_the_builders_program_is_mounted_from_a_map_that_never_changes() -> None
 
 
 def test_another_program_gets_another_map_and_the_same_one_the_same() -> None:
-    names = [KubernetesExecutor(Settings(), builder_text=text)._builder_map for text in ("a", "b", "a")]
+    names = [
+        KubernetesExecutor(Settings(), builder_text=text)._provisions.builder_map for text in ("a", "b", "a")
+    ]
     assert names[0] == names[2] != names[1]
     assert all(len(name) <= 63 for name in names)
 

@@ -33,6 +33,8 @@ from rabbit2docker_schemas.reasons import RejectReason
 log = structlog.get_logger()
 
 REMEMBERED = 10_000
+MAX_JOINED = 400
+"""Requests that may share a build: their ids are part of its record, which in a cluster may not exceed 256 KiB."""
 
 
 class Outcome(StrEnum):
@@ -164,10 +166,10 @@ class Fulfilling:
         return make_plan(wish, repository, self._tools.settings.images.prefix)
 
     async def _join(self, attempt: Attempt, wish: Wish) -> bool:
-        """Add the request to a build that runs; False when it ended at this moment."""
+        """Add the request to a build that runs; False when it ended at this moment, or has joiners enough."""
 
         def with_request(marks: Marks) -> Marks:
-            if marks.reported:
+            if marks.reported or len(marks.requests) >= MAX_JOINED:
                 return marks
             return marks.model_copy(
                 update={"requests": {**marks.requests, wish.request_id: wish.request.digest()}}

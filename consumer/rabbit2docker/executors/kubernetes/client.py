@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import aiohttp
 import structlog
+import yaml
 from kubernetes_asyncio import config
 from kubernetes_asyncio.client import Configuration
 from kubernetes_asyncio.client.rest import RESTClientObject
@@ -192,7 +193,7 @@ class ApiClient:
         try:
             # Reads files and may run programs, all of it blocking: in a loop of its own, beside ours.
             await asyncio.to_thread(asyncio.run, self._read_configuration())
-        except (config.ConfigException, OSError, ValueError, TypeError) as error:
+        except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError) as error:
             raise ConfigurationError(
                 f"No Kubernetes cluster can be found: {error}. Set RABBIT2DOCKER_KUBERNETES__KUBECONFIG or KUBECONFIG "
                 "to a kubeconfig file, or run in a pod with a service account."
@@ -226,6 +227,13 @@ class ApiClient:
     def _away(self, error: BaseException) -> ExecutorUnavailable:
         what = str(error) or type(error).__name__
         return ExecutorUnavailable(f"The Kubernetes API server at {self.host} does not answer: {what}")
+
+
+def not_taken(error: Refused) -> ExecutorUnavailable:
+    """Return the error for what the API server does not accept: the operator can mend it, so the request may wait."""
+    if error.status == 403 and "exceeded quota" in error.message:
+        return ExecutorUnavailable(f"Waiting for room in the cluster's quota: {error.message}")
+    return ExecutorUnavailable(f"The Kubernetes API server refuses: {error.message}")
 
 
 async def _read_error(response: aiohttp.ClientResponse) -> bytes:

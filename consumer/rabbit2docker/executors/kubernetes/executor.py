@@ -1,13 +1,11 @@
 """The kubernetes executor: the pod is the record, one watch knows them all, every write is a compare-and-swap."""
 
 import asyncio
-import hashlib
 import re
 import secrets
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -31,12 +29,13 @@ from rabbit2docker.executors.base import (
     Synced,
 )
 from rabbit2docker.executors.kubernetes import manifest
-from rabbit2docker.executors.kubernetes.client import JSON_PATCH, MERGE_PATCH, ApiClient, Refused
+from rabbit2docker.executors.kubernetes.client import JSON_PATCH, ApiClient, Refused, not_taken
 from rabbit2docker.executors.kubernetes.leftovers import Leftovers
 from rabbit2docker.executors.kubernetes.logs import LogReader
 from rabbit2docker.executors.kubernetes.membership import Membership
 from rabbit2docker.executors.kubernetes.models import Event, EventList, Pod
 from rabbit2docker.executors.kubernetes.pace import Urgency
+from rabbit2docker.executors.kubernetes.provisions import Provisions
 from rabbit2docker.executors.kubernetes.table import Around, Sight, in_order, see
 from rabbit2docker.executors.kubernetes.watching import PODS, Mirror
 from rabbit2docker.settings import Settings
@@ -117,11 +116,6 @@ class KubernetesExecutor:
         """Take the settings; `builder_text` takes the place of the builder's program."""
         self._settings = settings
         self._namespace = settings.kubernetes.namespace
-        self._builder_text = builder_text or BUILDER_TEXT
-        digest = hashlib.sha256(self._builder_text.encode()).hexdigest()[:12]
-        self._builder_map = f"rabbit2docker-builder-{digest}"
-        self._map_made = False
-        self._making_map = asyncio.Lock()
         self.replica = _replica_name()
         self._api = ApiClient(settings.kubernetes)
         self._core = f"/api/v1/namespaces/{self._namespace}"
@@ -152,7 +146,8 @@ class KubernetesExecutor:
             role="docker-api",
         )
         self._docker_api_pods = 0
-        self._leftovers = Leftovers(self._api, settings, self._builder_map)
+        self._provisions = Provisions(self._api, settings, builder_text or BUILDER_TEXT)
+        self._leftovers = Leftovers(self._api, settings, self._provisions.builder_map)
 
     # -- opening and closing
 
@@ -203,14 +198,14 @@ class KubernetesExecutor:
         known = self._records.get(spec.name)
         if known is not None and not known.is_memory:
             return known.snapshot(), False
-        await self._provide_builder()
-        credentials = await self._provide_credentials(spec)
+        await self._provisions.provide_builder()
+        credentials = await self._provisions.provide_credentials(spec)
         body = manifest.build_pod(
             spec,
             marks,
             self._settings,
             replica=self.replica,
-            builder_map=self._builder_map,
+            builder_map=self._provisions.builder_map,
             credentials=credentials,
             ready_nodes=self._idle_enough(self.ready_nodes()),
         )
@@ -219,12 +214,12 @@ class KubernetesExecutor:
                 data = await self._api.call("POST", f"{self._core}/pods", urgency=Urgency.CREATE, body=body)
             except Refused as error:
                 if error.status != 409:
-                    raise _not_taken(error) from error
+                    raise not_taken(error) from error
             else:
                 record = self._take(Pod.model_validate_json(data))
                 assert record is not None
                 if credentials:
-                    await self._hand_over(credentials, record)
+                    await self._provisions.hand_over(credentials, record.pod)
                 return record.snapshot(), True
             pod = await self._read_pod(spec.name)
             if pod is not None:
@@ -271,13 +266,13 @@ class KubernetesExecutor:
             )
         except Refused as error:
             if error.status not in (404, 409, 422):
-                raise _not_taken(error) from error
+                raise not_taken(error) from error
             found = await self._read_pod(record.spec.name)
             if found is None or found.metadata.uid != metadata.uid:
                 self._on_pod_gone(record.pod)
                 raise RecordMissing(f"The record {record.spec.name} is gone.") from error
             if found.metadata.resource_version == metadata.resource_version:
-                raise _not_taken(error) from error
+                raise not_taken(error) from error
             self._take(found)
             return False
         self._take(Pod.model_validate_json(data))
@@ -459,11 +454,7 @@ class KubernetesExecutor:
                 query={"fieldSelector": f"involvedObject.uid={record.uid}", "limit": "100"},
             )
             record.events = in_order(EventList.model_validate_json(data).items)
-            missing = any(self._builder_map in (event.message or "") for event in record.events[-1:])
-            if missing and "not found" in (record.events[-1].message or ""):
-                # Somebody removed it: all later pods need it, too.
-                self._map_made = False
-                await self._provide_builder()
+            await self._provisions.mend(record.events)
         except (ExecutorUnavailable, Refused) as error:
             log.warning("cannot read the events of a build pod", name=record.spec.name, error=str(error))
         finally:
@@ -477,7 +468,7 @@ class KubernetesExecutor:
         except Refused as error:
             if error.status == 404:
                 return None
-            raise _not_taken(error) from error
+            raise not_taken(error) from error
         return Pod.model_validate_json(data)
 
     async def _find(self, name: AttemptName) -> _Record | None:
@@ -509,7 +500,7 @@ class KubernetesExecutor:
         except Refused as error:
             # Gone already, or another pod has the name now.
             if error.status not in (404, 409):
-                raise _not_taken(error) from error
+                raise not_taken(error) from error
 
     async def _let_go(self, pod: Pod) -> None:
         """Take our finalizer off a pod."""
@@ -521,7 +512,7 @@ class KubernetesExecutor:
             await self._api.call("PATCH", path, urgency=Urgency.RECORD, body=steps, content_type=JSON_PATCH)
         except Refused as error:
             if error.status not in (404, 409, 422):
-                raise _not_taken(error) from error
+                raise not_taken(error) from error
 
     # -- what pods need
 
@@ -548,44 +539,6 @@ class KubernetesExecutor:
             for record in list(self._records.values()):
                 if record.sight.state is AttemptState.PENDING:
                     self._refresh(record)
-
-    async def _provide_builder(self) -> None:
-        """Make the ConfigMap with the builder's program, once."""
-        async with self._making_map:
-            if self._map_made:
-                return
-            body = manifest.builder_config_map(self._settings, self._builder_map, self._builder_text)
-            try:
-                await self._api.call("POST", f"{self._core}/configmaps", urgency=Urgency.CREATE, body=body)
-            except Refused as error:
-                if error.status != 409:
-                    raise _not_taken(error) from error
-            self._map_made = True
-
-    async def _provide_credentials(self, spec: AttemptSpec) -> str | None:
-        """Make the Secret of an attempt whose tenant has credentials; before the pod, which would wait for it."""
-        credentials = manifest.git_credentials(spec, self._settings)
-        if credentials is None:
-            return None
-        body = manifest.credentials_secret(self._settings, spec.name, credentials)
-        try:
-            await self._api.call("POST", f"{self._core}/secrets", urgency=Urgency.CREATE, body=body)
-        except Refused as error:
-            if error.status != 409:
-                raise _not_taken(error) from error
-        return manifest.credentials_name(spec.name)
-
-    async def _hand_over(self, credentials: str, record: _Record) -> None:
-        """Let the Secret go with its pod; where that fails the cleaner removes it."""
-        owner = {"apiVersion": "v1", "kind": "Pod", "name": record.spec.name, "uid": record.uid}
-        with suppress(Refused, ExecutorUnavailable):
-            await self._api.call(
-                "PATCH",
-                f"{self._core}/secrets/{credentials}",
-                urgency=Urgency.RECORD,
-                body={"metadata": {"ownerReferences": [owner]}},
-                content_type=MERGE_PATCH,
-            )
 
     # -- tasks
 
@@ -620,13 +573,6 @@ def _problem_of(mirror: Mirror[Pod]) -> str | None:
     if age is not None and age > DEAF_SECONDS:
         return f"nothing heard for {age:.0f} seconds"
     return None
-
-
-def _not_taken(error: Refused) -> ExecutorUnavailable:
-    """Return the error for what the API server does not accept: the operator can mend it, so the request may wait."""
-    if error.status == 403 and "exceeded quota" in error.message:
-        return ExecutorUnavailable(f"Waiting for room in the cluster's quota: {error.message}")
-    return ExecutorUnavailable(f"The Kubernetes API server refuses: {error.message}")
 
 
 def _version(pod: Pod) -> int:

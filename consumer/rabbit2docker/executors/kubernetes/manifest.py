@@ -81,20 +81,20 @@ def builder_config_map(settings: Settings, name: str, text: str) -> Manifest:
     }
 
 
-def credentials_name(name: str) -> str:
-    """Return the name of the Secret for the pod of that name."""
-    return f"{name}-credentials"[:MAX_NAME_LENGTH]
+def credentials_name(spec: AttemptSpec) -> str:
+    """Return the name of the attempt's Secret; no other build's pod of the same name had it."""
+    return f"{spec.name}-{spec.build_id}"[:MAX_NAME_LENGTH]
 
 
-def credentials_secret(settings: Settings, pod: str, git_credentials: str) -> Manifest:
-    """Return the Secret with what the build in `pod` needs to fetch its repository."""
+def credentials_secret(settings: Settings, spec: AttemptSpec, git_credentials: str) -> Manifest:
+    """Return the Secret with what the attempt needs to fetch its repository."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {
-            "name": credentials_name(pod),
+            "name": credentials_name(spec),
             "labels": labels(settings, CREDENTIALS),
-            "annotations": {FOR: pod},
+            "annotations": {FOR: spec.name},
         },
         "immutable": True,
         "type": "Opaque",

@@ -114,7 +114,7 @@ EVENT_REASONS: Final = (
     (
         "FailedCreatePodSandBox",
         re.compile(""),
-        Grace(Reason.POD_NOT_STARTED, 120, "The node cannot set up the build pod's network: {}"),
+        Grace(Reason.POD_NOT_STARTED, 120, "The node cannot set up the build pod: {}"),
     ),
     (
         "NetworkNotReady",
