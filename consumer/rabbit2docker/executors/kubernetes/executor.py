@@ -67,6 +67,8 @@ class _Record:
     examining: bool = False
     timer: asyncio.TimerHandle | None = None
     removed: bool = False
+    end_is_told: bool = False
+    """Somebody has begun to write that its end is told: true from then on, whatever becomes of the writing."""
     is_memory: bool = False
     """The pod is gone after its end was told: what is left answers duplicates, and is forgotten like any other."""
     told: Attempt | None = None
@@ -217,17 +219,27 @@ class KubernetesExecutor:
                     raise not_taken(error) from error
             else:
                 record = self._take(Pod.model_validate_json(data))
-                assert record is not None
+                if record is None:
+                    raise ExecutorUnavailable(f"The pod {spec.name} was removed as soon as it was made.")
                 if credentials:
                     await self._provisions.hand_over(credentials, record.pod)
                 return record.snapshot(), True
-            pod = await self._read_pod(spec.name)
-            if pod is not None:
-                found = self._take(pod)
-                if found is None:
-                    raise NameTaken(f"A pod {spec.name} that is no build of this service exists already.")
+            found = await self._adopt(spec.name)
+            if found is not None:
                 return found.snapshot(), False
         raise ExecutorUnavailable(f"A pod {spec.name} comes and goes.")
+
+    async def _adopt(self, name: AttemptName) -> _Record | None:
+        """Return the record that has the name, or None when what had it is gone by now."""
+        pod = await self._read_pod(name)
+        if pod is None:
+            return None
+        found = self._take(pod)
+        if found is None and pod.metadata.uid in self._forgotten:
+            raise ExecutorUnavailable(f"An earlier pod {name} is still being removed.")
+        if found is None:
+            raise NameTaken(f"A pod {name} that is no build of this service exists already.")
+        return found
 
     async def get(self, name: AttemptName) -> Attempt | None:
         """Return a fresh snapshot, or None."""
@@ -243,10 +255,15 @@ class KubernetesExecutor:
         record = await self._existing(name)
         async with record.writing:
             for _ in range(CONFLICTS):
-                if record.removed or record.is_memory:
-                    raise RecordMissing(f"The record {name} is gone.")
                 marks = change(record.marks)
+                is_last = record.is_memory and marks.reported and not record.marks.reported
+                if record.removed or (record.is_memory and not is_last):
+                    raise RecordMissing(f"The record {name} is gone.")
                 if marks == record.marks:
+                    return record.snapshot()
+                record.end_is_told |= marks.reported
+                if is_last:
+                    self._complete(record, marks)
                     return record.snapshot()
                 if await self._patch_marks(record, marks):
                     return record.snapshot()
@@ -270,13 +287,22 @@ class KubernetesExecutor:
             found = await self._read_pod(record.spec.name)
             if found is None or found.metadata.uid != metadata.uid:
                 self._on_pod_gone(record.pod)
+                if record.is_memory:
+                    return False
                 raise RecordMissing(f"The record {record.spec.name} is gone.") from error
             if found.metadata.resource_version == metadata.resource_version:
                 raise not_taken(error) from error
             self._take(found)
             return False
         self._take(Pod.model_validate_json(data))
+        if record.is_memory:
+            self._complete(record, marks)
         return True
+
+    def _complete(self, record: _Record, marks: Marks) -> None:
+        """Note what is left to note of a pod that went with its finalizer, which the watch may tell before the answer."""
+        record.marks = marks
+        self._tell(record)
 
     async def changes(self) -> AsyncIterator[Change]:
         """Tell every record, then Synced, then each change. A second reader ends the first."""
@@ -371,6 +397,7 @@ class KubernetesExecutor:
             self._records[name] = record
         record.pod = pod
         record.marks = manifest.read_marks(pod)
+        record.end_is_told |= record.marks.reported
         self._refresh(record)
 
     def _read_record(self, pod: Pod) -> _Record | None:
@@ -386,7 +413,7 @@ class KubernetesExecutor:
         record = self._records.get(AttemptName(pod.metadata.name))
         if record is None or record.uid != pod.metadata.uid or record.is_memory:
             return
-        if record.marks.reported and record.is_over:
+        if record.end_is_told and record.is_over:
             self._remember(record)
             return
         log.warning("a build pod was removed from outside", name=record.spec.name)
@@ -436,13 +463,16 @@ class KubernetesExecutor:
         if coming:
             seconds = (min(coming) - around.now).total_seconds()
             record.timer = asyncio.get_running_loop().call_later(seconds + 0.01, self._refresh, record)
+        self._tell(record)
+        for reader in list(record.readers):
+            reader()
+
+    def _tell(self, record: _Record) -> None:
         snapshot = record.snapshot()
         if snapshot != record.told:
             record.told = snapshot
             if self._changes is not None:
                 self._changes.put_nowait(Changed(snapshot))
-        for reader in list(record.readers):
-            reader()
 
     async def _examine(self, record: _Record) -> None:
         """Ask for the events of a pod that does not start: they tell what no status does."""

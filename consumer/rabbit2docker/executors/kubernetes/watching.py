@@ -13,6 +13,7 @@ from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import aiohttp
 import structlog
+from cachetools import TTLCache
 from pydantic import ValidationError
 
 from rabbit2docker import metrics
@@ -45,6 +46,8 @@ BACKOFF_SECONDS: Final = (0.2, 30.0)
 AT_ONCE_SECONDS: Final = 1.0
 """What ends sooner would follow each other without a pause."""
 LINE_BYTES: Final = 32 << 20
+REMEMBERED: Final = 10_000
+"""How many removed objects are known by their uid: an answer that comes late must not bring them back."""
 _GONE: Final = 410
 
 
@@ -143,6 +146,7 @@ class Mirror(Generic[T]):
         self._role = role
         self._silence = silence_seconds
         self._objects: dict[str, T] = {}
+        self._gone: TTLCache[str, bool] = TTLCache(REMEMBERED, 3600)
         self._version = ""
         self._heard: float | None = None
         self._listed = 0.0
@@ -160,12 +164,14 @@ class Mirror(Generic[T]):
         return self._objects
 
     def take(self, found: T) -> None:
-        """Take in an object that an answer to one of our own calls held, ahead of the watch."""
-        self._put(found)
+        """Take in an object that an answer to one of our own calls held: ahead of the watch, or too late."""
+        if found.metadata.uid not in self._gone:
+            self._put(found)
 
     def drop(self, found: T) -> None:
         """Take out an object that one of our own calls removed."""
         self._objects.pop(found.metadata.uid, None)
+        self._gone[found.metadata.uid] = True
 
     async def run(self) -> None:
         """Mirror until cancelled; nothing else ends it."""
@@ -294,7 +300,7 @@ class Mirror(Generic[T]):
             self._on_change(found)
 
     def _remove(self, found: T) -> None:
-        self._objects.pop(found.metadata.uid, None)
+        self.drop(found)
         self._on_gone(found)
 
 
