@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rabbit2docker.errors import ExecutorUnavailable, NameTaken, RecordMissing
+from rabbit2docker.errors import ConfigurationError, ExecutorUnavailable, NameTaken, RecordMissing
 from rabbit2docker.executors.base import (
     Attempt,
     AttemptName,
@@ -288,6 +288,15 @@ async def test_a_call_that_is_not_answered_ends_and_what_it_did_is_found_later(
         await executor.create(a_spec(ONE), Marks())
         await in_state(executor, ONE, AttemptState.RUNNING)
     assert kube.starts(ONE) == 1
+
+
+@pytest.mark.parametrize("text", ["", "nonsense: [", "apiVersion: v1\nkind: Config\n", "- 1", "clusters: 5"])
+async def test_a_kubeconfig_that_makes_no_sense_is_a_wrong_setting(kube: Replicas, text: str) -> None:
+    path = kube.settings.kubernetes.kubeconfig
+    assert path is not None
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match="KUBECONFIG"):
+        await kube.executor().__aenter__()
 
 
 async def test_credentials_that_expire_are_read_again(
