@@ -90,6 +90,9 @@ def _quietly(*command: str) -> None:
 def _bridge(name: str) -> None:
     if not Path("/sys/class/net", name).exists():
         _ip("link", "add", name, "type", "bridge")
+    # By default it takes the lowest address of its ports, so that it changes when a pod comes or goes, and the others
+    # send to the old one until their neighbour tables learn better: half a minute of timeouts.
+    _ip("link", "set", name, "address", Path("/sys/class/net", name, "address").read_text().strip())
     _ip("link", "set", name, "up")
 
 
