@@ -89,8 +89,8 @@ def builders() -> Iterator[str]:
         yield namespace
 
 
-def build(name: str, namespace: str) -> str:
-    """Build and push an image from a pod beside docker-api, and return its name."""
+def build(name: str, namespace: str, node: str = "") -> str:
+    """Build and push an image from a pod beside docker-api, and return its name; on a chosen node, or any."""
     image = f"{REGISTRY}/{namespace}/{name}:1"
     script = f"""set -e
 mkdir /context
@@ -118,6 +118,7 @@ docker push {image}
         f"{IMAGES}repo2docker:1",
         *("sh", "-c", script),
         affinity=affinity,
+        nodeSelector={"kubernetes.io/hostname": node} if node else {},
         container=container,
         volumes=[sockets(namespace)],
         automountServiceAccountToken=False,
@@ -197,9 +198,15 @@ def test_docker_api_that_was_killed_comes_back_and_builds(builders: str) -> None
     if not faults.are_possible():
         pytest.skip("the processes of this cluster are not ours")
     faults.kill_docker_api("node-1", builders)
-    eventually_blocking(lambda: bool(faults.docker_daemons("node-1", builders)))
-    kubectl("rollout", "status", "daemonset/docker-api", "--timeout=100s", namespace=builders)
-    build("after", builders)
+
+    def is_back() -> bool:
+        pods = get("pods", namespace=builders, selector="app=docker-api")["items"]
+        (daemon,) = (item for item in pods if item["spec"]["nodeName"] == "node-1")
+        status = daemon["status"]["containerStatuses"][0]
+        return bool(status["restartCount"] and status["ready"])
+
+    eventually_blocking(is_back)
+    build("after", builders, "node-1")
 
 
 def test_pods_on_fake_nodes_are_ready_at_once(namespace: str) -> None:
