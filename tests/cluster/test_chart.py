@@ -296,8 +296,8 @@ def test_the_consumer_may_do_what_it_does_and_nothing_else() -> None:
         "pods": ["get", "list", "watch", "create", "patch", "delete"],
         "pods/log": ["get"],
         "events": ["list"],
-        "configmaps": ["get", "list", "create", "delete"],
-        "coordination.k8s.io/leases": ["get", "list", "watch", "create", "patch", "delete"],
+        "configmaps": ["list", "create", "delete"],
+        "coordination.k8s.io/leases": ["list", "watch", "create", "patch", "delete"],
     }
     assert not {kind for kind, _ in objects} & {"ClusterRole", "ClusterRoleBinding"}
     [subject] = objects["RoleBinding", NAME]["subjects"]
@@ -307,7 +307,7 @@ def test_the_consumer_may_do_what_it_does_and_nothing_else() -> None:
 def test_secrets_may_be_written_only_where_builds_need_their_own() -> None:
     objects = render(EVERYTHING)
 
-    assert rules(objects)["secrets"] == ["get", "list", "create", "patch", "delete"]
+    assert rules(objects)["secrets"] == ["list", "create", "patch", "delete"]
 
 
 def test_consumers_run_without_privileges_and_engines_without_an_account() -> None:
