@@ -367,8 +367,14 @@ class KubernetesExecutor:
 
     async def sweep(self) -> None:
         """Remove Secrets, ConfigMaps, Leases and pods that belong to no record."""
+        if self._pods.problem is not None:
+            # What a build uses looks like a leftover to who has not heard of the build.
+            raise ExecutorUnavailable(f"It is not known which builds there are: {self._pods.problem}")
         pods = list(self._pods.objects.values())
-        await self._leftovers.sweep(pods, utc_now())
+        try:
+            await self._leftovers.sweep(pods, utc_now())
+        except Refused as error:
+            raise _not_taken(error) from error
         if self._members is not None:
             await self._members.sweep()
 

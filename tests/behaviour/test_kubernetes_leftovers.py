@@ -1,0 +1,263 @@
+"""Credentials of tenants go with their builds, and what crashes leave behind is removed, and nothing else."""
+
+import base64
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from rabbit2docker.errors import ExecutorUnavailable
+from rabbit2docker.executors.base import AttemptName, AttemptState, Marks
+from rabbit2docker.executors.kubernetes import KubernetesExecutor, leftovers, manifest
+from rabbit2docker.settings import Settings, TenantCredentials
+from rabbit2docker_schemas.ids import build_id_of
+from tests.behaviour.test_executors import ONE, in_state
+from tests.behaviour.test_kubernetes_records import ended, reported, running
+from tests.support.kube import Stops
+from tests.support.kube.objects import CONFIGMAPS, SECRETS, Resource, stamp
+from tests.support.kube.replicas import Replicas
+from tests.support.records import a_spec
+from tests.support.waiting import eventually
+
+CREDENTIALS = "https://ada:s3cret-token@git.example.org"
+TENANTS = {"physics": TenantCredentials(git_credentials=SecretStr(CREDENTIALS), push_secret="physics-push")}
+SECRET = manifest.credentials_name(a_spec(ONE))
+HOURS = timedelta(hours=2)
+
+
+def names(kube: Replicas, resource: Resource) -> set[str]:
+    found = kube.cluster.store._objects[resource].values()
+    return {stored.name for stored in found}
+
+
+def data_of(kube: Replicas, resource: Resource, name: str) -> dict[str, Any]:
+    return kube.cluster.store.get(resource, kube.cluster.namespace, name).data()
+
+
+def age(kube: Replicas, resource: Resource, name: str, by: timedelta) -> None:
+    at = stamp(kube.cluster.store.clock() - by)
+    kube.cluster.store.edit(
+        resource, kube.cluster.namespace, name, lambda data: data["metadata"].update(creationTimestamp=at)
+    )
+
+
+def put(kube: Replicas, resource: Resource, data: dict[str, Any], *, by: timedelta = HOURS) -> None:
+    kube.cluster.store.create(resource, kube.cluster.namespace, data)
+    age(kube, resource, data["metadata"]["name"], by)
+
+
+def a_secret(name: str, *, settings: Settings | None = None) -> dict[str, Any]:
+    return manifest.credentials_secret(settings or Settings(), a_spec(name), CREDENTIALS)
+
+
+def a_map(name: str, *, settings: Settings | None = None) -> dict[str, Any]:
+    return manifest.builder_config_map(settings or Settings(), name, "print('hello')")
+
+
+def content(kube: Replicas, name: str = SECRET) -> str:
+    return base64.b64decode(data_of(kube, SECRETS, name)["data"][manifest.GIT_FILE]).decode()
+
+
+async def made(executor: KubernetesExecutor, tenant: str = "physics") -> None:
+    await executor.create(a_spec(ONE, tenant=tenant), Marks())
+    await in_state(executor, ONE, AttemptState.RUNNING)
+
+
+# -- credentials
+
+
+async def test_git_credentials_of_a_tenant_are_in_a_secret_that_goes_with_the_pod(kube: Replicas) -> None:
+    async with kube.executor(tenants=TENANTS) as executor:
+        await made(executor)
+        assert content(kube) == CREDENTIALS + "\n"
+        owners = data_of(kube, SECRETS, SECRET)["metadata"]["ownerReferences"]
+        pod = kube.cluster.pod(ONE)
+        assert [owner["uid"] for owner in owners] == [pod["metadata"]["uid"]]
+        assert {"name": "git", "secret": {"secretName": SECRET}} in pod["spec"]["volumes"]
+        assert "s3cret" not in json.dumps(pod)
+        kube.end(ONE)
+        await in_state(executor, ONE, AttemptState.ENDED)
+        await executor.forget(ONE)
+        assert names(kube, SECRETS) == set()
+
+
+async def test_a_tenant_pushes_with_its_own_secret_and_others_with_the_common_one(kube: Replicas) -> None:
+    async with kube.executor(tenants=TENANTS, push_secret="common-push") as executor:
+        await made(executor)
+        await executor.create(a_spec("build-two", tenant="biology"), Marks())
+
+    def pushes_with(name: str) -> list[str]:
+        volumes = kube.cluster.pod(name)["spec"]["volumes"]
+        return [volume["secret"]["secretName"] for volume in volumes if volume["name"] == "docker-config"]
+
+    assert pushes_with(ONE) == ["physics-push"]
+    assert pushes_with("build-two") == ["common-push"]
+    assert names(kube, SECRETS) == {SECRET}
+
+
+async def test_a_pod_deleted_by_hand_takes_its_credentials_along_when_its_end_is_told(kube: Replicas) -> None:
+    async with kube.executor(tenants=TENANTS) as executor:
+        await made(executor)
+        kube.cluster.delete(ONE)
+        await in_state(executor, ONE, AttemptState.ENDED)
+        assert names(kube, SECRETS) == {SECRET}
+        await executor.mark(ONE, reported)
+        assert names(kube, SECRETS) == set()
+
+
+async def test_credentials_of_an_earlier_build_of_the_name_are_never_used(kube: Replicas) -> None:
+    earlier = a_spec(ONE, build_id=build_id_of("physics", "earlier"))
+    old = manifest.credentials_secret(Settings(), earlier, "https://ada:old@git.example.org")
+    owner = {"apiVersion": "v1", "kind": "Pod", "name": ONE, "uid": "gone"}
+    old["metadata"]["ownerReferences"] = [owner]
+    put(kube, SECRETS, old)
+    async with kube.executor(tenants=TENANTS) as executor:
+        await made(executor)
+    assert content(kube) == CREDENTIALS + "\n"
+    owners = data_of(kube, SECRETS, SECRET)["metadata"]["ownerReferences"]
+    assert [owner["uid"] for owner in owners] == [kube.cluster.pod(ONE)["metadata"]["uid"]]
+
+
+async def test_credentials_whose_creation_was_not_answered_are_used_when_it_is_repeated(
+    kube: Replicas,
+) -> None:
+    async with kube.executor(tenants=TENANTS) as executor:
+        kube.server.faults.drop_after(verb="create", resource="secrets")
+        with pytest.raises(ExecutorUnavailable):
+            await executor.create(a_spec(ONE, tenant="physics"), Marks())
+        await made(executor)
+        assert content(kube) == CREDENTIALS + "\n"
+        assert "ownerReferences" in data_of(kube, SECRETS, SECRET)["metadata"]
+
+
+async def test_a_pod_that_could_not_be_given_its_secret_runs_and_the_secret_goes_later(
+    kube: Replicas,
+) -> None:
+    async with kube.executor(tenants=TENANTS) as executor:
+        kube.server.faults.answer(500, verb="patch", resource="secrets")
+        await made(executor)
+        age(kube, SECRETS, SECRET, HOURS)
+        await executor.sweep()
+        assert names(kube, SECRETS) == {SECRET}
+        kube.end(ONE)
+        await in_state(executor, ONE, AttemptState.ENDED)
+        await executor.forget(ONE)
+        await executor.sweep()
+        assert names(kube, SECRETS) == set()
+
+
+# -- leftovers
+
+
+async def test_old_programs_that_no_pod_runs_are_removed_and_others_kept(kube: Replicas) -> None:
+    other = Settings(instance="another")
+    async with kube.executor() as executor:
+        await running(executor)
+        used = names(kube, CONFIGMAPS)
+        put(kube, CONFIGMAPS, a_map("old"))
+        put(kube, CONFIGMAPS, a_map("young"), by=timedelta(minutes=5))
+        put(kube, CONFIGMAPS, a_map("used-by-an-older-version"))
+        put(kube, CONFIGMAPS, a_map("of-another-installation", settings=other))
+        put(kube, CONFIGMAPS, {"metadata": {"name": "foreign"}})
+        kube.cluster.edit(
+            ONE,
+            lambda data: data["metadata"]["annotations"].update(
+                {manifest.BUILDER_MAP: "used-by-an-older-version"}
+            ),
+        )
+        for name in used:
+            age(kube, CONFIGMAPS, name, HOURS)
+        await executor.mark(ONE, lambda marks: marks.model_copy(update={"confirmed_line": 3}))
+        await executor.sweep()
+        assert names(kube, CONFIGMAPS) == {
+            *used,
+            "young",
+            "used-by-an-older-version",
+            "of-another-installation",
+            "foreign",
+        }
+
+
+async def test_secrets_of_pods_that_never_came_to_be_are_removed_and_others_kept(kube: Replicas) -> None:
+    async with kube.executor(tenants=TENANTS) as executor:
+        await made(executor)
+        age(kube, SECRETS, SECRET, HOURS)
+        put(kube, SECRETS, a_secret("build-never"))
+        put(kube, SECRETS, a_secret("build-coming"), by=timedelta(minutes=1))
+        put(kube, SECRETS, a_secret("build-elsewhere", settings=Settings(instance="another")))
+        put(kube, SECRETS, {"metadata": {"name": "physics-push"}})
+        await executor.sweep()
+        kept = {manifest.credentials_name(a_spec(name)) for name in ("build-coming", "build-elsewhere")}
+        assert names(kube, SECRETS) == {SECRET, "physics-push", *kept}
+
+
+async def test_nothing_is_swept_while_it_is_not_known_what_lives(
+    kube: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kube.executor(tenants=TENANTS) as executor:
+        kube.server.faults.answer(500, verb="patch", resource="secrets")
+        await made(executor)
+        kube.cluster.edit(
+            ONE, lambda data: data["metadata"]["annotations"].update({manifest.BUILDER_MAP: "used"})
+        )
+    put(kube, CONFIGMAPS, a_map("used"))
+    age(kube, SECRETS, SECRET, HOURS)
+    before = names(kube, SECRETS), names(kube, CONFIGMAPS)
+    fault = kube.server.faults.answer(503, verb="list", resource="pods", times=None)
+    async with kube.executor(tenants=TENANTS) as executor:
+        with pytest.raises(ExecutorUnavailable):
+            await executor.sweep()
+        assert (names(kube, SECRETS), names(kube, CONFIGMAPS)) == before
+        fault.remove()
+        await in_state(executor, ONE, AttemptState.RUNNING)
+        await eventually(lambda: not any(executor.problems().values()))
+        await executor.sweep()
+        assert (names(kube, SECRETS), names(kube, CONFIGMAPS)) == before
+
+
+async def test_pods_that_are_no_records_are_removed_when_they_are_old(kube: Replicas) -> None:
+    async with kube.executor() as executor:
+        for name in ("build-old", "build-young", "build-sound"):
+            await running(executor, AttemptName(name))
+    for name in ("build-old", "build-young"):
+        kube.cluster.edit(name, lambda data: data["metadata"]["annotations"].update({manifest.SPEC: "{"}))
+    for name in ("build-old", "build-sound"):
+        kube.cluster.age(name, HOURS.total_seconds())
+    async with kube.executor() as executor:
+        await in_state(executor, "build-sound", AttemptState.RUNNING)
+        await executor.sweep()
+        assert set(kube.cluster.pods()) == {"build-young", "build-sound"}
+        assert "deletionTimestamp" not in kube.cluster.pod("build-sound")["metadata"]
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+async def test_a_pod_on_a_node_that_is_gone_is_removed_when_its_end_is_told_and_not_before(
+    kube: Replicas, is_told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "STUCK_AFTER", timedelta(seconds=-60))
+    kube.cluster.stops = Stops.HANGS
+    async with kube.executor() as executor:
+        await running(executor)
+        kube.cluster.delete(ONE)
+        await eventually(lambda: executor._pods.objects and is_leaving(executor))
+        if is_told:
+            await executor.mark(ONE, reported)
+        await executor.sweep()
+        assert kube.cluster.exists(ONE) is not is_told
+
+
+def is_leaving(executor: KubernetesExecutor) -> bool:
+    return any(pod.metadata.deletion_timestamp is not None for pod in executor._pods.objects.values())
+
+
+async def test_a_sweep_that_lacks_a_permission_hurts_nothing(kube: Replicas) -> None:
+    fault = kube.server.faults.answer(403, verb="list", resource="configmaps")
+    async with kube.executor() as executor:
+        await ended(kube, executor)
+        with pytest.raises(ExecutorUnavailable, match="injected"):
+            await executor.sweep()
+        assert fault.hits == 1
+        attempt = await executor.get(ONE)
+        assert attempt is not None
