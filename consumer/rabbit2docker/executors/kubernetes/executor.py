@@ -374,7 +374,7 @@ class KubernetesExecutor:
         try:
             await self._leftovers.sweep(pods, utc_now())
         except Refused as error:
-            raise _not_taken(error) from error
+            raise not_taken(error) from error
         if self._members is not None:
             await self._members.sweep()
 
