@@ -32,6 +32,8 @@ CONNECT_SECONDS: Final = 5.0
 CALL_SECONDS: Final = 30.0
 LOGIN_AGAIN_SECONDS: Final = 5.0
 """Credentials that were refused are fetched anew at most this often."""
+STREAMS_PER_SECOND: Final = 150.0
+STREAMS_AT_ONCE: Final = 100
 LOG_BUFFER_BYTES: Final = 1 << 16
 """The library's 2 MiB would be held for every log that is not read at once."""
 JSON_PATCH: Final = "application/json-patch+json"
@@ -62,6 +64,7 @@ class ApiClient:
         """Take where the cluster is; nothing is opened yet."""
         self._settings = settings
         self._pace = Pace(settings.requests_per_second, settings.burst)
+        self._stream_pace = Pace(STREAMS_PER_SECOND, STREAMS_AT_ONCE)
         self._configuration = Configuration()
         self._logged_in = 0.0
         self._calls: RESTClientObject | None = None
@@ -139,11 +142,15 @@ class ApiClient:
 
     @asynccontextmanager
     async def stream(
-        self, path: str, query: Mapping[str, str], *, read_seconds: float | None, urgency: Urgency
+        self, path: str, query: Mapping[str, str], *, read_seconds: float | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Open a watch or a log; `read_seconds` of silence end it with TimeoutError."""
+        """Open a watch or a log; `read_seconds` of silence end it with TimeoutError.
+
+        Streams have no part in the pace of calls, as the API server does not count them either; but each costs both
+        sides a handshake, so they have a pace of their own. The answer to a log may begin with its first line only.
+        """
         assert self._streams is not None
-        await self._pace.turn(urgency)
+        await self._stream_pace.turn(Urgency.READ)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=read_seconds)
         headers = {"Accept": "*/*", **await self._authorization()}
         try:

@@ -18,7 +18,6 @@ from rabbit2docker import metrics
 from rabbit2docker.errors import ExecutorUnavailable, RecordMissing
 from rabbit2docker.executors.base import AttemptName, BuilderLine, Lines, MissingLines
 from rabbit2docker.executors.kubernetes.client import ApiClient, Refused, RefusedForNow
-from rabbit2docker.executors.kubernetes.pace import Urgency
 from rabbit2docker.executors.kubernetes.table import BUILDER_CONTAINER
 from rabbit2docker.executors.lines import parse_line
 
@@ -169,7 +168,7 @@ class LogReader:
             query["sinceTime"] = self._since
         async with AsyncExitStack() as stack:
             stack.enter_context(metrics.KUBERNETES_LOG_STREAMS.track_inprogress())
-            opening = self._api.stream(self._path, query, read_seconds=SILENCE_SECONDS, urgency=Urgency.READ)
+            opening = self._api.stream(self._path, query, read_seconds=SILENCE_SECONDS)
             # Where nothing was written yet there is no answer either: the kubelet begins it with the first line.
             response = await self._not_long_after_the_end(stack.enter_async_context(opening))
             rest = b""

@@ -254,9 +254,7 @@ class Mirror(Generic[T]):
         }
         began = time.monotonic()
         try:
-            async with self._api.stream(
-                self._path, query, read_seconds=self._silence, urgency=Urgency.READ
-            ) as response:
+            async with self._api.stream(self._path, query, read_seconds=self._silence) as response:
                 self._hear()
                 async for line in split_lines(response.content):
                     self._handle(line)
