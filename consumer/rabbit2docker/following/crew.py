@@ -18,6 +18,10 @@ RESTART_SECONDS: Final = (0.2, 1.0, 5.0, 15.0, 60.0)
 """Pauses before a follower that broke is started anew from the record."""
 
 
+END_SECONDS: Final = 8.0
+"""How long followers may take to write down how far they came when the service stops."""
+
+
 class Crew:
     """Starts a follower for every unfinished attempt, and another one when a follower breaks."""
 
@@ -47,7 +51,9 @@ class Crew:
         tasks = [*self._tasks.values(), *self._side]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            # Where writing down takes longer, the next one tells some lines again, and readers drop them.
+            await asyncio.wait(tasks, timeout=END_SECONDS)
 
     def _on_ownership(self) -> None:
         """Take over what has become ours, and leave to others what no longer is."""

@@ -49,6 +49,7 @@ CONFLICTS: Final = 20
 DEAF_SECONDS: Final = 120.0
 """A watch that has heard nothing for so long, bookmarks included, makes the replica unready."""
 BUILDER_TEXT: Final = BUILDER_PATH.read_text("utf-8")
+CLOSE_SECONDS: Final = 5.0
 EXTRA_BUILDS: Final = 2
 """How many more builds than the idlest node one may have and still be preferred for its layers."""
 REMEMBERED: Final = 10_000
@@ -167,8 +168,12 @@ class KubernetesExecutor:
         for task in self._lasting:
             task.cancel()
         await asyncio.gather(*self._lasting, return_exceptions=True)
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            # Whoever stops a replica waits for it: what an API server that is away does not take is left to the others.
+            await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for record in self._records.values():
             _stop_timer(record)
         self._records.clear()
