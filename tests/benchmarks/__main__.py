@@ -7,12 +7,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import lines, many_pods, memory, pod_lines, pods, publishing, requests
+from tests.benchmarks import lines, many_pods, memory, pod_calls, pod_lines, pods, publishing, requests
 
 BENCHMARKS = {
     "local": {"publishing": publishing, "requests": requests, "lines": lines, "memory": memory},
     # Need a cluster: `make bench-cluster`.
-    "kubernetes": {"pods": pods, "pod_lines": pod_lines, "many_pods": many_pods},
+    "kubernetes": {"pods": pods, "pod_calls": pod_calls, "pod_lines": pod_lines, "many_pods": many_pods},
 }
 
 
