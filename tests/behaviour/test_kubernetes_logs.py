@@ -455,6 +455,26 @@ async def test_more_logs_than_a_usual_pool_has_connections_keep_no_call_waiting(
     assert kube.server.streams("log") == []
 
 
+async def test_logs_that_never_answer_keep_no_watch_and_no_other_log_waiting(kube: Replicas) -> None:
+    names = [AttemptName(f"build-{number}") for number in range(130)]
+    async with kube.executor() as executor:
+        await executor.create(a_spec(ONE), Marks())
+        for name in names:
+            await executor.create(a_spec(name), Marks())
+        # A node behind a broken network, or builders without a first line: the kubelet answers only with that.
+        fault = kube.server.faults.hang(verb="log", times=len(names))
+        readings = [asyncio.create_task(read_all(executor, name=name)) for name in names]
+        await eventually(lambda: fault.times == 0)
+        for stream in kube.server.streams("watch"):
+            stream.abort()
+        kube.write(ONE, "here")
+        await until_line(executor, "here")
+        kube.end(ONE)
+        await in_state(executor, ONE, AttemptState.ENDED)
+        for reading in readings:
+            reading.cancel()
+
+
 async def test_a_reader_that_leaves_leaves_no_stream_behind(kube: Replicas) -> None:
     async with kube.executor() as executor:
         writer = await running(kube, executor)
