@@ -87,9 +87,11 @@ def start_time(pid: int) -> int | None:
     """Return the start of a living process in clock ticks since boot; None for a dead one or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # Of a killed process the first thread may be gone while others still hold its ports and files.
+        ended = fields[0] == "Z" and len(os.listdir(f"/proc/{pid}/task")) <= 1
     except OSError:
         return None
-    return None if fields[0] == "Z" else int(fields[19])
+    return None if ended else int(fields[19])
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
