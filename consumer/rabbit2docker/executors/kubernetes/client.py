@@ -38,7 +38,7 @@ LOG_BUFFER_BYTES: Final = 1 << 16
 """The library's 2 MiB would be held for every log that is not read at once."""
 JSON_PATCH: Final = "application/json-patch+json"
 MERGE_PATCH: Final = "application/merge-patch+json"
-_JSON: Final = "application/json"
+JSON: Final = "application/json"
 _CLIENT_ERRORS: Final = (aiohttp.ClientError, TimeoutError, OSError, ssl.SSLError)
 
 
@@ -98,7 +98,7 @@ class ApiClient:
         urgency: Urgency,
         query: Mapping[str, str] | None = None,
         body: Any = None,
-        content_type: str = _JSON,
+        content_type: str = JSON,
         seconds: float = CALL_SECONDS,
     ) -> bytes:
         """Make one call and return the body of its answer."""
@@ -121,7 +121,7 @@ class ApiClient:
         timeout: aiohttp.ClientTimeout,
     ) -> tuple[aiohttp.ClientResponse, bytes]:
         assert self._calls is not None
-        headers = {"Accept": _JSON, "Content-Type": content_type, **await self._authorization()}
+        headers = {"Accept": JSON, "Content-Type": content_type, **await self._authorization()}
         request = self._calls.pool_manager.request(
             method,
             self.host + path,

@@ -1,7 +1,8 @@
 """Which replicas live: each renews a Lease of its own, and is taken for dead when that stays as it is for too long.
 
 Others' clocks are not trusted: what counts is how long ago, by our own clock, a Lease last changed (as in client-go's
-leader election). A replica that cannot renew knows by itself that the others must take it for dead.
+leader election), and only time in which the watch told anything, as our own renewals come by there. A replica that
+cannot renew knows by itself that the others must take it for dead.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -17,7 +18,7 @@ from rabbit2docker import metrics
 from rabbit2docker.errors import ExecutorUnavailable
 from rabbit2docker.executors.base import Members
 from rabbit2docker.executors.kubernetes import manifest
-from rabbit2docker.executors.kubernetes.client import MERGE_PATCH, ApiClient, Refused
+from rabbit2docker.executors.kubernetes.client import JSON, MERGE_PATCH, ApiClient, Refused
 from rabbit2docker.executors.kubernetes.models import Lease
 from rabbit2docker.executors.kubernetes.pace import Urgency
 from rabbit2docker.executors.kubernetes.watching import LEASES, Mirror
@@ -29,6 +30,8 @@ COMPONENT: Final = "replica"
 STALE_SECONDS: Final = 60.0
 """A Lease that says it is this old when it is first seen is a dead replica's, whatever the clocks."""
 GARBAGE_SECONDS: Final = 600.0
+RENEW_EVERY: Final = 0.25
+"""Part of a Lease's time after which it is renewed: others notice a death with the first renewal of their own after it."""
 
 
 class Membership:
@@ -43,7 +46,9 @@ class Membership:
         namespace = settings.kubernetes.namespace
         self._path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         self._seen: dict[str, float] = {}
+        self._heard = time.monotonic()
         self._renewed: float | None = None
+        self._trouble = ""
         self._changed = asyncio.Event()
         self.mirror = Mirror(
             api,
@@ -58,23 +63,23 @@ class Membership:
         )
 
     def problem(self) -> str | None:
-        """Tell why this replica cannot prove that it lives; None when it can."""
-        if self._is_renewed():
-            return None
-        return "this replica's Lease cannot be renewed, so the others take its builds"
+        """Tell why this replica cannot prove that it lives, or does not see who else does; None when all is well."""
+        if not self._is_renewed():
+            return f"this replica's Lease cannot be renewed, so the others take its builds. {self._trouble}".strip()
+        return self.mirror.problem
 
     async def run(self) -> None:
         """Renew until cancelled."""
         while True:
             began = time.monotonic()
             try:
-                await self._renew()
+                if await self._renew():
+                    self._renewed, self._trouble = began, ""
+                    self._changed.set()
             except (ExecutorUnavailable, Refused) as error:
+                self._trouble = str(error)
                 log.warning("cannot renew the Lease of this replica", error=str(error))
-            else:
-                self._renewed = began
-                self._changed.set()
-            await asyncio.sleep(max(0.1, self._seconds / 3 - (time.monotonic() - began)))
+            await asyncio.sleep(max(0.1, self._seconds * RENEW_EVERY - (time.monotonic() - began)))
 
     async def follow(self) -> AsyncIterator[Members]:
         """Tell the members at once and whenever they change."""
@@ -104,46 +109,58 @@ class Membership:
                 with suppress(Refused):
                     await self._api.call("DELETE", f"{self._path}/{name}", urgency=Urgency.CLEAN)
 
-    async def _renew(self) -> None:
+    async def _renew(self) -> bool:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         spec = {
             "holderIdentity": self._me,
             "leaseDurationSeconds": max(1, round(self._seconds)),
             "renewTime": now,
         }
-        # A renewal that takes longer than the Lease lasts is none.
-        seconds = self._seconds / 2
-        if self._renewed is not None:
-            try:
-                await self._api.call(
-                    "PATCH",
-                    f"{self._path}/{self._me}",
-                    urgency=Urgency.CREATE,
-                    body={"spec": spec},
-                    content_type=MERGE_PATCH,
-                    seconds=seconds,
-                )
-            except Refused as error:
-                if error.status != 404:
-                    raise
-            else:
-                return
+        # One that exists before we know was made by a call that was not answered; one that is gone was removed by hand.
+        if self._renewed is None:
+            return await self._make({**spec, "acquireTime": now}) or await self._touch(spec)
+        return await self._touch(spec) or await self._make({**spec, "acquireTime": now})
+
+    async def _touch(self, spec: dict[str, Any]) -> bool:
+        """Renew our Lease; False where there is none."""
+        path = f"{self._path}/{self._me}"
+        return await self._write("PATCH", path, {"spec": spec}, unless=404, content_type=MERGE_PATCH)
+
+    async def _make(self, spec: dict[str, Any]) -> bool:
+        """Make our Lease; False where it exists."""
         body = {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
             "metadata": {"name": self._me, "labels": manifest.labels(self._settings, COMPONENT)},
-            "spec": {**spec, "acquireTime": now},
+            "spec": spec,
         }
+        return await self._write("POST", self._path, body, unless=409)
+
+    async def _write(
+        self, method: str, path: str, body: Any, *, unless: int, content_type: str = JSON
+    ) -> bool:
+        # A renewal that takes longer than the Lease lasts is none.
+        seconds = self._seconds / 2
         try:
-            await self._api.call("POST", self._path, urgency=Urgency.CREATE, body=body, seconds=seconds)
+            await self._api.call(
+                method,
+                path,
+                urgency=Urgency.CREATE,
+                body=body,
+                content_type=content_type,
+                seconds=seconds,
+            )
         except Refused as error:
-            if error.status != 409:
+            if error.status != unless:
                 raise
+            return False
+        return True
 
     def _on_change(self, lease: Lease) -> None:
+        self._hear()
         name = lease.metadata.name
         is_first = name not in self._seen
-        self._seen[name] = time.monotonic()
+        self._seen[name] = self._heard
         if is_first and (renewed := _time_of(lease)) is not None:
             age = (datetime.now(UTC) - renewed).total_seconds()
             if age > STALE_SECONDS:
@@ -151,26 +168,34 @@ class Membership:
         self._changed.set()
 
     def _on_gone(self, lease: Lease) -> None:
+        self._hear()
         self._seen.pop(lease.metadata.name, None)
         self._changed.set()
+
+    def _hear(self) -> None:
+        now = time.monotonic()
+        deaf = now - self._heard
+        self._heard = now
+        if deaf > self._seconds / 2:
+            # Not even our own renewals came by: others' may have been missed just so.
+            for name in self._seen:
+                self._seen[name] += deaf
 
     def _is_renewed(self) -> bool:
         return self._renewed is not None and time.monotonic() - self._renewed < self._seconds
 
     def _live(self) -> frozenset[str]:
-        since = time.monotonic() - self._seconds
         # While we hear nothing ourselves, nobody's silence means anything.
+        since = self._heard - self._seconds
         others = {name for name, seen in self._seen.items() if seen > since and name != self._me}
         return frozenset(others | {self._me}) if self._is_renewed() else frozenset(others - {self._me})
 
     def _until_next(self) -> float | None:
-        """Return the seconds until somebody's time is up."""
-        now = time.monotonic()
-        ends = [seen + self._seconds for name, seen in self._seen.items() if name != self._me]
-        if self._renewed is not None:
-            ends.append(self._renewed + self._seconds)
-        coming = [end - now for end in ends if end > now]
-        return min(coming) + 0.01 if coming else None
+        """Return the seconds until our own time is up: it runs without a word from anybody."""
+        if self._renewed is None:
+            return None
+        left = self._renewed + self._seconds - time.monotonic()
+        return left + 0.01 if left > 0 else None
 
 
 def _time_of(lease: Lease) -> datetime | None:
