@@ -96,9 +96,9 @@ KUBERNETES_LISTS = Counter(
     ["watch"],
     registry=REGISTRY,
 )
-KUBERNETES_HEARD = Gauge(
-    "rabbit2docker_kubernetes_watch_heard_timestamp_seconds",
-    "When a watch last told something, bookmarks included; its age is `time() - ` this.",
+KUBERNETES_WATCH_AGE = Gauge(
+    "rabbit2docker_kubernetes_watch_age_seconds",
+    "Seconds since a watch last told something, bookmarks included, which come about once a minute.",
     ["watch"],
     registry=REGISTRY,
 )

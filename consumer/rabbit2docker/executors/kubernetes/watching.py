@@ -153,6 +153,7 @@ class Mirror(Generic[T]):
         self._failures = 0
         self.problem: str | None = "not read yet"
         self.synced = asyncio.Event()
+        metrics.KUBERNETES_WATCH_AGE.labels(watch=role).set_function(lambda: self.age() or 0.0)
 
     def age(self) -> float | None:
         """Return the seconds since the API server was last heard; None when it never was."""
@@ -214,7 +215,6 @@ class Mirror(Generic[T]):
 
     def _hear(self) -> None:
         self._heard = time.monotonic()
-        metrics.KUBERNETES_HEARD.labels(watch=self._role).set_to_current_time()
         self.problem = None
 
     async def _list(self) -> None:
