@@ -425,6 +425,28 @@ async def test_an_api_server_that_is_away_at_the_end_is_waited_for_however_long(
         assert numbers(await reading) == writer.numbers()
 
 
+async def test_a_node_that_stays_silent_after_the_end_is_not_asked_for_ever(kube: Replicas) -> None:
+    async with kube.executor() as executor:
+        writer = await running(kube, executor)
+        writer.write(4)
+        writer.end()
+        await in_state(executor, ONE, AttemptState.ENDED)
+        fault = kube.server.faults.hang(verb="log", times=None)
+        assert await read_all(executor) == [MissingLines(0, 3)]
+        assert fault.hits >= logs.TRIES_AFTER_END
+        fault.release()
+
+
+async def test_an_api_server_that_is_busy_at_the_end_is_asked_more_often_than_a_node(kube: Replicas) -> None:
+    async with kube.executor() as executor:
+        writer = await running(kube, executor)
+        writer.write(4)
+        writer.end()
+        await in_state(executor, ONE, AttemptState.ENDED)
+        kube.server.faults.answer(503, verb="log", times=2 * logs.TRIES_AFTER_END)
+        assert numbers(await read_all(executor)) == writer.numbers()
+
+
 async def test_a_killed_builders_log_is_complete_only_after_another_look(kube: Replicas) -> None:
     async with kube.executor() as executor:
         writer = await running(kube, executor)

@@ -263,6 +263,29 @@ class TestTheClusterBreaks:
         assert any(progress.detail.failed_reason == "node_lost" for progress in story.progress)
         site.provide_docker_api()
 
+    @pytest.mark.timeout(600)
+    async def test_a_node_that_falls_silent_has_its_build_tried_again_on_another(
+        self, site: Site, start: Start
+    ) -> None:
+        start(RABBIT2DOCKER_KUBERNETES__PENDING_SECONDS="180")
+        kubectl.kubectl("cordon", "node-1")
+        try:
+            async with asked(
+                site.amqp, site.slow(600, "node-silent").spec(), timeout_seconds=3000
+            ) as request:
+                await request.until_line("second-1")
+                kubectl.kubectl("uncordon", "node-1")
+                with faults.kubelet_frozen("node-2"):
+                    await request.until(lambda event: getattr(event.data, "attempt", 1) == 2)
+                    await request.until_line("second-1")
+                    await request.cancel()
+                    story = await request.story()
+        finally:
+            kubectl.kubectl("uncordon", "node-1")
+        assert story.end.kind == "cancelled"
+        assert any(progress.detail.failed_reason == "node_lost" for progress in story.progress)
+        site.provide_docker_api()
+
 
 def evict(name: str, namespace: str) -> None:
     body = {

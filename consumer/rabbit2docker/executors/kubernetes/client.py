@@ -56,6 +56,11 @@ class Refused(Rabbit2DockerError):
 class RefusedForNow(ExecutorUnavailable):
     """The API server answered that it, or the node behind it, cannot do this now; stays inside this package."""
 
+    def __init__(self, message: str, *, status: int = 500, retry_after: float | None = None) -> None:
+        """Take the HTTP status beside what every TransientError has."""
+        super().__init__(message, retry_after=retry_after)
+        self.status = status
+
 
 class ApiClient:
     """Calls and streams. All methods raise ExecutorUnavailable for what may pass, Refused for the rest."""
@@ -264,7 +269,9 @@ def _check(response: aiohttp.ClientResponse, answer: bytes) -> None:
     message = message or f"{status} {response.reason}: {answer[:300].decode('utf-8', 'replace')}".strip(": ")
     if status in (401, 408, 429) or status >= 500:
         raise RefusedForNow(
-            f"The Kubernetes API server refuses for now: {message}", retry_after=_retry_after(response)
+            f"The Kubernetes API server refuses for now: {message}",
+            status=status,
+            retry_after=_retry_after(response),
         )
     raise Refused(status, reason, message)
 

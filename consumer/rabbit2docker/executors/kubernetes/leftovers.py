@@ -19,6 +19,7 @@ STUCK_AFTER: Final = timedelta(seconds=60)
 """A pod whose end is told and which is still being deleted so long after its grace is on a node that is gone."""
 SECRET_AFTER: Final = timedelta(minutes=10)
 """A Secret is made moments before its pod: without one it belongs to a creation that failed."""
+PAGE_OBJECTS: Final = 500
 ORPHAN_AFTER: Final = timedelta(hours=1)
 
 
@@ -61,12 +62,17 @@ class Leftovers:
         )
 
     async def _sweep_kind(self, kind: str, component: str, is_leftover: Callable[[Owned], bool]) -> None:
-        query = {"labelSelector": manifest.selector(self._settings, component), "limit": "500"}
-        data = await self._api.call("GET", f"{self._core}/{kind}", urgency=Urgency.CLEAN, query=query)
-        for found in OwnedList.model_validate_json(data).items:
-            if is_leftover(found):
-                log.info("a leftover is removed", kind=kind, name=found.metadata.name)
-                await self._remove(kind, found.metadata)
+        query = {"labelSelector": manifest.selector(self._settings, component), "limit": str(PAGE_OBJECTS)}
+        while True:
+            data = await self._api.call("GET", f"{self._core}/{kind}", urgency=Urgency.CLEAN, query=query)
+            page = OwnedList.model_validate_json(data)
+            for found in page.items:
+                if is_leftover(found):
+                    log.info("a leftover is removed", kind=kind, name=found.metadata.name)
+                    await self._remove(kind, found.metadata)
+            if not page.metadata.continue_:
+                break
+            query["continue"] = page.metadata.continue_
 
     async def _remove(self, kind: str, metadata: Metadata, *, grace: int | None = None) -> None:
         body: dict[str, Any] = {"preconditions": {"uid": metadata.uid}}

@@ -33,9 +33,13 @@ NEWS_SECONDS: Final = 2.0
 BACKOFF_SECONDS: Final = (0.2, 10.0)
 TRIES_AFTER_END: Final = 8
 """How often a node that does not hand out the rest of a log is asked for it."""
+SILENT_TRIES_AFTER_END: Final = 20
+"""How often after an end where it is not clear whether node or API server is to blame."""
 LINE_BYTES: Final = 1 << 20
 KEPT_BYTES: Final = 100
 """What is kept of a longer one: its time stamp."""
+_OF_THE_SERVER: Final = (401, 408, 429, 503)
+"""Statuses by which the API server speaks of itself; the others speak of node and pod."""
 # As the kubelet stamps each line; what lacks it is the kubelet's own text, sent with status 200.
 _STAMPED: Final = re.compile(rb"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d) ")
 
@@ -146,7 +150,7 @@ class LogReader:
             log.info(
                 "the log is interrupted, going on", name=self._name, error=str(error) or type(error).__name__
             )
-            if was_over and isinstance(error, (RefusedForNow, Refused)) and self._failures >= TRIES_AFTER_END:
+            if was_over and self._failures >= _tries_after_end(error):
                 log.warning("the rest of the log cannot be had", name=self._name, error=str(error))
                 return False
         if was_over:
@@ -231,3 +235,13 @@ class LogReader:
         text = data[:300].decode("utf-8", "replace")
         log.info("the kubelet says", name=self._name, text=text)
         raise RefusedForNow(f"The log cannot be read: {text}")
+
+
+def _tries_after_end(error: Exception) -> float:
+    """Return how often the rest of a log is asked for when this is the answer."""
+    if isinstance(error, RefusedForNow):
+        return TRIES_AFTER_END if error.status not in _OF_THE_SERVER else SILENT_TRIES_AFTER_END
+    if isinstance(error, Refused):
+        return TRIES_AFTER_END
+    # An API server that cannot be reached comes back; a stream that stays silent may be a dead node's.
+    return float("inf") if isinstance(error, ExecutorUnavailable) else SILENT_TRIES_AFTER_END
