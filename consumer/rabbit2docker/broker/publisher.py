@@ -167,7 +167,8 @@ class ConfirmedPublisher:
         """Note whether RabbitMQ has stopped reading from us, which it does under a memory or disk alarm."""
         connection = (await channel.get_underlay_channel()).connection
         try:
-            await asyncio.wait_for(connection.ready(), BLOCKED_CHECK_SECONDS)
+            async with asyncio.timeout(BLOCKED_CHECK_SECONDS):
+                await connection.ready()
         except TimeoutError:
             metrics.AMQP_BLOCKED.set(1)
         else:

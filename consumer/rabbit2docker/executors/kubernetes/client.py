@@ -250,7 +250,8 @@ def not_taken(error: Refused) -> ExecutorUnavailable:
 
 async def _read_error(response: aiohttp.ClientResponse) -> bytes:
     try:
-        return await asyncio.wait_for(response.content.read(1 << 16), CONNECT_SECONDS)
+        async with asyncio.timeout(CONNECT_SECONDS):
+            return await response.content.read(1 << 16)
     except _CLIENT_ERRORS:
         return b""
 

@@ -420,7 +420,8 @@ class LocalExecutor:
 
     async def _kill_later(self, record: _Record) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(record.over.wait(), self._kill_after)
+            async with asyncio.timeout(self._kill_after):
+                await record.over.wait()
         if not record.over.is_set():
             log.warning("a builder does not end and is killed", name=record.spec.name)
             await self._in_thread(builders.send, record.path, record.process, signal.SIGKILL)
