@@ -76,6 +76,11 @@ def hub_queue(name: str) -> str:
     return f"hub.{name}.events"
 
 
+def passing_queue(tenant: str, unique: str) -> str:
+    """Return the queue of a reader that keeps nothing; the tenant's permissions are for names that begin so."""
+    return f"hub.{tenant}.passing-{unique}"
+
+
 def tenant_stream(tenant: str) -> str:
     """Return the stream of a tenant's events: the history for late readers."""
     return f"builds.results.log.{tenant}"

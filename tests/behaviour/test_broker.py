@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import aio_pika
@@ -14,17 +13,15 @@ from rabbit2docker.broker import declare
 from rabbit2docker.broker.base import Delivery
 from rabbit2docker.broker.broker import Broker, publishing
 from rabbit2docker.broker.dead_letters import dead_letters
-from rabbit2docker.broker.hub_queue import hub_events
 from rabbit2docker.broker.requester import Requester
-from rabbit2docker.broker.subscriber import connected
 from rabbit2docker.broker.topology import as_definitions, make_topology
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
 from rabbit2docker.settings import AmqpSettings, Settings
+from rabbit2docker_hub import History
 from rabbit2docker_schemas import ids, routing
 from rabbit2docker_schemas.cloudevents import Event
-from rabbit2docker_schemas.events import Completed, Log, LogLine, Phase, Rejected
-from rabbit2docker_schemas.reasons import RejectReason
-from rabbit2docker_schemas.requests import BuildRequest, CancelRequest
+from rabbit2docker_schemas.events import Completed
+from rabbit2docker_schemas.requests import BuildRequest
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ, free_port
 from tests.support.waiting import eventually
@@ -405,120 +402,5 @@ class TestConnections:
 
 async def ends_of(settings: Settings) -> set[ids.EventId]:
     moment = datetime(2020, 1, 1, tzinfo=UTC)
-    async with connected(settings, wait_seconds=20) as client:
-        return {event.id async for event in client.events.since(moment) if event.is_terminal}
-
-
-def a_log(number: int, first: int, count: int) -> Event:
-    build_id = ids.build_id_of("default", f"r{number}")
-    lines = [
-        LogLine(phase=Phase.BUILDING, text=f"line {n}", ts=datetime.now(UTC))
-        for n in range(first, first + count)
-    ]
-    data = Log(build_id=build_id, attempt=1, n=first, lines=lines)
-    event_id = ids.lines_event_id(build_id, 1, first, first + count - 1, "log")
-    return Event(event_id, "default", datetime.now(UTC), data)
-
-
-class TestReading:
-    async def test_a_late_reader_sees_a_build_from_its_beginning_each_line_once(
-        self, settings: Settings
-    ) -> None:
-        async with running(settings) as broker:
-            for event in (
-                a_log(0, 0, 3),
-                a_log(1, 0, 9),
-                a_log(0, 1, 4),
-                a_log(0, 5, 1),
-                an_end(1),
-                an_end(0),
-            ):
-                await broker.publisher.publish(event)
-        texts = []
-        async with connected(settings, wait_seconds=20) as client:
-            async for event in client.events.follow(ids.build_id_of("default", "r0")):
-                if isinstance(event.data, Log):
-                    texts += [line.text for line in event.data.lines]
-        assert texts == [f"line {n}" for n in range(6)]
-
-    async def test_following_goes_on_where_it_was_after_the_connection_was_lost(
-        self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
-    ) -> None:
-        texts: list[str] = []
-
-        async def follow(through: Settings) -> None:
-            async with connected(through, wait_seconds=20) as client:
-                async for event in client.events.follow("r0"):
-                    if isinstance(event.data, Log):
-                        texts.extend(line.text for line in event.data.lines)
-
-        async with Proxy(rabbitmq.port) as proxy, running(settings) as broker:
-            following = asyncio.create_task(
-                follow(with_amqp(settings, url=rabbitmq.url(vhost, port=proxy.port)))
-            )
-            for number in range(30):
-                await broker.publisher.publish(a_log(0, number * 2, 2))
-                if number in (10, 20):
-                    await eventually(lambda: len(texts) > 5)
-                    proxy.cut()
-            await broker.publisher.publish(an_end(0))
-            await asyncio.wait_for(following, 60)
-        assert texts == [f"line {n}" for n in range(60)]
-
-    async def test_a_rejected_request_ends_the_following(self, settings: Settings) -> None:
-        async with running(settings) as broker:
-            rejected = Rejected(request_id="r0", reason=RejectReason.NOT_ALLOWED, message="No.")
-            event_id = ids.request_event_id("default", "r0", "rejected")
-            await broker.publisher.publish(Event(event_id, "default", datetime.now(UTC), rejected))
-        async with connected(settings, wait_seconds=20) as client:
-            assert [event.kind async for event in client.events.follow("r0")] == ["rejected"]
-
-    async def test_what_was_never_heard_of_is_nothing(self, settings: Settings) -> None:
-        await declare.declare(settings)
-        async with connected(settings, wait_seconds=20) as client:
-            assert [event async for event in client.events.so_far("nobody")] == []
-            assert [event async for event in client.events.since(datetime.now(UTC))] == []
-
-    async def test_a_tenant_without_a_stream_is_told_how_to_get_one(self, settings: Settings) -> None:
-        await declare.declare(settings)
-        other = settings.model_copy(update={"tenant": "other"})
-        async with connected(other, wait_seconds=20) as client:
-            with pytest.raises(TopologyMismatch, match="topology declare"):
-                async for _ in client.events.follow("r0"):
-                    pass
-
-    async def test_a_cancel_message_reaches_its_queue(
-        self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
-    ) -> None:
-        await declare.declare(settings)
-        async with connected(settings, wait_seconds=20) as client:
-            await client.requester.cancel(CancelRequest(request_id="r0"))
-        await eventually(lambda: rabbitmq.depth(vhost, routing.CANCEL_QUEUE) == 1)
-
-
-class TestHubs:
-    async def test_a_hub_that_was_away_finds_what_happened_in_its_queue(self, settings: Settings) -> None:
-        async with running(settings) as broker:
-            async with hub_events(settings.amqp, "default", ["default"], wait_seconds=20) as events:
-                await broker.publisher.publish(an_end(0))
-                assert (await anext(events)).id == an_end(0).id
-                await broker.publisher.publish(an_end(1))
-                await anext(events)  # which takes the first off the queue
-                await events.aclose()
-            for number in (2, 3):
-                await broker.publisher.publish(an_end(number))
-            async with hub_events(settings.amqp, "default", ["default"], wait_seconds=20) as events:
-                found = [(await anext(events)).id for _ in range(3)]
-                await events.aclose()
-        assert found == [an_end(number).id for number in (1, 2, 3)]
-
-    async def test_a_hub_hears_its_own_tenants_only(self, settings: Settings) -> None:
-        async with (
-            running(settings) as broker,
-            hub_events(settings.amqp, "one", ["one"], wait_seconds=20) as events,
-        ):
-            await broker.publisher.publish(an_end(0))
-            of_one = replace(an_end(1), tenant="one")
-            await broker.publisher.publish(of_one)
-            assert (await anext(events)).id == of_one.id
-            await events.aclose()
+    async with History(settings.amqp, settings.tenant, wait_seconds=20) as history:
+        return {event.id async for event in history.since(moment) if event.is_terminal}

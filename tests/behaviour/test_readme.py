@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import rabbit2docker_hub
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.events import Kind
 from rabbit2docker_schemas.requests import BuildRequest
@@ -17,9 +18,28 @@ from tests.support.consumer import a_request
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
-def the_script() -> str:
-    [script] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    return str(script)
+def scripts() -> list[str]:
+    return [str(script) for script in re.findall(r"```python\n(.*?)```", README, re.DOTALL)]
+
+
+PLAIN, HUB = scripts()
+
+
+async def said_by(script: str, named: str, instead: str, amqp: AmqpSettings) -> list[str]:
+    """Return what the script prints when it asks for a build that can be made here."""
+    assert named in script
+    result = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-W", "ignore", "-c", script.replace(named, instead)],
+        env={"RABBIT2DOCKER_AMQP__URL": amqp.url.get_secret_value()},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "line 2 of the build" in result.stdout
+    return result.stdout.splitlines()
 
 
 @pytest.mark.broker
@@ -28,28 +48,35 @@ async def test_the_script_asks_for_a_build_and_prints_its_events(
     make_consumer: MakeConsumer, amqp: AmqpSettings
 ) -> None:
     await asyncio.to_thread(make_consumer().start_and_wait)
-    request = a_request("readme", lines=3)
+    spec = a_request("readme", lines=3).spec
     named = '{"provider": "gh", "spec": "binder-examples/requirements/HEAD",'
-    assert named in the_script()
-    script = the_script().replace(named, f'{{"provider": "git", "spec": "{request.spec}",')
-    result = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-W", "ignore", "-c", script],
-        env={"RABBIT2DOCKER_AMQP__URL": amqp.url.get_secret_value()},
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    kinds = [line.split(" ")[0].rpartition(".")[2] for line in result.stdout.splitlines()]
+    said = await said_by(PLAIN, named, f'{{"provider": "git", "spec": "{spec}",', amqp)
+    kinds = [line.split(" ")[0].rpartition(".")[2] for line in said]
     assert {"accepted", "progress", "log"} < set(kinds)
     assert kinds[-1] == "completed"
-    assert "line 2 of the build" in result.stdout
 
 
-def test_the_script_has_about_ten_lines() -> None:
-    assert len([line for line in the_script().splitlines() if line.strip()]) <= 12
+@pytest.mark.broker
+@pytest.mark.timeout(120)
+async def test_a_hubs_own_code_asks_for_a_build_and_follows_it(
+    make_consumer: MakeConsumer, amqp: AmqpSettings
+) -> None:
+    await asyncio.to_thread(make_consumer().start_and_wait)
+    spec = a_request("readme", lines=3).spec
+    named = 'provider="gh", spec="binder-examples/requirements/HEAD"'
+    said = await said_by(HUB, named, f'provider="git", spec="{spec}"', amqp)
+    told = [line.split(" ")[0] for line in said if " {" in line]
+    assert {"accepted", "progress", "log"} < set(told)
+    assert told[-1] == "completed"
+
+
+def test_the_package_says_the_same_as_the_readme() -> None:
+    assert HUB in (rabbit2docker_hub.__doc__ or "")
+
+
+@pytest.mark.parametrize("script", [PLAIN, HUB])
+def test_the_scripts_have_about_ten_lines(script: str) -> None:
+    assert len([line for line in script.splitlines() if line.strip()]) <= 12
 
 
 def test_every_field_and_every_kind_is_named() -> None:

@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rabbit2docker.broker.merging import Merged
+from rabbit2docker_hub.merging import InOrder, Merged, Once
 from rabbit2docker_schemas import examples, ids
 from rabbit2docker_schemas.cloudevents import Event
-from rabbit2docker_schemas.events import Gap, Kind, Log, LogLine, Phase
+from rabbit2docker_schemas.events import Completed, Gap, Kind, Log, LogLine, Phase
 
 BUILD = ids.build_id_of("default", "r")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -74,3 +74,59 @@ def test_no_line_is_given_twice_or_out_of_order(batches: list[tuple[int, int]]) 
         int(text) for first, more in batches for text in texts(merged.take(log(first, first + more)))
     ]
     assert given_lines == sorted(set(given_lines))
+
+
+def end(count: int) -> Event:
+    data = Completed(build_id=BUILD, image="i", digest="d", resolved_ref="0", attempt=1, lines=count)
+    return Event(ids.terminal_event_id(BUILD), "default", NOW, data)
+
+
+def test_lines_that_come_too_early_wait_for_those_before_them() -> None:
+    order = InOrder()
+    assert texts(order.take(log(0, 1))) == ["0", "1"]
+    assert order.take(log(4, 5)) == []
+    assert order.take(log(4, 5)) == []
+    assert order.waits
+    assert texts(order.take(log(2, 3))) == ["2", "3", "4", "5"]
+    assert not order.waits
+
+
+def test_an_end_waits_for_the_lines_that_it_counts() -> None:
+    order = InOrder()
+    order.take(log(0, 1))
+    assert order.take(end(4)) == []
+    *new, last = order.take(log(2, 3))
+    assert texts(new) == ["2", "3"]
+    assert last.is_terminal
+
+
+def test_what_never_comes_is_a_gap_before_what_waited_for_it() -> None:
+    order = InOrder()
+    order.take(log(0, 1))
+    assert order.take(end(9)) == order.take(log(4, 5)) == []
+    assert [event.kind for event in order.give_up()] == ["gap", "log", "gap", "completed"]
+    assert not order.waits
+
+
+def test_not_more_than_a_few_events_wait() -> None:
+    order = InOrder()
+    given_events = [event for n in range(1, 300) for event in order.take(log(n, n))]
+    assert given_events[0].kind == "gap"
+    assert texts(given_events) == [str(n) for n in range(1, 300)]
+
+
+@given(st.permutations([*range(0, 60, 3)]), st.lists(st.integers(0, 19), max_size=10))
+def test_in_whatever_order_lines_come_they_are_told_in_theirs(firsts: list[int], again: list[int]) -> None:
+    order = InOrder()
+    given_events: list[Event] = []
+    for first in [*firsts[:10], *(firsts[n] for n in again), *firsts[10:]]:
+        given_events += order.take(log(first, first + 2))
+    given_events += order.take(end(60))
+    assert texts(given_events) == [str(n) for n in range(60)]
+    assert given_events[-1].is_terminal
+
+
+def test_of_all_builds_each_event_is_given_once() -> None:
+    once = Once()
+    assert once.take(log(0, 1)) == [log(0, 1)]
+    assert once.take(log(0, 1)) == once.give_up() == []

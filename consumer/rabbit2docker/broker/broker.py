@@ -5,15 +5,14 @@ RabbitMQ stops reading from a connection that publishes during an alarm: acknowl
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import structlog
 
 from rabbit2docker.broker.declare import declare_if_allowed
-from rabbit2docker.broker.link import Link
+from rabbit2docker.broker.link import Link, kept_up
 from rabbit2docker.broker.publisher import ConfirmedPublisher
 from rabbit2docker.broker.source import QueueSource
-from rabbit2docker.errors import AccessRefused, BrokerUnavailable
 from rabbit2docker.settings import Settings
 
 log = structlog.get_logger()
@@ -53,23 +52,5 @@ async def publishing(settings: Settings, *, wait_seconds: float) -> AsyncIterato
     Raises AccessRefused, or BrokerUnavailable when RabbitMQ does not answer within `wait_seconds`.
     """
     link = Link("requester", settings.amqp)
-    running = asyncio.create_task(link.run(), name="publishing connection")
-    try:
-        await until_up(link, running, wait_seconds)
+    async with kept_up(link, wait_seconds):
         yield ConfirmedPublisher(link, settings.amqp)
-    finally:
-        running.cancel()
-        with suppress(asyncio.CancelledError, AccessRefused):
-            await running
-
-
-async def until_up(link: Link, running: asyncio.Task[None], seconds: float) -> None:
-    """Wait for a link whose `run` is a task; raises what ended the task, or BrokerUnavailable after `seconds`."""
-    waiting = asyncio.create_task(link.channel())
-    done, _ = await asyncio.wait({waiting, running}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    if running in done:
-        waiting.cancel()
-        await running
-    if waiting not in done:
-        waiting.cancel()
-        raise BrokerUnavailable(link.problem)

@@ -1,68 +1,84 @@
-"""A hub's own durable queue: what happened while the hub was away waits there."""
+"""A tenant's events live: from a hub's own durable queue, in which they wait while the hub is away, or a passing one."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Final
 
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
+from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 
-from rabbit2docker.broker.broker import until_up
-from rabbit2docker.broker.link import BROKEN, Link
-from rabbit2docker.broker.topology import hub_queue_arguments
-from rabbit2docker.errors import AccessRefused
+from rabbit2docker.broker.link import BROKEN, Link, translated
+from rabbit2docker.broker.topology import hub_queue_arguments, passing_queue_arguments
+from rabbit2docker.errors import BrokerUnavailable, TopologyMismatch
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.cloudevents import Event, UnreadableEvent, read_event
-from rabbit2docker_schemas.routing import RESULTS_EXCHANGE, hub_bindings, hub_queue
+from rabbit2docker_schemas.routing import RESULTS_EXCHANGE, hub_bindings, hub_queue, passing_queue
 
-PREFETCH: Final = 100
+PREFETCH: Final = 200
 
 
 class HubQueue:
-    """Declares `hub.<name>.events`, binds it for its tenants, and reads it over reconnects."""
+    """Declares the queue, binds it for its tenant, and reads it over reconnects; `link.run` has to run meanwhile."""
 
-    def __init__(self, settings: AmqpSettings, name: str, tenants: Sequence[str]) -> None:
-        """Take the hub's name, which is its tenant where it has one tenant only."""
+    def __init__(self, settings: AmqpSettings, name: str | None, tenant: str) -> None:
+        """Take the hub's name, under which its durable queue is; None for a queue that ends with the connection."""
         self.link = Link("hub", settings, setup=self._consume)
-        self._queue = hub_queue(name)
-        self._keys = [key for tenant in tenants for key in hub_bindings(tenant)]
-        self._incoming: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+        self.mismatch: asyncio.Future[TopologyMismatch] = asyncio.get_running_loop().create_future()
+        """Done when RabbitMQ had no exchange to bind to, or another queue of this name."""
+        self._name = name
+        self._tenant = tenant
+        # Bounded by the prefetch: RabbitMQ sends no more before what is in here was acknowledged.
+        self._incoming: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
 
     async def _consume(self, channel: AbstractChannel) -> None:
-        queue = await channel.declare_queue(self._queue, durable=True, arguments=hub_queue_arguments())
-        for key in self._keys:
-            await queue.bind(RESULTS_EXCHANGE, key)
+        try:
+            with translated(self.link.url):
+                queue = await self._declare(channel)
+                for key in hub_bindings(self._tenant):
+                    await queue.bind(RESULTS_EXCHANGE, key)
+        except TopologyMismatch as error:
+            if not self.mismatch.done():
+                self.mismatch.set_result(error)
+            raise
         await channel.set_qos(prefetch_count=PREFETCH)
-        await queue.consume(self._on_message)
+        self._incoming.put_nowait(None)
+        try:
+            # Two that shared a queue would each have half of the events.
+            await queue.consume(self._on_message, exclusive=True)
+        except ChannelAccessRefused as error:
+            if "exclusive" not in str(error):
+                raise
+            raise BrokerUnavailable(f"Another program reads the queue {queue.name}.") from error
+
+    async def _declare(self, channel: AbstractChannel) -> AbstractQueue:
+        if self._name is not None:
+            name = hub_queue(self._name)
+            try:
+                return await channel.declare_queue(name, durable=True, arguments=hub_queue_arguments())
+            except ChannelPreconditionFailed as error:
+                raise TopologyMismatch(f"The queue {name} exists with other arguments.") from error
+        # A fresh name each time: after a reconnect, the queue before may still belong to a connection that lingers.
+        name = passing_queue(self._tenant, uuid.uuid4().hex)
+        return await channel.declare_queue(name, exclusive=True, arguments=passing_queue_arguments())
 
     async def _on_message(self, message: AbstractIncomingMessage) -> None:
         self._incoming.put_nowait(message)
 
-    async def events(self) -> AsyncGenerator[Event, None]:
+    async def arrivals(self) -> AsyncGenerator[Event | None, None]:
         """Yield events, each at least once; one counts as taken when the next is asked for.
 
-        The queue is bounded and drops its oldest when a hub stays away too long: `merging.Merged` shows what is missing,
-        the tenant's stream has it.
+        None stands where a connection begins: what was published before may have come, be on its way, or be lost.
         """
         while True:
             message = await self._incoming.get()
+            if message is None:
+                yield None
+                continue
             with suppress(UnreadableEvent):
-                yield read_event(message.headers, message.body)
+                event = read_event(message.headers, message.body)
+                if event.tenant == self._tenant:  # a durable queue may be bound for others from earlier times
+                    yield event
             with suppress(*BROKEN):  # it comes again
                 await message.ack()
-
-
-@asynccontextmanager
-async def hub_events(
-    settings: AmqpSettings, name: str, tenants: Sequence[str], *, wait_seconds: float
-) -> AsyncIterator[AsyncGenerator[Event, None]]:
-    """Give the events of a hub's queue; raises AccessRefused, or BrokerUnavailable when nobody answers in time."""
-    hub = HubQueue(settings, name, tenants)
-    running = asyncio.create_task(hub.link.run(), name="hub queue")
-    try:
-        await until_up(hub.link, running, wait_seconds)
-        yield hub.events()
-    finally:
-        running.cancel()
-        with suppress(asyncio.CancelledError, AccessRefused):
-            await running

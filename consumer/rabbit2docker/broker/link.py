@@ -10,7 +10,7 @@ import logging
 import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final
 
 import aio_pika
@@ -282,3 +282,43 @@ class Link:
         if channel is None or channel.is_closed:
             return "the channel is closed"
         return await self._missing(channel)
+
+
+@asynccontextmanager
+async def kept_up(
+    link: Link, seconds: float | None, *refusals: "asyncio.Future[TopologyMismatch]"
+) -> AsyncIterator[None]:
+    """Run a link for as long as the context lasts, and begin when it is up.
+
+    Raises AccessRefused, what one of `refusals` holds, or BrokerUnavailable when it is not up within `seconds`;
+    without `seconds` it waits for ever.
+    """
+    running = asyncio.create_task(link.run(), name=link.role)
+    try:
+        await _until_up(link, running, seconds, refusals)
+        yield
+    finally:
+        running.cancel()
+        with suppress(asyncio.CancelledError, AccessRefused):
+            await running
+
+
+async def _until_up(
+    link: Link,
+    running: "asyncio.Task[None]",
+    seconds: float | None,
+    refusals: "tuple[asyncio.Future[TopologyMismatch], ...]",
+) -> None:
+    up = asyncio.create_task(link.channel())
+    try:
+        waited_for: set[asyncio.Future[Any]] = {up, running, *refusals}
+        done, _ = await asyncio.wait(waited_for, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        up.cancel()
+    for refusal in refusals:
+        if refusal in done:
+            raise refusal.result()
+    if running in done:
+        await running
+    if up not in done:
+        raise BrokerUnavailable(link.problem)

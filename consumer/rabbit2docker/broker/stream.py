@@ -1,8 +1,9 @@
-"""Reading a tenant's stream of events: from any time, to its end or on and on, for one build or all."""
+"""Reading a tenant's stream of events: from any time to its end, for one build or all."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
@@ -10,14 +11,16 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from rabbit2docker.broker.link import BROKEN, Link, translated
 from rabbit2docker.errors import BrokerUnavailable
-from rabbit2docker_schemas.cloudevents import Event, UnreadableEvent, read_event
+from rabbit2docker_schemas.cloudevents import STREAM_FILTER_HEADER, Event, UnreadableEvent, read_event
 
 PREFETCH: Final = 500
 """Ten times faster than 10: each acknowledgement gives back one credit."""
 FIRST_SECONDS: Final = 2.0
 """A stream that has sent nothing for this long after the beginning holds nothing of what was asked for."""
 QUIET_SECONDS: Final = 1.0
-"""A stream read through a filter ends silently: this long without a message is its end."""
+"""A stream whose last message a filter leaves out ends silently: this long without a message is its end."""
+LAST_SECONDS: Final = 0.1
+"""The last messages of a stream come together; what comes later than this was published meanwhile."""
 
 Offset = int | str | datetime
 Messages = asyncio.Queue[AbstractIncomingMessage | None]
@@ -55,68 +58,82 @@ async def reading(
                 await queue.cancel(tag)
 
 
-async def _take(incoming: Messages) -> tuple[int, Event | None]:
-    """Return the next message's offset, and its event if it is one of this version. Raises BrokerUnavailable."""
+async def _take(incoming: Messages) -> AbstractIncomingMessage:
+    """Return the next message. Raises BrokerUnavailable."""
     message = await incoming.get()
     if message is None:
         raise BrokerUnavailable("The connection to RabbitMQ was lost.")
     await message.ack()
-    number = message.headers.get("x-stream-offset")
-    event = None
-    with suppress(UnreadableEvent):
-        event = read_event(message.headers, message.body)
-    return (number if isinstance(number, int) else 0), event
+    return message
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """The last message of a stream."""
+
+    offset: int
+    filter_value: str | None
+    """What RabbitMQ knows it by when it leaves out others; None: nothing, so that it is left out, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Consecutive events of a stream."""
+
+    events: list[Event]
+    next: Offset
+    """Where to go on."""
+    is_last: bool
+    """The stream has been read up to what was its end when it was asked for."""
 
 
 class StreamReader:
-    """Reads events of one stream over a link; goes on behind the last one after the link was renewed."""
+    """Reads events of one stream over a link. Methods raise BrokerUnavailable, TopologyMismatch, AccessRefused."""
 
     def __init__(self, link: Link, stream: str) -> None:
         """Use the link's connection."""
         self._link = link
         self._stream = stream
 
-    async def follow(self, *, offset: Offset, only: Sequence[str] = ()) -> AsyncGenerator[Event, None]:
-        """Yield events for ever. Raises TopologyMismatch when there is no such stream, AccessRefused."""
-        while True:
-            channel = await self._link.channel()
-            try:
-                with translated(self._link.url):
-                    async with reading(channel, self._stream, offset=offset, only=only) as incoming:
-                        while True:
-                            number, event = await _take(incoming)
-                            offset = number + 1
-                            if event is not None:
-                                yield event
-            except BrokerUnavailable:
-                if self._link.is_closing:
-                    raise
-                await asyncio.sleep(0.1)  # the link may learn of it a moment later than we did
-
-    async def to_the_end(self, *, offset: Offset, only: Sequence[str] = ()) -> AsyncGenerator[Event, None]:
-        """Yield the events that are there now. Raises BrokerUnavailable, TopologyMismatch, AccessRefused."""
+    async def last(self) -> Last | None:
+        """Return the last message there is now; None when the stream is empty."""
+        found: Last | None = None
         channel = await self._link.channel()
         with translated(self._link.url):
-            last = await self._last_offset(channel)
-            if last is None:
-                return
-            number, patience = -1, FIRST_SECONDS
-            async with reading(channel, self._stream, offset=offset, only=only) as incoming:
-                while number < last:
+            async with reading(channel, self._stream, offset="last") as incoming:
+                with suppress(TimeoutError):
+                    while True:
+                        patience = FIRST_SECONDS if found is None else LAST_SECONDS
+                        message = await asyncio.wait_for(_take(incoming), patience)
+                        value = message.headers.get(STREAM_FILTER_HEADER)
+                        found = Last(_offset_of(message), None if value is None else str(value))
+        return found
+
+    async def page(self, last: Last, *, offset: Offset, only: Sequence[str], size: int) -> Page:
+        """Return about `size` events from `offset` on, none behind `last`; `only` leaves out most of the others."""
+        if isinstance(offset, int) and offset > last.offset:
+            return Page([], offset, is_last=True)
+        channel = await self._link.channel()
+        # A filter leaves out what it does not let through without a word. The last message is let through, so
+        # that the end is seen and need not be guessed from silence.
+        wanted = [*only, last.filter_value] if only and last.filter_value is not None else only
+        events: list[Event] = []
+        number, taken, patience = -1, 0, FIRST_SECONDS
+        with translated(self._link.url):
+            async with reading(channel, self._stream, offset=offset, only=wanted) as incoming:
+                while number < last.offset and taken < size:
                     try:
                         # Waiting in a queue may be interrupted; a call to RabbitMQ would close the channel.
-                        number, event = await asyncio.wait_for(_take(incoming), patience)
+                        message = await asyncio.wait_for(_take(incoming), patience)
                     except TimeoutError:
-                        return
-                    patience = QUIET_SECONDS
-                    if event is not None:
-                        yield event
+                        return Page(events, offset if number < 0 else number + 1, is_last=True)
+                    number, taken, patience = _offset_of(message), taken + 1, QUIET_SECONDS
+                    if number <= last.offset:
+                        with suppress(UnreadableEvent):
+                            events.append(read_event(message.headers, message.body))
+        return Page(events, min(number, last.offset) + 1, is_last=number >= last.offset)
 
-    async def _last_offset(self, channel: AbstractChannel) -> int | None:
-        last: int | None = None
-        async with reading(channel, self._stream, offset="last") as incoming:
-            with suppress(TimeoutError):
-                while True:
-                    patience = FIRST_SECONDS if last is None else 0.1
-                    last, _ = await asyncio.wait_for(_take(incoming), patience)
-        return last
+
+def _offset_of(message: AbstractIncomingMessage) -> int:
+    number = message.headers.get("x-stream-offset")
+    return number if isinstance(number, int) else 0

@@ -151,6 +151,11 @@ def hub_queue_arguments() -> Arguments:
     }
 
 
+def passing_queue_arguments() -> Arguments:
+    """Return the arguments of a queue that ends with its reader: it never grows for ever, either."""
+    return {"x-queue-type": "classic", "x-max-length": HUB_QUEUE_LENGTH, "x-overflow": "drop-head"}
+
+
 def _request_bindings() -> Iterable[BindingSpec]:
     for priority, queue in ((Priority.INTERACTIVE, REQUESTS_QUEUE), (Priority.BULK, BULK_QUEUE)):
         # The log is bound to these two keys only: with a wider one, a misspelt key would count as routed.

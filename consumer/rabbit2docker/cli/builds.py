@@ -3,8 +3,7 @@
 import asyncio
 import getpass
 import json
-import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +16,6 @@ from rich.table import Table
 from rich.text import Text
 
 from rabbit2docker import logs as logs_
-from rabbit2docker.broker.subscriber import Client, connected
 from rabbit2docker.cli import texts
 from rabbit2docker.cli.exits import EXIT_HELP, Exit, err, explained, fail, out
 from rabbit2docker.cli.options import AsJson, BuildArgs, Labels, Subdir, WaitSeconds, pairs
@@ -25,10 +23,12 @@ from rabbit2docker.cli.overview import BuildRow, rows
 from rabbit2docker.cli.rendering import exit_code, make_view, summary
 from rabbit2docker.providers.catalog import from_url
 from rabbit2docker.settings import LoggingSettings, load_settings
+from rabbit2docker_hub import BuildEvents, History
 from rabbit2docker_schemas.cloudevents import Event
-from rabbit2docker_schemas.events import Log, Rejected
+from rabbit2docker_schemas.events import Log
+from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.problems import describe
-from rabbit2docker_schemas.requests import BuildRequest, CancelRequest
+from rabbit2docker_schemas.requests import BuildRequest
 from rabbit2docker_schemas.routing import Priority
 
 T = TypeVar("T")
@@ -38,11 +38,29 @@ STATE_STYLES = {"completed": "green", "failed": "red", "rejected": "red", "cance
 Id = Annotated[str, typer.Argument(metavar="ID", help="Id of a build or of a request.")]
 
 
-def _with_client(work: Callable[[Client], Awaitable[T]], wait: float) -> T:
-    async def go() -> T:
-        async with connected(load_settings(), wait_seconds=wait) as client:
-            return await work(client)
+def _with_events(work: Callable[[BuildEvents], Awaitable[T]], wait: float) -> T:
+    """Do what listens or asks."""
 
+    async def go() -> T:
+        settings = load_settings()
+        async with BuildEvents(settings.amqp, settings.tenant, wait_seconds=wait) as events:
+            return await work(events)
+
+    return _run(go)
+
+
+def _with_history(work: Callable[[History], Awaitable[T]], wait: float) -> T:
+    """Do what only looks at the past."""
+
+    async def go() -> T:
+        settings = load_settings()
+        async with History(settings.amqp, settings.tenant, wait_seconds=wait) as history:
+            return await work(history)
+
+    return _run(go)
+
+
+def _run(go: Callable[[], Coroutine[None, None, T]]) -> T:
     with explained():
         # Only what a person has to know: the answer itself is on standard output.
         logs_.configure(LoggingSettings(level="warning", format="console"))
@@ -127,21 +145,20 @@ def build(
         appendix=appendix.read_text(encoding="utf-8") if appendix else None,
         timeout_seconds=int(_duration(timeout, "--timeout").total_seconds()) if timeout else None,
         not_after=datetime.now(UTC) + _duration(expires, "--expires") if expires else None,
-        request_id=request_id or uuid.uuid4().hex,
+        request_id=request_id,
         requester=requester or getpass.getuser(),
     )
 
-    async def ask(client: Client) -> Exit:
-        moment = datetime.now(UTC)
-        named = await client.requester.request(request, Priority.BULK if bulk else Priority.INTERACTIVE)
+    async def ask(events: BuildEvents) -> Exit:
+        named = await events.ask(request, Priority.BULK if bulk else Priority.INTERACTIVE)
         if not follow:
-            _tell_ids(client, named, as_json=as_json)
+            _tell_ids(named, as_json=as_json)
             return Exit.COMPLETED
         if not as_json:
             err.print(f"Asked for {provider} {wanted} (request {named})", markup=False)
-        return await _follow(client, named, since=moment, as_json=as_json)
+        return await _follow(events.of_request(named), named, as_json=as_json)
 
-    raise typer.Exit(_with_client(ask, wait))
+    raise typer.Exit(_with_events(ask, wait))
 
 
 def _request(**fields: object) -> BuildRequest:
@@ -159,8 +176,8 @@ def _duration(text: str, option: str) -> timedelta:
         fail(f"{option}: {error}.", Exit.USAGE)
 
 
-def _tell_ids(client: Client, request_id: str, *, as_json: bool) -> None:
-    build_id = client.events.build_id_of(request_id)
+def _tell_ids(request_id: str, *, as_json: bool) -> None:
+    build_id = build_id_of(load_settings().tenant, request_id)
     if as_json:
         typer.echo(json.dumps({"request_id": request_id, "build_id": build_id}))
     else:
@@ -168,8 +185,7 @@ def _tell_ids(client: Client, request_id: str, *, as_json: bool) -> None:
         typer.echo(f"build   {build_id} (unless it joins one that runs already)")
 
 
-async def _follow(client: Client, id_: str, *, since: datetime | None, as_json: bool) -> Exit:
-    events = client.events.follow(id_, since=since)
+async def _follow(events: AsyncGenerator[Event, None], id_: str, *, as_json: bool) -> Exit:
     code: Exit | None = None
     try:
         with make_view(out, json_lines=as_json) as view:
@@ -188,8 +204,8 @@ async def _follow(client: Client, id_: str, *, since: datetime | None, as_json: 
         raise
 
 
-async def _known(client: Client, id_: str) -> list[Event]:
-    events = [event async for event in client.events.so_far(id_)]
+async def _known(history: History, id_: str) -> list[Event]:
+    events = [event async for event in history.so_far(id_)]
     if not events:
         fail(
             f"Nothing is known of {id_}. `rabbit2docker list` shows what is; a tenant sees its own builds only "
@@ -212,11 +228,11 @@ def list_(
     """List builds, newest last."""
     beginning = datetime.now(UTC) - _duration(since, "--since")
 
-    async def look(client: Client) -> list[BuildRow]:
-        return rows([event async for event in client.events.since(beginning)])
+    async def look(history: History) -> list[BuildRow]:
+        return rows([event async for event in history.since(beginning)])
 
     with err.status("Reading the events …") if err.is_terminal else nullcontext():
-        found = _with_client(look, wait)
+        found = _with_history(look, wait)
     if state:
         found = [row for row in found if row.state == state or (state == "running" and row.end is None)]
     _print_rows(found[-limit:], as_json=as_json)
@@ -247,7 +263,7 @@ def _print_rows(found: list[BuildRow], *, as_json: bool) -> None:
 
 def status(id_: Id, as_json: AsJson = False, wait: WaitSeconds = 10.0) -> None:
     """Say where a build stands. Exits with the code of its end, 0 while it runs."""
-    events = _with_client(lambda client: _known(client, id_), wait)
+    events = _with_history(lambda history: _known(history, id_), wait)
     found = [row for row in rows(events) if row.state != "unknown"] or rows(events)
     row = found[-1]
     if as_json:
@@ -272,15 +288,18 @@ def logs(
 ) -> None:
     """Print the log of a build: what is there, or to its end."""
 
-    async def print_all(client: Client) -> Exit:
-        if follow and not timestamps:
-            await _known(client, id_)
-            return await _follow(client, id_, since=None, as_json=as_json)
-        for event in await _known(client, id_):
+    async def follow_all(events: BuildEvents) -> Exit:
+        await _known(events.history, id_)
+        return await _follow(events.of(id_), id_, as_json=as_json)
+
+    async def print_all(history: History) -> Exit:
+        for event in await _known(history, id_):
             _print_lines(event, timestamps=timestamps, as_json=as_json)
         return Exit.COMPLETED
 
-    raise typer.Exit(_with_client(print_all, wait))
+    if follow and not timestamps:
+        raise typer.Exit(_with_events(follow_all, wait))
+    raise typer.Exit(_with_history(print_all, wait))
 
 
 def _print_lines(event: Event, *, timestamps: bool, as_json: bool) -> None:
@@ -309,43 +328,22 @@ def cancel(
     Exits with 3 when it was cancelled, and with the code of its end when it ended otherwise.
     """
     by = requester or getpass.getuser()
-    wish = (
-        CancelRequest(build_id=id_, requester=by)
-        if _is_build_id(id_)
-        else CancelRequest(request_id=id_, requester=by)
-    )
 
-    async def ask(client: Client) -> Exit:
-        await client.requester.cancel(wish)
+    async def ask(events: BuildEvents) -> Exit:
+        await events.cancel(id_, by=by)
         if not follow:
             return Exit.COMPLETED
         try:
             async with asyncio.timeout(CANCEL_PATIENCE):
-                last = await _end_of(client, id_)
+                told = [event async for event in events.of(id_)]
         except TimeoutError:
             fail(f"Nothing has ended within {CANCEL_PATIENCE:.0f} seconds. Is {id_} right?", Exit.NOT_FOUND)
-        for line in summary(last):
+        for line in summary(told[-1]):
             out.print(line, markup=False)
-        code = exit_code(last)
+        code = exit_code(told[-1])
         return Exit.FAILED if code is None else code
 
-    raise typer.Exit(_with_client(ask, wait))
-
-
-async def _end_of(client: Client, id_: str) -> Event:
-    events = client.events.follow(id_)
-    async with aclosing(events):
-        async for event in events:
-            if event.is_terminal or isinstance(event.data, Rejected):
-                return event
-    raise AssertionError("following ends with an end")
-
-
-def _is_build_id(text: str) -> bool:
-    try:
-        return uuid.UUID(text).version == 5
-    except ValueError:
-        return False
+    raise typer.Exit(_with_events(ask, wait))
 
 
 def add_to(app: typer.Typer) -> None:

@@ -1,0 +1,60 @@
+"""What is kept of events that came lately stays within its bound, and says what it no longer has."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from rabbit2docker_hub.windows import EVENT_BYTES, LINE_BYTES, Recent, Window, weight
+from rabbit2docker_schemas import ids
+from rabbit2docker_schemas.cloudevents import Event
+from rabbit2docker_schemas.events import Log, LogLine, Phase, Progress
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def event(number: int, request_id: str = "r") -> Event:
+    build_id = ids.build_id_of("default", request_id)
+    data = Progress(build_id=build_id, attempt=1, phase=Phase.BUILDING, message=str(number))
+    return Event(ids.progress_event_id(build_id, 1, str(number)), "default", NOW, data)
+
+
+def test_events_keep_their_numbers_when_the_oldest_are_forgotten() -> None:
+    window = Window()
+    for number in range(10):
+        window.append(event(number), limit=4 * EVENT_BYTES)
+    assert (window.first, window.end, window.weight) == (6, 10, 4 * EVENT_BYTES)
+    assert [window[number] for number in range(6, 10)] == [event(number) for number in range(6, 10)]
+
+
+def test_an_event_that_is_larger_than_the_bound_is_kept_alone() -> None:
+    window = Window()
+    window.append(event(0), limit=1)
+    window.append(event(1), limit=1)
+    assert (window.first, window.end, window[1]) == (1, 2, event(1))
+
+
+def test_a_log_weighs_what_its_lines_do() -> None:
+    lines = [LogLine(phase=Phase.BUILDING, text="x" * 100, ts=NOW)] * 7
+    log = Event(ids.EventId("l"), "default", NOW, Log(build_id="b", attempt=1, n=0, lines=lines))
+    assert weight(log) == pytest.approx(EVENT_BYTES + 7 * (LINE_BYTES + 100))
+
+
+def test_what_came_lately_is_found_by_its_build_and_moment() -> None:
+    recent = Recent(1.0, limit=100 * EVENT_BYTES)
+    for number in range(6):
+        recent.add(event(number, "r" if number % 2 else "other"), 10.0 + number)
+    build_id = ids.build_id_of("default", "r")
+    assert recent.about(build_id) == [event(1), event(3), event(5)]
+    assert recent.about(build_id, since=13.0) == [event(3), event(5)]
+    assert recent.has_all_since(2.0)
+
+
+def test_what_was_forgotten_or_interrupted_is_not_said_to_be_there() -> None:
+    recent = Recent(1.0, limit=3 * EVENT_BYTES)
+    for number in range(5):
+        recent.add(event(number), 10.0 + number)
+    assert not recent.has_all_since(11.0)
+    assert recent.has_all_since(12.0)
+    recent.interrupted(20.0)
+    assert not recent.has_all_since(20.0)
+    assert recent.has_all_since(21.0)
