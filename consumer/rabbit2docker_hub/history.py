@@ -48,6 +48,9 @@ class History:
         self._wait_seconds = wait_seconds
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._was_read = False
+        self._looking = asyncio.Lock()
+        self._looks = self._last_look = 0
+        self._last: Last | None = None
         self._closing = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -63,13 +66,23 @@ class History:
 
     async def pages(self, *, offset: Offset, only: Sequence[str] = ()) -> AsyncGenerator[Page, None]:
         """Yield what there is now, from `offset` on; `only` leaves out most of what is about other builds."""
-        last = await self._insist(self._stream.last)
+        last = await self._last_now()
         while last is not None:
             page = await self._insist(self._next_page(last, offset, only))
             yield page
             if page.is_last:
                 return
             offset = page.next
+
+    async def _last_now(self) -> Last | None:
+        """Return the last message there is; all who ask at about the same time share two looks at the stream."""
+        before = self._looks
+        async with self._looking:
+            if self._last_look <= before:  # else somebody has begun and ended one since
+                self._looks += 1
+                self._last = await self._insist(self._stream.last)
+                self._last_look = self._looks
+            return self._last
 
     def _next_page(self, last: Last, offset: Offset, only: Sequence[str]) -> Callable[[], Awaitable[Page]]:
         return lambda: self._stream.page(last, offset=offset, only=only, size=PAGE_EVENTS)

@@ -19,7 +19,7 @@ from rabbit2docker_hub.history import CLOCK_SLACK, History
 from rabbit2docker_hub.merging import InOrder, Once
 from rabbit2docker_hub.windows import Window
 from rabbit2docker_schemas.cloudevents import Event
-from rabbit2docker_schemas.events import Accepted, Rejected
+from rabbit2docker_schemas.events import Accepted, Gap, Log, Rejected
 
 INBOX: Final = 1000
 """Live events that wait while the stream is read; when there are more, the stream has them, too."""
@@ -76,7 +76,7 @@ class Story:
         self._inbox: deque[Event] = deque()
         self._heard = asyncio.Event()
         self._changed = asyncio.Event()
-        self._accepted = self._is_over = False
+        self._is_built = self._is_over = False
         now = asyncio.get_running_loop().time()
         self._read_at: float | None = now if read_first else None
         """When the stream is to be read: what came live may not be all."""
@@ -167,10 +167,9 @@ class Story:
             if self._is_over:
                 return
             self._window.append(event, limit=self._limit())
-            if isinstance(event.data, Accepted):
-                self._accepted = True
+            self._is_built = self._is_built or isinstance(event.data, Accepted | Log | Gap)
             # A rejection behind an acceptance is about another request that took the same id.
-            self._is_over = event.is_terminal or (isinstance(event.data, Rejected) and not self._accepted)
+            self._is_over = event.is_terminal or (isinstance(event.data, Rejected) and not self._is_built)
         self._tell()
 
     def _tell(self) -> None:

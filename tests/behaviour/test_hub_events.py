@@ -399,6 +399,19 @@ class TestManyReaders:
             for reader in readers:
                 assert numbers(await reader.to_the_end()) == list(range(100))
 
+    async def test_many_builds_are_caught_up_at_the_same_time(
+        self, settings: Settings, publisher: ConfirmedPublisher
+    ) -> None:
+        builds = [ids.build_id_of("default", f"r{number}") for number in range(150)]
+        for build_id in builds:
+            await publish(publisher, lines(0, 2, build_id=build_id))
+        async with BuildEvents(settings.amqp) as events:
+            readers = [Reader(events.of_build(build_id)) for build_id in builds for _ in range(2)]
+            for build_id in builds:
+                await publish(publisher, lines(2, 2, build_id=build_id), the_end(build_id=build_id, count=4))
+            for reader in readers:
+                assert numbers(await reader.to_the_end()) == [0, 1, 2, 3]
+
     async def test_a_slow_reader_keeps_nobody_waiting_and_misses_nothing(
         self, settings: Settings, publisher: ConfirmedPublisher, monkeypatch: pytest.MonkeyPatch
     ) -> None:
