@@ -9,7 +9,7 @@ from typing import Final
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 
-from rabbit2docker.broker.link import BROKEN, Link, translated
+from rabbit2docker.broker.link import BROKEN, Link, is_cancelled, translated
 from rabbit2docker.broker.topology import hub_queue_arguments, passing_queue_arguments
 from rabbit2docker.errors import BrokerUnavailable, TopologyMismatch
 from rabbit2docker.settings import AmqpSettings
@@ -80,5 +80,8 @@ class HubQueue:
                 event = read_event(message.headers, message.body)
                 if event.tenant == self._tenant:  # a durable queue may be bound for others from earlier times
                     yield event
-            with suppress(*BROKEN):  # it comes again
+            try:
                 await message.ack()
+            except (*BROKEN, asyncio.CancelledError):  # it comes again
+                if is_cancelled():
+                    raise

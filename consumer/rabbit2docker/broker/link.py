@@ -257,7 +257,8 @@ class Link:
     @staticmethod
     async def _close(connection: AbstractConnection) -> None:
         try:
-            await asyncio.wait_for(asyncio.shield(connection.close()), 3.0)
+            async with asyncio.timeout(3.0):
+                await asyncio.shield(connection.close())
         except (*BROKEN, asyncio.CancelledError):
             if is_cancelled():
                 raise
@@ -268,7 +269,8 @@ class Link:
         loop = asyncio.get_running_loop()
         while not self._broken.is_set():
             try:
-                await asyncio.wait_for(self._broken.wait(), WATCH_SECONDS)
+                async with asyncio.timeout(WATCH_SECONDS):
+                    await self._broken.wait()
             except TimeoutError:
                 missing = await self._what_is_missing()
                 bad_since = None if missing is None else (bad_since or loop.time())

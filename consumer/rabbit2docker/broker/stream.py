@@ -104,7 +104,8 @@ class StreamReader:
                 with suppress(TimeoutError):
                     while True:
                         patience = FIRST_SECONDS if found is None else LAST_SECONDS
-                        message = await asyncio.wait_for(_take(incoming), patience)
+                        async with asyncio.timeout(patience):
+                            message = await _take(incoming)
                         value = message.headers.get(STREAM_FILTER_HEADER)
                         found = Last(_offset_of(message), None if value is None else str(value))
         return found
@@ -124,7 +125,8 @@ class StreamReader:
                 while number < last.offset and taken < size:
                     try:
                         # Waiting in a queue may be interrupted; a call to RabbitMQ would close the channel.
-                        message = await asyncio.wait_for(_take(incoming), patience)
+                        async with asyncio.timeout(patience):
+                            message = await _take(incoming)
                     except TimeoutError:
                         return Page(events, offset if number < 0 else number + 1, is_last=True)
                     number, taken, patience = _offset_of(message), taken + 1, QUIET_SECONDS

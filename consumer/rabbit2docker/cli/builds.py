@@ -3,11 +3,12 @@
 import asyncio
 import getpass
 import json
+import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Final, TypeVar
 from urllib.parse import unquote
 
 import typer
@@ -60,11 +61,48 @@ def _with_history(work: Callable[[History], Awaitable[T]], wait: float) -> T:
     return _run(go)
 
 
+INSIST_SECONDS: Final = 2.0
+"""A Ctrl-C that has not ended the work for so long is passed on again."""
+
+
+class _Interrupted(Exception):
+    """Ctrl-C."""
+
+
 def _run(go: Callable[[], Coroutine[None, None, T]]) -> T:
     with explained():
         # Only what a person has to know: the answer itself is on standard output.
         logs_.configure(LoggingSettings(level="warning", format="console"))
-        return asyncio.run(go())
+        try:
+            return asyncio.run(_interruptible(go()))
+        except _Interrupted:
+            raise KeyboardInterrupt from None
+
+
+async def _interruptible(work: Coroutine[None, None, T]) -> T:
+    """Do the work until Ctrl-C; raises _Interrupted then.
+
+    asyncio itself cancels once, and any library that loses that makes the Ctrl-C go unheard.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+    heard = False
+
+    def interrupt() -> None:
+        nonlocal heard
+        heard = True
+        if not task.done():
+            task.cancel()
+            loop.call_later(INSIST_SECONDS, interrupt)
+
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if heard:
+            raise _Interrupted from None
+        raise
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
 
 
 def _target(first: str, second: str | None, ref: str | None) -> tuple[str, str]:
