@@ -317,6 +317,24 @@ class TestBadDays:
             proxy.refuse(False)
             assert kinds(await reader.to_the_end()) == ["accepted", "completed"]
 
+    async def test_a_black_hole_is_noticed_and_nothing_is_lost(
+        self, settings: Settings, publisher: ConfirmedPublisher, rabbitmq: RabbitMQ, vhost: str
+    ) -> None:
+        async with cut_off(settings, rabbitmq, vhost) as (amqp, proxy), BuildEvents(amqp) as events:
+            reader = Reader(events.of_build(BUILD))
+            await publish(publisher, accepted(), lines(0, 2))
+            await reader.has(2)
+            proxy.black_hole()
+            late = Reader(events.of_build(ids.build_id_of("default", "other")))
+            await publish(publisher, lines(2, 2), the_end(count=4))
+            link = events.history._link
+            await eventually(lambda: not link.is_up)
+            proxy.cut()
+            proxy.flow()
+            assert numbers(await reader.to_the_end()) == [0, 1, 2, 3]
+            await publish(publisher, the_end(build_id=ids.build_id_of("default", "other")))
+            assert kinds(await late.to_the_end()) == ["completed"]
+
     # aio-pika's connections that failed close themselves when they are collected, in the thread of the Docker client, too.
     @pytest.mark.filterwarnings("ignore:.*Connection.close:pytest.PytestUnraisableExceptionWarning")
     @pytest.mark.filterwarnings("ignore:coroutine 'Connection.close' was never awaited:RuntimeWarning")
