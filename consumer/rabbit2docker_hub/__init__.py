@@ -3,11 +3,13 @@
 import asyncio, os
 from rabbit2docker_hub import BuildEvents, BuildRequest
 
+
 async def main() -> None:
     async with BuildEvents(os.environ["RABBIT2DOCKER_AMQP__URL"], tenant="default") as events:
         asked = await events.ask(BuildRequest(provider="gh", spec="binder-examples/requirements/HEAD"))
         async for event in events.of_request(asked):
             print(event.kind, event.data.model_dump_json(exclude_none=True))
+
 
 asyncio.run(main())
 """
