@@ -62,16 +62,16 @@ def _from_packages(environment: dict[str, str]) -> list[str]:
 def _import(root: Path, environment: dict[str, str]) -> None:
     with timed(f"Making the image {BASE_IMAGE}"):
         command = ["tar", "-C", str(root), "-c", *(f"--exclude=./{path}" for path in LEFT_OUT), "."]
-        archive = subprocess.Popen(command, stdout=subprocess.PIPE)
         client = shutil.which("docker", path=f"{RUN / 'bin'}:{os.environ['PATH']}") or "docker"
-        subprocess.run(
-            [client, "import", "-c", f"ENV PATH={SYSTEM_PATH} LANG=C.UTF-8", "-", BASE_IMAGE],
-            stdin=archive.stdout,
-            stdout=subprocess.DEVNULL,
-            env=environment,
-            check=True,
-        )
-        if archive.wait():
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as archive:
+            subprocess.run(
+                [client, "import", "-c", f"ENV PATH={SYSTEM_PATH} LANG=C.UTF-8", "-", BASE_IMAGE],
+                stdin=archive.stdout,
+                stdout=subprocess.DEVNULL,
+                env=environment,
+                check=True,
+            )
+        if archive.returncode:
             raise Unable(f"{root} could not be packed.")
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,9 +28,13 @@ class ClusterStage:
 
     def __init__(self, site: Site) -> None:
         self._site = site
+        # One for each test: the pod of an earlier one may still be about to start.
+        self._socket_directory = f"{site.socket_directory}/{uuid.uuid4().hex[:8]}"
         # A node's /var/run is a directory of this machine.
-        inside = site.socket_directory.removeprefix("/var/run/")
+        inside = self._socket_directory.removeprefix("/var/run/")
         self._directories = [layout.node(name).directory / "run" / inside for name in NODES]
+        for directory in self._directories:
+            directory.mkdir(parents=True)
         text = BUILDER_PATH.read_text("utf-8").partition("\nif __name__ ==")[0]
         own = Path(scripted_pod.__file__).read_text("utf-8").replace(scripted_pod.IMPORTED, "")
         self._program = f"{text}\n\n{own}"
@@ -37,7 +42,7 @@ class ClusterStage:
     def service(self) -> Executor:
         kubernetes = KubernetesSettings(
             namespace=self._site.namespace,
-            docker_socket=f"{self._site.socket_directory}/docker.sock",
+            docker_socket=f"{self._socket_directory}/docker.sock",
             kubeconfig=Path(os.environ["KUBECONFIG"]),
         )
         builder = BuilderSettings(image=f"{IMAGES}repo2docker:1")
@@ -52,13 +57,6 @@ class ClusterStage:
                     path.unlink()  # a former builder's of that name
                 path.touch()
                 path.chmod(0o666)
-
-    def clear(self) -> None:
-        """Remove the files of this test."""
-        for directory in self._directories:
-            for kind in ("commands", "starts"):
-                for path in directory.glob(f"*.{kind}"):
-                    path.unlink()
 
     def _paths(self, name: str, kind: str) -> list[Path]:
         return [directory / f"{name}.{kind}" for directory in self._directories]
@@ -104,7 +102,5 @@ def site(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
 
 @pytest.fixture
 def stage(site: Site) -> Iterator[ClusterStage]:
-    made = ClusterStage(site)
-    yield made
+    yield ClusterStage(site)
     site.end_all_builds()
-    made.clear()
