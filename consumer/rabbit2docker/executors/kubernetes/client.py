@@ -86,7 +86,7 @@ class ApiClient:
     async def close(self) -> None:
         """Close all connections."""
         for client in (self._streams, self._calls):
-            if client is not None:
+            if client is not None and client.pool_manager.connector is not None:
                 # A farewell in TLS takes until the other side answers, and would outlive the event loop.
                 await client.pool_manager.connector.close(abort_ssl=True)
                 await client.close()
