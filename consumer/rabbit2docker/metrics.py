@@ -106,6 +106,17 @@ KUBERNETES_LOG_STREAMS = Gauge(
     "rabbit2docker_kubernetes_log_streams", "Logs of build pods being followed now.", registry=REGISTRY
 )
 REPLICAS = Gauge("rabbit2docker_replicas", "Replicas that live, as this one sees them.", registry=REGISTRY)
+HUB_VIEWERS = Gauge(
+    "rabbit2docker_hub_viewers",
+    "Viewers to whom the service for a JupyterHub tells a build now.",
+    registry=REGISTRY,
+)
+HUB_STREAMS = Counter(
+    "rabbit2docker_hub_streams_total",
+    "How viewers' streams ended: ready, failed, refused, unavailable, left, stalled, interrupted, ended, error.",
+    ["end"],
+    registry=REGISTRY,
+)
 WATCHDOG_REBUILDS = Counter(
     "rabbit2docker_watchdog_rebuilds_total",
     "Connections rebuilt because a channel was silently dead.",

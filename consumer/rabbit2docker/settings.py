@@ -40,6 +40,14 @@ class ExecutorKind(StrEnum):
     KUBERNETES = "kubernetes"
 
 
+class HubAuth(StrEnum):
+    """How the service for a JupyterHub tells who asks."""
+
+    JUPYTERHUB = "jupyterhub"
+    TOKENS = "tokens"
+    NONE = "none"
+
+
 class AmqpSettings(Group):
     """The connection to RabbitMQ."""
 
@@ -165,6 +173,29 @@ class HttpSettings(Group):
     """host:port of /health/live, /health/ready and /metrics; port 0 takes a free one."""
 
 
+class HubSettings(Group):
+    """The service for a JupyterHub, which speaks BinderHub's HTTP."""
+
+    bind: str | None = None
+    """host:port; unset: that of JUPYTERHUB_SERVICE_URL, else 127.0.0.1:8585. Port 0 takes a free one."""
+    base_url: str | None = Field(default=None, pattern=r"^/")
+    """Path before all addresses; unset: JUPYTERHUB_SERVICE_PREFIX, else `/`."""
+    auth: HubAuth = HubAuth.JUPYTERHUB
+    """jupyterhub: its users and services with access to this one; tokens: those below; none: everybody."""
+    tokens: dict[str, SecretStr] = {}
+    """With `auth: tokens`: who may ask, by the name that requests are recorded under."""
+    allow_origin: str | None = None
+    """Origin whose pages may read answers (`Access-Control-Allow-Origin`); unset: only pages of the same origin."""
+    viewers: int = Field(default=5000, ge=1)
+    """Builds that may be watched at once; who comes beyond is told to try again."""
+    share_seconds: float = Field(default=10.0, ge=0)
+    """Viewers who ask for the same within this time share one request."""
+    keepalive_seconds: Seconds = 25.0
+    """Seconds of silence after which a comment keeps proxies from closing the connection."""
+    stalled_seconds: Seconds = 60.0
+    """Seconds after which a viewer who takes nothing is let go."""
+
+
 class LoggingSettings(Group):
     """The service's own log."""
 
@@ -266,6 +297,7 @@ class Settings(BaseSettings):
     logs: LogSettings = LogSettings()
     providers: ProviderSettings = ProviderSettings()
     http: HttpSettings = HttpSettings()
+    hub: HubSettings = HubSettings()
     logging: LoggingSettings = LoggingSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rabbit2docker.cli import builds, dead_letters, information, service, topology
+from rabbit2docker.cli import builds, dead_letters, hub, information, service, topology
 from rabbit2docker.cli.exits import EXIT_HELP, Exit, err
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ def options(
 
 
 service.add_to(app)
+hub.add_to(app)
 builds.add_to(app)
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(topology.app, name="topology")

@@ -90,8 +90,12 @@ def _shown(value: Any) -> str:
     if isinstance(value, SecretStr):
         return "(set, not shown)"
     if isinstance(value, list | dict | bool):
-        return json.dumps(value)
+        return json.dumps(value, default=_inner)
     return "" if value is None else str(value)
+
+
+def _inner(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
 
 
 def settings(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:

@@ -1,0 +1,153 @@
+"""Requests of viewers: who wants the same at the same moment shares one."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar
+
+from rabbit2docker.errors import BrokerUnavailable, Rabbit2DockerError, TopologyMismatch
+from rabbit2docker_hub.web.cursor import Cursor, new_request_id
+from rabbit2docker_hub.web.telling import KEEPALIVE, Telling
+from rabbit2docker_schemas.cloudevents import Event
+from rabbit2docker_schemas.ids import RequestId
+from rabbit2docker_schemas.requests import BuildRequest
+
+T = TypeVar("T")
+
+ASK_SECONDS: Final = 20.0
+"""RabbitMQ may take this long to confirm a request."""
+NOTICE_SECONDS: Final = 2.0
+"""Without an answer, a viewer is told after this long that the build waits."""
+
+
+class Builds(Protocol):
+    """What this needs of `BuildEvents`; tests have one in memory."""
+
+    async def ask(self, request: BuildRequest) -> RequestId:
+        """Ask for a build. Raises BrokerUnavailable."""
+
+    def of_request(self, request_id: str) -> AsyncGenerator[Event, None]:
+        """Yield what happens to a request and its build, to the end."""
+
+
+@dataclass(slots=True)
+class _Shared:
+    request_id: str
+    until: float
+    asking: "asyncio.Task[RequestId]"
+
+
+class Asking:
+    """Asks for builds, and tells viewers what becomes of them."""
+
+    def __init__(self, builds: Builds, *, share_seconds: float, keepalive_seconds: float) -> None:
+        """Let requests for the same that come within `share_seconds` be one; a comment every `keepalive_seconds`."""
+        self._builds = builds
+        self._share_seconds = share_seconds
+        self._keepalive_seconds = keepalive_seconds
+        self._shared: dict[tuple[str, str], _Shared] = {}
+
+    async def ask(self, request: BuildRequest) -> str:
+        """Return the id of a request for this, an own or one that another viewer has just made.
+
+        Raises BrokerUnavailable, AccessRefused or TopologyMismatch.
+        """
+        key, now = (request.provider, request.spec), asyncio.get_running_loop().time()
+        self._forget_old(now)
+        shared = self._shared.get(key)
+        if shared is None:
+            request_id = new_request_id(*key)
+            named = request.model_copy(update={"request_id": request_id})
+            asking = asyncio.create_task(self._ask(named), name=f"asking for {request_id}")
+            asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+            shared = self._shared[key] = _Shared(request_id, now + self._share_seconds, asking)
+        try:
+            # The viewer who came first may leave while others wait for the same answer.
+            await asyncio.shield(shared.asking)
+        except Rabbit2DockerError:
+            self._forget(shared)
+            raise
+        return shared.request_id
+
+    async def _ask(self, request: BuildRequest) -> RequestId:
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                return await self._builds.ask(request)
+        except TimeoutError as error:
+            raise BrokerUnavailable("RabbitMQ does not answer.") from error
+
+    def _forget_old(self, now: float) -> None:
+        for key in [key for key, shared in self._shared.items() if shared.until <= now]:
+            del self._shared[key]
+
+    def _forget(self, shared: _Shared) -> None:
+        for key in [key for key, other in self._shared.items() if other is shared]:
+            del self._shared[key]
+
+    def _ended(self, request_id: str) -> None:
+        """Share it no longer: who asks after a failure wants another try."""
+        for shared in [each for each in self._shared.values() if each.request_id == request_id]:
+            self._forget(shared)
+
+    async def follow(self, telling: Telling) -> AsyncGenerator[bytes, None]:
+        """Yield what a viewer is to get, to the end; comments in between when nothing happens.
+
+        Without an end of its own it stops only when the connection to RabbitMQ is closed by us: the viewer comes back.
+        """
+        request_id = telling.cursor.request_id
+
+        def patience() -> float:
+            return self._keepalive_seconds if telling.has_begun else NOTICE_SECONDS
+
+        try:
+            async with aclosing(ticking(self._builds.of_request(request_id), patience)) as events:
+                async for event in events:
+                    chunk = (telling.waiting() or KEEPALIVE) if event is None else telling.tell(event)
+                    if telling.result:
+                        self._ended(request_id)
+                    if chunk:
+                        yield chunk
+                    if telling.result:
+                        return
+        except BrokerUnavailable:
+            return
+        except TopologyMismatch as error:
+            yield telling.fail(f"The builds of this hub cannot be followed: {error}", 500)
+            return
+        yield telling.fail("It is not known how this build has ended. Please try again.", 500)
+
+
+async def start(asking: Asking, request: BuildRequest, resumed: Cursor | None) -> Telling:
+    """Ask for a build, or go on where a viewer has stopped. Raises what asking raises."""
+    cursor = resumed or Cursor(await asking.ask(request))
+    return Telling(request.provider, request.spec, cursor)
+
+
+async def ticking(
+    items: AsyncGenerator[T, None], seconds: Callable[[], float]
+) -> AsyncGenerator[T | None, None]:
+    """Yield the items, and None whenever none has come for `seconds`."""
+    waiting: asyncio.Task[T] | None = None
+    try:
+        while True:
+            waiting = waiting or asyncio.ensure_future(_next(items))
+            done, _ = await asyncio.wait({waiting}, timeout=seconds())
+            if not done:
+                yield None
+                continue
+            finished, waiting = waiting, None
+            try:
+                item = finished.result()
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        if waiting is not None:
+            waiting.cancel()
+            await asyncio.wait({waiting})
+        await items.aclose()
+
+
+async def _next(items: AsyncGenerator[T, None]) -> T:
+    return await anext(items)

@@ -1,0 +1,264 @@
+"""BinderHub's routes: builds as server-sent events, versions, health, metrics and the kinds of repositories."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Final
+
+import structlog
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import ValidationError
+from tornado.iostream import StreamClosedError
+from tornado.web import RequestHandler
+
+from rabbit2docker import metrics
+from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
+from rabbit2docker.settings import Settings
+from rabbit2docker_hub.web.asking import Asking, start
+from rabbit2docker_hub.web.cursor import Cursor
+from rabbit2docker_hub.web.guards import Guard, NotAllowed, User
+from rabbit2docker_hub.web.repositories import KINDS
+from rabbit2docker_hub.web.telling import failure, frame
+from rabbit2docker_schemas.problems import describe
+from rabbit2docker_schemas.requests import BuildRequest
+
+log = structlog.get_logger()
+
+NAME_CHARACTERS: Final = 256
+NOT_UNDERSTOOD: Final = "Something went wrong inside the service. Please try again, or tell the operator."
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """One thing this service needs."""
+
+    service: str
+    ok: bool
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class Parts:
+    """What handlers need."""
+
+    settings: Settings
+    guard: Guard
+    asking: Asking
+    checks: Callable[[], Awaitable[list[HealthCheck]]]
+    viewers: int = 0
+
+
+class Handler(RequestHandler):
+    """What all have in common."""
+
+    parts: Parts
+
+    def initialize(self, parts: Parts) -> None:
+        """Take the parts."""
+        self.parts = parts
+
+    def set_default_headers(self) -> None:
+        """Let pages of the named origin read the answers."""
+        self.clear_header("Server")
+        if origin := self.settings.get("allow_origin"):
+            self.set_header("Access-Control-Allow-Origin", origin)
+            self.set_header("Access-Control-Allow-Headers", "cache-control")
+
+    def answer(self, data: object, status: int = 200) -> None:
+        """Answer with JSON."""
+        self.set_status(status)
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps(data))
+
+
+class BuildHandler(Handler):
+    """Asks for a build and tells what becomes of it, or goes on telling. Nobody who leaves stops a build."""
+
+    _telling: "asyncio.Task[str] | None" = None
+
+    async def get(self, provider: str, spec: str) -> None:
+        """Stream the events of one build."""
+        self._telling = asyncio.create_task(self._tell(), name=f"viewer of {self.request.path}")
+        metrics.HUB_VIEWERS.inc()
+        self.parts.viewers += 1
+        try:
+            await asyncio.wait({self._telling})
+        finally:
+            self._telling.cancel()
+            self.parts.viewers -= 1
+            metrics.HUB_VIEWERS.dec()
+        metrics.HUB_STREAMS.labels(end=await self._end()).inc()
+
+    def on_connection_close(self) -> None:
+        """Stop telling: nobody listens."""
+        if self._telling is not None:
+            self._telling.cancel()
+
+    async def _end(self) -> str:
+        """Return how the stream ended, and tell of what nobody has foreseen."""
+        assert self._telling is not None
+        if self._telling.cancelled():
+            return "left"
+        error = self._telling.exception()
+        if error is None:
+            return self._telling.result()
+        if isinstance(error, StreamClosedError):
+            return "left"
+        log.error("a viewer could not be told about a build", exc_info=error)
+        with suppress(StreamClosedError):
+            await self._send(frame(failure(NOT_UNDERSTOOD, 500)))
+        return "error"
+
+    async def _tell(self) -> str:
+        """Send what there is to be told, and return how it ended."""
+        provider, spec = self._target()
+        resumed = Cursor.read(self.request.headers.get("Last-Event-ID"), provider, spec)
+        if resumed is not None and resumed.ended:
+            # The one answer after which a browser's EventSource does not come back once more.
+            self.set_status(204)
+            return "ended"
+        self.set_header("Content-Type", "text/event-stream")
+        self.set_header("Cache-Control", "no-cache")
+        self.set_header("Access-Control-Allow-Headers", "cache-control")
+        self.set_header("X-Accel-Buffering", "no")
+        async with aclosing(self._chunks(provider, spec, resumed)) as chunks:
+            async for chunk in chunks:
+                if not await self._send(chunk):
+                    return "stalled"
+        return self._result
+
+    _result = "interrupted"
+
+    async def _chunks(self, provider: str, spec: str, resumed: Cursor | None) -> AsyncGenerator[bytes, None]:
+        try:
+            request = self._wish(provider, spec, await self.parts.guard.user(self))
+            if self.parts.viewers > self.parts.settings.hub.viewers:
+                raise NotAllowed("Too many builds are being watched. Please try again in a minute.", 503)
+            telling = await start(self.parts.asking, request, resumed)
+        except NotAllowed as refusal:
+            self._result = "refused"
+            yield frame(failure(refusal.message, refusal.status_code))
+            return
+        except (BrokerUnavailable, AccessRefused, TopologyMismatch) as error:
+            log.warning("a build could not be asked for", why=str(error))
+            self._result = "unavailable"
+            yield frame(
+                failure("Builds cannot be asked for at the moment. Please try again in a minute.", 503)
+            )
+            return
+        async with aclosing(self.parts.asking.follow(telling)) as chunks:
+            async for chunk in chunks:
+                self._result = telling.result or self._result
+                yield chunk
+
+    def _target(self) -> tuple[str, str]:
+        """Return provider and spec as they are written: what is escaped in a spec belongs to it."""
+        path = self.request.path.removeprefix(f"{self.settings['base_url']}build/")
+        provider, _, spec = path.partition("/")
+        return provider, spec.rstrip("/")
+
+    def _wish(self, provider: str, spec: str, user: User) -> BuildRequest:
+        """Return the request. Raises NotAllowed when there can be none."""
+        if self.get_query_argument("build_only", "").lower() != "true":
+            raise NotAllowed(
+                "This service builds images and launches nothing: add build_only=true to the address.", 400
+            )
+        name = user.name[:NAME_CHARACTERS] if user.name else None
+        try:
+            return BuildRequest(provider=provider, spec=spec, requester=name)
+        except ValidationError as error:
+            if any(problem["loc"] == ("provider",) for problem in error.errors()):
+                raise NotAllowed(f"No provider found for prefix {provider[:64]}.", 404) from error
+            raise NotAllowed(describe(error, BuildRequest.model_fields), 400) from error
+
+    async def _send(self, chunk: bytes) -> bool:
+        """Return when the viewer has taken it; a viewer who does not is let go, and may come back for the rest."""
+        self.write(chunk)
+        try:
+            async with asyncio.timeout(self.parts.settings.hub.stalled_seconds):
+                await self.flush()
+        except TimeoutError:
+            self.detach().close()
+            return False
+        return True
+
+
+class HomeHandler(Handler):
+    """Where people log in with a browser; pages of this origin may ask for builds with their cookie afterwards."""
+
+    async def get(self) -> None:
+        """Send people to log in, or say what this is."""
+        try:
+            user = await self.parts.guard.user(self)
+        except NotAllowed as refusal:
+            if refusal.login_url:
+                self.redirect(refusal.login_url)
+            else:
+                self.answer({"message": refusal.message}, refusal.status_code)
+            return
+        if self.parts.guard.cookie_secret():
+            self.xsrf_token  # noqa: B018 - reading it sets the cookie
+        build = f"{self.settings['base_url']}build/<provider>/<spec>?build_only=true"
+        self.answer({"service": "rabbit2docker", "user": user.name, "build": build})
+
+
+class VersionsHandler(Handler):
+    """What runs here."""
+
+    def get(self) -> None:
+        """Answer as BinderHub does, and with our own version."""
+        image, ours = self.parts.settings.builder.image, version("rabbit2docker")
+        self.answer(
+            {
+                "builder_info": {"build_image": image},
+                "binderhub": f"rabbit2docker {ours}",
+                "builder": image,
+                "rabbit2docker": ours,
+            }
+        )
+
+
+class HealthHandler(Handler):
+    """Whether builds can be asked for and followed."""
+
+    async def get(self) -> None:
+        """Answer 200, or 503 with what is wrong."""
+        checks = await self.parts.checks()
+        ok = all(check.ok for check in checks)
+        told: list[dict[str, Any]] = [
+            {"service": check.service, "ok": check.ok, **({"detail": check.detail} if check.detail else {})}
+            for check in checks
+        ]
+        self.answer({"ok": ok, "checks": told}, 200 if ok else 503)
+
+    async def head(self) -> None:
+        """Answer without a body."""
+        await self.get()
+
+
+class MetricsHandler(Handler):
+    """Prometheus."""
+
+    def get(self) -> None:
+        """Answer in the exposition format."""
+        self.set_header("Content-Type", CONTENT_TYPE_LATEST)
+        self.finish(metrics.render())
+
+
+class RepositoriesHandler(Handler):
+    """Which kinds of repositories can be built, for the forms of web pages."""
+
+    def get(self) -> None:
+        """Answer with the list."""
+        self.answer(KINDS)
+
+
+class NotFoundHandler(Handler):
+    """Everything else."""
+
+    def prepare(self) -> None:
+        """Answer 404."""
+        self.answer({"message": "There is nothing here."}, 404)

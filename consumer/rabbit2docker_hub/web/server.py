@@ -1,0 +1,216 @@
+"""`rabbit2docker hub`: the parts put together, and the HTTP server around them."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import aiohttp
+import structlog
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
+
+from rabbit2docker.errors import BrokerUnavailable, ConfigurationError, TopologyMismatch
+from rabbit2docker.settings import HubAuth, HubSettings, Settings
+from rabbit2docker_hub.build_events import BuildEvents
+from rabbit2docker_hub.web.asking import Asking, Builds
+from rabbit2docker_hub.web.guards import make_guard
+from rabbit2docker_hub.web.handlers import (
+    BuildHandler,
+    Handler,
+    HealthCheck,
+    HealthHandler,
+    HomeHandler,
+    MetricsHandler,
+    NotFoundHandler,
+    Parts,
+    RepositoriesHandler,
+    VersionsHandler,
+)
+from rabbit2docker_schemas.cloudevents import Event
+from rabbit2docker_schemas.ids import RequestId
+from rabbit2docker_schemas.requests import BuildRequest
+
+log = structlog.get_logger()
+
+DEFAULT_BIND: Final = "127.0.0.1:8585"
+CONNECT_SECONDS: Final = 10.0
+"""Viewers who come before RabbitMQ has answered wait so long."""
+RETRY_SECONDS: Final = 5.0
+CHECK_SECONDS: Final = 5.0
+SEND_BUFFER_BYTES: Final = 128 * 1024
+"""What the kernel may hold for one viewer; by itself it would take megabytes for each slow one."""
+
+
+class Connection:
+    """The builds, from when RabbitMQ is there; until then viewers wait a little and are told to try again."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Take the settings; raises ConfigurationError for a URL that cannot be one."""
+        self._events = BuildEvents(settings.amqp, settings.tenant)
+        self._make: Callable[[], BuildEvents] = lambda: BuildEvents(settings.amqp, settings.tenant)
+        self._open = asyncio.Event()
+        self.problem = "not connected yet"
+
+    async def run(self) -> None:
+        """Keep it until cancelled. Raises AccessRefused when RabbitMQ refuses us."""
+        while True:
+            try:
+                async with self._events:
+                    self._open.set()
+                    await asyncio.get_running_loop().create_future()
+            except TopologyMismatch as error:
+                # A consumer that starts for the first time makes what is missing.
+                self.problem = str(error)
+                log.warning("RabbitMQ is not prepared yet", why=str(error), seconds=RETRY_SECONDS)
+            finally:
+                self._open.clear()
+            self._events = self._make()
+            await asyncio.sleep(RETRY_SECONDS)
+
+    @property
+    def trouble(self) -> str:
+        """Return why builds can be neither asked for nor followed; empty if they can."""
+        return self._events.problem if self._open.is_set() else self.problem
+
+    async def _connected(self) -> BuildEvents:
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await self._open.wait()
+        except TimeoutError as error:
+            raise BrokerUnavailable(f"RabbitMQ is not there ({self.problem}).") from error
+        return self._events
+
+    async def ask(self, request: BuildRequest) -> RequestId:
+        """Ask for a build. Raises BrokerUnavailable."""
+        return await (await self._connected()).ask(request)
+
+    async def of_request(self, request_id: str) -> AsyncGenerator[Event, None]:
+        """Yield what happens to a request and its build. Raises BrokerUnavailable, TopologyMismatch."""
+        events = (await self._connected()).of_request(request_id)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+
+def base_url_of(settings: HubSettings) -> str:
+    """Return the path before all addresses; it ends with a slash."""
+    path = settings.base_url or os.environ.get("JUPYTERHUB_SERVICE_PREFIX") or "/"
+    return path if path.endswith("/") else f"{path}/"
+
+
+def address_of(settings: HubSettings) -> tuple[str, int]:
+    """Return host and port to listen on. Raises ConfigurationError."""
+    url = os.environ.get("JUPYTERHUB_SERVICE_URL", "")
+    bind = settings.bind or (urlsplit(url).netloc if url else DEFAULT_BIND)
+    host, separator, port = bind.rpartition(":")
+    if not separator or not port.isdigit():
+        raise ConfigurationError(f"hub.bind must be host:port, such as {DEFAULT_BIND}, not {bind!r}.")
+    return host.strip("[]"), int(port)
+
+
+def listening(host: str, port: int) -> list[socket.socket]:
+    """Return sockets that listen there. Raises ConfigurationError when the address cannot be had."""
+    try:
+        sockets = bind_sockets(port, host)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Cannot listen on {host}:{port} ({error.strerror or error}). "
+            "Set RABBIT2DOCKER_HUB__BIND to another address; port 0 takes a free one."
+        ) from error
+    for each in sockets:
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    return sockets
+
+
+def make_application(
+    settings: Settings, builds: Builds, checks: Callable[[], Awaitable[list[HealthCheck]]]
+) -> Application:
+    """Return the routes over these builds. Raises ConfigurationError."""
+    hub, base = settings.hub, base_url_of(settings.hub)
+    guard = make_guard(hub, base)
+    asking = Asking(builds, share_seconds=hub.share_seconds, keepalive_seconds=hub.keepalive_seconds)
+    parts = {"parts": Parts(settings=settings, guard=guard, asking=asking, checks=checks)}
+    plain: list[tuple[str, type[Handler]]] = [
+        ("versions", VersionsHandler),
+        ("health", HealthHandler),
+        ("metrics", MetricsHandler),
+        ("api/repoproviders", RepositoriesHandler),
+    ]
+    prefix = re.escape(base)
+    routes: list[Any] = [
+        (rf"{prefix}build/([^/]+)/(.+)", guard.made(BuildHandler), parts),
+        (prefix, guard.made(HomeHandler), parts),
+        *((f"{prefix}{path}", handler, parts) for path, handler in plain),
+        *guard.routes(base),
+    ]
+    return Application(
+        routes,
+        base_url=base,
+        allow_origin=hub.allow_origin,
+        cookie_secret=guard.cookie_secret(),
+        default_handler_class=NotFoundHandler,
+        default_handler_args=parts,
+        # Addresses may hold what somebody has put there by mistake, such as a token.
+        log_function=lambda handler: None,
+    )
+
+
+async def hub_check(api_url: str) -> HealthCheck:
+    """Tell whether the JupyterHub answers; nobody else could say who asks."""
+    try:
+        timeout = aiohttp.ClientTimeout(total=CHECK_SECONDS)
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(api_url) as answer:
+            return HealthCheck("JupyterHub API", answer.status < 500, f"status {answer.status}")
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        return HealthCheck("JupyterHub API", False, type(error).__name__)
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set. Raises ConfigurationError, or AccessRefused when RabbitMQ refuses us."""
+    connection = Connection(settings)
+
+    async def checks() -> list[HealthCheck]:
+        trouble = connection.trouble
+        found = [HealthCheck("RabbitMQ", not trouble, trouble)]
+        api_url = os.environ.get("JUPYTERHUB_API_URL")
+        if settings.hub.auth is HubAuth.JUPYTERHUB and api_url:
+            found.append(await hub_check(api_url))
+        return found
+
+    server = HTTPServer(make_application(settings, connection, checks), xheaders=False)
+    sockets = listening(*address_of(settings.hub))
+    server.add_sockets(sockets)
+    host, port = sockets[0].getsockname()[:2]
+    where = f"http://{host}:{port}{base_url_of(settings.hub)}"
+    log.info(
+        "builds are served to the hub", address=where, auth=settings.hub.auth.value, tenant=settings.tenant
+    )
+    listening_to_builds = asyncio.create_task(connection.run(), name="builds")
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({listening_to_builds, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        server.stop()
+        # Viewers come back to whoever listens next, and go on where they are.
+        await server.close_all_connections()
+        stopping.cancel()
+        listening_to_builds.cancel()
+        await asyncio.wait({listening_to_builds})
+    if not listening_to_builds.cancelled() and (error := listening_to_builds.exception()):
+        raise error
+    log.info("stopped")
+
+
+async def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises what makes it senseless to go on."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await serve(settings, stop)

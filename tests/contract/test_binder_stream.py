@@ -1,0 +1,314 @@
+"""What BinderHub's clients read, byte by byte, over real HTTP."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from rabbit2docker_schemas import events
+from rabbit2docker_schemas.events import Phase
+from rabbit2docker_schemas.reasons import CATEGORY_OF, HINT_OF, FailureReason, RejectReason
+from tests.support.hub_service import AWAY, MemoryBuilds, Sent, parse, serving
+from tests.support.waiting import eventually
+
+IMAGE = "registry.example.org/r2d-ada-2dthesis-0123ab:0123"
+PATH = "build/gh/ada/thesis/HEAD?build_only=true"
+
+
+def accepted(**more: Any) -> events.Accepted:
+    named = {"request_id": "", "build_id": "", "build_name": "build-ada", "provider": "gh", "spec": "ada/thesis/HEAD"}
+    return events.Accepted(**named, resolved_ref="0123", repo_url="https://x", image=IMAGE, **more)
+
+
+def progress(phase: Phase, message: str) -> events.Progress:
+    return events.Progress(build_id="", attempt=1, phase=phase, message=message)
+
+
+def lines(n: int, *said: str, phase: Phase = Phase.BUILDING, attempt: int = 1) -> events.Log:
+    made = [events.LogLine(phase=phase, text=text, ts=datetime.now(UTC)) for text in said]
+    return events.Log(build_id="", attempt=attempt, n=n, lines=made)
+
+
+def completed(**more: Any) -> events.Completed:
+    return events.Completed(build_id="", image=IMAGE, digest="sha256:1", resolved_ref="0123", **more)
+
+
+def failed(reason: FailureReason = FailureReason.BUILD_STEP_FAILED) -> events.Failed:
+    return events.Failed(
+        build_id="",
+        reason=reason,
+        category=CATEGORY_OF[reason],
+        message="The step `RUN make` ended with exit code 2.",
+        hint=HINT_OF[reason],
+        attempt=1,
+    )
+
+
+def rejected(reason: RejectReason, message: str = "Because.") -> events.Rejected:
+    return events.Rejected(request_id="", reason=reason, message=message)
+
+
+BUILD: list[events.AnyEventData] = [
+    accepted(),
+    progress(Phase.WAITING, "Waiting for the Docker engine"),
+    progress(Phase.FETCHING, "Fetching the repository"),
+    lines(0, "Cloning into 'x'", phase=Phase.FETCHING),
+    lines(1, 'RUN echo "a"', "é\u2028 \x1b[1mbold"),
+    progress(Phase.PUSHING, "Pushing the image"),
+]
+SENT = [
+    {"phase": "waiting", "message": "Waiting for build to start...\n"},
+    {"phase": "waiting", "message": "Waiting for the Docker engine\n"},
+    {"phase": "fetching", "message": "Cloning into 'x'\n"},
+    {"phase": "building", "message": 'RUN echo "a"\n'},
+    {"phase": "building", "message": "é\u2028 \x1b[1mbold\n"},
+    {"phase": "pushing", "message": "Pushing the image\n"},
+]
+READY = {"phase": "ready", "message": "Done! Image built\n", "imageName": IMAGE}
+
+
+@pytest.fixture
+def builds() -> MemoryBuilds:
+    return MemoryBuilds()
+
+
+async def test_a_build_is_told_in_binderhubs_words_and_framing(builds: MemoryBuilds) -> None:
+    builds.plan = [*BUILD, completed()]
+    async with serving(builds) as viewer:
+        status, headers, raw = await viewer.raw(PATH)
+    assert status == 200
+    assert headers["content-type"] == "text/event-stream"
+    assert headers["cache-control"] == "no-cache"
+    assert headers["access-control-allow-headers"] == "cache-control"
+    assert "access-control-allow-origin" not in headers
+    request = builds.asked[0].request_id
+    places = ["1.0.0", "2.0.0", "2.1.1", "2.1.2", "2.1.3", "3.1.3", "end"]
+    wanted = [
+        f"id: {request}:{place}\ndata: {json.dumps(data)}\n\n".encode()
+        for place, data in zip(places, [*SENT, READY], strict=True)
+    ]
+    assert raw == b"".join(wanted)
+
+
+async def test_an_image_that_exists_is_ready_at_once(builds: MemoryBuilds) -> None:
+    builds.plan = [accepted(cached=True), completed(cached=True)]
+    async with serving(builds) as viewer:
+        [only] = await viewer.watch(PATH)
+    assert only.data == {"phase": "ready", "message": "Done! Found built image\n", "imageName": IMAGE}
+
+
+async def test_a_build_that_fails_says_once_why_and_what_to_do(builds: MemoryBuilds) -> None:
+    builds.plan = [accepted(), lines(0, "make: ***"), failed()]
+    async with serving(builds) as viewer:
+        sent = await viewer.watch(PATH)
+    assert [each.phase for each in sent] == ["waiting", "building", "failed"]
+    hint = HINT_OF[FailureReason.BUILD_STEP_FAILED]
+    assert sent[-1].data == {
+        "phase": "failed",
+        "message": f"The step `RUN make` ended with exit code 2.\n{hint}\n",
+    }
+
+
+async def test_a_cancelled_build_is_a_failed_one(builds: MemoryBuilds) -> None:
+    builds.plan = [accepted(), events.Cancelled(build_id="", by="ada", attempt=1)]
+    async with serving(builds) as viewer:
+        sent = await viewer.watch(PATH)
+    assert sent[-1].data == {"phase": "failed", "message": "The build was cancelled by ada.\n"}
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        (RejectReason.REF_NOT_FOUND, "Could not resolve ref for gh:ada/thesis/HEAD. Double check your URL"),
+        (RejectReason.REPOSITORY_PRIVATE, "Could not resolve ref for gh:ada/thesis/HEAD. Double check your URL"),
+        (RejectReason.UNKNOWN_PROVIDER, "No provider found for prefix gh. "),
+        (RejectReason.NOT_ALLOWED, "Sorry, ada/thesis/HEAD is not allowed to launch. Please contact admins"),
+        (RejectReason.INVALID_SPEC, "Because."),
+    ],
+)
+async def test_a_rejection_has_binderhubs_sentence_and_ours(
+    builds: MemoryBuilds, reason: RejectReason, words: str
+) -> None:
+    builds.plan = [rejected(reason)]
+    async with serving(builds) as viewer:
+        [only] = await viewer.watch(PATH)
+    assert only.phase == "failed"
+    assert only.message.startswith(words)
+    assert only.message.endswith("Because.\n")
+
+
+async def test_lost_lines_are_told_and_are_no_phase_that_ends_anything(builds: MemoryBuilds) -> None:
+    gap = events.Gap(build_id="", attempt=1, first=1, last=40)
+    builds.plan = [accepted(), lines(0, "a"), gap, lines(41, "b"), completed()]
+    async with serving(builds) as viewer:
+        sent = await viewer.watch(PATH)
+    assert [each.phase for each in sent] == ["waiting", "building", "unknown", "building", "ready"]
+    assert "lines 1 to 40" in sent[2].message
+
+
+async def test_a_second_attempt_goes_on_in_the_same_stream(builds: MemoryBuilds) -> None:
+    builds.plan = [
+        accepted(),
+        lines(0, "a", "b"),
+        progress(Phase.WAITING, "Attempt 1 failed: The node was lost. Trying again."),
+        lines(0, "c", attempt=2),
+        completed(),
+    ]
+    async with serving(builds) as viewer:
+        sent = await viewer.watch(PATH)
+        again = await viewer.watch(PATH, Last_Event_ID=str(sent[3].id))
+    assert [each.message for each in sent[1:5]] == [
+        "a\n",
+        "b\n",
+        "Attempt 1 failed: The node was lost. Trying again.\n",
+        "c\n",
+    ]
+    assert [each.data for each in again] == [each.data for each in sent[4:]]
+
+
+class TestKeepalive:
+    async def test_silence_is_filled_with_comments(self, builds: MemoryBuilds) -> None:
+        builds.plan = [accepted()]
+        async with serving(builds, keepalive_seconds=0.05) as viewer:
+            raw = b""
+            async with viewer.live_bytes(PATH) as chunks:
+                async for chunk in chunks:
+                    raw += chunk
+                    if raw.endswith(b":keepalive\n\n:keepalive\n\n"):
+                        await builds.add(completed())
+        assert [each.phase for each in parse(raw)] == ["waiting", "ready"]
+
+    async def test_a_viewer_learns_that_the_build_waits_before_anybody_has_taken_the_request(
+        self, builds: MemoryBuilds
+    ) -> None:
+        async with serving(builds) as viewer, viewer.live(PATH) as sent:
+            assert (await anext(sent)).data == SENT[0]
+            await builds.add(*BUILD, completed())
+            rest = [each.data async for each in sent]
+        assert rest == [*SENT[1:], READY]
+
+
+class TestResuming:
+    @pytest.mark.parametrize("seen", range(1, len(SENT) + 1))
+    async def test_last_event_id_loses_and_repeats_nothing(self, builds: MemoryBuilds, seen: int) -> None:
+        builds.plan = [*BUILD, completed()]
+        async with serving(builds) as viewer:
+            first = await viewer.watch(PATH)
+            rest = await viewer.watch(PATH, Last_Event_ID=str(first[seen - 1].id))
+        assert [each.data for each in rest] == [*SENT, READY][seen:]
+        assert [each.id for each in rest] == [each.id for each in first[seen:]]
+        assert len(builds.asked) == 1
+
+    async def test_after_the_end_a_browser_is_told_not_to_come_back(self, builds: MemoryBuilds) -> None:
+        builds.plan = [*BUILD, completed()]
+        async with serving(builds) as viewer:
+            sent = await viewer.watch(PATH)
+            status, _, body = await viewer.raw(PATH, Last_Event_ID=str(sent[-1].id))
+        assert (status, body) == (204, b"")
+        assert len(builds.asked) == 1
+
+    @pytest.mark.parametrize(
+        "id_", ["17", "", "x" * 5000, "hub-00000000-00-00:1.1.1", "hub-6924e0f0-" + "0" * 20 + "-" + "0" * 20 + ":1.1.1"]
+    )
+    async def test_an_id_that_is_not_ours_begins_anew(self, builds: MemoryBuilds, id_: str) -> None:
+        builds.plan = [*BUILD, completed()]
+        async with serving(builds) as viewer:
+            sent = await viewer.watch(PATH, Last_Event_ID=id_)
+        assert [each.data for each in sent] == [*SENT, READY]
+
+    async def test_an_id_opens_no_other_build(self, builds: MemoryBuilds) -> None:
+        builds.plan = [*BUILD, completed()]
+        async with serving(builds) as viewer:
+            sent = await viewer.watch(PATH)
+            other = await viewer.watch(PATH.replace("ada", "bob"), Last_Event_ID=str(sent[3].id))
+        assert len(other) == len(sent)
+        assert [request.spec for request in builds.asked] == ["ada/thesis/HEAD", "bob/thesis/HEAD"]
+
+    async def test_whoever_serves_next_goes_on(self, builds: MemoryBuilds) -> None:
+        builds.plan = [*BUILD, completed()]
+        async with serving(builds) as viewer:
+            sent = await viewer.watch(PATH)
+        async with serving(builds) as viewer:
+            rest = await viewer.watch(PATH, Last_Event_ID=str(sent[2].id))
+        assert [each.data for each in rest] == [*SENT, READY][3:]
+
+
+class TestErrorsAreEventsOfAResponseWithStatus200:
+    async def only(self, builds: MemoryBuilds, path: str, **hub: Any) -> Sent:
+        async with serving(builds, **hub) as viewer:
+            [only] = await viewer.watch(path)
+        assert only.phase == "failed"
+        assert only.message.endswith("\n")
+        assert not builds.asked
+        return only
+
+    @pytest.mark.parametrize("query", ["", "?build_only=false", "?build_only=1", "?launch=true"])
+    async def test_nothing_is_launched_here(self, builds: MemoryBuilds, query: str) -> None:
+        sent = await self.only(builds, "build/gh/ada/thesis/HEAD" + query)
+        assert sent.data["status_code"] == 400
+        assert "build_only=true" in sent.message
+
+    @pytest.mark.parametrize("provider", ["GH", "-", "%20", "g" * 40])
+    async def test_a_provider_that_cannot_be_one(self, builds: MemoryBuilds, provider: str) -> None:
+        sent = await self.only(builds, f"build/{provider}/ada/thesis/HEAD?build_only=true")
+        assert sent.message.startswith("No provider found for prefix")
+
+    async def test_a_spec_that_is_too_long(self, builds: MemoryBuilds) -> None:
+        sent = await self.only(builds, f"build/gh/ada/{'x' * 5000}/HEAD?build_only=true")
+        assert "4096" in sent.message
+
+    async def test_rabbitmq_being_away(self, builds: MemoryBuilds) -> None:
+        builds.problem = AWAY
+        sent = await self.only(builds, PATH)
+        assert sent.data["status_code"] == 503
+
+    async def test_too_many_viewers(self, builds: MemoryBuilds) -> None:
+        async with serving(builds, viewers=1) as viewer, viewer.live(PATH) as first:
+            await anext(first)
+            [only] = await viewer.watch(PATH)
+        assert only.data["status_code"] == 503
+
+    async def test_a_fault_of_our_own(self, builds: MemoryBuilds) -> None:
+        builds.problem = ZeroDivisionError()
+        sent = await self.only(builds, PATH)
+        assert sent.data["status_code"] == 500
+
+
+class TestRequests:
+    @pytest.mark.parametrize(
+        "accept", ["text/event-stream", "text/event-stream, */*", "*/*", "application/json", "text/event-stream;q=0.9"]
+    )
+    async def test_any_accept_header_will_do(self, builds: MemoryBuilds, accept: str) -> None:
+        builds.plan = [*BUILD, completed()]
+        async with serving(builds) as viewer:
+            assert len(await viewer.watch(PATH, Accept=accept)) == len(SENT) + 1
+
+    async def test_what_is_escaped_in_a_spec_stays_escaped(self, builds: MemoryBuilds) -> None:
+        builds.plan = [completed()]
+        spec = "https%3A%2F%2Fgit.example.org%2Fada%2Fx/feature%2Fy"
+        async with serving(builds, base_url="/services/binder/") as viewer:
+            await viewer.watch(f"build/git/{spec}/?build_only=True")
+        assert (builds.asked[0].provider, builds.asked[0].spec) == ("git", spec)
+
+    async def test_who_asks_for_the_same_at_once_shares_a_request(self, builds: MemoryBuilds) -> None:
+        async with serving(builds) as viewer, viewer.live(PATH) as one, viewer.live(PATH) as other:
+            assert (await anext(one)).data == (await anext(other)).data
+            async with viewer.live(PATH.replace("thesis", "notes")) as third:
+                await anext(third)
+        assert [request.spec for request in builds.asked] == ["ada/thesis/HEAD", "ada/notes/HEAD"]
+
+    async def test_who_asks_again_after_an_end_gets_another_try(self, builds: MemoryBuilds) -> None:
+        builds.plan = [accepted(), failed()]
+        async with serving(builds) as viewer:
+            await viewer.watch(PATH)
+            await viewer.watch(PATH)
+        assert len({request.request_id for request in builds.asked}) == 2
+
+    async def test_a_viewer_who_leaves_is_forgotten(self, builds: MemoryBuilds) -> None:
+        builds.plan = [accepted()]
+        async with serving(builds) as viewer:
+            async with viewer.live(PATH) as sent:
+                await anext(sent)
+                assert builds.reading == 1
+            await eventually(lambda: builds.reading == 0)

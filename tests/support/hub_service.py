@@ -1,0 +1,254 @@
+"""The service for a JupyterHub: as a process of its own, or in this one over builds in memory; and viewers of it."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+from tornado.httpserver import HTTPServer
+from yarl import URL
+
+from rabbit2docker.errors import BrokerUnavailable
+from rabbit2docker.settings import AmqpSettings, HubSettings, Settings
+from rabbit2docker_hub.web.handlers import HealthCheck
+from rabbit2docker_hub.web.server import listening, make_application
+from rabbit2docker_schemas import events, ids
+from rabbit2docker_schemas.cloudevents import Event
+from rabbit2docker_schemas.ids import RequestId
+from rabbit2docker_schemas.requests import BuildRequest
+from tests.support.consumer import COMMAND, COMMIT
+from tests.support.rabbitmq import free_port
+from tests.support.waiting import eventually_blocking
+
+PATIENCE = aiohttp.ClientTimeout(total=120)
+
+
+def build_path(name: str) -> str:
+    """Return the address of a build that the fake repo2docker carries out."""
+    return f"build/git/{quote(f'https://127.0.0.1/{name}', safe='')}/{COMMIT}?build_only=true"
+
+
+@dataclass(slots=True)
+class Sent:
+    """One server-sent event."""
+
+    id: str | None
+    data: dict[str, Any]
+
+    @property
+    def phase(self) -> str | None:
+        return self.data.get("phase")
+
+    @property
+    def message(self) -> str:
+        return str(self.data.get("message", ""))
+
+
+def parse(raw: bytes) -> list[Sent]:
+    """Read a stream as clients do."""
+    found = []
+    for block in raw.decode().split("\n\n"):
+        fields = dict(
+            line.split(": ", 1) for line in block.split("\n") if ": " in line and not line.startswith(":")
+        )
+        if "data" in fields:
+            found.append(Sent(fields.get("id"), json.loads(fields["data"])))
+    return found
+
+
+def texts(sent: list[Sent]) -> list[str]:
+    """Return the lines of the build among what was sent."""
+    return [
+        each.message.strip() for each in sent if each.message.startswith("line ") and "of the build" in each.message
+    ]
+
+
+@dataclass
+class Viewer:
+    """One who watches builds over HTTP."""
+
+    address: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+    async def raw(self, path: str, **headers: str) -> tuple[int, Mapping[str, str], bytes]:
+        """Return status, headers and all bytes until the stream ends."""
+        async with aiohttp.ClientSession(timeout=PATIENCE) as session:
+            url = URL(self.address + path, encoded=True)
+            async with session.get(url, headers={**self.headers, **_names(headers)}) as answer:
+                return answer.status, answer.headers, await answer.read()
+
+    async def watch(self, path: str, **headers: str) -> list[Sent]:
+        """Return everything until the stream ends."""
+        status, _, body = await self.raw(path, **headers)
+        assert status == 200, body
+        return parse(body)
+
+    @asynccontextmanager
+    async def live(self, path: str, **headers: str) -> AsyncIterator[AsyncGenerator[Sent, None]]:
+        """Give events as they come; leaving closes the connection."""
+        async with aiohttp.ClientSession(timeout=PATIENCE) as session:
+            url = URL(self.address + path, encoded=True)
+            async with session.get(url, headers={**self.headers, **_names(headers)}) as answer:
+                yield _events(answer)
+
+    @asynccontextmanager
+    async def live_bytes(self, path: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Give bytes as they come."""
+        async with aiohttp.ClientSession(timeout=PATIENCE) as session:
+            async with session.get(self.address + path, headers=self.headers) as answer:
+                yield answer.content.iter_any()
+
+
+async def _events(answer: aiohttp.ClientResponse) -> AsyncGenerator[Sent, None]:
+    block = b""
+    async for line in answer.content:
+        block += line
+        if line == b"\n":
+            for sent in parse(block):
+                yield sent
+            block = b""
+
+
+def _names(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+class HubService:
+    """`rabbit2docker hub`."""
+
+    def __init__(self, directory: Path, amqp: AmqpSettings, **variables: str) -> None:
+        self.log = directory / "hub.log"
+        self.bind = f"127.0.0.1:{free_port()}"
+        self.address = f"http://{self.bind}/"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.variables = {
+            "RABBIT2DOCKER_AMQP__URL": amqp.url.get_secret_value(),
+            "RABBIT2DOCKER_AMQP__HEARTBEAT": str(amqp.heartbeat),
+            "RABBIT2DOCKER_LOGGING__FORMAT": "json",
+            "RABBIT2DOCKER_HUB__AUTH": "none",
+            "RABBIT2DOCKER_HUB__BIND": self.bind,
+            **variables,
+        }
+
+    @property
+    def viewer(self) -> Viewer:
+        return Viewer(self.address)
+
+    def start(self) -> None:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RABBIT2DOCKER_", "JUPYTERHUB_"))}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [COMMAND, "hub"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**inherited, **self.variables},
+                start_new_session=True,
+            )
+
+    def start_and_wait(self) -> None:
+        """Start it and wait until builds can be asked for."""
+        self.start()
+        eventually_blocking(lambda: self.is_ready() or self.has_ended(), seconds=90)
+        assert not self.has_ended(), self.log.read_text()
+
+    def has_ended(self) -> bool:
+        assert self.process is not None
+        return self.process.poll() is not None
+
+    def is_ready(self) -> bool:
+        try:
+            return asyncio.run(self.viewer.raw("health"))[0] == 200
+        except aiohttp.ClientError:
+            return False
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    def end(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+
+
+class MemoryBuilds:
+    """Builds that do what a test says."""
+
+    def __init__(self) -> None:
+        self.asked: list[BuildRequest] = []
+        self.problem: Exception | None = None
+        self.plan: list[events.AnyEventData] = []
+        """What happens to every request; ids are filled in."""
+        self.reading = 0
+        self._more = asyncio.Condition()
+
+    async def ask(self, request: BuildRequest) -> RequestId:
+        if self.problem:
+            raise self.problem
+        self.asked.append(request)
+        assert request.request_id
+        return RequestId(request.request_id)
+
+    async def add(self, *data: events.AnyEventData) -> None:
+        """Let further things happen."""
+        async with self._more:
+            self.plan.extend(data)
+            self._more.notify_all()
+
+    async def of_request(self, request_id: str) -> AsyncGenerator[Event, None]:
+        self.reading += 1
+        try:
+            build_id, at = ids.build_id_of("default", request_id), 0
+            while True:
+                async with self._more:
+                    await self._more.wait_for(lambda at=at: len(self.plan) > at)  # type: ignore[misc]
+                data = self.plan[at]
+                if isinstance(data, Exception):
+                    raise data
+                named = {"request_id": request_id, "build_id": build_id}
+                known = {name: value for name, value in named.items() if name in type(data).model_fields}
+                event_id = ids.progress_event_id(build_id, 0, f"{at}")
+                event = Event(event_id, "default", datetime.now(UTC), data.model_copy(update=known))
+                at += 1
+                yield event
+                if event.is_terminal or isinstance(data, events.Rejected):
+                    return
+        finally:
+            self.reading -= 1
+
+
+@asynccontextmanager
+async def serving(builds: MemoryBuilds, **hub: Any) -> AsyncIterator[Viewer]:
+    """Serve builds in memory over real HTTP."""
+    settings = Settings(hub=HubSettings.model_validate({"auth": "none", **hub}))
+
+    async def checks() -> list[HealthCheck]:
+        return [HealthCheck("RabbitMQ", builds.problem is None, str(builds.problem or ""))]
+
+    server = HTTPServer(make_application(settings, builds, checks))
+    sockets = listening("127.0.0.1", 0)
+    server.add_sockets(sockets)
+    port = sockets[0].getsockname()[1]
+    try:
+        yield Viewer(f"http://127.0.0.1:{port}{settings.hub.base_url or '/'}")
+    finally:
+        server.stop()
+        await server.close_all_connections()
+
+
+AWAY = BrokerUnavailable("RabbitMQ is away.")
