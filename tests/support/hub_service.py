@@ -86,6 +86,13 @@ class Viewer:
             async with session.get(url, headers={**self.headers, **_names(headers)}) as answer:
                 return answer.status, answer.headers, await answer.read()
 
+    async def raw_once(self, path: str, **headers: str) -> tuple[int, Mapping[str, str], bytes]:
+        """Do the same without following where it is sent."""
+        async with aiohttp.ClientSession(timeout=PATIENCE) as session:
+            url = self.address + path
+            async with session.get(url, headers=_names(headers), allow_redirects=False) as answer:
+                return answer.status, answer.headers, await answer.read()
+
     async def watch(self, path: str, **headers: str) -> list[Sent]:
         """Return everything until the stream ends."""
         status, _, body = await self.raw(path, **headers)
