@@ -16,7 +16,7 @@ $(BIN)/.complete: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || sh deploy/dev/need python3-venv
 	@echo "  Installing Python packages into .venv ..."
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[local,kubernetes,test,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[local,kubernetes,hub,test,dev]'
 	@touch $@
 
 up: venv  ## start RabbitMQ, Docker, registry and git server where there are none; addresses in .run/env

@@ -71,6 +71,7 @@ class BuildEvents:
         self._asked: LRUCache[str, float] = LRUCache(ASKED)
         self._recent = Recent(0.0, limit=RECENT_BYTES)
         self._requester: Requester | None = None
+        self._listening: Link | None = None
         self._connecting = asyncio.Lock()
         self._open = AsyncExitStack()
 
@@ -83,6 +84,7 @@ class BuildEvents:
         async with AsyncExitStack() as opening:
             await opening.enter_async_context(self.history)
             queue = HubQueue(self._amqp, self._name, self._tenant)
+            self._listening = queue.link
             if self._name is not None:
                 self._from_entry = self._new_tenant_story(datetime.now(UTC), read_first=False)
                 opening.push_async_callback(self._leave, self._from_entry)
@@ -98,6 +100,11 @@ class BuildEvents:
     ) -> None:
         """Disconnect. Who still reads gets BrokerUnavailable."""
         await self._open.aclose()
+
+    @property
+    def problem(self) -> str:
+        """Return why no events come from RabbitMQ now, for people; empty while they do."""
+        return "not connected" if self._listening is None else self._listening.problem
 
     async def ask(self, request: BuildRequest, priority: Priority = Priority.INTERACTIVE) -> RequestId:
         """Ask for a build and return the request's id, a fresh one if it names none.

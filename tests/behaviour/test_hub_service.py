@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import aiohttp
 import psutil
 import pytest
 from aiohttp import web
@@ -44,11 +45,15 @@ def make_hub(tmp_path: Path, amqp: AmqpSettings) -> Iterator[MakeHub]:
 
 def doing(**options: object) -> dict[str, str]:
     """Return what makes every build of a consumer do this."""
-    arguments = [word for name, value in options.items() for word in ("--build-arg", f"{name.upper()}={value}")]
+    arguments = [
+        word for name, value in options.items() for word in ("--build-arg", f"{name.upper()}={value}")
+    ]
     return {"RABBIT2DOCKER_BUILDER__REPO2DOCKER_ARGS": json.dumps(arguments)}
 
 
-async def started(make_consumer: MakeConsumer, make_hub: MakeHub, **options: object) -> tuple[Consumer, HubService]:
+async def started(
+    make_consumer: MakeConsumer, make_hub: MakeHub, **options: object
+) -> tuple[Consumer, HubService]:
     consumer, hub = make_consumer(**doing(**options)), make_hub()
     await asyncio.to_thread(consumer.start_and_wait)
     await asyncio.to_thread(hub.start_and_wait)
@@ -145,7 +150,10 @@ class TestViewers:
     async def test_two_viewers_see_one_build_from_its_beginning(
         self, make_consumer: MakeConsumer, make_hub: MakeHub, amqp: AmqpSettings
     ) -> None:
-        consumer, hub = make_consumer(**doing(lines=60, every=0.05)), make_hub(RABBIT2DOCKER_HUB__SHARE_SECONDS="0")
+        consumer, hub = (
+            make_consumer(**doing(lines=60, every=0.05)),
+            make_hub(RABBIT2DOCKER_HUB__SHARE_SECONDS="0"),
+        )
         await asyncio.to_thread(consumer.start_and_wait)
         await asyncio.to_thread(hub.start_and_wait)
         async with hub.viewer.live(build_path("shared")) as sent:
@@ -269,11 +277,13 @@ class TestTheServiceItself:
         async def answers() -> tuple[int, dict[str, object]] | None:
             try:
                 status, _, body = await hub.viewer.raw("health")
-            except OSError:
+            except (OSError, aiohttp.ClientError):
                 return None
             return status, json.loads(body)
 
-        status, said = await eventually(answers)
+        found = await eventually(answers)
+        assert found
+        status, said = found
         assert status == 503
         assert said["ok"] is False
         [only] = await hub.viewer.watch(build_path("nobody"))
@@ -301,7 +311,10 @@ class TestTheServiceItself:
         assert status == 200
         assert {"builder_info", "binderhub", "builder"} <= set(json.loads(body))
         status, _, body = await hub.viewer.raw("health")
-        assert (status, json.loads(body)) == (200, {"ok": True, "checks": [{"service": "RabbitMQ", "ok": True}]})
+        assert (status, json.loads(body)) == (
+            200,
+            {"ok": True, "checks": [{"service": "RabbitMQ", "ok": True}]},
+        )
         _, _, body = await hub.viewer.raw("api/repoproviders")
         assert [kind["id"] for kind in json.loads(body)] == ["gh", "git"]
         status, _, _ = await hub.viewer.raw("metrics")
@@ -318,7 +331,7 @@ async def some(hub: HubService, path: str, lines: int) -> list[Sent]:
                 seen.append(each)
                 if len(texts(seen[-1:])) and len(texts(seen)) >= lines:
                     break
-    except OSError:
+    except (OSError, aiohttp.ClientError):
         pass
     return seen
 

@@ -17,7 +17,13 @@ PATH = "build/gh/ada/thesis/HEAD?build_only=true"
 
 
 def accepted(**more: Any) -> events.Accepted:
-    named = {"request_id": "", "build_id": "", "build_name": "build-ada", "provider": "gh", "spec": "ada/thesis/HEAD"}
+    named = {
+        "request_id": "",
+        "build_id": "",
+        "build_name": "build-ada",
+        "provider": "gh",
+        "spec": "ada/thesis/HEAD",
+    }
     return events.Accepted(**named, resolved_ref="0123", repo_url="https://x", image=IMAGE, **more)
 
 
@@ -121,7 +127,10 @@ async def test_a_cancelled_build_is_a_failed_one(builds: MemoryBuilds) -> None:
     ("reason", "words"),
     [
         (RejectReason.REF_NOT_FOUND, "Could not resolve ref for gh:ada/thesis/HEAD. Double check your URL"),
-        (RejectReason.REPOSITORY_PRIVATE, "Could not resolve ref for gh:ada/thesis/HEAD. Double check your URL"),
+        (
+            RejectReason.REPOSITORY_PRIVATE,
+            "Could not resolve ref for gh:ada/thesis/HEAD. Double check your URL",
+        ),
         (RejectReason.UNKNOWN_PROVIDER, "No provider found for prefix gh. "),
         (RejectReason.NOT_ALLOWED, "Sorry, ada/thesis/HEAD is not allowed to launch. Please contact admins"),
         (RejectReason.INVALID_SPEC, "Because."),
@@ -209,7 +218,14 @@ class TestResuming:
         assert len(builds.asked) == 1
 
     @pytest.mark.parametrize(
-        "id_", ["17", "", "x" * 5000, "hub-00000000-00-00:1.1.1", "hub-6924e0f0-" + "0" * 20 + "-" + "0" * 20 + ":1.1.1"]
+        "id_",
+        [
+            "17",
+            "",
+            "x" * 5000,
+            "hub-00000000-00-00:1.1.1",
+            "hub-6924e0f0-" + "0" * 20 + "-" + "0" * 20 + ":1.1.1",
+        ],
     )
     async def test_an_id_that_is_not_ours_begins_anew(self, builds: MemoryBuilds, id_: str) -> None:
         builds.plan = [*BUILD, completed()]
@@ -277,7 +293,8 @@ class TestErrorsAreEventsOfAResponseWithStatus200:
 
 class TestRequests:
     @pytest.mark.parametrize(
-        "accept", ["text/event-stream", "text/event-stream, */*", "*/*", "application/json", "text/event-stream;q=0.9"]
+        "accept",
+        ["text/event-stream", "text/event-stream, */*", "*/*", "application/json", "text/event-stream;q=0.9"],
     )
     async def test_any_accept_header_will_do(self, builds: MemoryBuilds, accept: str) -> None:
         builds.plan = [*BUILD, completed()]

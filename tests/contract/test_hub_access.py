@@ -37,7 +37,8 @@ class TestTokens:
         assert builds.asked[0].requester == "bot"
 
     @pytest.mark.parametrize(
-        "header", ["", "Bearer", "Bearer wrong", "Basic a-secret", "a-secret", "Bearer a-secret x", "Bearer a-secre"]
+        "header",
+        ["", "Bearer", "Bearer wrong", "Basic a-secret", "a-secret", "Bearer a-secret x", "Bearer a-secre"],
     )
     async def test_no_other_may(self, builds: MemoryBuilds, header: str) -> None:
         async with serving(builds, auth="tokens", tokens=TOKENS) as viewer:

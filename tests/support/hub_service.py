@@ -68,7 +68,9 @@ def parse(raw: bytes) -> list[Sent]:
 def texts(sent: list[Sent]) -> list[str]:
     """Return the lines of the build among what was sent."""
     return [
-        each.message.strip() for each in sent if each.message.startswith("line ") and "of the build" in each.message
+        each.message.strip()
+        for each in sent
+        if each.message.startswith("line ") and "of the build" in each.message
     ]
 
 
@@ -110,9 +112,11 @@ class Viewer:
     @asynccontextmanager
     async def live_bytes(self, path: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """Give bytes as they come."""
-        async with aiohttp.ClientSession(timeout=PATIENCE) as session:
-            async with session.get(self.address + path, headers=self.headers) as answer:
-                yield answer.content.iter_any()
+        async with (
+            aiohttp.ClientSession(timeout=PATIENCE) as session,
+            session.get(self.address + path, headers=self.headers) as answer,
+        ):
+            yield answer.content.iter_any()
 
 
 async def _events(answer: aiohttp.ClientResponse) -> AsyncGenerator[Sent, None]:
@@ -151,7 +155,9 @@ class HubService:
         return Viewer(self.address)
 
     def start(self) -> None:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RABBIT2DOCKER_", "JUPYTERHUB_"))}
+        inherited = {
+            k: v for k, v in os.environ.items() if not k.startswith(("RABBIT2DOCKER_", "JUPYTERHUB_"))
+        }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [COMMAND, "hub"],
