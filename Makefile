@@ -2,8 +2,9 @@
 # except that on Debian, as root, missing Debian packages are installed, and that a cluster has network devices of its own.
 PYTHON ?= python3
 BIN := .venv/bin
+NODE := .run/node
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo test test-cluster cluster-up cluster-down lint serve bench bench-cluster clean
+.PHONY: help venv up down status demo test test-hub test-cluster cluster-up cluster-down lint serve bench bench-cluster clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 21
@@ -36,6 +37,14 @@ test: venv  ## run all tests against real services; ARGS='-k cancel' chooses som
 
 test-cluster: venv  ## run the tests that need Kubernetes; KUBECONFIG chooses a cluster, without it one is made
 	@$(BIN)/python -m tests.cluster.harness run -- $(BIN)/pytest -m cluster tests/cluster $(ARGS)
+
+test-hub: venv $(NODE)/.complete  ## run the tests that need a JupyterHub, its proxy and BinderHub's client
+	@$(BIN)/python -m deploy.dev run -- $(BIN)/pytest -m hub tests/hub $(ARGS)
+
+$(NODE)/.complete:
+	@command -v npm >/dev/null || sh deploy/dev/need npm
+	@npm install --silent --no-audit --no-fund --prefix $(NODE) configurable-http-proxy@5.3.0 @jupyterhub/binderhub-client@0.5.0
+	@touch $@
 
 cluster-up: venv  ## start that cluster and keep it; addresses in .run/cluster/env
 	@$(BIN)/python -m tests.cluster.harness up

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
+from rabbit2docker.cli.information import settings as list_settings
 from rabbit2docker.errors import ConfigurationError
 from rabbit2docker.settings import HubSettings
 from rabbit2docker_hub.web.guards import make_guard
@@ -165,6 +166,15 @@ class TestJupyterHub:
 
 
 class TestSettings:
+    def test_tokens_are_not_shown(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("RABBIT2DOCKER_HUB__TOKENS", '{"ci": "a-secret"}')
+        list_settings(as_json=True)
+        shown = capsys.readouterr().out
+        assert "HUB__TOKENS" in shown
+        assert "a-secret" not in shown
+
     def test_a_hub_that_gives_no_token_is_a_wrong_setting(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("JUPYTERHUB_API_TOKEN", raising=False)
         with pytest.raises(ConfigurationError, match="JUPYTERHUB_API_TOKEN"):
