@@ -1,5 +1,7 @@
 """Who may ask for builds: tokens of the operator, and users of a JupyterHub, which a stand-in plays here."""
 
+import asyncio
+import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,8 +13,10 @@ from rabbit2docker.cli.information import settings as list_settings
 from rabbit2docker.errors import ConfigurationError
 from rabbit2docker.settings import HubSettings
 from rabbit2docker_hub.web.guards import make_guard
+from rabbit2docker_hub.web.server import HubApi
 from tests.contract.test_binder_stream import BUILD, PATH, completed
 from tests.support.hub_service import MemoryBuilds, Viewer, serving
+from tests.support.rabbitmq import free_port
 
 TOKENS = {"ci": "a-secret", "bot": "another-secret"}
 USERS = {
@@ -88,7 +92,13 @@ async def a_jupyterhub(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[dict[st
         return web.json_response(USERS[token])
 
     app = web.Application()
+
+    async def root(request: web.Request) -> web.Response:
+        asked["root"] = asked.get("root", 0) + 1
+        return web.json_response({"version": "6"})
+
     app.router.add_get("/hub/api/user", user)
+    app.router.add_get("/hub/api", root)
     runner = web.AppRunner(app)
     await runner.setup()
     await (site := web.TCPSite(runner, "127.0.0.1", 0)).start()
@@ -163,6 +173,20 @@ class TestJupyterHub:
     async def test_a_way_back_that_nobody_has_begun_is_refused(self, viewer: Viewer) -> None:
         status, _, _ = await viewer.raw("oauth_callback?code=1&state=2")
         assert status in (400, 403)
+
+
+class TestHealth:
+    async def test_a_hub_that_answers_is_asked_seldom(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with a_jupyterhub(monkeypatch) as asked:
+            api = HubApi(os.environ["JUPYTERHUB_API_URL"])
+            checks = await asyncio.gather(*(api.check() for _ in range(20)))
+        assert all(check.ok for check in checks)
+        assert asked["root"] == 1
+
+    async def test_a_hub_that_is_away_is_told(self) -> None:
+        check = await HubApi(f"http://127.0.0.1:{free_port()}/hub/api").check()
+        assert not check.ok
+        assert "does not answer" in check.detail
 
 
 class TestSettings:

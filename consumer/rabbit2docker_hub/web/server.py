@@ -44,6 +44,7 @@ CONNECT_SECONDS: Final = 10.0
 """Viewers who come before RabbitMQ has answered wait so long."""
 RETRY_SECONDS: Final = 5.0
 CHECK_SECONDS: Final = 5.0
+REMEMBER_SECONDS: Final = 15.0
 SEND_BUFFER_BYTES: Final = 128 * 1024
 """What the kernel may hold for one viewer; by itself it would take megabytes for each slow one."""
 
@@ -162,26 +163,44 @@ def make_application(
     )
 
 
-async def hub_check(api_url: str) -> HealthCheck:
-    """Tell whether the JupyterHub answers; nobody else could say who asks."""
-    try:
+class HubApi:
+    """Whether the JupyterHub answers: nobody else could say who asks."""
+
+    def __init__(self, url: str) -> None:
+        """Take the address of its API."""
+        self._url = url
+        self._asking = asyncio.Lock()
+        self._known: tuple[float, HealthCheck] | None = None
+
+    async def check(self) -> HealthCheck:
+        """Ask, but not more often than every few seconds: our health is open to everybody."""
+        async with self._asking:
+            now = asyncio.get_running_loop().time()
+            if self._known is None or now - self._known[0] > REMEMBER_SECONDS:
+                self._known = (now, await self._ask())
+            return self._known[1]
+
+    async def _ask(self) -> HealthCheck:
         timeout = aiohttp.ClientTimeout(total=CHECK_SECONDS)
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(api_url) as answer:
-            return HealthCheck("JupyterHub API", answer.status < 500, f"status {answer.status}")
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        return HealthCheck("JupyterHub API", False, type(error).__name__)
+        try:
+            async with aiohttp.ClientSession(timeout=timeout) as session, session.get(self._url) as answer:
+                ok, detail = answer.status < 500, f"answers {answer.status}"
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            ok, detail = False, f"does not answer ({type(error).__name__})"
+        return HealthCheck("JupyterHub API", ok, "" if ok else detail)
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises ConfigurationError, or AccessRefused when RabbitMQ refuses us."""
     connection = Connection(settings)
+    api_url = os.environ.get("JUPYTERHUB_API_URL") if settings.hub.auth is HubAuth.JUPYTERHUB else None
+    hub_api = HubApi(api_url) if api_url else None
 
     async def checks() -> list[HealthCheck]:
         trouble = connection.trouble
         found = [HealthCheck("RabbitMQ", not trouble, trouble)]
-        api_url = os.environ.get("JUPYTERHUB_API_URL")
-        if settings.hub.auth is HubAuth.JUPYTERHUB and api_url:
-            found.append(await hub_check(api_url))
+        if hub_api:
+            found.append(await hub_api.check())
         return found
 
     server = HTTPServer(make_application(settings, connection, checks), xheaders=False)
