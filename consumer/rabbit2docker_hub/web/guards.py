@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,6 +105,8 @@ class JupyterHub:
 
     def __init__(self, base_url: str) -> None:
         """Read what JupyterHub gives its services in the environment. Raises ConfigurationError."""
+        # It comes with the hub's database, of which there is none here, and tells what it can do.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         try:
             from jupyterhub.services.auth import HubOAuth, HubOAuthCallbackHandler, HubOAuthenticated
         except ImportError as error:
