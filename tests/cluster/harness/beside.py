@@ -34,9 +34,9 @@ NAMES = ("rabbitmq", "epmd", "registry", "git")
 GIT_ROOT = STATE / "git"
 AMQP_URL = f"amqp://guest:guest@{HOST}:{AMQP_PORT}/"
 MANAGEMENT_URL = f"http://guest:guest@{HOST}:{MANAGEMENT_PORT}/"
-# Not the ports of an Erlang that the machine's owner may run.
-_EPMD_PORT = "45369"
-_DISTRIBUTION_PORT = "45672"
+# Not those of an Erlang that the owner of the machine may run, nor any that an outgoing connection may have taken.
+_EPMD_PORT = "24369"
+_DISTRIBUTION_PORT = "25682"
 _READY = 120.0
 
 # The root is the one that `make up` makes its images from; what the service writes lies in the state directory.
