@@ -27,7 +27,7 @@ from rabbit2docker.executors.kubernetes.manifest import (
     marks_patch,
     read_marks,
     read_spec,
-    told,
+    told_in_pod,
     without_finalizer,
 )
 from rabbit2docker.executors.kubernetes.models import Pod
@@ -164,7 +164,7 @@ def test_credentials_are_mounted_and_never_written_into_the_pod() -> None:
     assert "s3cr3t" not in json.dumps(pod)
     assert not any("valueFrom" in item for item in pod["spec"]["containers"][0]["env"])
     assert "envFrom" not in pod["spec"]["containers"][0]
-    assert "s3cr3t" not in json.dumps(told(a_spec(), settings))
+    assert "s3cr3t" not in json.dumps(told_in_pod(a_spec(), settings))
     assert all(mounts(pod)[name]["readOnly"] for name in ("git", "docker-config", "builder"))
 
 
@@ -306,7 +306,7 @@ def test_the_operators_own_wishes_are_in_the_pod() -> None:
     assert pod["metadata"]["labels"]["team"] == "a"
     assert pod["metadata"]["labels"][manifest.COMPONENT] == manifest.BUILD
     assert environment(pod)["HTTPS_PROXY"] == "http://proxy.example.org"
-    assert json.loads(environment(pod)["RABBIT2DOCKER_BUILD"]) == told(a_spec(), settings)
+    assert json.loads(environment(pod)["RABBIT2DOCKER_BUILD"]) == told_in_pod(a_spec(), settings)
 
 
 def test_what_the_operator_did_not_ask_for_is_left_to_the_cluster() -> None:

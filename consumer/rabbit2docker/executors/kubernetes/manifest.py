@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from rabbit2docker.executors.base import AttemptSpec, Marks
 from rabbit2docker.executors.kubernetes.models import Pod
 from rabbit2docker.executors.kubernetes.table import BUILDER_CONTAINER
+from rabbit2docker.executors.told import told
 from rabbit2docker.rendezvous import ranked
 from rabbit2docker.settings import Settings
 
@@ -220,7 +221,7 @@ def _environment(spec: AttemptSpec, settings: Settings, *, with_git: bool) -> di
         # Beside the config, as usual, it could not be written.
         "BUILDX_CONFIG": f"{HOME}/.buildx",
         **settings.kubernetes.env,
-        SPEC_VARIABLE: json.dumps(told(spec, settings), ensure_ascii=False),
+        SPEC_VARIABLE: json.dumps(told_in_pod(spec, settings), ensure_ascii=False),
     }
     if push_secret(spec, settings):
         environment["DOCKER_CONFIG"] = DOCKER_CONFIG_DIR
@@ -233,27 +234,9 @@ def _environment(spec: AttemptSpec, settings: Settings, *, with_git: bool) -> di
     return environment
 
 
-def told(spec: AttemptSpec, settings: Settings) -> dict[str, Any]:
+def told_in_pod(spec: AttemptSpec, settings: Settings) -> Manifest:
     """Return what the builder is told; no credentials are among it."""
-    request, builder = spec.request, settings.builder
-    return {
-        "repo_url": spec.repo_url,
-        "ref": spec.resolved_ref,
-        "image": spec.image,
-        "content_provider": spec.content_provider,
-        "subdir": request.subdir,
-        "build_args": request.build_args,
-        "labels": request.labels,
-        "appendix": request.appendix,
-        "timeout_seconds": spec.timeout_seconds,
-        "idle_seconds": spec.idle_seconds,
-        "docker_host": f"unix://{settings.kubernetes.docker_socket}",
-        "docker_wait_seconds": builder.docker_wait_seconds,
-        "push_retries": builder.push_retries,
-        "user_name": builder.user_name,
-        "user_id": builder.user_id,
-        "repo2docker_args": builder.repo2docker_args,
-    }
+    return {**told(spec, settings.builder), "docker_host": f"unix://{settings.kubernetes.docker_socket}"}
 
 
 def push_secret(spec: AttemptSpec, settings: Settings) -> str | None:

@@ -43,6 +43,7 @@ from rabbit2docker.executors.base import (
 from rabbit2docker.executors.local import builders, files
 from rabbit2docker.executors.local.lines import LogReader
 from rabbit2docker.executors.local.watching import Watching
+from rabbit2docker.executors.told import told
 from rabbit2docker.settings import ENV_PREFIX, Settings
 
 log = structlog.get_logger()
@@ -206,8 +207,7 @@ class LocalExecutor:
         return await asyncio.shield(task)
 
     async def _create(self, spec: AttemptSpec, marks: Marks) -> tuple[Attempt, bool]:
-        told = self._told(spec)
-        is_new = await self._guarded("make a record", self._state.make, spec, marks, told)
+        is_new = await self._guarded("make a record", self._state.make, spec, marks, self._told(spec))
         if not is_new:
             # A folder that appeared behind our back, or one that was damaged when we looked.
             found = await self._guarded("read a record", self._state.load, spec.name)
@@ -334,24 +334,9 @@ class LocalExecutor:
 
     def _told(self, spec: AttemptSpec) -> dict[str, Any]:
         """Return what the builder is told."""
-        settings, request = self._settings, spec.request
         return {
-            "repo_url": spec.repo_url,
-            "ref": spec.resolved_ref,
-            "image": spec.image,
-            "content_provider": spec.content_provider,
-            "subdir": request.subdir,
-            "build_args": request.build_args,
-            "labels": request.labels,
-            "appendix": request.appendix,
-            "timeout_seconds": spec.timeout_seconds,
-            "idle_seconds": spec.idle_seconds,
-            "docker_host": settings.docker.host,
-            "docker_wait_seconds": settings.builder.docker_wait_seconds,
-            "push_retries": settings.builder.push_retries,
-            "user_name": settings.builder.user_name,
-            "user_id": settings.builder.user_id,
-            "repo2docker_args": settings.builder.repo2docker_args,
+            **told(spec, self._settings.builder),
+            "docker_host": self._settings.docker.host,
             "repo2docker_version": self._version,
             "python": sys.executable,
             "workdir": str(self._state.path(spec.name) / files.WORK),
