@@ -5,16 +5,16 @@ import re
 import secrets
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 import structlog
 from cachetools import TTLCache
 
 from rabbit2docker.builder import BUILDER_PATH
-from rabbit2docker.errors import ExecutorUnavailable, NameTaken, Rabbit2DockerError, RecordMissing
+from rabbit2docker.errors import ExecutorUnavailable, NameTaken, RecordMissing
 from rabbit2docker.executors.base import (
     Attempt,
     AttemptName,
@@ -38,6 +38,7 @@ from rabbit2docker.executors.kubernetes.pace import Urgency
 from rabbit2docker.executors.kubernetes.provisions import Provisions
 from rabbit2docker.executors.kubernetes.table import Around, Sight, in_order, see
 from rabbit2docker.executors.kubernetes.watching import PODS, Mirror
+from rabbit2docker.executors.tasks import Tasks
 from rabbit2docker.settings import Settings
 from rabbit2docker.times import utc_now
 
@@ -126,8 +127,7 @@ class KubernetesExecutor:
         self._forgotten: TTLCache[str, bool] = TTLCache(REMEMBERED, 3600)
         self._unreadable: TTLCache[str, bool] = TTLCache(REMEMBERED, 3600)
         self._changes: asyncio.Queue[Change | None] | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._lasting: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()
         self._members: Membership | None = None
         self._pods = Mirror(
             self._api,
@@ -157,23 +157,16 @@ class KubernetesExecutor:
     async def __aenter__(self) -> Self:
         """Find the cluster and begin to watch it. Raises ConfigurationError when nothing says where it is."""
         await self._api.open()
-        self._last(self._pods.run(), "watch of builds")
-        self._last(self._docker_api.run(), "watch of docker-api")
+        self._tasks.last(self._pods.run(), "watch of builds")
+        self._tasks.last(self._docker_api.run(), "watch of docker-api")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Finish what is being written, give back the Lease, let go of everything; builds run on."""
-        for task in self._lasting:
-            task.cancel()
-        await asyncio.gather(*self._lasting, return_exceptions=True)
-        if self._tasks:
-            # Whoever stops a replica waits for it: what an API server that is away does not take is left to the others.
-            await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Whoever stops a replica waits for it: what an API server that is away does not take is left to the others.
+        await self._tasks.close(seconds=CLOSE_SECONDS)
         for record in self._records.values():
             _stop_timer(record)
         self._records.clear()
@@ -199,7 +192,7 @@ class KubernetesExecutor:
         Raises NameTaken when a pod that is not ours has the name, ExecutorUnavailable when the API server is away or
         does not take the pod; its words say why.
         """
-        return await asyncio.shield(self._own(self._create(spec, marks), f"create {spec.name}"))
+        return await asyncio.shield(self._tasks.own(self._create(spec, marks), f"create {spec.name}"))
 
     async def _create(self, spec: AttemptSpec, marks: Marks) -> tuple[Attempt, bool]:
         known = self._records.get(spec.name)
@@ -254,7 +247,7 @@ class KubernetesExecutor:
     async def mark(self, name: AttemptName, change: Callable[[Marks], Marks]) -> Attempt:
         """Change the marks as one step. Raises RecordMissing, ExecutorUnavailable."""
         # What is being written must not be cut short: nobody would know whether it was.
-        return await asyncio.shield(self._own(self._mark(name, change), f"mark {name}"))
+        return await asyncio.shield(self._tasks.own(self._mark(name, change), f"mark {name}"))
 
     async def _mark(self, name: AttemptName, change: Callable[[Marks], Marks]) -> Attempt:
         record = await self._existing(name)
@@ -348,7 +341,7 @@ class KubernetesExecutor:
         if not record.is_over:
             log.warning("an attempt that still runs is not forgotten", name=name)
             return
-        await asyncio.shield(self._own(self._forget(record), f"forget {name}"))
+        await asyncio.shield(self._tasks.own(self._forget(record), f"forget {name}"))
 
     async def _forget(self, record: _Record) -> None:
         async with record.writing:
@@ -365,8 +358,8 @@ class KubernetesExecutor:
     async def members(self) -> AsyncIterator[Members]:
         """Tell which replicas live; from here on this one does, and others see it."""
         self._members = Membership(self._api, self._settings, self.replica)
-        self._last(self._members.mirror.run(), "watch of leases")
-        self._last(self._members.run(), "lease")
+        self._tasks.last(self._members.mirror.run(), "watch of leases")
+        self._tasks.last(self._members.run(), "lease")
         async for members in self._members.follow():
             yield members
 
@@ -469,7 +462,7 @@ class KubernetesExecutor:
         record.sight = sight = see(record.pod, around)
         if sight.examine_at is not None and around.now >= sight.examine_at and not record.examining:
             record.examining = True
-            self._last(self._examine(record), f"events of {record.spec.name}")
+            self._tasks.last(self._examine(record), f"events of {record.spec.name}")
         coming = [at for at in (sight.examine_at, sight.look_again_at) if at is not None and at > around.now]
         if coming:
             seconds = (min(coming) - around.now).total_seconds()
@@ -581,25 +574,6 @@ class KubernetesExecutor:
                 if record.sight.state is AttemptState.PENDING:
                     self._refresh(record)
 
-    # -- tasks
-
-    def _own(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-        """Carry out work that closing waits for, even if whoever asked is cancelled."""
-        return self._keep(self._tasks, work, name)
-
-    def _last(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-        """Carry out work that closing cancels."""
-        return self._keep(self._lasting, work, name)
-
-    def _keep(
-        self, where: set[asyncio.Task[Any]], work: Coroutine[Any, Any, T], name: str
-    ) -> asyncio.Task[T]:
-        task = asyncio.create_task(work, name=name)
-        where.add(task)
-        task.add_done_callback(where.discard)
-        task.add_done_callback(_tell_failure)
-        return task
-
 
 def _replica_name() -> str:
     """Return a name that no other process has, or had: a DNS label and a label value."""
@@ -632,10 +606,3 @@ def _stop_timer(record: _Record) -> None:
     if record.timer is not None:
         record.timer.cancel()
         record.timer = None
-
-
-def _tell_failure(task: asyncio.Task[Any]) -> None:
-    """Fetch the exception, as whoever asked may be gone; what is not raised on purpose is a defect and is told."""
-    if task.cancelled() or (error := task.exception()) is None or isinstance(error, Rabbit2DockerError):
-        return
-    log.error("the executor broke", task=task.get_name(), exc_info=error)

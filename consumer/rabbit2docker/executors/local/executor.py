@@ -12,7 +12,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from typing import Any, Final, Self, TypeVar
 import structlog
 
 from rabbit2docker.builder import BUILDER_PATH
-from rabbit2docker.errors import ConfigurationError, Rabbit2DockerError, RecordMissing
+from rabbit2docker.errors import ConfigurationError, RecordMissing
 from rabbit2docker.executors.base import (
     Attempt,
     AttemptName,
@@ -43,6 +43,7 @@ from rabbit2docker.executors.base import (
 from rabbit2docker.executors.local import builders, files
 from rabbit2docker.executors.local.lines import LogReader
 from rabbit2docker.executors.local.watching import Watching
+from rabbit2docker.executors.tasks import Tasks
 from rabbit2docker.executors.told import told
 from rabbit2docker.settings import ENV_PREFIX, Settings
 
@@ -110,8 +111,7 @@ class LocalExecutor:
         self._records: dict[AttemptName, _Record] = {}
         self._creating: dict[AttemptName, asyncio.Task[tuple[Attempt, bool]]] = {}
         self._changes: asyncio.Queue[Change | None] | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._lasting: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()
         self._watching = Watching(on_folder=self._on_folder, on_everything=self._check_folders)
         self._environment: dict[str, str] = {}
         self._place = socket.gethostname()
@@ -129,7 +129,7 @@ class LocalExecutor:
         try:
             loaded = await self._in_thread(self._open)
             self._watching.open(self._state.attempts)
-            self._last(self._watching.run(), "inotify")
+            self._tasks.last(self._watching.run(), "inotify")
             for found in loaded:
                 await self._adopt(found)
         except BaseException:
@@ -175,11 +175,7 @@ class LocalExecutor:
             await self.cancel(record.spec.name)
 
     async def _close(self) -> None:
-        for task in self._lasting:
-            task.cancel()
-        await asyncio.gather(*self._lasting, return_exceptions=True)
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
         self._watching.close()
         for record in self._records.values():
             self._close_pipe(record)
@@ -201,7 +197,7 @@ class LocalExecutor:
             return self._snapshot(record), False
         if (running := self._creating.get(spec.name)) is not None:
             return (await asyncio.shield(running))[0], False
-        task = self._own(self._create(spec, marks), f"create {spec.name}")
+        task = self._tasks.own(self._create(spec, marks), f"create {spec.name}")
         self._creating[spec.name] = task
         task.add_done_callback(lambda _: self._creating.pop(spec.name, None))
         return await asyncio.shield(task)
@@ -228,7 +224,7 @@ class LocalExecutor:
     async def mark(self, name: AttemptName, change: Callable[[Marks], Marks]) -> Attempt:
         """Change the marks as one step, on disk before it returns. Raises RecordMissing, ExecutorUnavailable."""
         # What is being written must not be cut short: the next change starts from what is on disk.
-        return await asyncio.shield(self._own(self._mark(name, change), f"mark {name}"))
+        return await asyncio.shield(self._tasks.own(self._mark(name, change), f"mark {name}"))
 
     async def _mark(self, name: AttemptName, change: Callable[[Marks], Marks]) -> Attempt:
         record = self._existing(name)
@@ -310,7 +306,7 @@ class LocalExecutor:
         if record.state is not AttemptState.ENDED:
             log.warning("an attempt that still runs is not forgotten", name=name)
             return
-        await asyncio.shield(self._own(self._forget(record), f"forget {name}"))
+        await asyncio.shield(self._tasks.own(self._forget(record), f"forget {name}"))
 
     async def _forget(self, record: _Record) -> None:
         async with record.writing:
@@ -367,7 +363,7 @@ class LocalExecutor:
             await asyncio.sleep(seconds)
             await self._start(record)
 
-        self._last(start_again(), f"start {record.spec.name} again")
+        self._tasks.last(start_again(), f"start {record.spec.name} again")
 
     async def _take_in(self, record: _Record, observed: builders.Observed) -> None:
         """Note a builder that was started, and wait for its end unless that has come already."""
@@ -382,7 +378,7 @@ class LocalExecutor:
     def _on_pipe(self, record: _Record) -> None:
         if record.pipe is not None and builders.has_ended(record.pipe):
             self._close_pipe(record)
-            self._own(self._end(record), f"end of {record.spec.name}")
+            self._tasks.own(self._end(record), f"end of {record.spec.name}")
 
     async def _end(self, record: _Record) -> None:
         """Note the end: the builder writes its result before it ends, so what is not there now will never be."""
@@ -401,7 +397,7 @@ class LocalExecutor:
         await self._guarded("end a builder", builders.send, record.path, record.process, signal.SIGTERM)
         if not record.is_ending:
             record.is_ending = True
-            self._last(self._kill_later(record), f"end {record.spec.name}")
+            self._tasks.last(self._kill_later(record), f"end {record.spec.name}")
 
     async def _kill_later(self, record: _Record) -> None:
         with suppress(TimeoutError):
@@ -453,11 +449,11 @@ class LocalExecutor:
 
     def _on_folder(self, name: str) -> None:
         if (record := self._records.get(AttemptName(name))) is not None:
-            self._own(self._check_folder(record), f"check {name}")
+            self._tasks.own(self._check_folder(record), f"check {name}")
 
     def _check_folders(self) -> None:
         for record in list(self._records.values()):
-            self._own(self._check_folder(record), f"check {record.spec.name}")
+            self._tasks.own(self._check_folder(record), f"check {record.spec.name}")
 
     async def _check_folder(self, record: _Record) -> None:
         """Notice a record that was removed from outside; nobody would hear of its builder, so that is ended."""
@@ -490,23 +486,6 @@ class LocalExecutor:
         except OSError as error:
             raise files.unavailable(error, what, self._state.root) from error
 
-    def _own(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-        """Carry out work that closing waits for, even if whoever asked is cancelled."""
-        return self._keep(self._tasks, work, name)
-
-    def _last(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-        """Carry out work that closing cancels."""
-        return self._keep(self._lasting, work, name)
-
-    def _keep(
-        self, where: set[asyncio.Task[Any]], work: Coroutine[Any, Any, T], name: str
-    ) -> asyncio.Task[T]:
-        task = asyncio.create_task(work, name=name)
-        where.add(task)
-        task.add_done_callback(where.discard)
-        task.add_done_callback(_tell_failure)
-        return task
-
 
 @contextmanager
 def _missing_when_gone(record: _Record | None) -> Iterator[None]:
@@ -516,10 +495,3 @@ def _missing_when_gone(record: _Record | None) -> Iterator[None]:
         if record is None:
             raise
         raise RecordMissing(f"The record {record.spec.name} is gone.") from error
-
-
-def _tell_failure(task: asyncio.Task[Any]) -> None:
-    """Fetch the exception, as whoever asked may be gone; what is not raised on purpose is a defect and is told."""
-    if task.cancelled() or (error := task.exception()) is None or isinstance(error, Rabbit2DockerError):
-        return
-    log.error("the executor broke", task=task.get_name(), exc_info=error)
