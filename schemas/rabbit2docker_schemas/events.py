@@ -59,6 +59,17 @@ class Timings(EventData):
     pushing: float | None = None
 
 
+class BuildOptions(EventData):
+    """What a request asked for beside the repository, as in the request itself."""
+
+    force: bool = False
+    subdir: str | None = None
+    build_args: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    appendix: str | None = None
+    timeout_seconds: int | None = None
+
+
 class Accepted(EventData):
     """The request is a build now, or has joined one, or its image exists."""
 
@@ -78,6 +89,8 @@ class Accepted(EventData):
     cached: bool = False
     """The image exists: a `completed` event follows at once."""
     requester: str | None = None
+    options: BuildOptions | None = None
+    """Absent when the request had none, and from services that do not tell them yet."""
 
 
 class Rejected(EventData):

@@ -5,7 +5,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import pytest
 import yaml
@@ -161,12 +161,12 @@ def secret_settings(model: type[BaseModel], path: tuple[str, ...] = ()) -> Itera
     """Return the paths of all settings that hold secrets."""
     for name, field in model.model_fields.items():
         kinds = [field.annotation, *get_args(field.annotation)]
+        key = ("hub-a",) if get_origin(field.annotation) is dict else ()
         if SecretStr in kinds:
-            yield (*path, name)
+            yield (*path, name, *key)
         for kind in kinds:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
-                tenant = () if kind is field.annotation else ("hub-a",)
-                yield from secret_settings(kind, (*path, name, *tenant))
+                yield from secret_settings(kind, (*path, name, *key))
 
 
 @pytest.mark.parametrize("path", list(secret_settings(Settings)), ids=".".join)

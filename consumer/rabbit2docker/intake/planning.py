@@ -11,7 +11,8 @@ from rabbit2docker.images.names import build_name, image_name, options_digest
 from rabbit2docker.intake.wishes import Wish
 from rabbit2docker.providers.base import Repository
 from rabbit2docker.settings import Settings
-from rabbit2docker_schemas.events import Accepted
+from rabbit2docker_schemas.events import Accepted, BuildOptions
+from rabbit2docker_schemas.requests import BuildRequest
 
 MAX_NAME_LENGTH: Final = 63
 NONCE_LENGTH: Final = 10
@@ -66,6 +67,7 @@ class Plan:
             attached=attached,
             cached=cached,
             requester=request.requester,
+            options=options_of(request),
         )
 
 
@@ -113,4 +115,12 @@ def accepted_from(spec: AttemptSpec, wish: Wish, *, attached: bool) -> Accepted:
         image=spec.image,
         attached=attached,
         requester=request.requester,
+        options=options_of(request),
     )
+
+
+def options_of(request: BuildRequest) -> BuildOptions | None:
+    """Return what the request asks for beside the repository; None if that is nothing."""
+    given = request.model_dump(include=set(BuildOptions.model_fields))
+    options = BuildOptions.model_validate(given)
+    return None if options == BuildOptions() else options

@@ -77,7 +77,7 @@ app.kubernetes.io/component: docker-api
   "amqp.url" "put it into a Secret and name that in amqp.existingSecret"
   "amqp.management_url" "put it into the Secret of amqp.existingSecret and its key into amqp.managementUrlKey"
   "providers.github_token" "put it into a Secret and name that in githubToken.existingSecret"
-  "hub.tokens" "the chart does not run `rabbit2docker hub`"
+  "hub" "the chart does not run `rabbit2docker hub`"
   "http.bind" "service.port is where it can be reached"
   "docker.host" "builds use the docker-api of their node"
   "kubernetes.namespace" "builds run in the release's namespace"

@@ -1,0 +1,1 @@
+"""What a hub remembers of its builds: requests, events and logs, in SQLite or PostgreSQL."""
