@@ -72,6 +72,11 @@ EVENT_PUBLISH_SECONDS = Histogram(
 EVENT_PUBLISH_RETRIES = Counter(
     "rabbit2docker_event_publish_retries_total", "Publishes that were tried again.", registry=REGISTRY
 )
+EVENTS_UNROUTED = Counter(
+    "rabbit2docker_events_unrouted_total",
+    "Events that RabbitMQ had no queue for: a tenant's stream is missing, or RabbitMQ has only just started.",
+    registry=REGISTRY,
+)
 OUTBOX = Gauge("rabbit2docker_outbox_events", "Events waiting for a confirm.", registry=REGISTRY)
 AMQP_CONNECTED = Gauge(
     "rabbit2docker_amqp_connected", "1 while the connection is up.", ["role"], registry=REGISTRY

@@ -4,11 +4,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import aio_pika
 import pytest
 
+from rabbit2docker import metrics
 from rabbit2docker.broker import declare
 from rabbit2docker.broker.base import Delivery
 from rabbit2docker.broker.broker import Broker, publishing
@@ -22,6 +24,7 @@ from rabbit2docker_schemas import ids, routing
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Completed
 from rabbit2docker_schemas.requests import BuildRequest
+from tests.support.promises import captured
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ, free_port
 from tests.support.waiting import eventually
@@ -129,6 +132,47 @@ class TestTopology:
         assert [(letter.reason, letter.routing_key) for letter in found] == [
             ("unroutable", "request.default.interaktive")
         ]
+
+
+class TestEvents:
+    async def test_an_event_that_reaches_no_queue_is_sent_again_until_it_does(
+        self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
+    ) -> None:
+        """As in the first moments after RabbitMQ's start, when it confirms what it brings nowhere."""
+        await declare.declare(settings)
+        stream = routing.tenant_stream("default")
+        bindings = [
+            binding
+            for binding in rabbitmq.api("GET", f"queues/{vhost}/{stream}/bindings")
+            if binding["source"] == routing.RESULTS_EXCHANGE
+        ]
+        path = f"bindings/{vhost}/e/{routing.RESULTS_EXCHANGE}/q/{stream}"
+        for binding in bindings:
+            rabbitmq.api("DELETE", f"{path}/{binding['properties_key']}")
+        before = unrouted()
+        async with publishing(settings, wait_seconds=20) as publisher:
+            publishing_it = asyncio.create_task(publisher.publish(an_end()))
+            await eventually(lambda: unrouted() > before + 1)
+            assert not publishing_it.done()
+            for binding in bindings:
+                rabbitmq.api("POST", path, {"routing_key": binding["routing_key"]})
+            await publishing_it
+        assert [event.id for event in await captured(settings.amqp)] == [an_end().id]
+
+    async def test_a_tenant_without_a_stream_holds_nobody_up_for_ever(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await declare.declare(settings)
+        monkeypatch.setattr("rabbit2docker.broker.publisher.UNHEARD_SECONDS", 1.0)
+        before = unrouted()
+        async with publishing(settings, wait_seconds=20) as publisher:
+            for _ in range(20):  # only the first of them is waited for
+                await publisher.publish(replace(an_end(), tenant="nobody"))
+        assert unrouted() - before >= 20
+
+
+def unrouted() -> float:
+    return metrics.REGISTRY.get_sample_value("rabbit2docker_events_unrouted_total") or 0.0
 
 
 class TestTenants:

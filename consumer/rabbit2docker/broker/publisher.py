@@ -12,6 +12,7 @@ import aio_pika
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractExchange, DeliveryMode
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, DeliveryError, PublishError
+from cachetools import LRUCache
 
 from rabbit2docker import metrics
 from rabbit2docker.broker.link import BROKEN, Link, is_cancelled
@@ -24,6 +25,14 @@ log = structlog.get_logger()
 
 PAUSES: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 BLOCKED_CHECK_SECONDS: Final = 0.05
+UNHEARD_SECONDS: Final = 30.0
+"""Events of a tenant that reach no queue are sent again for so long: right after its start RabbitMQ can confirm what it
+has brought nowhere. A tenant that has no stream at all holds nobody up for longer."""
+UNHEARD_TENANTS: Final = 1000
+
+
+class _Unrouted(TopologyMismatch):
+    """RabbitMQ has no queue for the message."""
 
 
 def make_message(
@@ -65,6 +74,7 @@ class ConfirmedPublisher:
         self._waiting = 0
         self._exchanges: dict[str, AbstractExchange] = {}
         self._exchanges_of = -1
+        self._unheard_since: LRUCache[str, float] = LRUCache(UNHEARD_TENANTS)
 
     async def publish(self, event: Event) -> None:
         """Return when the event is confirmed; see broker.base.Publisher."""
@@ -80,8 +90,31 @@ class ConfirmedPublisher:
             )
 
         with metrics.EVENT_PUBLISH_SECONDS.time():
-            await self.send(RESULTS_EXCHANGE, event.routing_key, message, mandatory=False, patient=True)
+            while True:
+                try:
+                    await self.send(
+                        RESULTS_EXCHANGE, event.routing_key, message, patient=True, unrouted=False
+                    )
+                except _Unrouted:
+                    if self._is_unheard(event.tenant):
+                        return
+                    await asyncio.sleep(PAUSES[2])
+                else:
+                    break
+        self._unheard_since.pop(event.tenant, None)
         metrics.EVENTS_PUBLISHED.labels(kind=event.kind).inc()
+
+    def _is_unheard(self, tenant: str) -> bool:
+        """Tell whether nothing of this tenant has reached a queue for so long that it is not waited for any more."""
+        metrics.EVENTS_UNROUTED.inc()
+        now = asyncio.get_running_loop().time()
+        if tenant not in self._unheard_since:
+            self._unheard_since[tenant] = now
+            log.warning("events of a tenant reach no queue, they are sent again", tenant=tenant)
+        if now - self._unheard_since[tenant] < UNHEARD_SECONDS:
+            return False
+        log.warning("an event reaches nobody: `topology declare` makes the tenant's stream", tenant=tenant)
+        return True
 
     async def send(
         self,
@@ -89,12 +122,13 @@ class ConfirmedPublisher:
         key: str,
         message: Callable[[], aio_pika.Message],
         *,
-        mandatory: bool = True,
         patient: bool,
+        unrouted: bool = True,
     ) -> None:
-        """Publish what `message` makes until it is confirmed.
+        """Publish what `message` makes until it is confirmed and in a queue.
 
-        `patient`: wait for as long as RabbitMQ, or the exchange, is away; otherwise the first refusal is raised.
+        `patient`: wait for as long as RabbitMQ, or the exchange, is away, and if `unrouted` also for a queue; otherwise
+        the first refusal is raised.
         Raises BrokerUnavailable, TopologyMismatch, AccessRefused.
         """
         if self._waiting >= self._limit:
@@ -104,9 +138,10 @@ class ConfirmedPublisher:
         try:
             for tries in count():
                 try:
-                    return await self._try(exchange, key, message, mandatory)
+                    return await self._try(exchange, key, message)
                 except (BrokerUnavailable, TopologyMismatch, AccessRefused) as error:
-                    if self._link.is_closing or not patient:
+                    given_up = isinstance(error, _Unrouted) and not unrouted
+                    if self._link.is_closing or not patient or given_up:
                         raise
                     self._tell(error, tries)
                 pause = PAUSES[min(tries, len(PAUSES) - 1)]
@@ -123,20 +158,18 @@ class ConfirmedPublisher:
                 "RabbitMQ has not confirmed a message, sending it again", why=str(error), tries=tries + 1
             )
 
-    async def _try(
-        self, exchange: str, key: str, message: Callable[[], aio_pika.Message], mandatory: bool
-    ) -> None:
+    async def _try(self, exchange: str, key: str, message: Callable[[], aio_pika.Message]) -> None:
         channel = await self._link.channel()
         target = await self._exchange(channel, exchange)
         try:
             async with self._window:
-                await target.publish(message(), key, mandatory=mandatory, timeout=self._timeout)
+                await target.publish(message(), key, mandatory=True, timeout=self._timeout)
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
             raise BrokerUnavailable("The connection to RabbitMQ was stuck.") from None
         except PublishError as error:
-            raise TopologyMismatch(
+            raise _Unrouted(
                 f"No queue takes messages with the key {key} of {exchange}. `rabbit2docker topology check` says more."
             ) from error
         except DeliveryError as error:
