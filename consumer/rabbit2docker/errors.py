@@ -6,7 +6,8 @@
      │    ├── ProviderUnavailable     a repository host did not answer, or limits us
      │    ├── RegistryUnavailable     the registry can not say whether an image exists
      │    ├── ExecutorUnavailable     attempts cannot be created or read at the moment
-     │    └── BrokerUnavailable       RabbitMQ did not confirm
+     │    ├── BrokerUnavailable       RabbitMQ did not confirm
+     │    └── StoreUnavailable        the hub's database is away
      ├── RecordMissing            no: the executor does not know the attempt
      ├── NameTaken                under another name: something that is no record has this one
      ├── AccessRefused            no: RabbitMQ refuses the user, password, virtual host or permission
@@ -58,6 +59,10 @@ class ExecutorUnavailable(TransientError):
 
 class BrokerUnavailable(TransientError):
     """RabbitMQ did not confirm a message in time; it may or may not have been enqueued."""
+
+
+class StoreUnavailable(TransientError):
+    """The database in which the hub remembers builds is away."""
 
 
 class RecordMissing(Rabbit2DockerError):

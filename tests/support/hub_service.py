@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,13 +14,20 @@ from typing import Any
 from urllib.parse import quote
 
 import aiohttp
-from tornado.httpserver import HTTPServer
 from yarl import URL
 
 from rabbit2docker.errors import BrokerUnavailable
 from rabbit2docker.settings import AmqpSettings, HubSettings, Settings
+from rabbit2docker_hub.store.records import (
+    Allowance,
+    Build,
+    BuildPage,
+    BuildQuery,
+    BuildRecords,
+    StoredLine,
+)
 from rabbit2docker_hub.web.handlers import HealthCheck
-from rabbit2docker_hub.web.server import listening, make_application
+from rabbit2docker_hub.web.server import http_server, listening, make_application
 from rabbit2docker_schemas import events, ids
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.ids import RequestId
@@ -204,6 +211,7 @@ class MemoryBuilds:
 
     def __init__(self) -> None:
         self.asked: list[BuildRequest] = []
+        self.cancelled: list[tuple[str, str]] = []
         self.problem: Exception | None = None
         self.plan: list[events.AnyEventData] = []
         """What happens to every request; ids are filled in."""
@@ -222,6 +230,19 @@ class MemoryBuilds:
         async with self._more:
             self.plan.extend(data)
             self._more.notify_all()
+
+    async def cancel(self, id_: str, *, by: str) -> None:
+        if self.problem:
+            raise self.problem
+        self.cancelled.append((id_, by))
+
+    def of_build(self, build_id: str, *, since: datetime | None = None) -> AsyncGenerator[Event, None]:
+        [request_id] = [
+            request.request_id
+            for request in self.asked
+            if request.request_id and ids.build_id_of("default", request.request_id) == build_id
+        ]
+        return self.of_request(request_id)
 
     async def of_request(self, request_id: str) -> AsyncGenerator[Event, None]:
         self.reading += 1
@@ -245,15 +266,46 @@ class MemoryBuilds:
             self.reading -= 1
 
 
+class Forgetful:
+    """Remembers nothing."""
+
+    async def asked(self, request: BuildRequest, *, at: datetime) -> None: ...
+
+    async def shared(self, request_id: str, requester: str) -> None: ...
+
+    async def put(self, events: Sequence[Event]) -> None: ...
+
+    async def build(self, id_: str) -> Build | None:
+        return None
+
+    async def builds(self, query: BuildQuery) -> BuildPage:
+        return BuildPage(builds=[])
+
+    async def events(self, build_id: str) -> AsyncGenerator[Event, None]:
+        return
+        yield
+
+    async def lines(
+        self, build_id: str, *, attempt: int | None = None, first: int = 0, last: int | None = None
+    ) -> AsyncGenerator[StoredLine, None]:
+        return
+        yield
+
+    async def may_ask(self, who: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
+        return Allowance(allowed=True, limit=limit, remaining=limit, reset_at=at)
+
+
 @asynccontextmanager
-async def serving(builds: MemoryBuilds, **hub: Any) -> AsyncIterator[Viewer]:
+async def serving(
+    builds: MemoryBuilds, records: BuildRecords | None = None, **hub: Any
+) -> AsyncIterator[Viewer]:
     """Serve builds in memory over real HTTP."""
     settings = Settings(hub=HubSettings.model_validate({"auth": "none", **hub}))
 
     async def checks() -> list[HealthCheck]:
         return [HealthCheck("RabbitMQ", builds.problem is None, str(builds.problem or ""))]
 
-    server = HTTPServer(make_application(settings, builds, checks))
+    server = http_server(make_application(settings, builds, checks, records or Forgetful()))
     sockets = listening("127.0.0.1", 0)
     server.add_sockets(sockets)
     port = sockets[0].getsockname()[1]

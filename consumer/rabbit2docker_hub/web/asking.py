@@ -1,20 +1,28 @@
 """Requests of viewers: who wants the same at the same moment shares one."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final, Protocol, TypeVar
 
-from rabbit2docker.errors import BrokerUnavailable, Rabbit2DockerError, TopologyMismatch
+import structlog
+
+from rabbit2docker.errors import BrokerUnavailable, Rabbit2DockerError, StoreUnavailable, TopologyMismatch
+from rabbit2docker_hub.store.records import BuildRecords
 from rabbit2docker_hub.web.cursor import Cursor, new_request_id
 from rabbit2docker_hub.web.telling import KEEPALIVE, Telling
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.ids import RequestId
 from rabbit2docker_schemas.requests import BuildRequest
 
+log = structlog.get_logger()
+
 T = TypeVar("T")
 
+RECORD_SECONDS: Final = 5.0
+"""A build is asked for without a record of it when the database takes longer than this."""
 ASK_SECONDS: Final = 20.0
 """RabbitMQ may take this long to confirm a request."""
 NOTICE_SECONDS: Final = 2.0
@@ -27,8 +35,14 @@ class Builds(Protocol):
     async def ask(self, request: BuildRequest) -> RequestId:
         """Ask for a build. Raises BrokerUnavailable."""
 
+    async def cancel(self, id_: str, *, by: str) -> None:
+        """End a build, or take back a request, by the id of either. Raises BrokerUnavailable."""
+
     def of_request(self, request_id: str) -> AsyncGenerator[Event, None]:
         """Yield what happens to a request and its build, to the end."""
+
+    def of_build(self, build_id: str, *, since: datetime | None = None) -> AsyncGenerator[Event, None]:
+        """Yield what happens to a build, which was asked for at `since`, from its beginning to its end."""
 
 
 @dataclass(slots=True)
@@ -41,9 +55,12 @@ class _Shared:
 class Asking:
     """Asks for builds, and tells viewers what becomes of them."""
 
-    def __init__(self, builds: Builds, *, share_seconds: float, keepalive_seconds: float) -> None:
+    def __init__(
+        self, builds: Builds, records: BuildRecords, *, share_seconds: float, keepalive_seconds: float
+    ) -> None:
         """Let requests for the same that come within `share_seconds` be one; a comment every `keepalive_seconds`."""
         self._builds = builds
+        self._records = records
         self._share_seconds = share_seconds
         self._keepalive_seconds = keepalive_seconds
         self._shared: dict[tuple[str, str], _Shared] = {}
@@ -59,9 +76,11 @@ class Asking:
         if shared is None:
             request_id = new_request_id(*key)
             named = request.model_copy(update={"request_id": request_id})
-            asking = asyncio.create_task(self._ask(named), name=f"asking for {request_id}")
+            asking = asyncio.create_task(self.ask_anew(named), name=f"asking for {request_id}")
             asking.add_done_callback(lambda task: task.cancelled() or task.exception())
             shared = self._shared[key] = _Shared(request_id, now + self._share_seconds, asking)
+        elif request.requester is not None:
+            await self._recorded(self._records.shared(shared.request_id, request.requester))
         try:
             # The viewer who came first may leave while others wait for the same answer.
             await asyncio.shield(shared.asking)
@@ -70,12 +89,26 @@ class Asking:
             raise
         return shared.request_id
 
-    async def _ask(self, request: BuildRequest) -> RequestId:
+    async def ask_anew(self, request: BuildRequest) -> RequestId:
+        """Ask for this under its own id, and remember who did. Raises BrokerUnavailable and what asking raises."""
+        await self._recorded(self._records.asked(request, at=datetime.now(UTC)))
         try:
             async with asyncio.timeout(ASK_SECONDS):
                 return await self._builds.ask(request)
         except TimeoutError as error:
             raise BrokerUnavailable("RabbitMQ does not answer.") from error
+
+    async def _recorded(self, recording: Awaitable[None]) -> None:
+        """Wait until it is remembered, but not for a database that is away.
+
+        A build is worth more than its record: it is asked for all the same, and what happens to it waits in the hub's
+        queue until the database is back; `accepted` says who has asked.
+        """
+        try:
+            async with asyncio.timeout(RECORD_SECONDS):
+                await recording
+        except (StoreUnavailable, TimeoutError) as error:
+            log.warning("a request is made without a record of it", why=str(error) or "no answer in time")
 
     def _forget_old(self, now: float) -> None:
         for key in [key for key, shared in self._shared.items() if shared.until <= now]:

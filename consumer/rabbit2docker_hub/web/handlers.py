@@ -12,14 +12,23 @@ import structlog
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 from tornado.iostream import StreamClosedError
-from tornado.web import RequestHandler
+from tornado.web import HTTPError, RequestHandler
 
 from rabbit2docker import metrics
-from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
+from rabbit2docker.errors import AccessRefused, BrokerUnavailable, StoreUnavailable, TopologyMismatch
 from rabbit2docker.settings import Settings
-from rabbit2docker_hub.web.asking import Asking, start
+from rabbit2docker_hub.store.records import BuildRecords
+from rabbit2docker_hub.web.asking import Asking, Builds, start
 from rabbit2docker_hub.web.cursor import Cursor
-from rabbit2docker_hub.web.guards import Guard, NotAllowed, User
+from rabbit2docker_hub.web.guards import (
+    SAFE_METHODS,
+    Guard,
+    NotAllowed,
+    Refusal,
+    User,
+    check_browser,
+    check_origin,
+)
 from rabbit2docker_hub.web.repositories import KINDS
 from rabbit2docker_hub.web.telling import failure, frame
 from rabbit2docker_schemas.problems import describe
@@ -27,7 +36,10 @@ from rabbit2docker_schemas.requests import BuildRequest
 
 log = structlog.get_logger()
 
-NAME_CHARACTERS: Final = 256
+BODY_BYTES: Final = 64 * 1024
+"""What a request's body may have at most."""
+AWAY: Final = (AccessRefused, BrokerUnavailable, TopologyMismatch)
+"""Why builds can be neither asked for nor followed for now."""
 NOT_UNDERSTOOD: Final = "Something went wrong inside the service. Please try again, or tell the operator."
 
 
@@ -46,6 +58,8 @@ class Parts:
 
     settings: Settings
     guard: Guard
+    builds: Builds
+    records: BuildRecords
     asking: Asking
     checks: Callable[[], Awaitable[list[HealthCheck]]]
     viewers: int = 0
@@ -72,6 +86,95 @@ class Handler(RequestHandler):
         self.set_status(status)
         self.set_header("Content-Type", "application/json")
         self.finish(json.dumps(data))
+
+    def write_error(self, status_code: int, **about: Any) -> None:
+        """Answer an error in words."""
+        _, error, _ = about.get("exc_info", (None, None, None))
+        words = error.message if isinstance(error, Refusal) else _WORDS.get(status_code, NOT_UNDERSTOOD)
+        self.answer({"message": words, "status": status_code}, status_code)
+
+    def log_exception(self, kind: Any, error: Any, trace: Any) -> None:
+        """Tell the operator of what nobody has foreseen. Not the address, which may hold a token put there by mistake."""
+        if not isinstance(error, HTTPError):
+            log.error("a request failed", handler=type(self).__name__, exc_info=error)
+
+    async def user_of_page(self) -> User | None:
+        """Return who looks at a page; None when they were sent to log in, or refused, and all is answered."""
+        try:
+            return await self.parts.guard.user(self)
+        except NotAllowed as refusal:
+            if refusal.login_url:
+                self.redirect(refusal.login_url)
+                return None
+            if refusal.challenge and "text/html" in self.request.headers.get("Accept", ""):
+                self.set_header("WWW-Authenticate", refusal.challenge)
+                self.answer({"message": refusal.message, "status": 401}, 401)
+                return None
+            raise
+
+
+_WORDS: Final = {
+    400: "The request cannot be read.",
+    404: "There is nothing here.",
+    405: "This address does not know this method.",
+}
+
+
+class JsonHandler(Handler):
+    """What the addresses of the JSON API have in common: true status codes, errors in words, no orders from elsewhere."""
+
+    user: User
+
+    def set_default_headers(self) -> None:
+        """Let pages of the named origin give orders, too; keep answers, which are for one person, out of caches."""
+        super().set_default_headers()
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        if self.settings.get("allow_origin"):
+            self.set_header("Access-Control-Allow-Methods", "GET, POST, DELETE")
+            self.set_header(
+                "Access-Control-Allow-Headers",
+                "authorization, cache-control, content-type, last-event-id, x-xsrftoken",
+            )
+
+    async def prepare(self) -> None:
+        """Find out who asks, and refuse what a page of another site may have sent. Raises Refusal."""
+        if self.request.method == "OPTIONS":
+            return
+        if self.request.method not in SAFE_METHODS:
+            check_origin(self)
+            kind = self.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            # Forms and plain texts are what pages of other sites can send without being asked.
+            if (kind or self.request.body) and kind != "application/json":
+                raise Refusal("Send JSON, with `Content-Type: application/json`.", 415)
+        if len(self.request.body) > BODY_BYTES:
+            raise Refusal(f"A request may have {BODY_BYTES} bytes.", 413)
+        self.user = await self.parts.guard.user(self)
+
+    def options(self, *parts: str) -> None:
+        """Answer what browsers ask before they let a page of the named origin give an order."""
+        self.set_status(204)
+        self.finish()
+
+    def write_error(self, status_code: int, **about: Any) -> None:
+        """Answer an error in words; what is away for now is no error of ours."""
+        _, error, _ = about.get("exc_info", (None, None, None))
+        if isinstance(error, StoreUnavailable):
+            words = "The record of builds cannot be read at the moment. Please try again in a minute."
+        elif isinstance(error, AWAY):
+            words = "Builds cannot be asked for at the moment. Please try again in a minute."
+        else:
+            super().write_error(status_code, **about)
+            return
+        self.set_header("Retry-After", "30")
+        self.answer({"message": words, "status": 503}, 503)
+
+    def log_exception(self, kind: Any, error: Any, trace: Any) -> None:
+        """Tell the operator what is away, and of what nobody has foreseen."""
+        if isinstance(error, (StoreUnavailable, *AWAY)):
+            log.warning("a request could not be answered", handler=type(self).__name__, why=str(error))
+        else:
+            super().log_exception(kind, error, trace)
 
 
 class BuildHandler(Handler):
@@ -134,7 +237,9 @@ class BuildHandler(Handler):
 
     async def _chunks(self, provider: str, spec: str, resumed: Cursor | None) -> AsyncGenerator[bytes, None]:
         try:
-            request = self._wish(provider, spec, await self.parts.guard.user(self))
+            user = await self.parts.guard.user(self)
+            check_browser(self, user)
+            request = self._wish(provider, spec, user)
             if self.parts.viewers > self.parts.settings.hub.viewers:
                 raise NotAllowed("Too many builds are being watched. Please try again in a minute.", 503)
             telling = await start(self.parts.asking, request, resumed)
@@ -142,7 +247,7 @@ class BuildHandler(Handler):
             self._result = "refused"
             yield frame(failure(refusal.message, refusal.status_code))
             return
-        except (BrokerUnavailable, AccessRefused, TopologyMismatch) as error:
+        except AWAY as error:
             log.warning("a build could not be asked for", why=str(error))
             self._result = "unavailable"
             yield frame(
@@ -166,9 +271,8 @@ class BuildHandler(Handler):
             raise NotAllowed(
                 "This service builds images and launches nothing: add build_only=true to the address.", 400
             )
-        name = user.name[:NAME_CHARACTERS] if user.name else None
         try:
-            return BuildRequest(provider=provider, spec=spec, requester=name)
+            return BuildRequest(provider=provider, spec=spec, requester=user.name)
         except ValidationError as error:
             if any(problem["loc"] == ("provider",) for problem in error.errors()):
                 raise NotAllowed(f"No provider found for prefix {provider[:64]}.", 404) from error
@@ -191,13 +295,8 @@ class HomeHandler(Handler):
 
     async def get(self) -> None:
         """Send people to log in, or say what this is."""
-        try:
-            user = await self.parts.guard.user(self)
-        except NotAllowed as refusal:
-            if refusal.login_url:
-                self.redirect(refusal.login_url)
-            else:
-                self.answer({"message": refusal.message}, refusal.status_code)
+        user = await self.user_of_page()
+        if user is None:
             return
         if self.parts.guard.cookie_secret():
             self.xsrf_token  # noqa: B018 - reading it sets the cookie
@@ -261,4 +360,4 @@ class NotFoundHandler(Handler):
 
     def prepare(self) -> None:
         """Answer 404."""
-        self.answer({"message": "There is nothing here."}, 404)
+        raise Refusal("There is nothing here.", 404)

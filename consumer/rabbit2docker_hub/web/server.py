@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from datetime import datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -19,9 +20,12 @@ from tornado.web import Application
 from rabbit2docker.errors import BrokerUnavailable, ConfigurationError, TopologyMismatch
 from rabbit2docker.settings import HubAuth, HubSettings, Settings
 from rabbit2docker_hub.build_events import BuildEvents
+from rabbit2docker_hub.store.records import BuildRecords
+from rabbit2docker_hub.web.api import API_ROUTES
 from rabbit2docker_hub.web.asking import Asking, Builds
 from rabbit2docker_hub.web.guards import make_guard
 from rabbit2docker_hub.web.handlers import (
+    BODY_BYTES,
     BuildHandler,
     Handler,
     HealthCheck,
@@ -33,6 +37,7 @@ from rabbit2docker_hub.web.handlers import (
     RepositoriesHandler,
     VersionsHandler,
 )
+from rabbit2docker_hub.web.remembering import Remembering
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.ids import RequestId
 from rabbit2docker_schemas.requests import BuildRequest
@@ -45,6 +50,8 @@ CONNECT_SECONDS: Final = 10.0
 RETRY_SECONDS: Final = 5.0
 CHECK_SECONDS: Final = 5.0
 REMEMBER_SECONDS: Final = 15.0
+HEADER_BYTES: Final = 32 * 1024
+"""Of the request's first line and headers together; JupyterHub's cookies take a few thousand."""
 SEND_BUFFER_BYTES: Final = 128 * 1024
 """What the kernel may hold for one viewer; by itself it would take megabytes for each slow one."""
 
@@ -92,6 +99,17 @@ class Connection:
         """Ask for a build. Raises BrokerUnavailable."""
         return await (await self._connected()).ask(request)
 
+    async def cancel(self, id_: str, *, by: str) -> None:
+        """End a build, or take back a request. Raises BrokerUnavailable."""
+        await (await self._connected()).cancel(id_, by=by)
+
+    async def of_build(self, build_id: str, *, since: datetime | None = None) -> AsyncGenerator[Event, None]:
+        """Yield what happens to a build. Raises BrokerUnavailable, TopologyMismatch."""
+        events = (await self._connected()).of_build(build_id, since=since)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
     async def of_request(self, request_id: str) -> AsyncGenerator[Event, None]:
         """Yield what happens to a request and its build. Raises BrokerUnavailable, TopologyMismatch."""
         events = (await self._connected()).of_request(request_id)
@@ -131,13 +149,20 @@ def listening(host: str, port: int) -> list[socket.socket]:
 
 
 def make_application(
-    settings: Settings, builds: Builds, checks: Callable[[], Awaitable[list[HealthCheck]]]
+    settings: Settings,
+    builds: Builds,
+    checks: Callable[[], Awaitable[list[HealthCheck]]],
+    records: BuildRecords,
 ) -> Application:
-    """Return the routes over these builds. Raises ConfigurationError."""
+    """Return the routes over these builds, and what is remembered of them. Raises ConfigurationError."""
     hub, base = settings.hub, base_url_of(settings.hub)
     guard = make_guard(hub, base)
-    asking = Asking(builds, share_seconds=hub.share_seconds, keepalive_seconds=hub.keepalive_seconds)
-    parts = {"parts": Parts(settings=settings, guard=guard, asking=asking, checks=checks)}
+    asking = Asking(builds, records, share_seconds=hub.share_seconds, keepalive_seconds=hub.keepalive_seconds)
+    parts = {
+        "parts": Parts(
+            settings=settings, guard=guard, builds=builds, records=records, asking=asking, checks=checks
+        )
+    }
     plain: list[tuple[str, type[Handler]]] = [
         ("versions", VersionsHandler),
         ("health", HealthHandler),
@@ -148,6 +173,7 @@ def make_application(
     routes: list[Any] = [
         (rf"{prefix}build/([^/]+)/(.+)", guard.made(BuildHandler), parts),
         (prefix, guard.made(HomeHandler), parts),
+        *((rf"{prefix}{path}", guard.made(handler), parts) for path, handler in API_ROUTES),
         *((f"{prefix}{path}", handler, parts) for path, handler in plain),
         *guard.routes(base),
     ]
@@ -161,6 +187,12 @@ def make_application(
         # Addresses may hold what somebody has put there by mistake, such as a token.
         log_function=lambda handler: None,
     )
+
+
+def http_server(application: Application) -> HTTPServer:
+    """Return a server that takes no more than an order for a build needs."""
+    # Twice as much is still read, so that whoever sends it can be told what is too much.
+    return HTTPServer(application, xheaders=False, max_body_size=2 * BODY_BYTES, max_header_size=HEADER_BYTES)
 
 
 class HubApi:
@@ -192,7 +224,7 @@ class HubApi:
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises ConfigurationError, or AccessRefused when RabbitMQ refuses us."""
-    connection = Connection(settings)
+    connection, records = Connection(settings), Remembering()
     api_url = os.environ.get("JUPYTERHUB_API_URL") if settings.hub.auth is HubAuth.JUPYTERHUB else None
     hub_api = HubApi(api_url) if api_url else None
 
@@ -203,7 +235,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             found.append(await hub_api.check())
         return found
 
-    server = HTTPServer(make_application(settings, connection, checks), xheaders=False)
+    server = http_server(make_application(settings, connection, checks, records))
     sockets = listening(*address_of(settings.hub))
     server.add_sockets(sockets)
     host, port = sockets[0].getsockname()[:2]
