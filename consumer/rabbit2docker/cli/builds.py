@@ -22,7 +22,7 @@ from rabbit2docker.cli.exits import EXIT_HELP, Exit, err, explained, fail, out
 from rabbit2docker.cli.options import AsJson, BuildArgs, Labels, Subdir, WaitSeconds, pairs
 from rabbit2docker.cli.overview import BuildRow, rows
 from rabbit2docker.cli.rendering import exit_code, make_view, summary
-from rabbit2docker.providers.catalog import from_url
+from rabbit2docker.repository_urls import from_url
 from rabbit2docker.settings import LoggingSettings, load_settings
 from rabbit2docker_hub import BuildEvents, History
 from rabbit2docker_schemas.cloudevents import Event
