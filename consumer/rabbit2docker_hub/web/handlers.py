@@ -95,8 +95,19 @@ class Handler(RequestHandler):
 
     def log_exception(self, kind: Any, error: Any, trace: Any) -> None:
         """Tell the operator of what nobody has foreseen. Not the address, which may hold a token put there by mistake."""
-        if not isinstance(error, HTTPError):
+        if not isinstance(error, HTTPError | StreamClosedError):
             log.error("a request failed", handler=type(self).__name__, exc_info=error)
+
+    async def send(self, chunk: bytes) -> bool:
+        """Return when who asked has taken it; False when they take nothing and are let go. Raises StreamClosedError."""
+        self.write(chunk)
+        try:
+            async with asyncio.timeout(self.parts.settings.hub.stalled_seconds):
+                await self.flush()
+        except TimeoutError:
+            self.detach().close()
+            return False
+        return True
 
     async def user_of_page(self) -> User | None:
         """Return who looks at a page; None when they were sent to log in, or refused, and all is answered."""
@@ -177,14 +188,14 @@ class JsonHandler(Handler):
             super().log_exception(kind, error, trace)
 
 
-class BuildHandler(Handler):
-    """Asks for a build and tells what becomes of it, or goes on telling. Nobody who leaves stops a build."""
+class Streaming(Handler):
+    """What tells one viewer what happens to a build, for as long as it takes. Nobody who leaves stops a build."""
 
     _telling: "asyncio.Task[str] | None" = None
 
-    async def get(self, provider: str, spec: str) -> None:
-        """Stream the events of one build."""
-        self._telling = asyncio.create_task(self._tell(), name=f"viewer of {self.request.path}")
+    async def stream(self, chunks: AsyncGenerator[bytes, None]) -> None:
+        """Send all chunks as server-sent events, or as many as the viewer stays for."""
+        self._telling = asyncio.create_task(self._tell(chunks), name=f"viewer of {self.request.path}")
         metrics.HUB_VIEWERS.inc()
         self.parts.viewers += 1
         try:
@@ -194,6 +205,19 @@ class BuildHandler(Handler):
             self.parts.viewers -= 1
             metrics.HUB_VIEWERS.dec()
         metrics.HUB_STREAMS.labels(end=await self._end()).inc()
+
+    def check_room(self) -> None:
+        """Raise NotAllowed when more are being told of builds than may be."""
+        if self.parts.viewers > self.parts.settings.hub.viewers:
+            raise NotAllowed("Too many builds are being watched. Please try again in a minute.", 503)
+
+    def result(self) -> str:
+        """Return how a stream has ended that was sent whole."""
+        return "interrupted"
+
+    def last_words(self) -> bytes:
+        """Return what is sent after a defect of ours."""
+        return b""
 
     def on_connection_close(self) -> None:
         """Stop telling: nobody listens."""
@@ -210,38 +234,56 @@ class BuildHandler(Handler):
             return self._telling.result()
         if isinstance(error, StreamClosedError):
             return "left"
+        if not self._headers_written and isinstance(error, (StoreUnavailable, *AWAY)):
+            metrics.HUB_STREAMS.labels(end="unavailable").inc()
+            raise error
         log.error("a viewer could not be told about a build", exc_info=error)
         with suppress(StreamClosedError):
-            await self._send(frame(failure(NOT_UNDERSTOOD, 500)))
+            await self.send(self.last_words())
         return "error"
 
-    async def _tell(self) -> str:
-        """Send what there is to be told, and return how it ended."""
+    async def _tell(self, chunks: AsyncGenerator[bytes, None]) -> str:
+        self.set_header("Content-Type", "text/event-stream")
+        self.set_header("Cache-Control", "no-cache")
+        self.set_header("X-Accel-Buffering", "no")
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                if not await self.send(chunk):
+                    return "stalled"
+        return self.result()
+
+
+class BuildHandler(Streaming):
+    """Asks for a build and tells what becomes of it, or goes on telling, in BinderHub's words."""
+
+    async def get(self, provider: str, spec: str) -> None:
+        """Stream the events of one build."""
         provider, spec = self._target()
         resumed = Cursor.read(self.request.headers.get("Last-Event-ID"), provider, spec)
         if resumed is not None and resumed.ended:
             # The one answer after which a browser's EventSource does not come back once more.
             self.set_status(204)
-            return "ended"
-        self.set_header("Content-Type", "text/event-stream")
-        self.set_header("Cache-Control", "no-cache")
+            metrics.HUB_STREAMS.labels(end="ended").inc()
+            return
         self.set_header("Access-Control-Allow-Headers", "cache-control")
-        self.set_header("X-Accel-Buffering", "no")
-        async with aclosing(self._chunks(provider, spec, resumed)) as chunks:
-            async for chunk in chunks:
-                if not await self._send(chunk):
-                    return "stalled"
-        return self._result
+        await self.stream(self._chunks(provider, spec, resumed))
 
     _result = "interrupted"
+
+    def result(self) -> str:
+        """Return how the stream has ended."""
+        return self._result
+
+    def last_words(self) -> bytes:
+        """Return a failure, which is all that these clients understand."""
+        return frame(failure(NOT_UNDERSTOOD, 500))
 
     async def _chunks(self, provider: str, spec: str, resumed: Cursor | None) -> AsyncGenerator[bytes, None]:
         try:
             user = await self.parts.guard.user(self)
             check_browser(self, user)
             request = self._wish(provider, spec, user)
-            if self.parts.viewers > self.parts.settings.hub.viewers:
-                raise NotAllowed("Too many builds are being watched. Please try again in a minute.", 503)
+            self.check_room()
             telling = await start(self.parts.asking, request, resumed)
         except NotAllowed as refusal:
             self._result = "refused"
@@ -277,17 +319,6 @@ class BuildHandler(Handler):
             if any(problem["loc"] == ("provider",) for problem in error.errors()):
                 raise NotAllowed(f"No provider found for prefix {provider[:64]}.", 404) from error
             raise NotAllowed(describe(error, BuildRequest.model_fields), 400) from error
-
-    async def _send(self, chunk: bytes) -> bool:
-        """Return when the viewer has taken it; a viewer who does not is let go, and may come back for the rest."""
-        self.write(chunk)
-        try:
-            async with asyncio.timeout(self.parts.settings.hub.stalled_seconds):
-                await self.flush()
-        except TimeoutError:
-            self.detach().close()
-            return False
-        return True
 
 
 class HomeHandler(Handler):
