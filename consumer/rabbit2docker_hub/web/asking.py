@@ -50,6 +50,7 @@ class _Shared:
     request_id: str
     until: float
     asking: "asyncio.Task[RequestId]"
+    requesters: set[str | None]
 
 
 class Asking:
@@ -78,20 +79,22 @@ class Asking:
             named = request.model_copy(update={"request_id": request_id})
             asking = asyncio.create_task(self.ask_anew(named), name=f"asking for {request_id}")
             asking.add_done_callback(lambda task: task.cancelled() or task.exception())
-            shared = self._shared[key] = _Shared(request_id, now + self._share_seconds, asking)
-        elif request.requester is not None:
-            await self._recorded(self._records.shared(shared.request_id, request.requester))
+            shared = _Shared(request_id, now + self._share_seconds, asking, {request.requester})
+            self._shared[key] = shared
         try:
             # The viewer who came first may leave while others wait for the same answer.
             await asyncio.shield(shared.asking)
         except Rabbit2DockerError:
             self._forget(shared)
             raise
+        if request.requester is not None and request.requester not in shared.requesters:
+            shared.requesters.add(request.requester)
+            await self._recorded(self._records.shared(shared.request_id, request.requester))
         return shared.request_id
 
-    async def ask_anew(self, request: BuildRequest) -> RequestId:
+    async def ask_anew(self, request: BuildRequest, *, at: datetime | None = None) -> RequestId:
         """Ask for this under its own id, and remember who did. Raises BrokerUnavailable and what asking raises."""
-        await self._recorded(self._records.asked(request, at=datetime.now(UTC)))
+        await self._recorded(self._records.asked(request, at=at or datetime.now(UTC)))
         try:
             async with asyncio.timeout(ASK_SECONDS):
                 return await self._builds.ask(request)
@@ -118,8 +121,8 @@ class Asking:
         for key in [key for key, other in self._shared.items() if other is shared]:
             del self._shared[key]
 
-    def _ended(self, request_id: str) -> None:
-        """Share it no longer: who asks after a failure wants another try."""
+    def forget(self, request_id: str) -> None:
+        """Share it no longer: who asks after its end wants another try."""
         for shared in [each for each in self._shared.values() if each.request_id == request_id]:
             self._forget(shared)
 
@@ -138,7 +141,7 @@ class Asking:
                 async for event in events:
                     chunk = (telling.waiting() or KEEPALIVE) if event is None else telling.tell(event)
                     if telling.result:
-                        self._ended(request_id)
+                        self.forget(request_id)
                     if chunk:
                         yield chunk
                     if telling.result:
