@@ -9,6 +9,7 @@ REGISTRY: Final = CollectorRegistry()
 """Our own registry: nothing that a library registers by itself gets in."""
 
 _BUILD_BUCKETS: Final = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0)
+_BINDERHUB_BUCKETS: Final = (60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0)
 _FAST_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 REQUESTS_RECEIVED = Counter(
@@ -120,6 +121,42 @@ HUB_STREAMS = Counter(
     "rabbit2docker_hub_streams_total",
     "How viewers' streams ended: ready, failed, refused, unavailable, left, stalled, interrupted, ended, error.",
     ["end"],
+    registry=REGISTRY,
+)
+HUB_REQUESTS = Counter(
+    "rabbit2docker_hub_requests_total",
+    "Builds that people wanted of the service for a JupyterHub: asked, shared (with a request made a moment ago), "
+    "limited, unavailable (RabbitMQ was away).",
+    ["outcome"],
+    registry=REGISTRY,
+)
+HUB_REFUSALS = Counter(
+    "rabbit2docker_hub_refusals_total",
+    "Requests that a limit of the service for a JupyterHub refused: rate, network, token.",
+    ["limit"],
+    registry=REGISTRY,
+)
+HUB_QUEUE_LOOKS = Counter(
+    "rabbit2docker_hub_queue_looks_total",
+    "How often RabbitMQ was asked how many requests wait, for all viewers who wait together.",
+    registry=REGISTRY,
+)
+BINDERHUB_BUILD_SECONDS = Histogram(
+    "binderhub_build_time_seconds",
+    "BinderHub's: seconds from the acceptance of a build to its end; success, failure or cancelled.",
+    ["status"],
+    registry=REGISTRY,
+    buckets=_BINDERHUB_BUCKETS,
+)
+BINDERHUB_BUILDS = Counter(
+    "binderhub_build_count_total",
+    "BinderHub's: ended builds. Without its label `repo`, of which there would be as many as repositories.",
+    ["status", "provider"],
+    registry=REGISTRY,
+)
+BINDERHUB_IN_PROGRESS = Gauge(
+    "binderhub_inprogress_builds",
+    "BinderHub's: builds under way, as the instance sees them that feeds the store; 0 in the others.",
     registry=REGISTRY,
 )
 WATCHDOG_REBUILDS = Counter(

@@ -119,6 +119,16 @@ async def open_connection(url: URL) -> AbstractConnection:
         return await aio_pika.connect(url, timeout=CONNECT_SECONDS)
 
 
+async def close(connection: AbstractConnection) -> None:
+    """Close it, or leave it to itself where it is stuck."""
+    try:
+        async with asyncio.timeout(3.0):
+            await asyncio.shield(connection.close())
+    except (*BROKEN, asyncio.CancelledError):
+        if is_cancelled():
+            raise
+
+
 class Link:
     """Keeps a channel. `setup` runs on each new one, `missing` is asked every few seconds what is silently gone."""
 
@@ -226,7 +236,7 @@ class Link:
         finally:
             self._channel = None
             metrics.AMQP_CONNECTED.labels(role=self.role).set(0)
-            await self._close(connection)
+            await close(connection)
 
     def _tell_up(self) -> None:
         if self._was_up:
@@ -253,15 +263,6 @@ class Link:
 
         underlay = await channel.get_underlay_channel()
         underlay.on_consumer_cancel_callbacks.add(on_cancel)
-
-    @staticmethod
-    async def _close(connection: AbstractConnection) -> None:
-        try:
-            async with asyncio.timeout(3.0):
-                await asyncio.shield(connection.close())
-        except (*BROKEN, asyncio.CancelledError):
-            if is_cancelled():
-                raise
 
     async def _watch(self) -> None:
         """Return when the channel is dead, whether or not anybody said so."""

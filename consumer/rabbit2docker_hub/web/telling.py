@@ -48,6 +48,15 @@ def failure(message: str, status_code: int | None = None) -> dict[str, Any]:
     return {"phase": "failed", **code, "message": message if message.endswith("\n") else f"{message}\n"}
 
 
+def queue_words(ahead: int) -> str:
+    """Return how many builds are before one that waits, for people."""
+    if not ahead:
+        before = "this build is the next"
+    else:
+        before = "1 build is before this one" if ahead == 1 else f"{ahead} builds are before this one"
+    return f"Waiting for a free build slot: {before}."
+
+
 def frame(payload: bytes | dict[str, Any], id_: str | None = None) -> bytes:
     """Return one server-sent event."""
     data = payload if isinstance(payload, bytes) else _encode(payload)
@@ -79,6 +88,10 @@ class Telling:
         if self._met:
             return b""
         return self._beside(WAITING)
+
+    def queued(self, ahead: int) -> bytes:
+        """Say how many builds are before this one; it is no place to go on from, as it holds for a moment only."""
+        return self.waiting() + frame({"phase": "waiting", "message": f"{queue_words(ahead)}\n"})
 
     def tell(self, event: Event) -> bytes:
         """Return what the viewer gets of an event: several frames, one, or nothing."""

@@ -1,0 +1,583 @@
+"""Who asks, how much they may ask for, how long a line is, and what is counted: the pure parts of the hub's limits."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import jwt
+import pytest
+
+from rabbit2docker import metrics
+from rabbit2docker.errors import AccessRefused, BrokerUnavailable, ConfigurationError, StoreUnavailable
+from rabbit2docker.providers.catalog import Providers
+from rabbit2docker.settings import HubSettings, ProviderSettings
+from rabbit2docker_hub.store.records import Allowance, Build, BuildState
+from rabbit2docker_hub.tally import Tally
+from rabbit2docker_hub.web import queueing
+from rabbit2docker_hub.web.build_tokens import BuildTokens, InvalidBuildToken, mint, origin_of
+from rabbit2docker_hub.web.guards import User
+from rabbit2docker_hub.web.limits import (
+    Banned,
+    Limits,
+    TooMany,
+    client_address,
+    in_words,
+    limit_headers,
+    period_in_words,
+    read_address,
+    read_networks,
+)
+from rabbit2docker_hub.web.queueing import Queueing
+from rabbit2docker_hub.web.repositories import KINDS
+from rabbit2docker_schemas import events, ids
+from rabbit2docker_schemas.cloudevents import Event
+from rabbit2docker_schemas.reasons import CATEGORY_OF, HINT_OF, FailureReason
+from tests.support.waiting import eventually
+
+SECRET = "5e" * 64
+SPEC = "ada/thesis/HEAD"
+HERE = "hub.example.org"
+
+
+class TestWhoAsks:
+    @pytest.mark.parametrize(
+        ("written", "address"),
+        [
+            ("192.0.2.7", "192.0.2.7"),
+            (" 192.0.2.7 ", "192.0.2.7"),
+            ("192.0.2.7:51234", "192.0.2.7"),
+            ("2001:db8::7", "2001:db8::7"),
+            ("[2001:db8::7]", "2001:db8::7"),
+            ('"[2001:db8::7]:51234"', "2001:db8::7"),
+            ("::ffff:192.0.2.7", "192.0.2.7"),
+            ("fe80::1%eth0", "fe80::1"),
+        ],
+    )
+    def test_an_address_is_read_in_every_way_that_proxies_write_it(self, written: str, address: str) -> None:
+        assert str(read_address(written)) == address
+
+    @pytest.mark.parametrize(
+        "written",
+        [
+            "",
+            "unknown",
+            "_hidden",
+            "192.0.2",
+            "192.0.2.7:x",
+            "192.0.2.7:",
+            "[2001:db8::7]x",
+            "1.2.3.4/8",
+            "٣",
+        ],
+    )
+    def test_garbage_is_no_address(self, written: str) -> None:
+        assert read_address(written) is None
+
+    @pytest.mark.parametrize(
+        ("peer", "forwarded", "who"),
+        [
+            ("192.0.2.7", [], "192.0.2.7"),
+            ("192.0.2.7", ["198.51.100.1"], "192.0.2.7"),
+            ("127.0.0.1", ["192.0.2.7"], "192.0.2.7"),
+            ("::1", ["2001:db8::7"], "2001:db8::7"),
+            ("::ffff:127.0.0.1", ["192.0.2.7"], "192.0.2.7"),
+            ("127.0.0.1", ["198.51.100.1, 192.0.2.7"], "192.0.2.7"),
+            ("127.0.0.1", ["198.51.100.1", "192.0.2.7"], "192.0.2.7"),
+            ("127.0.0.1", ["192.0.2.7, 10.0.0.9, 10.0.0.8"], "192.0.2.7"),
+            ("127.0.0.1", ["127.0.0.1, 192.0.2.7, 10.0.0.8"], "192.0.2.7"),
+            ("127.0.0.1", ["10.0.0.9,10.0.0.8"], "10.0.0.9"),
+            ("127.0.0.1", ["192.0.2.7, junk"], "127.0.0.1"),
+            ("127.0.0.1", ["192.0.2.7, junk, 10.0.0.8"], "10.0.0.8"),
+            ("127.0.0.1", [""], "127.0.0.1"),
+            ("127.0.0.1", [",".join(["10.0.0.8"] * 10_000)], "10.0.0.8"),
+        ],
+    )
+    def test_it_is_the_last_one_that_no_trusted_proxy_stands_for(
+        self, peer: str, forwarded: list[str], who: str
+    ) -> None:
+        trusted = read_networks(["127.0.0.0/8", "::1/128", "10.0.0.0/8"], "TRUSTED_PROXIES")
+        assert str(client_address(peer, forwarded, trusted)) == who
+
+    def test_a_unix_socket_has_no_address(self) -> None:
+        assert client_address("", ["192.0.2.7"], read_networks(["0.0.0.0/0"], "TRUSTED_PROXIES")) is None
+
+    @pytest.mark.parametrize("setting", ["ban_networks", "trusted_proxies"])
+    def test_wrong_networks_are_named(self, setting: str) -> None:
+        wrong = {"10.0.0.1/8": "x", "lab": "y", "192.0.2.0/24": "z"}
+        settings = HubSettings.model_validate({setting: wrong if setting == "ban_networks" else list(wrong)})
+        with pytest.raises(ConfigurationError) as caught:
+            Limits(settings, Counting())
+        assert setting.upper() in str(caught.value)
+        assert "10.0.0.1/8" in str(caught.value)
+        assert "'lab'" in str(caught.value)
+        assert "192.0.2.0/24'" not in str(caught.value)
+
+
+class Counting:
+    """Counts in memory; may be away."""
+
+    def __init__(self, left: int = 100, wait: float = 730.0) -> None:
+        self.left, self.wait, self.away = left, wait, False
+        self.asked: list[str] = []
+
+    async def may_ask(self, who: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
+        if self.away:
+            raise StoreUnavailable("The database is away.")
+        self.asked.append(who)
+        self.left -= 1
+        reset = at + timedelta(seconds=self.wait)
+        return Allowance(allowed=self.left >= 0, limit=limit, remaining=max(0, self.left), reset_at=reset)
+
+
+ADDRESS = read_address("192.0.2.7")
+
+
+class TestLimits:
+    async def test_who_is_over_it_learns_which_limit_whose_and_how_long(self) -> None:
+        limits = Limits(HubSettings(), Counting(left=0))
+        with pytest.raises(TooMany) as caught:
+            await limits.check_rate(User("ada"), ADDRESS)
+        assert caught.value.status_code == 429
+        assert caught.value.retry_after == 730
+        assert caught.value.message == (
+            "Rate limit exceeded. You (ada) have asked for 60 builds within an hour, which is the limit here. "
+            "Try again in 13 minutes."
+        )
+
+    async def test_without_a_name_it_is_the_address_that_has_asked(self) -> None:
+        counting = Counting(left=0)
+        limits = Limits(HubSettings(requests_per_user=1, requests_period_seconds=20), counting)
+        with pytest.raises(TooMany) as caught:
+            await limits.check_rate(User(None, admin=True), ADDRESS)
+        words = "Your address (192.0.2.7) has asked for 1 build within 20 seconds, which is the limit here."
+        assert words in caught.value.message
+
+    async def test_a_network_of_ipv6_counts_as_one_and_names_are_no_addresses(self) -> None:
+        counting = Counting()
+        limits = Limits(HubSettings(), counting)
+        for address in ("2001:db8:0:1::1", "2001:db8:0:1:ffff::", "2001:db8:0:2::1"):
+            await limits.check_rate(User(None), read_address(address))
+        await limits.check_rate(User("192.0.2.7"), ADDRESS)
+        await limits.check_rate(User(None), ADDRESS)
+        assert counting.asked == [
+            "address:2001:db8:0:1::/64",
+            "address:2001:db8:0:1::/64",
+            "address:2001:db8:0:2::/64",
+            "user:192.0.2.7",
+            "address:192.0.2.7",
+        ]
+
+    async def test_administrators_and_who_has_no_address_are_not_counted(self) -> None:
+        counting = Counting(left=0)
+        limits = Limits(HubSettings(), counting)
+        assert await limits.check_rate(User("root", admin=True), ADDRESS) is None
+        assert await limits.check_rate(User(None), None) is None
+        assert not counting.asked
+
+    async def test_zero_is_no_limit(self) -> None:
+        counting = Counting(left=0)
+        assert await Limits(HubSettings(requests_per_user=0), counting).check_rate(User("a"), ADDRESS) is None
+        assert not counting.asked
+
+    async def test_a_database_that_is_away_stops_nobody(self) -> None:
+        counting = Counting(left=0)
+        counting.away = True
+        assert await Limits(HubSettings(), counting).check_rate(User("ada"), ADDRESS) is None
+
+    def test_the_reset_is_in_seconds_since_1970(self) -> None:
+        at = datetime.fromtimestamp(1_790_000_000.2, UTC)
+        left = Allowance(allowed=True, limit=60, remaining=59, reset_at=at)
+        assert dict(limit_headers(left)) == {
+            "X-RateLimit-Limit": "60",
+            "X-RateLimit-Remaining": "59",
+            "X-RateLimit-Reset": "1790000001",
+        }
+
+    def test_banned_networks_are_refused_with_their_label(self) -> None:
+        limits = Limits(
+            HubSettings(ban_networks={"192.0.2.0/24": "the lab", "2001:db8::/32": "v6"}), Counting()
+        )
+        with pytest.raises(Banned) as caught:
+            limits.check_network(ADDRESS)
+        assert (caught.value.message, caught.value.status_code) == (
+            "Requests from the lab are not allowed",
+            403,
+        )
+        with pytest.raises(Banned):
+            limits.check_network(read_address("2001:db8::1"))
+        with pytest.raises(Banned):
+            limits.check_network(read_address("::ffff:192.0.2.1"))
+        limits.check_network(read_address("198.51.100.1"))
+        limits.check_network(None)
+
+    @pytest.mark.parametrize(
+        ("seconds", "words"),
+        [
+            (0, "1 second"),
+            (44.1, "45 seconds"),
+            (59.5, "1 minute"),
+            (61, "2 minutes"),
+            (719, "12 minutes"),
+            (7140, "119 minutes"),
+            (7141, "2 hours"),
+            (36_000, "10 hours"),
+            (200_000, "3 days"),
+        ],
+    )
+    def test_times_are_told_in_words_and_never_too_short(self, seconds: float, words: str) -> None:
+        assert in_words(seconds) == words
+
+    @pytest.mark.parametrize(
+        ("seconds", "words"),
+        [
+            (3600, "an hour"),
+            (86_400, "a day"),
+            (60, "a minute"),
+            (7200, "2 hours"),
+            (5400, "90 minutes"),
+            (0.5, "0.5 seconds"),
+        ],
+    )
+    def test_periods_are_told_in_words(self, seconds: float, words: str) -> None:
+        assert period_in_words(seconds) == words
+
+
+def test_every_provider_that_the_service_has_is_told_to_forms_and_no_other() -> None:
+    assert sorted(kind["id"] for kind in KINDS) == sorted(Providers(ProviderSettings())._providers)
+
+
+def made_elsewhere(
+    *, key: str = SECRET, algorithm: str = "HS256", leave_out: str | None = None, **claims: Any
+) -> str:
+    """Return a token that BinderHub's own web page could have made."""
+    whole = {
+        "exp": int(time.time()) + 300,
+        "aud": f"gh/{SPEC}",
+        "origin": HERE,
+        **claims,
+    }
+    whole = {name: claim for name, claim in whole.items() if name != leave_out}
+    return jwt.encode(whole, key=bytes.fromhex(key) if algorithm != "none" else "", algorithm=algorithm)
+
+
+class TestBuildTokens:
+    def test_one_that_was_made_elsewhere_is_valid(self) -> None:
+        BuildTokens(HubSettings.model_validate({"build_token_secret": SECRET}).build_token_secret).check(
+            made_elsewhere(), "gh", SPEC, HERE
+        )
+
+    def test_one_that_was_made_here_is_read_elsewhere(self) -> None:
+        token = mint(SECRET, "gh", SPEC, origin=HERE)
+        read = jwt.decode(token, key=bytes.fromhex(SECRET), audience=f"gh/{SPEC}", algorithms=["HS256"])
+        assert (read["aud"], read["origin"]) == (f"gh/{SPEC}", HERE)
+        assert 0 < read["exp"] - time.time() <= 300
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"exp": int(time.time()) - 10},
+            {"aud": "gh/ada/notes/HEAD"},
+            {"aud": f"git/{SPEC}"},
+            {"origin": "evil.example.org"},
+            {"origin": None},
+            {"key": "00" * 32},
+            {"algorithm": "none"},
+            {"algorithm": "HS512"},
+            {"leave_out": "exp"},
+            {"leave_out": "aud"},
+            {"leave_out": "origin"},
+        ],
+    )
+    def test_any_other_is_not(self, wrong: dict[str, Any]) -> None:
+        with pytest.raises(InvalidBuildToken):
+            _tokens().check(made_elsewhere(**wrong), "gh", SPEC, HERE)
+
+    @pytest.mark.parametrize("token", ["", "x", "a.b.c", "é.é.é", "\0", "..."])
+    def test_what_is_no_token_is_not_either(self, token: str) -> None:
+        with pytest.raises(InvalidBuildToken):
+            _tokens().check(token, "gh", SPEC, HERE)
+
+    def test_an_escaped_spec_stays_escaped(self) -> None:
+        spec = "https%3A%2F%2Fgit.example.org%2Fx/main"
+        _tokens().check(mint(SECRET, "git", spec, origin=HERE), "git", spec, HERE)
+        with pytest.raises(InvalidBuildToken):
+            _tokens().check(
+                mint(SECRET, "git", spec, origin=HERE), "git", "https://git.example.org/x/main", HERE
+            )
+
+    def test_without_a_secret_none_is_valid(self) -> None:
+        with pytest.raises(InvalidBuildToken):
+            BuildTokens(None).check(made_elsewhere(), "gh", SPEC, HERE)
+
+    @pytest.mark.parametrize("secret", ["", "hello", "5e" * 31, "xy" * 32])
+    def test_a_secret_that_is_none_is_a_wrong_setting_and_is_not_shown(self, secret: str) -> None:
+        settings = HubSettings.model_validate({"build_token_secret": secret})
+        with pytest.raises(ConfigurationError, match="BUILD_TOKEN_SECRET") as caught:
+            BuildTokens(settings.build_token_secret)
+        assert not secret or secret not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("headers", "origin"),
+        [
+            ({"Host": "hub.example.org"}, "hub.example.org"),
+            ({"Host": "inside:8000", "Origin": "https://hub.example.org"}, "hub.example.org"),
+            ({"Host": "x", "Origin": "http://hub.example.org:8000"}, "hub.example.org:8000"),
+            ({"Host": "x", "Origin": "null"}, ""),
+            ({}, ""),
+        ],
+    )
+    def test_the_origin_is_the_pages_or_else_the_host(self, headers: dict[str, str], origin: str) -> None:
+        assert origin_of(headers) == origin
+
+    def test_no_origin_is_nobodys(self) -> None:
+        with pytest.raises(InvalidBuildToken):
+            _tokens().check(made_elsewhere(origin=""), "gh", SPEC, "")
+
+
+def _tokens() -> BuildTokens:
+    return BuildTokens(HubSettings.model_validate({"build_token_secret": SECRET}).build_token_secret)
+
+
+class Line:
+    """A queue of RabbitMQ, as far as its length goes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, length: int = 0) -> None:
+        for name in ("PATIENCE_SECONDS", "LOOK_SECONDS", "RETRY_SECONDS"):
+            monkeypatch.setattr(queueing, name, 0.01)
+        self.length, self.looks, self.open, self.times = length, 0, 0, 0
+        self.problem: Exception | None = None
+
+    @asynccontextmanager
+    async def looking(self) -> AsyncIterator[queueing.Depth]:
+        self.times += 1
+        if self.problem:
+            raise self.problem
+        self.open += 1
+        try:
+            yield self._depth
+        finally:
+            self.open -= 1
+
+    async def _depth(self) -> int:
+        self.looks += 1
+        if self.problem:
+            raise self.problem
+        return self.length
+
+
+@pytest.fixture
+def line(monkeypatch: pytest.MonkeyPatch) -> Line:
+    return Line(monkeypatch)
+
+
+class TestQueue:
+    def places(self, *lengths: int) -> list[list[int | None]]:
+        """Return where requests a, b and c are told to stand while the queue has these lengths."""
+        knowing = Queueing(None)
+        for at, name in enumerate("abc"):
+            knowing.asked(name, float(at))
+        seen = []
+        with knowing.watching("a") as a, knowing.watching("b") as b, knowing.watching("c") as c:
+            for length in lengths:
+                knowing.put(length)
+                seen.append([a.ahead, b.ahead, c.ahead])
+        return seen
+
+    def test_who_came_later_is_behind(self) -> None:
+        assert self.places(5, 3, 2, 1, 0) == [[2, 3, 4], [0, 1, 2], [0, 0, 1], [0, 0, 0], [0, 0, 0]]
+
+    def test_it_never_grows(self) -> None:
+        assert self.places(4, 9, 4) == [[1, 2, 3], [1, 2, 3], [1, 2, 3]]
+
+    def test_who_was_answered_is_in_nobodys_way_and_hears_no_more(self) -> None:
+        knowing = Queueing(None)
+        knowing.asked("a", 1.0)
+        knowing.asked("b", 2.0)
+        with knowing.watching("a") as a, knowing.watching("b") as b:
+            knowing.put(4)
+            a.answered()
+            knowing.put(2)
+            assert (a.ahead, b.ahead) == (None, 1)
+
+    def test_a_request_that_nobody_watches_is_forgotten_when_it_has_left(self) -> None:
+        knowing = Queueing(None)
+        for at, name in enumerate("abc"):
+            knowing.asked(name, float(at))
+        knowing.put(2)
+        assert [knowing.find(name) is not None for name in "abc"] == [False, True, True]
+
+    def test_requests_that_are_remembered_have_a_bound(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(queueing, "ASKED", 2)
+        knowing = Queueing(None)
+        for at, name in enumerate("abc"):
+            knowing.asked(name, float(at))
+        assert [knowing.find(name) is not None for name in "abc"] == [False, True, True]
+
+    async def test_each_number_is_taken_once_by_each_viewer(self, line: Line) -> None:
+        line.length = 3
+        knowing = Queueing(line.looking)
+        knowing.asked("a", 1.0)
+        with knowing.watching("a") as early:
+            news = early.news()
+            assert news is not None
+            await news
+            assert (early.take(), early.take()) == (2, None)
+            with knowing.watching("a") as late:
+                news = late.news()
+                assert news is not None
+                assert news.done()
+                assert late.take() == 2
+                line.length = 1
+                both = [place.news() for place in (early, late)]
+                await asyncio.gather(*(each for each in both if each is not None))
+                assert (early.take(), late.take()) == (0, 0)
+                early.answered()
+                assert (early.news(), late.news()) == (None, None)
+
+    async def test_rabbitmq_is_asked_once_for_all_and_no_longer_than_somebody_waits(self, line: Line) -> None:
+        line.length = 40
+        knowing = Queueing(line.looking)
+        for number in range(40):
+            knowing.asked(str(number), float(number))
+        with knowing.watching("39") as one, knowing.watching("38") as other:
+            await eventually(lambda: line.looks >= 3)
+            assert (one.ahead, other.ahead, line.open, line.times) == (39, 38, 1, 1)
+            one.answered()
+            other.answered()
+            await eventually(lambda: not line.open)
+        looks = line.looks
+        knowing.asked("x", 50.0)
+        with knowing.watching("x"):
+            await eventually(lambda: line.looks > looks)
+        await eventually(lambda: not line.open)
+
+    async def test_a_request_that_is_not_known_to_wait_is_not_asked_about(self, line: Line) -> None:
+        knowing = Queueing(line.looking)
+        with knowing.watching("unknown") as place:
+            assert (place.ahead, place.news(), place.take()) == (None, None, None)
+            await asyncio.sleep(0.05)
+        assert not line.times
+
+    async def test_rabbitmq_being_away_is_got_over(self, line: Line) -> None:
+        line.length, line.problem = 2, BrokerUnavailable("away")
+        knowing = Queueing(line.looking)
+        knowing.asked("a", 1.0)
+        with knowing.watching("a") as place:
+            await eventually(lambda: line.times >= 2)
+            assert place.ahead is None
+            line.problem = None
+            await eventually(lambda: place.ahead == 1)
+
+    async def test_who_may_not_ask_rabbitmq_asks_once(self, line: Line) -> None:
+        line.problem = AccessRefused("no")
+        knowing = Queueing(line.looking)
+        knowing.asked("a", 1.0)
+        for _ in range(3):
+            with knowing.watching("a"):
+                await asyncio.sleep(0.05)
+        assert line.times == 1
+
+
+def value(name: str, **labels: str) -> float:
+    return metrics.REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+class TestTally:
+    """Builds counted for dashboards that know BinderHub."""
+
+    AT = datetime(2026, 11, 25, 12, tzinfo=UTC)
+
+    def accepted(self, build: str, **more: Any) -> Event:
+        data = events.Accepted(
+            **{
+                "request_id": f"r-{build}",
+                "build_id": build,
+                "build_name": "build-x",
+                "provider": "gh",
+                "spec": SPEC,
+                "resolved_ref": "0123",
+                "repo_url": "https://x",
+                "image": "r/x:0123",
+                **more,
+            }
+        )
+        return Event(ids.request_event_id("default", data.request_id, "accepted"), "default", self.AT, data)
+
+    def end(self, build: str, kind: str = "completed", seconds: float = 90.0) -> Event:
+        reason = FailureReason.BUILD_STEP_FAILED
+        data: events.AnyEventData
+        if kind == "completed":
+            data = events.Completed(build_id=build, image="x", digest="sha256:1", resolved_ref="0123")
+        elif kind == "failed":
+            data = events.Failed(
+                build_id=build,
+                reason=reason,
+                category=CATEGORY_OF[reason],
+                message="",
+                hint=HINT_OF[reason],
+                attempt=1,
+            )
+        else:
+            data = events.Cancelled(build_id=build, by="ada", attempt=1)
+        at = self.AT + timedelta(seconds=seconds)
+        return Event(ids.terminal_event_id(build), "default", at, data)
+
+    @pytest.mark.parametrize(
+        ("kind", "status"), [("completed", "success"), ("failed", "failure"), ("cancelled", "cancelled")]
+    )
+    def test_a_build_counts_once_however_often_it_is_heard(self, kind: str, status: str) -> None:
+        count = ("binderhub_build_count_total", {"status": status, "provider": "GitHub"})
+        bucket = ("binderhub_build_time_seconds_bucket", {"status": status, "le": "120.0"})
+        smaller = ("binderhub_build_time_seconds_bucket", {"status": status, "le": "60.0"})
+        before = [value(name, **labels) for name, labels in (count, bucket, smaller)]
+        tally = Tally()
+        tally.saw([self.accepted("one")])
+        assert value("binderhub_inprogress_builds") == 1
+        tally.saw([self.accepted("one"), self.accepted("one", request_id="r2", attached=True)])
+        tally.saw([self.end("one", kind), self.end("one", kind), self.accepted("one"), self.end("one", kind)])
+        assert value("binderhub_inprogress_builds") == 0
+        after = [value(name, **labels) for name, labels in (count, bucket, smaller)]
+        assert [a - b for a, b in zip(after, before, strict=True)] == [1, 1, 0]
+
+    def test_an_image_that_existed_is_no_build(self) -> None:
+        before = value("binderhub_build_count_total", status="success", provider="GitHub")
+        Tally().saw([self.accepted("two", cached=True), self.end("two")])
+        assert value("binderhub_build_count_total", status="success", provider="GitHub") == before
+
+    def test_a_provider_that_is_not_known_has_no_label_of_its_own(self) -> None:
+        before = value("binderhub_build_count_total", status="success", provider="other")
+        Tally().saw([self.accepted("three", provider="of-tomorrow"), self.end("three")])
+        assert value("binderhub_build_count_total", status="success", provider="other") == before + 1
+
+    def test_builds_that_began_before_a_restart_are_counted_with_their_whole_time(self) -> None:
+        before = value("binderhub_build_time_seconds_sum", status="success")
+        tally = Tally()
+        states = [
+            ("four", BuildState.BUILDING, self.AT),
+            ("waits", BuildState.QUEUED, None),
+            ("over", BuildState.FAILED, self.AT),
+        ]
+        tally.begin(
+            Build(
+                id=name,
+                state=state,
+                provider="git",
+                spec=SPEC,
+                request_id="r",
+                requested_at=self.AT,
+                started_at=started,
+            )
+            for name, state, started in states
+        )
+        assert value("binderhub_inprogress_builds") == 1
+        tally.saw([self.end("four", seconds=500)])
+        assert value("binderhub_build_time_seconds_sum", status="success") == before + 500
+
+    def test_an_instance_that_no_longer_counts_has_nothing_under_way(self) -> None:
+        tally = Tally()
+        tally.saw([self.accepted("five")])
+        tally.stop()
+        assert value("binderhub_inprogress_builds") == 0
