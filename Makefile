@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NODE := .run/node
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo test test-hub test-cluster cluster-up cluster-down lint serve bench bench-cluster clean
+.PHONY: help venv up down status demo hub-demo test test-hub test-cluster cluster-up cluster-down lint serve bench bench-cluster clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 21
@@ -31,6 +31,9 @@ status: venv  ## say what `make up` started
 
 demo: venv  ## build an image end to end and run it; REPO=https://... takes another repository
 	@$(BIN)/python -m deploy.dev demo $(REPO)
+
+hub-demo: venv $(NODE)/.complete  ## run a JupyterHub whose people build images, until Ctrl-C; ARGS=--check looks whether it works
+	@$(BIN)/python -m deploy.dev hub-demo $(ARGS)
 
 test: venv  ## run all tests against real services; ARGS='-k cancel' chooses some
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/pytest $(ARGS)

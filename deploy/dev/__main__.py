@@ -1,4 +1,4 @@
-"""`python -m deploy.dev up|down|status|run|demo`: what `make` calls."""
+"""`python -m deploy.dev up|down|status|run|demo|hub-demo`: what `make` calls."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 
-from deploy.dev import demo, engine
+from deploy.dev import demo, engine, hub_demo
 from deploy.dev.machine import RUN, Ledger, Unable, say
 from deploy.dev.services import Services, read_env, write_env
 
@@ -99,6 +99,16 @@ def run_demo(repository: str | None) -> int:
             down()
 
 
+def run_hub_demo(*, check: bool) -> int:
+    """Run a JupyterHub whose people build images; what was not up before is ended after it."""
+    keep = is_up()
+    try:
+        return hub_demo.demonstrate(with_services(up()), check=check)
+    finally:
+        if not keep:
+            down()
+
+
 def status() -> None:
     """Say what runs."""
     ledger = Ledger()
@@ -123,6 +133,8 @@ def main() -> int:
     demo.add_argument(
         "repository", nargs="?", help="URL of a repository; default: a small one made on the spot"
     )
+    hub = commands.add_parser("hub-demo", help="run a JupyterHub whose people build images, until Ctrl-C")
+    hub.add_argument("--check", action="store_true", help="look whether all of it works, and end it again")
     arguments = parser.parse_args()
     # Ctrl-C and `kill` must come by the `finally` that ends what was started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -139,6 +151,8 @@ def main() -> int:
                 return run_command([part for part in arguments.rest if part != "--"])
             case "demo":
                 return run_demo(arguments.repository)
+            case "hub-demo":
+                return run_hub_demo(check=arguments.check)
             case unknown:
                 raise AssertionError(unknown)
     except Unable as problem:

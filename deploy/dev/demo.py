@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -26,12 +26,16 @@ CMD ["cat", "/greeting.txt"]
 """
 
 
-def make_example(root: Path, name: str = "example") -> Path:
-    """Make a small git repository with a Dockerfile, anew each time, so that each demonstration builds something."""
+def make_example(root: Path, name: str = "example", files: Mapping[str, str] | None = None) -> Path:
+    """Make a small git repository with a Dockerfile, anew each time, so that each demonstration builds something.
+
+    `files`: what is in it beside a greeting.
+    """
     directory = root / name
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    (directory / "Dockerfile").write_text(DOCKERFILE)
+    for file, text in (files or {"Dockerfile": DOCKERFILE}).items():
+        (directory / file).write_text(text)
     moment = run(["date", "+%H:%M:%S on %-d %B %Y"]).stdout.strip()
     (directory / "greeting.txt").write_text(f"Hello from an image of the repository made at {moment}.\n")
     git = ["git", "-C", str(directory), "-c", "user.name=Example", "-c", "user.email=example@example.org"]
