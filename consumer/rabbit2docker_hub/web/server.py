@@ -30,13 +30,13 @@ from rabbit2docker_hub.web.handlers import (
     Handler,
     HealthCheck,
     HealthHandler,
-    HomeHandler,
     MetricsHandler,
-    NotFoundHandler,
     Parts,
     RepositoriesHandler,
     VersionsHandler,
 )
+from rabbit2docker_hub.web.openapi import OpenApiHandler
+from rabbit2docker_hub.web.pages import PAGE_ROUTES, STATIC_ROUTE, NotFoundPage, prepare_pages
 from rabbit2docker_hub.web.remembering import Remembering
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.ids import RequestId
@@ -157,35 +157,12 @@ def make_application(
     """Return the routes over these builds, and what is remembered of them. Raises ConfigurationError."""
     hub, base = settings.hub, base_url_of(settings.hub)
     guard = make_guard(hub, base)
-    asking = Asking(builds, records, share_seconds=hub.share_seconds, keepalive_seconds=hub.keepalive_seconds)
-    parts = {
-        "parts": Parts(
-            settings=settings, guard=guard, builds=builds, records=records, asking=asking, checks=checks
-        )
-    }
-    plain: list[tuple[str, type[Handler]]] = [
-        ("versions", VersionsHandler),
-        ("health", HealthHandler),
-        ("metrics", MetricsHandler),
-        ("api/repoproviders", RepositoriesHandler),
-    ]
-    prefix = re.escape(base)
-    routes: list[Any] = [
-        (rf"{prefix}build/([^/]+)/(.+)", guard.made(BuildHandler), parts),
-        (prefix, guard.made(HomeHandler), parts),
-        *((rf"{prefix}{path}", guard.made(handler), parts) for path, handler in API_ROUTES),
-        *((f"{prefix}{path}", handler, parts) for path, handler in plain),
-        *guard.routes(base),
-    ]
-    return Application(
-        routes,
-        base_url=base,
-        allow_origin=hub.allow_origin,
-        cookie_secret=guard.cookie_secret(),
-        default_handler_class=NotFoundHandler,
-        default_handler_args=parts,
-        # Addresses may hold what somebody has put there by mistake, such as a token.
-        log_function=lambda handler: None,
+    asking = Asking(
+        builds,
+        records,
+        tenant=settings.tenant,
+        share_seconds=hub.share_seconds,
+        keepalive_seconds=hub.keepalive_seconds,
     )
 
 
