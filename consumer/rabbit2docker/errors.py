@@ -8,6 +8,7 @@
      │    ├── ExecutorUnavailable     attempts cannot be created or read at the moment
      │    ├── BrokerUnavailable       RabbitMQ did not confirm
      │    └── StoreUnavailable        the hub's database is away
+     ├── StoreRefused             no: the database takes this value never
      ├── RecordMissing            no: the executor does not know the attempt
      ├── NameTaken                under another name: something that is no record has this one
      ├── AccessRefused            no: RabbitMQ refuses the user, password, virtual host or permission
@@ -63,6 +64,10 @@ class BrokerUnavailable(TransientError):
 
 class StoreUnavailable(TransientError):
     """The database in which the hub remembers builds is away."""
+
+
+class StoreRefused(Rabbit2DockerError):
+    """The database will never take this value."""
 
 
 class RecordMissing(Rabbit2DockerError):

@@ -9,12 +9,20 @@ from typing import Final, Protocol, TypeVar
 
 import structlog
 
-from rabbit2docker.errors import BrokerUnavailable, Rabbit2DockerError, StoreUnavailable, TopologyMismatch
+from rabbit2docker.errors import (
+    BrokerUnavailable,
+    Rabbit2DockerError,
+    StoreRefused,
+    StoreUnavailable,
+    TopologyMismatch,
+)
 from rabbit2docker_hub.store.records import BuildRecords
 from rabbit2docker_hub.web.cursor import Cursor, new_request_id
 from rabbit2docker_hub.web.telling import KEEPALIVE, Telling
 from rabbit2docker_schemas.cloudevents import Event
-from rabbit2docker_schemas.ids import RequestId
+from rabbit2docker_schemas.events import Rejected
+from rabbit2docker_schemas.ids import RequestId, request_event_id
+from rabbit2docker_schemas.reasons import RejectReason
 from rabbit2docker_schemas.requests import BuildRequest
 
 log = structlog.get_logger()
@@ -57,11 +65,18 @@ class Asking:
     """Asks for builds, and tells viewers what becomes of them."""
 
     def __init__(
-        self, builds: Builds, records: BuildRecords, *, share_seconds: float, keepalive_seconds: float
+        self,
+        builds: Builds,
+        records: BuildRecords,
+        *,
+        tenant: str,
+        share_seconds: float,
+        keepalive_seconds: float,
     ) -> None:
         """Let requests for the same that come within `share_seconds` be one; a comment every `keepalive_seconds`."""
         self._builds = builds
         self._records = records
+        self._tenant = tenant
         self._share_seconds = share_seconds
         self._keepalive_seconds = keepalive_seconds
         self._shared: dict[tuple[str, str], _Shared] = {}
@@ -99,7 +114,26 @@ class Asking:
             async with asyncio.timeout(ASK_SECONDS):
                 return await self._builds.ask(request)
         except TimeoutError as error:
+            await self._untaken(request)
             raise BrokerUnavailable("RabbitMQ does not answer.") from error
+        except Rabbit2DockerError:
+            await self._untaken(request)
+            raise
+
+    async def _untaken(self, request: BuildRequest) -> None:
+        """Remember that RabbitMQ did not confirm a request, so that nobody waits for it.
+
+        Should it have taken it all the same, a build is accepted, and that counts.
+        """
+        kind = Rejected(
+            request_id=str(request.request_id),
+            reason=RejectReason.UNAVAILABLE,
+            message="RabbitMQ did not take the request. Ask again in a minute.",
+            retryable=True,
+        )
+        event_id = request_event_id(self._tenant, kind.request_id, kind.kind)
+        event = Event(event_id, self._tenant, datetime.now(UTC), kind)
+        await self._recorded(self._records.put([event]))
 
     async def _recorded(self, recording: Awaitable[None]) -> None:
         """Wait until it is remembered, but not for a database that is away.
@@ -110,7 +144,7 @@ class Asking:
         try:
             async with asyncio.timeout(RECORD_SECONDS):
                 await recording
-        except (StoreUnavailable, TimeoutError) as error:
+        except (StoreUnavailable, StoreRefused, TimeoutError) as error:
             log.warning("a request is made without a record of it", why=str(error) or "no answer in time")
 
     def _forget_old(self, now: float) -> None:

@@ -164,6 +164,36 @@ def make_application(
         share_seconds=hub.share_seconds,
         keepalive_seconds=hub.keepalive_seconds,
     )
+    parts = {
+        "parts": Parts(
+            settings=settings, guard=guard, builds=builds, records=records, asking=asking, checks=checks
+        )
+    }
+    prepare_pages()
+    plain: list[tuple[str, type[Handler]]] = [
+        ("versions", VersionsHandler),
+        ("health", HealthHandler),
+        ("metrics", MetricsHandler),
+        ("api/repoproviders", RepositoriesHandler),
+        ("api/openapi.json", OpenApiHandler),
+    ]
+    prefix = re.escape(base)
+    routes: list[Any] = [
+        (rf"{prefix}build/([^/]+)/(.+)", guard.made(BuildHandler), parts),
+        *((rf"{prefix}{path}", guard.made(handler), parts) for path, handler in (*PAGE_ROUTES, *API_ROUTES)),
+        *((f"{prefix}{path}", handler, parts) for path, handler in (*plain, STATIC_ROUTE)),
+        *guard.routes(base),
+    ]
+    return Application(
+        routes,
+        base_url=base,
+        allow_origin=hub.allow_origin,
+        cookie_secret=guard.cookie_secret(),
+        default_handler_class=NotFoundPage,
+        default_handler_args=parts,
+        # Addresses may hold what somebody has put there by mistake, such as a token.
+        log_function=lambda handler: None,
+    )
 
 
 def http_server(application: Application) -> HTTPServer:
