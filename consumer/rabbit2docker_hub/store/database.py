@@ -1,0 +1,208 @@
+"""The database: SQLite or PostgreSQL, opened, brought up to date, and its errors translated."""
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from pydantic import SecretStr
+from sqlalchemy import Engine, NullPool, create_engine, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    SQLAlchemyError,
+    StatementError,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from rabbit2docker.errors import ConfigurationError, StoreRefused, StoreUnavailable
+
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+ANSWER_SECONDS: Final = 30.0
+"""One piece of work may take this long; then the database is taken for away."""
+CONNECT_SECONDS: Final = 5
+BUSY_SECONDS: Final = 20.0
+"""How long SQLite waits for another program that writes."""
+POSTGRESQL: Final[dict[str, Any]] = {
+    "connect_timeout": CONNECT_SECONDS,
+    # A connection into a black hole is noticed.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+    "application_name": "rabbit2docker hub",
+    # Poolers between us and the server cannot keep prepared statements.
+    "prepare_threshold": None,
+}
+SQLITE: Final[dict[str, Any]] = {"timeout": BUSY_SECONDS, "isolation_level": None}
+_MUST_BE: Final = (
+    "RABBIT2DOCKER_HUB__STORE_URL must be sqlite:///file or postgresql://user:password@host/database"
+)
+
+_one_migration = threading.Lock()
+"""Alembic keeps what it does in the module."""
+
+
+def parse_url(url: SecretStr | str) -> URL:
+    """Return the URL for the synchronous drivers. Raises ConfigurationError."""
+    try:
+        parsed = make_url(url.get_secret_value() if isinstance(url, SecretStr) else url)
+    except (ArgumentError, ValueError):
+        # Not even as the cause: it holds the text, in which a password may be.
+        raise ConfigurationError(f"{_MUST_BE}.") from None
+    match parsed.get_backend_name():
+        case "sqlite" if parsed.database and parsed.database != ":memory:" and not parsed.host:
+            return parsed.set(drivername="sqlite")
+        case "postgresql" | "postgres" if parsed.database:
+            return parsed.set(drivername="postgresql+psycopg")
+    raise ConfigurationError(f"{_MUST_BE}; memory cannot be shared.")
+
+
+def lock_key(*parts: str) -> int:
+    """Return the number of a lock in PostgreSQL, which knows them by 64 bits."""
+    digest = hashlib.sha256("/".join(("rabbit2docker", *parts)).encode(errors="surrogatepass")).digest()
+    return int.from_bytes(digest[:8], signed=True)
+
+
+def _prepare_sqlite(engine: Engine, begin: str) -> None:
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, record: Any) -> None:
+        cursor = connection.cursor()
+        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: Any) -> None:
+        connection.exec_driver_sql(begin)
+
+
+def migrate(url: URL) -> None:
+    """Bring the tables up to date, or make them; others that do so at the same time wait. Blocks."""
+    is_sqlite = url.get_backend_name() == "sqlite"
+    engine = create_engine(url, poolclass=NullPool, connect_args=SQLITE if is_sqlite else POSTGRESQL)
+    if is_sqlite:
+        _prepare_sqlite(engine, "BEGIN IMMEDIATE")
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    with _one_migration, engine.begin() as connection:
+        if not is_sqlite:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock_key("migrations")})
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+class Database:
+    """Gives transactions. Its tables are made with the first one, whenever the database is there."""
+
+    def __init__(self, url: SecretStr | str) -> None:
+        """Take the URL. Raises ConfigurationError for one that cannot be one."""
+        self._url = parse_url(url)
+        self.is_sqlite = self._url.get_backend_name() == "sqlite"
+        self._reader, self._writer = self._engines()
+        self._writing = asyncio.Lock()
+        self._preparing = asyncio.Lock()
+        self._is_prepared = False
+
+    def _engines(self) -> tuple[AsyncEngine, AsyncEngine]:
+        if not self.is_sqlite:
+            engine = create_async_engine(
+                self._url, connect_args=POSTGRESQL, pool_pre_ping=True, pool_size=4, max_overflow=4
+            )
+            return engine, engine
+        url = self._url.set(drivername="sqlite+aiosqlite")
+        reader = create_async_engine(url, connect_args=SQLITE, pool_size=4, max_overflow=0)
+        writer = create_async_engine(url, connect_args=SQLITE, pool_size=1, max_overflow=0)
+        _prepare_sqlite(reader.sync_engine, "BEGIN")
+        # Who has read before it writes is refused when another one has written in between.
+        _prepare_sqlite(writer.sync_engine, "BEGIN IMMEDIATE")
+        return reader, writer
+
+    @property
+    def address(self) -> str:
+        """Return where it is, for people: no user, no password."""
+        if self.is_sqlite:
+            return str(self._url.database)
+        host = self._url.host or self._url.query.get("host") or "its socket"
+        return f"{host}:{self._url.port or 5432}/{self._url.database}"
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for engine in {self._reader, self._writer}:
+            await engine.dispose()
+
+    async def prepare(self) -> None:
+        """Have the tables made or brought up to date. Raises StoreUnavailable."""
+        with self._translated():
+            await self._prepare()
+
+    async def _prepare(self) -> None:
+        if not self._is_prepared:
+            async with self._preparing:
+                if not self._is_prepared:
+                    await asyncio.to_thread(migrate, self._url)
+                    self._is_prepared = True
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """Give a transaction that reads. Raises StoreUnavailable."""
+        with self._translated():
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._prepare()
+                async with self._reader.begin() as connection:
+                    yield connection
+
+    @asynccontextmanager
+    async def writing(self, *lock: str) -> AsyncIterator[AsyncConnection]:
+        """Give a transaction that writes: one at a time of those with the same lock, whoever has it, here or elsewhere.
+
+        SQLite has one at a time anyway. Raises StoreUnavailable, or StoreRefused for what no try can write.
+        """
+        with self._translated():
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._prepare()
+                if self.is_sqlite:
+                    async with self._writing, self._writer.begin() as connection:
+                        yield connection
+                else:
+                    async with self._writer.begin() as connection:
+                        taking = text("SELECT pg_advisory_xact_lock(:key)")
+                        await connection.execute(taking, {"key": lock_key(*lock)})
+                        yield connection
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (DataError, IntegrityError, OverflowError) as error:
+            raise StoreRefused(f"The database {self.address} refuses: {self._words(error)}") from None
+        except TimeoutError:
+            raise StoreUnavailable(f"The database {self.address} does not answer.") from None
+        except CommandError as error:
+            raise StoreUnavailable(
+                f"The tables of the database {self.address} are those of another version: {error}"
+            ) from None
+        except StatementError as error:
+            if not isinstance(error, DBAPIError):  # a value that cannot even be sent
+                raise StoreRefused(f"The database {self.address} refuses: {self._words(error)}") from None
+            raise StoreUnavailable(f"The database {self.address} is away: {self._words(error)}") from None
+        except (SQLAlchemyError, OSError) as error:
+            raise StoreUnavailable(f"The database {self.address} is away: {self._words(error)}") from None
+
+    def _words(self, error: BaseException) -> str:
+        """Return what the driver says, without the statement and its values, and without the password."""
+        cause = error.orig if isinstance(error, StatementError) and error.orig else error
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        words = lines[0] if lines else type(cause).__name__
+        password = str(self._url.password or "")
+        return words.replace(password, "…") if password else words
