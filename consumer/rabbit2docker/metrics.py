@@ -126,7 +126,7 @@ HUB_STREAMS = Counter(
 HUB_REQUESTS = Counter(
     "rabbit2docker_hub_requests_total",
     "Builds that people wanted of the service for a JupyterHub: asked, shared (with a request made a moment ago), "
-    "limited, unavailable (RabbitMQ was away).",
+    "resumed, unavailable (RabbitMQ was away).",
     ["outcome"],
     registry=REGISTRY,
 )

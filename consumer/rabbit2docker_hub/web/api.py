@@ -19,9 +19,10 @@ from rabbit2docker_hub.store.records import (
 )
 from rabbit2docker_hub.web.asking import ticking
 from rabbit2docker_hub.web.cursor import new_request_id
-from rabbit2docker_hub.web.following import RETRY, EventTelling, Place
+from rabbit2docker_hub.web.following import RETRY, EventTelling, Place, queue_frame
 from rabbit2docker_hub.web.guards import Refusal
 from rabbit2docker_hub.web.handlers import JsonHandler, Streaming
+from rabbit2docker_hub.web.repositories import check_provider
 from rabbit2docker_hub.web.telling import KEEPALIVE
 from rabbit2docker_hub.web.wishes import again, read_wish
 from rabbit2docker_schemas.cloudevents import Event
@@ -117,7 +118,9 @@ class ApiHandler(JsonHandler):
         return f"{self.settings['base_url']}api/builds/{build.id}"
 
     async def ask(self, request: BuildRequest) -> None:
-        """Ask for a build and answer with how it stands: it waits. Raises what asking raises."""
+        """Ask for a build and answer with how it stands: it waits. Raises Refusal, TooMany and what asking raises."""
+        check_provider(request.provider)
+        await self.check_rate(self.user)
         at = datetime.now(UTC)
         request_id = new_request_id(request.provider, request.spec)
         named = request.model_copy(update={"request_id": request_id})
@@ -157,7 +160,10 @@ class BuildsHandler(ApiHandler):
             limit=wanted.limit,
             before=wanted.before,
         )
-        self.tell(await self.parts.records.builds(query))
+        try:
+            self.tell(await self.parts.records.builds(query))
+        except ValueError as error:
+            raise Refusal("`before` must be the `next` of a page.", 400) from error
 
     async def post(self) -> None:
         """Ask for a build."""
@@ -306,13 +312,21 @@ class EventsHandler(Streaming, ApiHandler):
     async def _chunks(self, build: Build, telling: EventTelling) -> AsyncGenerator[bytes, None]:
         yield RETRY
         keepalive = self.parts.settings.hub.keepalive_seconds
-        async with aclosing(ticking(self._events(build), lambda: keepalive)) as events:
-            async for event in events:
-                chunk = KEEPALIVE if event is None else telling.tell(event)
-                if chunk:
-                    yield chunk
-                if telling.result:
-                    return
+        since = build.requested_at.timestamp() if build.state is BuildState.QUEUED else None
+        with self.parts.asking.queueing.watching(build.request_id, since) as waiting:
+            items = ticking(self._events(build), lambda: keepalive, waiting.news)
+            async with aclosing(items) as events:
+                async for event in events:
+                    if event is not None:
+                        waiting.answered()
+                        chunk = telling.tell(event)
+                    else:
+                        ahead = waiting.take()
+                        chunk = KEEPALIVE if ahead is None else queue_frame(ahead)
+                    if chunk:
+                        yield chunk
+                    if telling.result:
+                        return
 
     def _events(self, build: Build) -> AsyncGenerator[Event, None]:
         """Return what happened to a build that has ended, or what happens to one that has not."""

@@ -5,10 +5,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 import structlog
 
+from rabbit2docker import metrics
 from rabbit2docker.errors import (
     BrokerUnavailable,
     Rabbit2DockerError,
@@ -17,7 +19,8 @@ from rabbit2docker.errors import (
     TopologyMismatch,
 )
 from rabbit2docker_hub.store.records import BuildRecords
-from rabbit2docker_hub.web.cursor import Cursor, new_request_id
+from rabbit2docker_hub.web.cursor import Cursor, asked_at, new_request_id
+from rabbit2docker_hub.web.queueing import Queueing
 from rabbit2docker_hub.web.telling import KEEPALIVE, Telling
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Rejected
@@ -35,6 +38,14 @@ ASK_SECONDS: Final = 20.0
 """RabbitMQ may take this long to confirm a request."""
 NOTICE_SECONDS: Final = 2.0
 """Without an answer, a viewer is told after this long that the build waits."""
+
+
+Permit = Callable[[], Awaitable[None]]
+"""Raises what stands against a further request."""
+
+
+async def _anybody() -> None:
+    return
 
 
 class Builds(Protocol):
@@ -68,34 +79,37 @@ class Asking:
         self,
         builds: Builds,
         records: BuildRecords,
+        queueing: Queueing,
         *,
         tenant: str,
         share_seconds: float,
         keepalive_seconds: float,
     ) -> None:
         """Let requests for the same that come within `share_seconds` be one; a comment every `keepalive_seconds`."""
+        self.queueing = queueing
         self._builds = builds
         self._records = records
+        self._deciding: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._tenant = tenant
         self._share_seconds = share_seconds
         self._keepalive_seconds = keepalive_seconds
         self._shared: dict[tuple[str, str], _Shared] = {}
 
-    async def ask(self, request: BuildRequest) -> str:
-        """Return the id of a request for this, an own or one that another viewer has just made.
+    async def ask(self, request: BuildRequest, permit: Permit = _anybody) -> str:
+        """Return the id of a request for this, one that another viewer has just made, or else an own if it is permitted.
 
-        Raises BrokerUnavailable, AccessRefused or TopologyMismatch.
+        Raises BrokerUnavailable, AccessRefused, TopologyMismatch, or what `permit` raises.
         """
-        key, now = (request.provider, request.spec), asyncio.get_running_loop().time()
-        self._forget_old(now)
-        shared = self._shared.get(key)
-        if shared is None:
-            request_id = new_request_id(*key)
-            named = request.model_copy(update={"request_id": request_id})
-            asking = asyncio.create_task(self.ask_anew(named), name=f"asking for {request_id}")
-            asking.add_done_callback(lambda task: task.cancelled() or task.exception())
-            shared = _Shared(request_id, now + self._share_seconds, asking, {request.requester})
-            self._shared[key] = shared
+        key = (request.provider, request.spec)
+        # One at a time, so that of all who come at once, one has to be permitted and the others share.
+        async with self._deciding.setdefault(key, asyncio.Lock()):
+            self._forget_old(asyncio.get_running_loop().time())
+            shared = self._shared.get(key)
+            if shared is None:
+                await permit()
+                shared = self._shared[key] = self._begin(request)
+            else:
+                metrics.HUB_REQUESTS.labels(outcome="shared").inc()
         try:
             # The viewer who came first may leave while others wait for the same answer.
             await asyncio.shield(shared.asking)
@@ -107,18 +121,34 @@ class Asking:
             await self._recorded(self._records.shared(shared.request_id, request.requester))
         return shared.request_id
 
+    def _begin(self, request: BuildRequest) -> _Shared:
+        request_id = new_request_id(request.provider, request.spec)
+        named = request.model_copy(update={"request_id": request_id})
+        asking = asyncio.create_task(self.ask_anew(named), name=f"asking for {request_id}")
+        asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+        until = asyncio.get_running_loop().time() + self._share_seconds
+        return _Shared(request_id, until, asking, {request.requester})
+
     async def ask_anew(self, request: BuildRequest, *, at: datetime | None = None) -> RequestId:
         """Ask for this under its own id, and remember who did. Raises BrokerUnavailable and what asking raises."""
         await self._recorded(self._records.asked(request, at=at or datetime.now(UTC)))
+        outcome, request_id = "unavailable", str(request.request_id)
+        self.queueing.asked(request_id)
         try:
             async with asyncio.timeout(ASK_SECONDS):
-                return await self._builds.ask(request)
+                asked = await self._builds.ask(request)
+            outcome = "asked"
+            return asked
         except TimeoutError as error:
             await self._untaken(request)
             raise BrokerUnavailable("RabbitMQ does not answer.") from error
         except Rabbit2DockerError:
             await self._untaken(request)
             raise
+        finally:
+            metrics.HUB_REQUESTS.labels(outcome=outcome).inc()
+            if outcome != "asked":
+                self.queueing.answered(request_id)
 
     async def _untaken(self, request: BuildRequest) -> None:
         """Remember that RabbitMQ did not confirm a request, so that nobody waits for it.
@@ -166,14 +196,9 @@ class Asking:
         Without an end of its own it stops only when the connection to RabbitMQ is closed by us: the viewer comes back.
         """
         request_id = telling.cursor.request_id
-
-        def patience() -> float:
-            return self._keepalive_seconds if telling.has_begun else NOTICE_SECONDS
-
         try:
-            async with aclosing(ticking(self._builds.of_request(request_id), patience)) as events:
-                async for event in events:
-                    chunk = (telling.waiting() or KEEPALIVE) if event is None else telling.tell(event)
+            async with aclosing(self._chunks(telling)) as chunks:
+                async for chunk in chunks:
                     if telling.result:
                         self.forget(request_id)
                     if chunk:
@@ -187,23 +212,56 @@ class Asking:
             return
         yield telling.fail("It is not known how this build has ended. Please try again.", 500)
 
+    async def _chunks(self, telling: Telling) -> AsyncGenerator[bytes, None]:
+        """Yield what there is to be told: events, places in the queue until the first one, comments in silence."""
+        cursor = telling.cursor
+        has_only_waited = (cursor.told, cursor.attempt, cursor.line) == (1, 0, 0)
+        since = asked_at(cursor.request_id) if has_only_waited else None
 
-async def start(asking: Asking, request: BuildRequest, resumed: Cursor | None) -> Telling:
-    """Ask for a build, or go on where a viewer has stopped. Raises what asking raises."""
-    cursor = resumed or Cursor(await asking.ask(request))
+        def patience() -> float:
+            return self._keepalive_seconds if telling.has_begun else NOTICE_SECONDS
+
+        with self.queueing.watching(cursor.request_id, since) as place:
+            items = ticking(self._builds.of_request(cursor.request_id), patience, place.news)
+            async with aclosing(items) as events:
+                async for event in events:
+                    if event is not None:
+                        place.answered()
+                        yield telling.tell(event)
+                    elif (ahead := place.take()) is not None:
+                        yield telling.queued(ahead)
+                    else:
+                        yield telling.waiting() or KEEPALIVE
+
+
+async def start(
+    asking: Asking, request: BuildRequest, resumed: Cursor | None, permit: Permit = _anybody
+) -> Telling:
+    """Ask for a build if that is permitted, or go on where a viewer has stopped. Raises what asking raises."""
+    if resumed is not None:
+        metrics.HUB_REQUESTS.labels(outcome="resumed").inc()
+    cursor = resumed or Cursor(await asking.ask(request, permit))
     return Telling(request.provider, request.spec, cursor)
 
 
+def _no_news() -> None:
+    return None
+
+
 async def ticking(
-    items: AsyncGenerator[T, None], seconds: Callable[[], float]
+    items: AsyncGenerator[T, None],
+    seconds: Callable[[], float],
+    news: "Callable[[], asyncio.Future[None] | None]" = _no_news,
 ) -> AsyncGenerator[T | None, None]:
-    """Yield the items, and None whenever none has come for `seconds`."""
+    """Yield the items, and None whenever none has come for `seconds`, or what `news` returns is done."""
     waiting: asyncio.Task[T] | None = None
     try:
         while True:
             waiting = waiting or asyncio.ensure_future(_next(items))
-            done, _ = await asyncio.wait({waiting}, timeout=seconds())
-            if not done:
+            beside = news()
+            either: set[asyncio.Future[Any]] = {waiting} if beside is None else {waiting, beside}
+            done, _ = await asyncio.wait(either, timeout=seconds(), return_when=asyncio.FIRST_COMPLETED)
+            if waiting not in done:
                 yield None
                 continue
             finished, waiting = waiting, None

@@ -29,6 +29,12 @@ def new_request_id(provider: str, spec: str) -> str:
     return f"hub-{stamp}-{nonce}-{_seal(stamp, nonce, provider, spec)}"
 
 
+def asked_at(request_id: str) -> float | None:
+    """Return when an id was made, in seconds since 1970; None if it is not one of ours."""
+    match = _REQUEST_ID.fullmatch(request_id)
+    return None if match is None else float(int(match[1], 16))
+
+
 def _is_of(request_id: str, provider: str, spec: str) -> bool:
     """Tell whether an id was made for this, and not too long ago: nobody gets at another build by way of an id."""
     if not (match := _REQUEST_ID.fullmatch(request_id)):

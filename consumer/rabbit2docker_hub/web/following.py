@@ -54,6 +54,11 @@ class Queue(Record):
     """Builds that are before this one."""
 
 
+def queue_frame(ahead: int) -> bytes:
+    """Return what a reader gets while a request waits; without an id, as it holds for a moment only."""
+    return f"event: queue\ndata: {Queue(ahead=ahead).model_dump_json()}\n\n".encode()
+
+
 @dataclass(slots=True)
 class Place:
     """What a reader of a build's events has got."""

@@ -17,8 +17,9 @@ from tornado.web import HTTPError, RequestHandler
 from rabbit2docker import metrics
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, StoreUnavailable, TopologyMismatch
 from rabbit2docker.settings import Settings
-from rabbit2docker_hub.store.records import BuildRecords
+from rabbit2docker_hub.store.records import Allowance, BuildRecords
 from rabbit2docker_hub.web.asking import Asking, Builds, start
+from rabbit2docker_hub.web.build_tokens import BuildTokens, InvalidBuildToken, origin_of
 from rabbit2docker_hub.web.cursor import Cursor
 from rabbit2docker_hub.web.guards import (
     SAFE_METHODS,
@@ -29,7 +30,8 @@ from rabbit2docker_hub.web.guards import (
     check_browser,
     check_origin,
 )
-from rabbit2docker_hub.web.repositories import KINDS
+from rabbit2docker_hub.web.limits import Address, Limits, TooMany, limit_headers
+from rabbit2docker_hub.web.repositories import KINDS, NoProvider, check_provider
 from rabbit2docker_hub.web.telling import failure, frame
 from rabbit2docker_schemas.problems import describe
 from rabbit2docker_schemas.requests import BuildRequest
@@ -62,6 +64,8 @@ class Parts:
     records: BuildRecords
     asking: Asking
     checks: Callable[[], Awaitable[list[HealthCheck]]]
+    limits: Limits
+    build_tokens: BuildTokens
     viewers: int = 0
 
 
@@ -81,6 +85,32 @@ class Handler(RequestHandler):
             self.set_header("Access-Control-Allow-Origin", origin)
             self.set_header("Access-Control-Allow-Headers", "cache-control")
 
+    def prepare(self) -> Awaitable[None] | None:
+        """Let in who may come. Raises Banned."""
+        self.check_network()
+        return None
+
+    @property
+    def client(self) -> Address | None:
+        """Return the address of who asks, whatever proxies are between."""
+        forwarded_for = self.request.headers.get_list("X-Forwarded-For")
+        return self.parts.limits.address(self.request.remote_ip or "", forwarded_for)
+
+    def check_network(self) -> None:
+        """Raise Banned when it comes from where the operator lets nobody ask from."""
+        self.parts.limits.check_network(self.client)
+
+    async def check_rate(self, user: User) -> None:
+        """Count a wish for a build, and tell what is left. Raises TooMany."""
+        allowance = await self.parts.limits.check_rate(user, self.client)
+        if allowance is not None:
+            self.tell_limit(allowance)
+
+    def tell_limit(self, allowance: Allowance) -> None:
+        """Put what is left into headers."""
+        for name, value in limit_headers(allowance).items():
+            self.set_header(name, value)
+
     def answer(self, data: object, status: int = 200) -> None:
         """Answer with JSON."""
         self.set_status(status)
@@ -90,6 +120,9 @@ class Handler(RequestHandler):
     def write_error(self, status_code: int, **about: Any) -> None:
         """Answer an error in words."""
         _, error, _ = about.get("exc_info", (None, None, None))
+        if isinstance(error, TooMany):
+            self.tell_limit(error.allowance)
+            self.set_header("Retry-After", str(error.retry_after))
         words = error.message if isinstance(error, Refusal) else _WORDS.get(status_code, NOT_UNDERSTOOD)
         self.answer({"message": words, "status": status_code}, status_code)
 
@@ -150,6 +183,7 @@ class JsonHandler(Handler):
 
     async def prepare(self) -> None:
         """Find out who asks, and refuse what a page of another site may have sent. Raises Refusal."""
+        self.check_network()
         if self.request.method == "OPTIONS":
             return
         if self.request.method not in SAFE_METHODS:
@@ -280,14 +314,25 @@ class BuildHandler(Streaming):
 
     async def _chunks(self, provider: str, spec: str, resumed: Cursor | None) -> AsyncGenerator[bytes, None]:
         try:
+            self.check_network()
             user = await self.parts.guard.user(self)
             check_browser(self, user)
+            is_free = self._has_build_token(provider, spec)
             request = self._wish(provider, spec, user)
             self.check_room()
-            telling = await start(self.parts.asking, request, resumed)
-        except NotAllowed as refusal:
+
+            async def permit() -> None:
+                if not is_free:
+                    await self.check_rate(user)
+
+            telling = await start(self.parts.asking, request, resumed, permit)
+        except Refusal as refusal:
             self._result = "refused"
-            yield frame(failure(refusal.message, refusal.status_code))
+            if isinstance(refusal, TooMany):
+                self.tell_limit(refusal.allowance)
+            # BinderHub gives this one error no status.
+            status = None if isinstance(refusal, NoProvider) else refusal.status_code
+            yield frame(failure(refusal.message, status))
             return
         except AWAY as error:
             log.warning("a build could not be asked for", why=str(error))
@@ -301,6 +346,26 @@ class BuildHandler(Streaming):
                 self._result = telling.result or self._result
                 yield chunk
 
+    def prepare(self) -> None:
+        """Let everybody in: these clients read refusals in the stream only."""
+
+    def decode_argument(self, value: bytes, name: str | None = None) -> str:
+        """Return an argument as text, and garbage as garbage: no error is to end in another answer than a stream."""
+        return value.decode(errors="replace")
+
+    def _has_build_token(self, provider: str, spec: str) -> bool:
+        """Tell whether there is one. Raises NotAllowed, with BinderHub's words, for one that is not valid."""
+        token = self.get_query_argument("build_token", "")
+        if not token:
+            return False
+        try:
+            self.parts.build_tokens.check(token, provider, spec, origin_of(self.request.headers))
+        except InvalidBuildToken as error:
+            metrics.HUB_REFUSALS.labels(limit="token").inc()
+            log.info("a build token is not valid", why=str(error))
+            raise NotAllowed("Invalid build token", 403) from error
+        return True
+
     def _target(self) -> tuple[str, str]:
         """Return provider and spec as they are written: what is escaped in a spec belongs to it."""
         path = self.request.path.removeprefix(f"{self.settings['base_url']}build/")
@@ -313,11 +378,10 @@ class BuildHandler(Streaming):
             raise NotAllowed(
                 "This service builds images and launches nothing: add build_only=true to the address.", 400
             )
+        check_provider(provider)
         try:
             return BuildRequest(provider=provider, spec=spec, requester=user.name)
         except ValidationError as error:
-            if any(problem["loc"] == ("provider",) for problem in error.errors()):
-                raise NotAllowed(f"No provider found for prefix {provider[:64]}.", 404) from error
             raise NotAllowed(describe(error, BuildRequest.model_fields), 400) from error
 
 
@@ -335,7 +399,14 @@ class HomeHandler(Handler):
         self.answer({"service": "rabbit2docker", "user": user.name, "build": build})
 
 
-class VersionsHandler(Handler):
+class OpenHandler(Handler):
+    """What everybody may look at, wherever they are: probes, and the programs of operators."""
+
+    def check_network(self) -> None:
+        """Let everybody in."""
+
+
+class VersionsHandler(OpenHandler):
     """What runs here."""
 
     def get(self) -> None:
@@ -351,7 +422,7 @@ class VersionsHandler(Handler):
         )
 
 
-class HealthHandler(Handler):
+class HealthHandler(OpenHandler):
     """Whether builds can be asked for and followed."""
 
     async def get(self) -> None:
@@ -369,7 +440,7 @@ class HealthHandler(Handler):
         await self.get()
 
 
-class MetricsHandler(Handler):
+class MetricsHandler(OpenHandler):
     """Prometheus."""
 
     def get(self) -> None:
@@ -391,4 +462,5 @@ class NotFoundHandler(Handler):
 
     def prepare(self) -> None:
         """Answer 404."""
+        self.check_network()
         raise Refusal("There is nothing here.", 404)

@@ -46,14 +46,12 @@ class _Waiting:
     def put(self, ahead: int) -> None:
         """Note what is known now; a number that has grown says only that others came later."""
         ahead = max(0, ahead if self.ahead is None else min(ahead, self.ahead))
-        if ahead != self.ahead:
-            self.ahead = ahead
-            self.wake()
-
-    def wake(self) -> None:
-        if self.changed is not None and not self.changed.done():
+        if ahead == self.ahead:
+            return
+        self.ahead = ahead
+        if self.changed is not None:
             self.changed.set_result(None)
-        self.changed = None
+            self.changed = None
 
 
 @dataclass(slots=True)
@@ -121,10 +119,8 @@ class Queueing:
 
     def answered(self, request_id: str) -> None:
         """Note that a request waits no longer."""
-        waiting = self._waiting.pop(request_id, None)
+        self._waiting.pop(request_id, None)
         self._watched.discard(request_id)
-        if waiting is not None:
-            waiting.wake()
 
     @contextmanager
     def watching(self, request_id: str, asked_at: float | None = None) -> Iterator[Place]:

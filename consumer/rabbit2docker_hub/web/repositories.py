@@ -2,6 +2,8 @@
 
 from typing import Any, Final
 
+from rabbit2docker_hub.web.guards import Refusal
+
 KINDS: Final[list[dict[str, Any]]] = [
     {
         "displayName": "GitHub",
@@ -26,3 +28,16 @@ KINDS: Final[list[dict[str, Any]]] = [
         "ref": {"enabled": True, "default": "HEAD"},
     },
 ]
+PREFIXES: Final = tuple(str(kind["id"]) for kind in KINDS)
+
+
+class NoProvider(Refusal):
+    """There is no such kind of repository."""
+
+
+def check_provider(prefix: str) -> None:
+    """Raise NoProvider, with BinderHub's sentence and what there is: what can be no build is not even asked for."""
+    if prefix not in PREFIXES:
+        raise NoProvider(
+            f"No provider found for prefix {prefix[:64]}. There are {' and '.join(PREFIXES)}.", 404
+        )

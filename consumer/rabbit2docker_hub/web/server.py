@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -17,12 +18,14 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
+from rabbit2docker.broker import depth
 from rabbit2docker.errors import BrokerUnavailable, ConfigurationError, TopologyMismatch
 from rabbit2docker.settings import HubAuth, HubSettings, Settings
 from rabbit2docker_hub.build_events import BuildEvents
 from rabbit2docker_hub.store.records import BuildRecords
 from rabbit2docker_hub.web.api import API_ROUTES
 from rabbit2docker_hub.web.asking import Asking, Builds
+from rabbit2docker_hub.web.build_tokens import BuildTokens
 from rabbit2docker_hub.web.guards import make_guard
 from rabbit2docker_hub.web.handlers import (
     BODY_BYTES,
@@ -35,12 +38,15 @@ from rabbit2docker_hub.web.handlers import (
     RepositoriesHandler,
     VersionsHandler,
 )
+from rabbit2docker_hub.web.limits import Limits
 from rabbit2docker_hub.web.openapi import OpenApiHandler
 from rabbit2docker_hub.web.pages import PAGE_ROUTES, STATIC_ROUTE, NotFoundPage, prepare_pages
+from rabbit2docker_hub.web.queueing import Looking, Queueing
 from rabbit2docker_hub.web.remembering import Remembering
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.ids import RequestId
 from rabbit2docker_schemas.requests import BuildRequest
+from rabbit2docker_schemas.routing import REQUESTS_QUEUE
 
 log = structlog.get_logger()
 
@@ -153,20 +159,32 @@ def make_application(
     builds: Builds,
     checks: Callable[[], Awaitable[list[HealthCheck]]],
     records: BuildRecords,
+    looking: Looking | None = None,
 ) -> Application:
-    """Return the routes over these builds, and what is remembered of them. Raises ConfigurationError."""
+    """Return the routes over these builds, and what is remembered of them. Raises ConfigurationError.
+
+    `looking`: how to find out how many requests wait; without it nobody is told a place in the queue.
+    """
     hub, base = settings.hub, base_url_of(settings.hub)
     guard = make_guard(hub, base)
     asking = Asking(
         builds,
         records,
+        Queueing(looking),
         tenant=settings.tenant,
         share_seconds=hub.share_seconds,
         keepalive_seconds=hub.keepalive_seconds,
     )
     parts = {
         "parts": Parts(
-            settings=settings, guard=guard, builds=builds, records=records, asking=asking, checks=checks
+            settings=settings,
+            guard=guard,
+            builds=builds,
+            records=records,
+            asking=asking,
+            checks=checks,
+            limits=Limits(hub, records),
+            build_tokens=BuildTokens(hub.build_token_secret),
         )
     }
     prepare_pages()
@@ -242,7 +260,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             found.append(await hub_api.check())
         return found
 
-    server = http_server(make_application(settings, connection, checks, records))
+    looking = partial(depth.looking, settings.amqp, REQUESTS_QUEUE)
+    server = http_server(make_application(settings, connection, checks, records, looking))
     sockets = listening(*address_of(settings.hub))
     server.add_sockets(sockets)
     host, port = sockets[0].getsockname()[:2]
