@@ -1,4 +1,4 @@
-"""RabbitMQ, the registry, the git server and the images that examples and tests build on."""
+"""RabbitMQ, the registry, the git server and the images that examples and tests build on or run."""
 
 import os
 import shutil
@@ -15,10 +15,29 @@ from deploy.dev.machine import RUN, Ledger, Unable, debian_root, run, say, timed
 RABBITMQ_IMAGE = "rabbit2docker-dev/rabbitmq:4"
 REGISTRY_IMAGE = "rabbit2docker-dev/registry:2"
 BASE_IMAGE = "rabbit2docker-dev/base:1"
+POSTGRESQL_IMAGE = "rabbit2docker-dev/postgresql:17"
 LABEL = "rabbit2docker-dev"
 PACKAGES = ("ca-certificates", "rabbitmq-server", "docker-registry", "busybox-static")
+POSTGRESQL_PACKAGES = ("ca-certificates", "postgresql")
 PULL_SECONDS = 300
 _LEFT_OUT = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale")
+_START_POSTGRESQL = """#!/bin/sh
+# Takes what the official image takes: POSTGRES_PASSWORD, and a command such as `postgres -c fsync=off`.
+set -e
+data=/var/lib/postgresql/data
+install -d -o postgres -g postgres -m 700 "$data"
+install -d -o postgres -g postgres /run/postgresql
+if [ ! -e "$data/PG_VERSION" ]; then
+    password=$(mktemp)
+    printf '%s' "$POSTGRES_PASSWORD" > "$password"
+    chown postgres "$password"
+    setpriv --reuid postgres --regid postgres --clear-groups \\
+        initdb -D "$data" -U postgres -E UTF8 --locale C.UTF-8 -A scram-sha-256 --pwfile "$password" > /dev/null
+    rm "$password"
+    echo "host all all all scram-sha-256" >> "$data/pg_hba.conf"
+fi
+exec setpriv --reuid postgres --regid postgres --clear-groups "$@" -D "$data" -c "listen_addresses=*"
+"""
 _REGISTRY_CONFIG = """version: 0.1
 log: {level: warn}
 storage: {filesystem: {rootdirectory: /var/lib/registry}, delete: {enabled: true}}
@@ -34,6 +53,8 @@ class Image:
     pulled: str
     settings: tuple[str, ...]
     """Dockerfile instructions for the one that is made."""
+    left_out: tuple[str, ...] = ()
+    """What the one that is made does without."""
 
 
 IMAGES = (
@@ -50,6 +71,17 @@ IMAGES = (
         REGISTRY_IMAGE,
         "registry:2",
         ("EXPOSE 5000", 'CMD ["docker-registry", "serve", "/etc/rabbit2docker/registry.yml"]'),
+    ),
+    Image(
+        POSTGRESQL_IMAGE,
+        "postgres:17",
+        (
+            "ENV LANG=C.UTF-8 PATH=/usr/lib/postgresql/17/bin:" + machine.SYSTEM_PATH,
+            "EXPOSE 5432",
+            'ENTRYPOINT ["/usr/local/bin/start-postgresql"]',
+            'CMD ["postgres"]',
+        ),
+        left_out=("usr/lib/*/libLLVM*", "usr/lib/llvm-*", "usr/lib/postgresql/*/lib/bitcode"),
     ),
 )
 
@@ -105,9 +137,18 @@ class Services:
         (root / "etc/rabbit2docker/registry.yml").write_text(_REGISTRY_CONFIG)
         return root
 
-    def _import(self, name: str, directory: Path, settings: tuple[str, ...]) -> None:
+    def _postgresql_root(self) -> Path:
+        root = debian_root("postgresql", POSTGRESQL_PACKAGES)
+        start = root / "usr/local/bin/start-postgresql"
+        start.write_text(_START_POSTGRESQL)
+        start.chmod(0o755)
+        return root
+
+    def _import(
+        self, name: str, directory: Path, settings: tuple[str, ...], left_out: tuple[str, ...] = _LEFT_OUT
+    ) -> None:
         with timed(f"Making the image {name}"):
-            tar = ["tar", "-C", str(directory), "-c", *(f"--exclude=./{path}" for path in _LEFT_OUT), "."]
+            tar = ["tar", "-C", str(directory), "-c", *(f"--exclude=./{path}" for path in left_out), "."]
             archive = subprocess.Popen(tar, stdout=subprocess.PIPE)
             changes = [part for setting in settings for part in ("-c", setting)]
             client = shutil.which("docker", path=f"{RUN / 'bin'}:{os.environ['PATH']}") or "docker"
@@ -122,7 +163,8 @@ class Services:
                 raise Unable(f"{directory} could not be packed.")
 
     def _import_services(self, image: Image) -> None:
-        self._import(image.name, self._services_root(), image.settings)
+        root = self._postgresql_root() if image.name == POSTGRESQL_IMAGE else self._services_root()
+        self._import(image.name, root, image.settings, (*_LEFT_OUT, *image.left_out))
 
     def _import_base(self) -> None:
         root = RUN / "base-image"
@@ -176,6 +218,7 @@ class Services:
             "RABBIT2DOCKER_IMAGES__PREFIX": f"127.0.0.1:{registry}/r2d-",
             "RABBIT2DOCKER_TEST_REGISTRY": f"127.0.0.1:{registry}",
             "RABBIT2DOCKER_TEST_RABBITMQ_IMAGE": RABBITMQ_IMAGE,
+            "RABBIT2DOCKER_TEST_POSTGRES_IMAGE": POSTGRESQL_IMAGE,
             "RABBIT2DOCKER_TEST_BASE_IMAGE": BASE_IMAGE,
             "RABBIT2DOCKER_TEST_GIT_ROOT": str(git_root),
             "RABBIT2DOCKER_TEST_GIT_URL": f"git://127.0.0.1:{git}",
