@@ -5,11 +5,12 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
@@ -18,15 +19,10 @@ from yarl import URL
 
 from rabbit2docker.errors import BrokerUnavailable
 from rabbit2docker.settings import AmqpSettings, HubSettings, Settings
-from rabbit2docker_hub.store.records import (
-    Allowance,
-    Build,
-    BuildPage,
-    BuildQuery,
-    BuildRecords,
-    StoredLine,
-)
+from rabbit2docker_hub.store.records import BuildRecords
+from rabbit2docker_hub.store.store import Store
 from rabbit2docker_hub.web.handlers import HealthCheck
+from rabbit2docker_hub.web.queueing import Looking
 from rabbit2docker_hub.web.server import http_server, listening, make_application
 from rabbit2docker_schemas import events, ids
 from rabbit2docker_schemas.cloudevents import Event
@@ -50,6 +46,7 @@ class Sent:
 
     id: str | None
     data: dict[str, Any]
+    event: str | None = None
 
     @property
     def phase(self) -> str | None:
@@ -68,7 +65,7 @@ def parse(raw: bytes) -> list[Sent]:
             line.split(": ", 1) for line in block.split("\n") if ": " in line and not line.startswith(":")
         )
         if "data" in fields:
-            found.append(Sent(fields.get("id"), json.loads(fields["data"])))
+            found.append(Sent(fields.get("id"), json.loads(fields["data"]), fields.get("event")))
     return found
 
 
@@ -114,7 +111,7 @@ class Viewer:
         async with aiohttp.ClientSession(timeout=PATIENCE) as session:
             url = URL(self.address + path, encoded=True)
             async with session.get(url, headers={**self.headers, **_names(headers)}) as answer:
-                yield _events(answer)
+                yield read_frames(answer)
 
     @asynccontextmanager
     async def live_bytes(self, path: str) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -126,7 +123,8 @@ class Viewer:
             yield answer.content.iter_any()
 
 
-async def _events(answer: aiohttp.ClientResponse) -> AsyncGenerator[Sent, None]:
+async def read_frames(answer: aiohttp.ClientResponse) -> AsyncGenerator[Sent, None]:
+    """Yield events as they come."""
     block = b""
     async for line in answer.content:
         block += line
@@ -154,6 +152,7 @@ class HubService:
             "RABBIT2DOCKER_LOGGING__FORMAT": "json",
             "RABBIT2DOCKER_HUB__AUTH": "none",
             "RABBIT2DOCKER_HUB__BIND": self.bind,
+            "RABBIT2DOCKER_HUB__STORE_URL": f"sqlite:///{directory / 'hub.sqlite'}",
             **variables,
         }
 
@@ -266,46 +265,39 @@ class MemoryBuilds:
             self.reading -= 1
 
 
-class Forgetful:
-    """Remembers nothing."""
-
-    async def asked(self, request: BuildRequest, *, at: datetime) -> None: ...
-
-    async def shared(self, request_id: str, requester: str) -> None: ...
-
-    async def put(self, events: Sequence[Event]) -> None: ...
-
-    async def build(self, id_: str) -> Build | None:
-        return None
-
-    async def builds(self, query: BuildQuery) -> BuildPage:
-        return BuildPage(builds=[])
-
-    async def events(self, build_id: str) -> AsyncGenerator[Event, None]:
-        return
-        yield
-
-    async def lines(
-        self, build_id: str, *, attempt: int | None = None, first: int = 0, last: int | None = None
-    ) -> AsyncGenerator[StoredLine, None]:
-        return
-        yield
-
-    async def may_ask(self, who: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
-        return Allowance(allowed=True, limit=limit, remaining=limit, reset_at=at)
+@asynccontextmanager
+async def a_store(directory: Path, **more: Any) -> AsyncIterator[Store]:
+    """Give a store on a database of its own."""
+    async with Store(f"sqlite:///{directory / 'hub.sqlite'}", "default", **more) as store:
+        yield store
 
 
 @asynccontextmanager
 async def serving(
-    builds: MemoryBuilds, records: BuildRecords | None = None, **hub: Any
+    builds: MemoryBuilds,
+    records: BuildRecords | None = None,
+    *,
+    looking: Looking | None = None,
+    **hub: Any,
 ) -> AsyncIterator[Viewer]:
-    """Serve builds in memory over real HTTP."""
+    """Serve builds in memory over real HTTP; without `records` on a database that is gone afterwards.
+
+    `looking` tells how many requests wait in RabbitMQ.
+    """
+    if records is None:
+        with TemporaryDirectory() as directory:
+            async with (
+                a_store(Path(directory)) as store,
+                serving(builds, store, looking=looking, **hub) as viewer,
+            ):
+                yield viewer
+        return
     settings = Settings(hub=HubSettings.model_validate({"auth": "none", **hub}))
 
     async def checks() -> list[HealthCheck]:
         return [HealthCheck("RabbitMQ", builds.problem is None, str(builds.problem or ""))]
 
-    server = http_server(make_application(settings, builds, checks, records or Forgetful()))
+    server = http_server(make_application(settings, builds, checks, records, looking))
     sockets = listening("127.0.0.1", 0)
     server.add_sockets(sockets)
     port = sockets[0].getsockname()[1]
