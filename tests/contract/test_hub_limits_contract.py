@@ -1,0 +1,420 @@
+"""How much one may ask for, from where, and what is told to who waits: over real HTTP, counted in a real database."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import jwt
+import pytest
+
+from rabbit2docker_hub.store.store import Store
+from rabbit2docker_hub.web import queueing
+from rabbit2docker_hub.web.build_tokens import mint
+from tests.contract.test_binder_stream import BUILD, PATH, accepted, completed
+from tests.support.hub_service import MemoryBuilds, Sent, Viewer, a_store, parse, serving
+from tests.support.rabbitmq import free_port
+from tests.support.waiting import eventually
+
+ADA, BOB, ROOT = ({"Authorization": f"Bearer {name}-secret"} for name in ("ada", "bob", "root"))
+NAMED: dict[str, Any] = {
+    "auth": "tokens",
+    "tokens": {name: f"{name}-secret" for name in ("ada", "bob", "root")},
+    "admins": ["root"],
+    "share_seconds": 0,
+    "requests_per_user": 2,
+}
+SECRET = "5e" * 32
+
+
+@pytest.fixture
+def builds() -> MemoryBuilds:
+    builds = MemoryBuilds()
+    builds.plan = [*BUILD, completed()]
+    return builds
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    async with a_store(tmp_path) as store:
+        yield store
+
+
+async def post(viewer: Viewer, path: str = "api/builds", **headers: str) -> tuple[int, Any, Any]:
+    """Ask for a build by the JSON API."""
+    wish = {"provider": "gh", "spec": "ada/thesis/HEAD"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(viewer.address + path, json=wish, headers=headers) as answer,
+    ):
+        return answer.status, answer.headers, await answer.json()
+
+
+async def ends(viewer: Viewer, path: str = PATH, **headers: str) -> Sent:
+    return (await viewer.watch(path, **headers))[-1]
+
+
+class TestRates:
+    async def test_who_has_had_enough_is_told_so_in_the_stream(
+        self, builds: MemoryBuilds, store: Store
+    ) -> None:
+        async with serving(builds, store, **NAMED) as viewer:
+            for left in (1, 0):
+                status, headers, raw = await viewer.raw(PATH, **ADA)
+                assert (status, parse(raw)[-1].phase) == (200, "ready")
+                assert headers["X-RateLimit-Limit"] == "2"
+                assert headers["X-RateLimit-Remaining"] == str(left)
+                assert 0 < int(headers["X-RateLimit-Reset"]) - time.time() <= 3601
+            status, headers, raw = await viewer.raw(PATH, **ADA)
+            assert status == 200
+            assert headers["content-type"] == "text/event-stream"
+            [only] = parse(raw)
+            assert (only.phase, only.data["status_code"]) == ("failed", 429)
+            begin = "Rate limit exceeded. You (ada) have asked for 2 builds within an hour, which is the limit here. "
+            assert only.message.startswith(begin)
+            assert only.message.removeprefix(begin) in (
+                "Try again in 60 minutes.\n",
+                "Try again in 59 minutes.\n",
+            )
+            assert headers["X-RateLimit-Remaining"] == "0"
+            assert len(builds.asked) == 2
+            assert (await ends(viewer, **BOB)).phase == "ready"
+
+    async def test_the_json_api_has_the_same_limit_and_a_true_status(
+        self, builds: MemoryBuilds, store: Store
+    ) -> None:
+        async with serving(builds, store, **NAMED) as viewer:
+            assert (await ends(viewer, **ADA)).phase == "ready"
+            status, headers, _ = await post(viewer, **ADA)
+            assert (status, headers["X-RateLimit-Remaining"]) == (202, "0")
+            status, headers, said = await post(viewer, **ADA)
+            assert status == said["status"] == 429
+            assert said["message"].startswith("Rate limit exceeded. You (ada) have asked for 2 builds")
+            assert 0 < int(headers["Retry-After"]) <= 3601
+            assert headers["X-RateLimit-Limit"] == "2"
+            assert headers["X-RateLimit-Remaining"] == "0"
+            assert len(builds.asked) == 2
+            assert (await viewer.raw("api/builds", **ADA))[0] == 200
+
+    async def test_building_once_more_counts_too(self, builds: MemoryBuilds, store: Store) -> None:
+        async with (
+            serving(builds, store, **NAMED) as viewer,
+            aiohttp.ClientSession(headers=ADA, skip_auto_headers=["Content-Type"]) as session,
+        ):
+            _, _, made = await post(viewer, **ADA)
+            seen = []
+            for _ in range(2):
+                async with session.post(f"{viewer.address}api/builds/{made['id']}/rebuild") as answer:
+                    seen.append(answer.status)
+        assert seen == [202, 429]
+
+    async def test_instances_count_together(self, builds: MemoryBuilds, store: Store) -> None:
+        async with serving(builds, store, **NAMED) as one, serving(builds, store, **NAMED) as other:
+            phases = [(await ends(each, **ADA)).phase for each in (one, other, one, other)]
+        assert phases == ["ready", "ready", "failed", "failed"]
+
+    async def test_coming_back_for_the_rest_does_not_count(self, builds: MemoryBuilds, store: Store) -> None:
+        async with serving(builds, store, **{**NAMED, "requests_per_user": 1}) as viewer:
+            sent = await viewer.watch(PATH, **ADA)
+            for each in sent[:-1]:
+                assert (await ends(viewer, Last_Event_ID=str(each.id), **ADA)).phase == "ready"
+            assert (await ends(viewer, **ADA)).data["status_code"] == 429
+
+    async def test_what_could_be_no_build_does_not_count(self, builds: MemoryBuilds, store: Store) -> None:
+        async with serving(builds, store, **{**NAMED, "requests_per_user": 1}) as viewer:
+            for path in (
+                "build/svn/ada/thesis/HEAD?build_only=true",
+                "build/gh/ada/thesis/HEAD",
+                f"build/gh/{'x' * 5000}?build_only=true",
+            ):
+                assert (await ends(viewer, path, **ADA)).phase == "failed"
+            assert (await ends(viewer, **ADA)).phase == "ready"
+
+    async def test_who_shares_a_request_is_not_counted(self, builds: MemoryBuilds, store: Store) -> None:
+        builds.plan = [accepted()]
+        hub = {**NAMED, "share_seconds": 60, "requests_per_user": 1}
+        async with serving(builds, store, **hub) as viewer, viewer.live(PATH, **BOB) as bobs:
+            await anext(bobs)
+            async with viewer.live(PATH, **ADA) as adas, viewer.live(PATH, **ADA) as again:
+                assert (await anext(adas)).phase == (await anext(again)).phase == "waiting"
+        assert len(builds.asked) == 1
+
+    async def test_a_crowd_without_names_behind_one_address_shares(
+        self, builds: MemoryBuilds, store: Store
+    ) -> None:
+        async with serving(builds, store, requests_per_user=1) as viewer:
+            crowd = await asyncio.gather(*(ends(viewer) for _ in range(60)))
+            assert {each.phase for each in crowd} == {"ready"}
+            other = await ends(viewer, PATH.replace("thesis", "notes"))
+        assert other.message.startswith("Rate limit exceeded. Your address (127.0.0.1) has asked for 1 build")
+        assert len(builds.asked) == 1
+
+    async def test_who_is_refused_stands_in_nobodys_way(self, builds: MemoryBuilds, store: Store) -> None:
+        hub = {**NAMED, "share_seconds": 60, "requests_per_user": 1}
+        async with serving(builds, store, **hub) as viewer:
+            assert (await ends(viewer, PATH.replace("thesis", "notes"), **ADA)).phase == "ready"
+            adas, bobs = await asyncio.gather(ends(viewer, **ADA), ends(viewer, **BOB))
+        assert bobs.phase == "ready"
+        assert adas.phase in ("ready", "failed")
+        assert [request.requester for request in builds.asked] == ["ada", "bob"]
+
+    async def test_addresses_are_those_behind_trusted_proxies(
+        self, builds: MemoryBuilds, store: Store
+    ) -> None:
+        async with serving(builds, store, requests_per_user=1, share_seconds=0) as viewer:
+            phases = [
+                (await ends(viewer, X_Forwarded_For=header)).phase
+                for header in ("192.0.2.7", "198.51.100.3, 192.0.2.7", "192.0.2.8", "192.0.2.8:99")
+            ]
+        assert phases == ["ready", "failed", "ready", "failed"]
+
+    async def test_administrators_have_no_limit(self, builds: MemoryBuilds, store: Store) -> None:
+        async with serving(builds, store, **NAMED) as viewer:
+            for _ in range(4):
+                status, headers, raw = await viewer.raw(PATH, **ROOT)
+                assert (status, parse(raw)[-1].phase) == (200, "ready")
+                assert "X-RateLimit-Limit" not in headers
+
+    async def test_a_database_that_is_away_stops_nobody(self, builds: MemoryBuilds) -> None:
+        url = f"postgresql://nobody:nothing@127.0.0.1:{free_port()}/nowhere"
+        async with Store(url, "default") as nowhere, serving(builds, nowhere, **NAMED) as viewer:
+            for _ in range(4):
+                assert (await ends(viewer, **ADA)).phase == "ready"
+
+
+class TestBuildTokens:
+    def token(self, viewer: Viewer, **wrong: Any) -> str:
+        """Return a token as BinderHub's own page makes it."""
+        host = viewer.address.removeprefix("http://").rstrip("/")
+        claims = {"exp": int(time.time()) + 300, "aud": "gh/ada/thesis/HEAD", "origin": host, **wrong}
+        return jwt.encode(claims, key=bytes.fromhex(SECRET), algorithm="HS256")
+
+    async def test_a_valid_one_lifts_the_limit(self, builds: MemoryBuilds, store: Store) -> None:
+        hub = {**NAMED, "requests_per_user": 1, "build_token_secret": SECRET}
+        async with serving(builds, store, **hub) as viewer:
+            free = f"{PATH}&build_token={self.token(viewer)}"
+            for _ in range(3):
+                assert (await ends(viewer, free, **ADA)).phase == "ready"
+            assert (await ends(viewer, **ADA)).phase == "ready"
+            assert (await ends(viewer, **ADA)).data["status_code"] == 429
+            assert (await ends(viewer, free, **ADA)).phase == "ready"
+
+    async def test_it_says_nothing_about_who_asks(self, builds: MemoryBuilds, store: Store) -> None:
+        async with serving(builds, store, **{**NAMED, "build_token_secret": SECRET}) as viewer:
+            only = await ends(viewer, f"{PATH}&build_token={self.token(viewer)}")
+        assert only.data["status_code"] == 403
+        assert "token is needed" in only.message
+        assert not builds.asked
+
+    @pytest.mark.parametrize(
+        "wrong", [{"aud": "gh/ada/notes/HEAD"}, {"origin": "evil.example.org"}, {"exp": 1_000_000_000}]
+    )
+    async def test_one_for_something_else_is_refused_in_binderhubs_words(
+        self, builds: MemoryBuilds, store: Store, wrong: dict[str, Any]
+    ) -> None:
+        async with serving(builds, store, build_token_secret=SECRET) as viewer:
+            [only] = await viewer.watch(f"{PATH}&build_token={self.token(viewer, **wrong)}")
+        assert only.data == {"phase": "failed", "status_code": 403, "message": "Invalid build token\n"}
+        assert not builds.asked
+
+    async def test_without_a_secret_none_is_valid(self, builds: MemoryBuilds, store: Store) -> None:
+        async with serving(builds, store) as viewer:
+            [only] = await viewer.watch(f"{PATH}&build_token={self.token(viewer)}")
+        assert only.message == "Invalid build token\n"
+
+    async def test_the_origin_of_the_page_counts_and_an_escaped_spec_stays_escaped(
+        self, builds: MemoryBuilds, store: Store
+    ) -> None:
+        spec = "https%3A%2F%2Fgit.example.org%2Fx/main"
+        token = mint(SECRET, "git", spec, origin="hub.example.org")
+        path = f"build/git/{spec}?build_only=true&build_token={token}"
+        async with serving(builds, store, build_token_secret=SECRET) as viewer:
+            assert (await ends(viewer, path, Origin="https://hub.example.org")).phase == "ready"
+            assert (await ends(viewer, path)).message == "Invalid build token\n"
+
+
+class TestNetworks:
+    async def test_nothing_is_had_from_a_banned_one(self, builds: MemoryBuilds, store: Store) -> None:
+        hub: dict[str, Any] = {"ban_networks": {"192.0.2.0/24": "the lab"}}
+        there = {"X_Forwarded_For": "192.0.2.9"}
+        async with serving(builds, store, **hub) as viewer:
+            [only] = await viewer.watch(PATH, **there)
+            assert only.data == {
+                "phase": "failed",
+                "status_code": 403,
+                "message": "Requests from the lab are not allowed\n",
+            }
+            for path in (
+                "api/builds",
+                "api/builds/x/events",
+                "api/repoproviders",
+                "api/openapi.json",
+                "nowhere",
+            ):
+                status, _, body = await viewer.raw(path, **there)
+                assert (status, json.loads(body)["message"]) == (403, "Requests from the lab are not allowed")
+            for path in ("", "new"):
+                status, _, body = await viewer.raw(path, Accept="text/html", **there)
+                assert status == 403
+                assert b"the lab" in body
+            for path in ("health", "versions", "metrics"):
+                assert (await viewer.raw(path, **there))[0] == 200
+            status, _, said = await post(viewer, **{"X-Forwarded-For": "192.0.2.9"})
+            assert (status, said["status"]) == (403, 403)
+            assert not builds.asked
+            assert (await ends(viewer, X_Forwarded_For="198.51.100.1")).phase == "ready"
+
+    async def test_nobody_talks_themselves_out_of_it(self, builds: MemoryBuilds, store: Store) -> None:
+        hub: dict[str, Any] = {"ban_networks": {"127.0.0.0/8": "here"}, "trusted_proxies": []}
+        async with serving(builds, store, **hub) as viewer:
+            assert (await ends(viewer, X_Forwarded_For="198.51.100.1")).phase == "failed"
+
+    async def test_nor_anybody_else_into_it(self, builds: MemoryBuilds, store: Store) -> None:
+        hub: dict[str, Any] = {"ban_networks": {"192.0.2.0/24": "the lab"}, "trusted_proxies": ["10.0.0.0/8"]}
+        async with serving(builds, store, **hub) as viewer:
+            assert (await ends(viewer, X_Forwarded_For="192.0.2.9")).phase == "ready"
+
+    async def test_the_ban_comes_before_every_other_refusal(self, builds: MemoryBuilds, store: Store) -> None:
+        hub = {**NAMED, "ban_networks": {"127.0.0.0/8": "here"}}
+        async with serving(builds, store, **hub) as viewer:
+            [only] = await viewer.watch("build/svn/x?build_token=x")
+        assert only.message == "Requests from here are not allowed\n"
+
+
+class Line:
+    """RabbitMQ's queue, as far as its length goes."""
+
+    def __init__(self, length: int) -> None:
+        self.length, self.looks = length, 0
+        self.answers = asyncio.Event()
+        self.answers.set()
+
+    @asynccontextmanager
+    async def looking(self) -> AsyncIterator[queueing.Depth]:
+        async def depth() -> int:
+            self.looks += 1
+            await self.answers.wait()
+            return self.length
+
+        yield depth
+
+
+@pytest.fixture
+def line(monkeypatch: pytest.MonkeyPatch) -> Line:
+    monkeypatch.setattr(queueing, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(queueing, "LOOK_SECONDS", 0.05)
+    return Line(4)
+
+
+def told(sent: Sent) -> str:
+    return sent.message.removeprefix("Waiting for a free build slot: ").rstrip()
+
+
+class TestQueue:
+    async def test_who_waits_learns_how_many_are_before_them(self, builds: MemoryBuilds, line: Line) -> None:
+        builds.plan = []
+        async with serving(builds, looking=line.looking) as viewer, viewer.live(PATH) as sent:
+            first = await anext(sent)
+            assert first.data == {"phase": "waiting", "message": "Waiting for build to start...\n"}
+            place = await anext(sent)
+            assert place.data == {
+                "phase": "waiting",
+                "message": "Waiting for a free build slot: 3 builds are before this one.\n",
+            }
+            assert place.id is None
+            line.length = 2
+            assert told(await anext(sent)) == "1 build is before this one."
+            line.length = 7
+            looks = line.looks
+            await eventually(lambda: line.looks >= looks + 3)
+            line.length = 1
+            assert told(await anext(sent)) == "this build is the next."
+            await builds.add(*BUILD, completed())
+            rest = [each async for each in sent]
+        assert [each.phase for each in rest] == [
+            "waiting",
+            "fetching",
+            "building",
+            "building",
+            "pushing",
+            "ready",
+        ]
+        assert str(rest[0].id).endswith(":2.0.0")
+
+    async def test_who_is_cut_off_while_waiting_loses_nothing(self, builds: MemoryBuilds, line: Line) -> None:
+        builds.plan = []
+        async with serving(builds, looking=line.looking) as viewer, viewer.live(PATH) as sent:
+            seen = [await anext(sent), await anext(sent)]
+        async with (
+            serving(builds, looking=line.looking) as other,
+            other.live(PATH, Last_Event_ID=str(seen[0].id)) as sent,
+        ):
+            assert told(await anext(sent)) == "3 builds are before this one."
+            await builds.add(*BUILD, completed())
+            rest = [each async for each in sent]
+        assert [each.phase for each in rest] == [
+            "waiting",
+            "fetching",
+            "building",
+            "building",
+            "pushing",
+            "ready",
+        ]
+        assert len(builds.asked) == 1
+
+    async def test_many_who_wait_cost_rabbitmq_no_more_than_one(
+        self, builds: MemoryBuilds, line: Line
+    ) -> None:
+        builds.plan = []
+        line.length = 30
+        line.answers.clear()
+
+        async def place(viewer: Viewer, number: int) -> str:
+            async with viewer.live(PATH.replace("thesis", f"t{number}")) as sent:
+                await anext(sent)
+                return told(await anext(sent))
+
+        async with serving(builds, looking=line.looking) as viewer:
+            # One after the other, so that it is known who came first.
+            waiting = []
+            for number in range(30):
+                waiting.append(asyncio.create_task(place(viewer, number)))
+                await eventually(lambda number=number: len(builds.asked) > number)  # type: ignore[misc]
+            assert line.looks <= 1
+            line.answers.set()
+            places = await asyncio.gather(*waiting)
+        assert line.looks < 30
+        words = ["this build is the next.", "1 build is before this one."]
+        assert places == [*words, *(f"{number} builds are before this one." for number in range(2, 30))]
+
+    async def test_readers_of_the_json_api_are_told_too(
+        self, builds: MemoryBuilds, line: Line, store: Store
+    ) -> None:
+        builds.plan = []
+        async with serving(builds, store, looking=line.looking) as viewer:
+            _, _, made = await post(viewer)
+            async with viewer.live_bytes(f"api/builds/{made['id']}/events") as chunks:
+                raw = b""
+                async for chunk in chunks:
+                    raw += chunk
+                    if raw.endswith(b'event: queue\ndata: {"ahead":3}\n\n'):
+                        line.length = 1
+                    if raw.endswith(b'event: queue\ndata: {"ahead":0}\n\n'):
+                        await builds.add(*BUILD, completed())
+        assert raw.count(b"event: queue") == 2
+        assert b"event: completed" in raw
+
+    async def test_nothing_is_said_where_it_is_not_known(self, builds: MemoryBuilds) -> None:
+        builds.plan = []
+        async with serving(builds, keepalive_seconds=0.05) as viewer:
+            raw = b""
+            async with viewer.live_bytes(PATH) as chunks:
+                async for chunk in chunks:
+                    raw += chunk
+                    if raw.endswith(b":keepalive\n\n:keepalive\n\n"):
+                        await builds.add(accepted(), completed())
+        assert [each.phase for each in parse(raw)] == ["waiting", "ready"]
