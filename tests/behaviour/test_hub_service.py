@@ -313,7 +313,10 @@ class TestTheServiceItself:
         status, _, body = await hub.viewer.raw("health")
         assert (status, json.loads(body)) == (
             200,
-            {"ok": True, "checks": [{"service": "RabbitMQ", "ok": True}]},
+            {
+                "ok": True,
+                "checks": [{"service": "RabbitMQ", "ok": True}, {"service": "database", "ok": True}],
+            },
         )
         _, _, body = await hub.viewer.raw("api/repoproviders")
         assert [kind["id"] for kind in json.loads(body)] == ["gh", "git"]

@@ -301,7 +301,7 @@ class EventsHandler(Streaming, ApiHandler):
         if place.ended:
             self.set_status(204)
             return
-        self.check_room()
+        self.check_room(more=1)
         self._events_told = EventTelling(place)
         await self.stream(self._chunks(build, self._events_told))
 

@@ -240,9 +240,9 @@ class Streaming(Handler):
             metrics.HUB_VIEWERS.dec()
         metrics.HUB_STREAMS.labels(end=await self._end()).inc()
 
-    def check_room(self) -> None:
-        """Raise NotAllowed when more are being told of builds than may be."""
-        if self.parts.viewers > self.parts.settings.hub.viewers:
+    def check_room(self, more: int = 0) -> None:
+        """Raise NotAllowed when, with so many more, more are being told of builds than may be."""
+        if self.parts.viewers + more > self.parts.settings.hub.viewers:
             raise NotAllowed("Too many builds are being watched. Please try again in a minute.", 503)
 
     def result(self) -> str:
@@ -268,9 +268,10 @@ class Streaming(Handler):
             return self._telling.result()
         if isinstance(error, StreamClosedError):
             return "left"
-        if not self._headers_written and isinstance(error, (StoreUnavailable, *AWAY)):
-            metrics.HUB_STREAMS.labels(end="unavailable").inc()
-            raise error
+        if isinstance(error, (StoreUnavailable, *AWAY)):
+            # Viewers come back by themselves, and go on where they are.
+            log.warning("a viewer cannot be told about a build for now", why=str(error))
+            return "unavailable"
         log.error("a viewer could not be told about a build", exc_info=error)
         with suppress(StreamClosedError):
             await self.send(self.last_words())

@@ -19,10 +19,11 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from rabbit2docker.broker import depth
-from rabbit2docker.errors import BrokerUnavailable, ConfigurationError, TopologyMismatch
+from rabbit2docker.errors import BrokerUnavailable, ConfigurationError, StoreUnavailable, TopologyMismatch
 from rabbit2docker.settings import HubAuth, HubSettings, Settings
 from rabbit2docker_hub.build_events import BuildEvents
 from rabbit2docker_hub.store.records import BuildRecords
+from rabbit2docker_hub.store.store import Store
 from rabbit2docker_hub.web.api import API_ROUTES
 from rabbit2docker_hub.web.asking import Asking, Builds
 from rabbit2docker_hub.web.build_tokens import BuildTokens
@@ -42,7 +43,6 @@ from rabbit2docker_hub.web.limits import Limits
 from rabbit2docker_hub.web.openapi import OpenApiHandler
 from rabbit2docker_hub.web.pages import PAGE_ROUTES, STATIC_ROUTE, NotFoundPage, prepare_pages
 from rabbit2docker_hub.web.queueing import Looking, Queueing
-from rabbit2docker_hub.web.remembering import Remembering
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.ids import RequestId
 from rabbit2docker_schemas.requests import BuildRequest
@@ -56,6 +56,7 @@ CONNECT_SECONDS: Final = 10.0
 RETRY_SECONDS: Final = 5.0
 CHECK_SECONDS: Final = 5.0
 REMEMBER_SECONDS: Final = 15.0
+REMEMBER_DATABASE_SECONDS: Final = 2.0
 HEADER_BYTES: Final = 32 * 1024
 """Of the request's first line and headers together; JupyterHub's cookies take a few thousand."""
 SEND_BUFFER_BYTES: Final = 128 * 1024
@@ -220,22 +221,34 @@ def http_server(application: Application) -> HTTPServer:
     return HTTPServer(application, xheaders=False, max_body_size=2 * BODY_BYTES, max_header_size=HEADER_BYTES)
 
 
-class HubApi:
-    """Whether the JupyterHub answers: nobody else could say who asks."""
+class Seldom:
+    """A check that is made once every few seconds at most: our health is open to everybody."""
 
-    def __init__(self, url: str) -> None:
-        """Take the address of its API."""
-        self._url = url
+    def __init__(self, seconds: float) -> None:
+        """Remember what was found for so long."""
+        self._seconds = seconds
         self._asking = asyncio.Lock()
         self._known: tuple[float, HealthCheck] | None = None
 
     async def check(self) -> HealthCheck:
-        """Ask, but not more often than every few seconds: our health is open to everybody."""
+        """Return what was found a moment ago, or now."""
         async with self._asking:
             now = asyncio.get_running_loop().time()
-            if self._known is None or now - self._known[0] > REMEMBER_SECONDS:
+            if self._known is None or now - self._known[0] > self._seconds:
                 self._known = (now, await self._ask())
             return self._known[1]
+
+    async def _ask(self) -> HealthCheck:
+        raise NotImplementedError
+
+
+class HubApi(Seldom):
+    """Whether the JupyterHub answers: nobody else could say who asks."""
+
+    def __init__(self, url: str) -> None:
+        """Take the address of its API."""
+        super().__init__(REMEMBER_SECONDS)
+        self._url = url
 
     async def _ask(self) -> HealthCheck:
         timeout = aiohttp.ClientTimeout(total=CHECK_SECONDS)
@@ -247,42 +260,74 @@ class HubApi:
         return HealthCheck("JupyterHub API", ok, "" if ok else detail)
 
 
+class DatabaseCheck(Seldom):
+    """Whether builds can be looked up."""
+
+    def __init__(self, store: Store) -> None:
+        """Take the store."""
+        super().__init__(REMEMBER_DATABASE_SECONDS)
+        self._store = store
+
+    async def _ask(self) -> HealthCheck:
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                await self._store.check()
+        except TimeoutError:
+            return HealthCheck("database", False, "does not answer")
+        except StoreUnavailable as error:
+            # Not in its own words: everybody may read this.
+            log.warning("the database is away", why=str(error))
+            return HealthCheck("database", False, "is away")
+        return HealthCheck("database", True)
+
+
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises ConfigurationError, or AccessRefused when RabbitMQ refuses us."""
-    connection, records = Connection(settings), Remembering()
-    api_url = os.environ.get("JUPYTERHUB_API_URL") if settings.hub.auth is HubAuth.JUPYTERHUB else None
-    hub_api = HubApi(api_url) if api_url else None
+    hub, connection = settings.hub, Connection(settings)
+    store = Store(hub.store_url, settings.tenant, log_bytes=hub.store_log_bytes)
+    api_url = os.environ.get("JUPYTERHUB_API_URL") if hub.auth is HubAuth.JUPYTERHUB else None
+    seldom = [DatabaseCheck(store), *([HubApi(api_url)] if api_url else [])]
 
     async def checks() -> list[HealthCheck]:
         trouble = connection.trouble
-        found = [HealthCheck("RabbitMQ", not trouble, trouble)]
-        if hub_api:
-            found.append(await hub_api.check())
-        return found
+        return [HealthCheck("RabbitMQ", not trouble, trouble), *[await each.check() for each in seldom]]
 
     looking = partial(depth.looking, settings.amqp, REQUESTS_QUEUE)
-    server = http_server(make_application(settings, connection, checks, records, looking))
-    sockets = listening(*address_of(settings.hub))
+    server = http_server(make_application(settings, connection, checks, store, looking))
+    sockets = listening(*address_of(hub))
     server.add_sockets(sockets)
     host, port = sockets[0].getsockname()[:2]
-    where = f"http://{host}:{port}{base_url_of(settings.hub)}"
     log.info(
-        "builds are served to the hub", address=where, auth=settings.hub.auth.value, tenant=settings.tenant
+        "builds are served to the hub",
+        address=f"http://{host}:{port}{base_url_of(hub)}",
+        auth=hub.auth.value,
+        tenant=settings.tenant,
+        database=store.address,
     )
-    listening_to_builds = asyncio.create_task(connection.run(), name="builds")
+    work = [
+        asyncio.create_task(connection.run(), name="builds"),
+        asyncio.create_task(_remember(store), name="records"),
+    ]
     stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({listening_to_builds, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({*work, stopping}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         server.stop()
         # Viewers come back to whoever listens next, and go on where they are.
         await server.close_all_connections()
-        stopping.cancel()
-        listening_to_builds.cancel()
-        await asyncio.wait({listening_to_builds})
-    if not listening_to_builds.cancelled() and (error := listening_to_builds.exception()):
-        raise error
+        for task in (stopping, *work):
+            task.cancel()
+        await asyncio.wait(work)
+    for task in work:
+        if not task.cancelled() and (error := task.exception()):
+            raise error
     log.info("stopped")
+
+
+async def _remember(store: Store) -> None:
+    """Keep the store open, and feed it, until cancelled. Raises AccessRefused when RabbitMQ refuses us."""
+    async with store:
+        await asyncio.get_running_loop().create_future()
 
 
 async def run(settings: Settings) -> None:
