@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -14,8 +15,8 @@ from rabbit2docker import metrics
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, ConfigurationError, StoreUnavailable
 from rabbit2docker.providers.catalog import Providers
 from rabbit2docker.settings import HubSettings, ProviderSettings
-from rabbit2docker_hub.store.records import Allowance, Build, BuildState
-from rabbit2docker_hub.tally import Tally
+from rabbit2docker_hub.store.records import Allowance
+from rabbit2docker_hub.store.store import Store
 from rabbit2docker_hub.web import queueing
 from rabbit2docker_hub.web.build_tokens import BuildTokens, InvalidBuildToken, mint, origin_of
 from rabbit2docker_hub.web.guards import User
@@ -35,6 +36,7 @@ from rabbit2docker_hub.web.repositories import KINDS
 from rabbit2docker_schemas import events, ids
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.reasons import CATEGORY_OF, HINT_OF, FailureReason
+from tests.support.hub_service import a_store
 from tests.support.waiting import eventually
 
 SECRET = "5e" * 64
@@ -485,6 +487,10 @@ def value(name: str, **labels: str) -> float:
     return metrics.REGISTRY.get_sample_value(name, labels) or 0.0
 
 
+def build_id(name: str) -> str:
+    return ids.build_id_of("default", f"r-{name}")
+
+
 class TestTally:
     """Builds counted for dashboards that know BinderHub."""
 
@@ -494,7 +500,7 @@ class TestTally:
         data = events.Accepted(
             **{
                 "request_id": f"r-{build}",
-                "build_id": build,
+                "build_id": build_id(build),
                 "build_name": "build-x",
                 "provider": "gh",
                 "spec": SPEC,
@@ -510,10 +516,12 @@ class TestTally:
         reason = FailureReason.BUILD_STEP_FAILED
         data: events.AnyEventData
         if kind == "completed":
-            data = events.Completed(build_id=build, image="x", digest="sha256:1", resolved_ref="0123")
+            data = events.Completed(
+                build_id=build_id(build), image="x", digest="sha256:1", resolved_ref="0123"
+            )
         elif kind == "failed":
             data = events.Failed(
-                build_id=build,
+                build_id=build_id(build),
                 reason=reason,
                 category=CATEGORY_OF[reason],
                 message="",
@@ -521,63 +529,56 @@ class TestTally:
                 attempt=1,
             )
         else:
-            data = events.Cancelled(build_id=build, by="ada", attempt=1)
+            data = events.Cancelled(build_id=build_id(build), by="ada", attempt=1)
         at = self.AT + timedelta(seconds=seconds)
-        return Event(ids.terminal_event_id(build), "default", at, data)
+        return Event(ids.terminal_event_id(build_id(build)), "default", at, data)
+
+    @pytest.fixture
+    async def store(self, tmp_path: Path) -> AsyncIterator[Store]:
+        async with a_store(tmp_path) as store:
+            yield store
 
     @pytest.mark.parametrize(
         ("kind", "status"), [("completed", "success"), ("failed", "failure"), ("cancelled", "cancelled")]
     )
-    def test_a_build_counts_once_however_often_it_is_heard(self, kind: str, status: str) -> None:
+    async def test_a_build_counts_once_however_often_and_by_whomever_it_is_heard(
+        self, store: Store, tmp_path: Path, kind: str, status: str
+    ) -> None:
         count = ("binderhub_build_count_total", {"status": status, "provider": "GitHub"})
         bucket = ("binderhub_build_time_seconds_bucket", {"status": status, "le": "120.0"})
         smaller = ("binderhub_build_time_seconds_bucket", {"status": status, "le": "60.0"})
         before = [value(name, **labels) for name, labels in (count, bucket, smaller)]
-        tally = Tally()
-        tally.saw([self.accepted("one")])
-        assert value("binderhub_inprogress_builds") == 1
-        tally.saw([self.accepted("one"), self.accepted("one", request_id="r2", attached=True)])
-        tally.saw([self.end("one", kind), self.end("one", kind), self.accepted("one"), self.end("one", kind)])
-        assert value("binderhub_inprogress_builds") == 0
+        joined = self.accepted("one", request_id="r2", attached=True)
+        await store.put([self.accepted("one"), joined])
+        assert await store.under_way() == 1
+        async with a_store(tmp_path) as other:
+            await asyncio.gather(*(each.put([self.end("one", kind)]) for each in (store, other)))
+            await other.put([self.accepted("one"), joined, self.end("one", kind)])
+        assert await store.under_way() == 0
         after = [value(name, **labels) for name, labels in (count, bucket, smaller)]
         assert [a - b for a, b in zip(after, before, strict=True)] == [1, 1, 0]
 
-    def test_an_image_that_existed_is_no_build(self) -> None:
-        before = value("binderhub_build_count_total", status="success", provider="GitHub")
-        Tally().saw([self.accepted("two", cached=True), self.end("two")])
-        assert value("binderhub_build_count_total", status="success", provider="GitHub") == before
-
-    def test_a_provider_that_is_not_known_has_no_label_of_its_own(self) -> None:
-        before = value("binderhub_build_count_total", status="success", provider="other")
-        Tally().saw([self.accepted("three", provider="of-tomorrow"), self.end("three")])
-        assert value("binderhub_build_count_total", status="success", provider="other") == before + 1
-
-    def test_builds_that_began_before_a_restart_are_counted_with_their_whole_time(self) -> None:
+    async def test_an_end_that_overtakes_the_beginning_counts_with_it(self, store: Store) -> None:
         before = value("binderhub_build_time_seconds_sum", status="success")
-        tally = Tally()
-        states = [
-            ("four", BuildState.BUILDING, self.AT),
-            ("waits", BuildState.QUEUED, None),
-            ("over", BuildState.FAILED, self.AT),
-        ]
-        tally.begin(
-            Build(
-                id=name,
-                state=state,
-                provider="git",
-                spec=SPEC,
-                request_id="r",
-                requested_at=self.AT,
-                started_at=started,
-            )
-            for name, state, started in states
-        )
-        assert value("binderhub_inprogress_builds") == 1
-        tally.saw([self.end("four", seconds=500)])
+        await store.put([self.end("early", seconds=500)])
+        await store.put([self.accepted("early")])
         assert value("binderhub_build_time_seconds_sum", status="success") == before + 500
 
-    def test_an_instance_that_no_longer_counts_has_nothing_under_way(self) -> None:
-        tally = Tally()
-        tally.saw([self.accepted("five")])
-        tally.stop()
-        assert value("binderhub_inprogress_builds") == 0
+    async def test_an_image_that_existed_is_no_build(self, store: Store) -> None:
+        before = value("binderhub_build_count_total", status="success", provider="GitHub")
+        await store.put([self.accepted("two", cached=True)])
+        assert await store.under_way() == 0
+        await store.put([self.end("two")])
+        assert value("binderhub_build_count_total", status="success", provider="GitHub") == before
+
+    async def test_a_provider_that_is_not_known_has_no_label_of_its_own(self, store: Store) -> None:
+        before = value("binderhub_build_count_total", status="success", provider="other")
+        await store.put([self.accepted("three", provider="of-tomorrow"), self.end("three")])
+        assert value("binderhub_build_count_total", status="success", provider="other") == before + 1
+
+    async def test_what_an_empty_store_learns_of_the_past_is_no_news(self, store: Store) -> None:
+        before = value("binderhub_build_count_total", status="success", provider="GitHub")
+        store.tally.begin(since=self.AT + timedelta(hours=1))
+        await store.put([self.accepted("old"), self.end("old")])
+        await store.put([self.accepted("new"), self.end("new", seconds=4000)])
+        assert value("binderhub_build_count_total", status="success", provider="GitHub") == before + 1

@@ -60,6 +60,11 @@ class BuildRow:
         """Tell whether it is known to be a build: it was accepted, or what only builds do has happened."""
         return bool(self.started_at or self.progress_key or self.attempt or self.ending)
 
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether both its beginning and its end are known."""
+        return bool(self.started_at and self.ending)
+
 
 @dataclass(slots=True)
 class RequestRow:

@@ -20,6 +20,7 @@ from rabbit2docker_hub.store.records import (
     Build,
     BuildPage,
     BuildQuery,
+    BuildState,
     LogExtent,
     StoredLine,
 )
@@ -33,6 +34,7 @@ from rabbit2docker_hub.store.tables import (
     micros,
     moment_of,
 )
+from rabbit2docker_hub.store.tally import Tally
 from rabbit2docker_hub.store.telling import told_of
 from rabbit2docker_hub.store.writing import Writing
 from rabbit2docker_schemas.cloudevents import Event
@@ -58,6 +60,8 @@ class Store:
         self._database = Database(url)
         self._tenant = tenant
         self._log_bytes = log_bytes
+        self.tally = Tally()
+        """Counts the builds of which this program is the one that enters the end."""
 
     async def __aenter__(self) -> Self:
         """Make the tables or bring them up to date; if the database is away, as soon as it is there."""
@@ -102,11 +106,13 @@ class Store:
         `position`: all of the tenant's events before this moment are remembered then.
         Raises StoreRefused when the database will never take one of them.
         """
+        ended: list[BuildRow] = []
         async with self._database.writing("builds", self._tenant) as connection:
             for start in range(0, len(events), PUT_AT_ONCE):
-                await self._writing(connection).put(events[start : start + PUT_AT_ONCE])
+                ended += await self._writing(connection).put(events[start : start + PUT_AT_ONCE])
             if position is not None:
                 await self._set_position(connection, position)
+        self.tally.ended(ended)
 
     async def _set_position(self, connection: AsyncConnection, position: datetime) -> None:
         here = POSITIONS.c.tenant == self._tenant
@@ -121,6 +127,17 @@ class Store:
         async with self._database.reading() as connection:
             wanted = select(POSITIONS.c.moment).where(POSITIONS.c.tenant == self._tenant)
             return (await connection.execute(wanted)).scalar_one_or_none()
+
+    async def under_way(self) -> int:
+        """Return how many builds have begun and not ended."""
+        states = [state.value for state in BuildState if not state.is_end and state is not BuildState.QUEUED]
+        wanted = (
+            select(func.count())
+            .select_from(BUILDS)
+            .where(self._known(), BUILDS.c.state.in_(states), BUILDS.c.cached.is_(False))
+        )
+        async with self._database.reading() as connection:
+            return int((await connection.execute(wanted)).scalar_one())
 
     async def build(self, id_: str) -> Build | None:
         """Return a build by its own id, the id of a request that led to it, or the id that request would have had."""

@@ -55,8 +55,8 @@ class Writing:
             self._add_name(build_id, requester)
         await self._write()
 
-    async def put(self, events: Sequence[Event]) -> None:
-        """Enter events."""
+    async def put(self, events: Sequence[Event]) -> list[BuildRow]:
+        """Enter events, and return the builds of which beginning and end are known only now."""
         mine = [event for event in events if event.tenant == self._tenant]
         own_ids = {
             request_id: build_id_of(self._tenant, request_id)
@@ -83,6 +83,11 @@ class Writing:
         await self._write()
         await self._insert_events(kept)
         await write_logs(self._connection, logs, limit=self._log_bytes)
+        return [row for row in self._builds.values() if row.is_whole and not self._was_whole(row)]
+
+    def _was_whole(self, row: BuildRow) -> bool:
+        before = self._before.get(row.id)
+        return isinstance(before, BuildRow) and before.is_whole
 
     def _place(self, event: Event) -> str:
         """Return the id of the build that an event is about, or that its request would have been."""
