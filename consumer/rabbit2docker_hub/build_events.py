@@ -19,7 +19,7 @@ from rabbit2docker.broker.requester import Requester
 from rabbit2docker.broker.stream import Offset
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_hub.history import CLOCK_SLACK, History, joined_offset
-from rabbit2docker_hub.stories import Story, TenantStory
+from rabbit2docker_hub.stories import SETTLE_SECONDS, Story, TenantStory
 from rabbit2docker_hub.windows import Recent
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Accepted
@@ -172,6 +172,9 @@ class BuildEvents:
         story = self._from_entry if since is None else None
         from_now = story is None and since is None
         story = story or self._new_tenant_story(since or datetime.now(UTC), read_first=since is not None)
+        if since is not None:
+            # What our queue has given before the story began may have reached the stream after it was read.
+            asyncio.get_running_loop().call_later(SETTLE_SECONDS, story.interrupted)
         story.readers += 1
         try:
             async with aclosing(story.read(from_now=from_now)) as events:

@@ -17,6 +17,8 @@ from rabbit2docker_schemas.cloudevents import Event, UnreadableEvent, read_event
 from rabbit2docker_schemas.routing import RESULTS_EXCHANGE, hub_bindings, hub_queue, passing_queue
 
 PREFETCH: Final = 200
+IN_OTHER_HANDS: Final = "Another program reads the queue"
+"""How a link's problem begins while another program has the hub's queue."""
 
 
 class HubQueue:
@@ -50,7 +52,7 @@ class HubQueue:
         except ChannelAccessRefused as error:
             if "exclusive" not in str(error):
                 raise
-            raise BrokerUnavailable(f"Another program reads the queue {queue.name}.") from error
+            raise BrokerUnavailable(f"{IN_OTHER_HANDS} {queue.name}.") from error
 
     async def _declare(self, channel: AbstractChannel) -> AbstractQueue:
         if self._name is not None:

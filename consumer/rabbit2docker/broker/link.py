@@ -192,12 +192,12 @@ class Link:
 
     async def run(self) -> None:
         """Keep it up until cancelled. Raises AccessRefused when RabbitMQ refuses us from the beginning."""
-        tries = 0
+        tries, told = 0, ""
         try:
             while True:
                 try:
                     async with self._connected():
-                        tries = 0
+                        tries, told = 0, ""
                         await self._watch()
                 except AccessRefused as error:
                     if not self._was_up:
@@ -207,12 +207,9 @@ class Link:
                     self.problem = str(error)
                 pause = PAUSES[min(tries, len(PAUSES) - 1)] * random.uniform(0.5, 1.5)
                 tries += 1
-                log.warning(
-                    "RabbitMQ is away, waiting for it",
-                    why=self.problem,
-                    role=self.role,
-                    seconds=round(pause, 1),
-                )
+                if self.problem != told:  # it may be for days: another program may have what we wait for
+                    log.warning("RabbitMQ is away, waiting for it", why=self.problem, role=self.role)
+                    told = self.problem
                 await asyncio.sleep(pause)
         finally:
             self._closing = True
