@@ -1,0 +1,267 @@
+"""What people who wait for a free slot are told: a real RabbitMQ, one slot, and more wishes than that."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from rabbit2docker.broker import declare
+from rabbit2docker.broker.broker import publishing
+from rabbit2docker.broker.depth import looking
+from rabbit2docker.broker.requester import Requester
+from rabbit2docker.broker.topology import as_definitions, make_topology
+from rabbit2docker.errors import BrokerUnavailable, TopologyMismatch
+from rabbit2docker.settings import AmqpSettings, Settings
+from rabbit2docker_schemas.requests import CancelRequest
+from rabbit2docker_schemas.routing import CANCEL_QUEUE, REQUESTS_QUEUE
+from tests.faults.conftest import MakeConsumer, ask
+from tests.support.consumer import a_request
+from tests.support.hub_service import HubService, Sent, build_path, texts
+from tests.support.rabbitmq import RabbitMQ, free_port
+from tests.support.waiting import eventually
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(240)]
+
+MakeHub = Callable[..., HubService]
+NEXT = "this build is the next."
+ONE = "1 build is before this one."
+TWO = "2 builds are before this one."
+
+
+@pytest.fixture
+def make_hub(tmp_path: Path, amqp: AmqpSettings) -> Iterator[MakeHub]:
+    """Make services on the test's virtual host; nothing of them is left afterwards."""
+    made: list[HubService] = []
+
+    def make(**variables: str) -> HubService:
+        made.append(HubService(tmp_path, amqp, **variables))
+        return made[-1]
+
+    yield make
+    for hub in made:
+        hub.end()
+
+
+@pytest.fixture
+async def hub(make_consumer: MakeConsumer, make_hub: MakeHub) -> HubService:
+    """A service before a consumer with one slot."""
+    consumer = make_consumer(RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS="1")
+    hub = make_hub()
+    await asyncio.to_thread(consumer.start_and_wait)
+    await asyncio.to_thread(hub.start_and_wait)
+    return hub
+
+
+class Slot:
+    """The one slot, taken by a build that ends when the test says so."""
+
+    def __init__(self, hub: HubService, settings: Settings) -> None:
+        self._hub, self._settings = hub, settings
+        self._wish = {"LINES": "100000", "EVERY": "0.5"}
+
+    async def take(self, name: str) -> str:
+        """Ask for such a build, and return the request's id."""
+        spec = build_path(name).removeprefix("build/git/").partition("?")[0]
+        wish = {"provider": "git", "spec": spec, "build_args": self._wish}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{self._hub.address}api/builds", json=wish) as answer,
+        ):
+            assert answer.status == 202, await answer.text()
+            return str((await answer.json())["request_id"])
+
+    async def free(self, request_id: str) -> None:
+        async with publishing(self._settings, wait_seconds=60) as publisher:
+            wish = CancelRequest(request_id=request_id, requester="ada")
+            await Requester(publisher, "default").cancel(wish)
+
+
+class Waiter:
+    """A viewer of one build, and all that was told to them."""
+
+    def __init__(self, hub: HubService, name: str, **headers: str) -> None:
+        self.sent: list[Sent] = []
+        self._task = asyncio.create_task(self._watch(hub, name, headers))
+
+    async def _watch(self, hub: HubService, name: str, headers: dict[str, str]) -> None:
+        with suppress(aiohttp.ClientError):
+            async with hub.viewer.live(build_path(name), **headers) as sent:
+                async for each in sent:
+                    self.sent.append(each)
+
+    @property
+    def places(self) -> list[str]:
+        begin = "Waiting for a free build slot: "
+        return [each.message.removeprefix(begin).strip() for each in self.sent if begin in each.message]
+
+    async def end(self) -> list[Sent]:
+        await self._task
+        return self.sent
+
+    async def leave(self) -> None:
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+
+async def metric(hub: HubService, name: str) -> float:
+    _, _, raw = await hub.viewer.raw("metrics")
+    [line] = [line for line in raw.decode().splitlines() if line.startswith(f"{name} ")]
+    return float(line.split()[-1])
+
+
+async def waiting(hub: HubService, amqp: AmqpSettings, *names: str) -> list[Waiter]:
+    """Ask for builds one after the other, so that it is known who came first."""
+    waiters = []
+    async with looking(amqp, REQUESTS_QUEUE) as depth:
+        before = await depth()
+        for number, name in enumerate(names, 1):
+            waiters.append(Waiter(hub, name))
+
+            async def is_queued(wanted: int = before + number) -> bool:
+                return await depth() >= wanted
+
+            await eventually(is_queued)
+    return waiters
+
+
+@asynccontextmanager
+async def a_taken_slot(hub: HubService, amqp: AmqpSettings) -> AsyncIterator[tuple[Slot, str]]:
+    slot = Slot(hub, Settings(amqp=amqp))
+    request_id = await slot.take("first")
+
+    async def is_built() -> bool:
+        async with looking(amqp, REQUESTS_QUEUE) as depth:
+            return not await depth()
+
+    await eventually(is_built)
+    async with hub.viewer.live_bytes(f"api/builds/{request_id}/events") as chunks:
+        async for chunk in chunks:
+            if b"event: accepted" in chunk:
+                break
+    yield slot, request_id
+
+
+async def test_places_are_told_and_only_get_better(hub: HubService, amqp: AmqpSettings) -> None:
+    async with a_taken_slot(hub, amqp) as (slot, first):
+        later = await slot.take("second")
+        one, other = await waiting(hub, amqp, "third", "fourth")
+        await eventually(lambda: (one.places, other.places) == ([ONE], [TWO]))
+        await slot.free(first)
+        await eventually(lambda: (one.places, other.places) == ([ONE, NEXT], [TWO, ONE]))
+        await slot.free(later)
+        assert [each.phase for each in await one.end()][-1] == "ready"
+        assert [each.phase for each in await other.end()][-1] == "ready"
+        for waiter in (one, other):
+            assert waiter.sent[0].message == "Waiting for build to start...\n"
+            assert len(texts(waiter.sent)) == 5
+            ids = [each.id for each in waiter.sent if "free build slot" in each.message]
+            assert set(ids) == {None}
+        assert one.places == [ONE, NEXT]
+        assert other.places in ([TWO, ONE], [TWO, ONE, NEXT])
+
+
+async def test_readers_of_the_json_api_are_told_too(hub: HubService, amqp: AmqpSettings) -> None:
+    async with a_taken_slot(hub, amqp) as (slot, first):
+        later = await slot.take("second")
+        raw = b""
+        async with hub.viewer.live_bytes(f"api/builds/{later}/events") as chunks:
+            async for chunk in chunks:
+                raw += chunk
+                if b'event: queue\ndata: {"ahead":0}\n\n' in raw:
+                    break
+        await slot.free(first)
+        async with hub.viewer.live_bytes(f"api/builds/{later}/events") as chunks:
+            async for chunk in chunks:
+                if b"event: log" in chunk:
+                    break
+        await slot.free(later)
+
+
+async def test_many_who_wait_cost_rabbitmq_as_much_as_one(
+    hub: HubService, amqp: AmqpSettings, rabbitmq: RabbitMQ, vhost: str
+) -> None:
+    def connections() -> int:
+        found = rabbitmq.api("GET", f"vhosts/{vhost}/connections")
+        names = [connection["client_properties"].get("connection_name", "") for connection in found]
+        return len([name for name in names if "queue position" in name])
+
+    async with a_taken_slot(hub, amqp) as (slot, first), AsyncExitStack() as leaving:
+        crowd = [*await waiting(hub, amqp, "second", "third"), *(Waiter(hub, "third") for _ in range(60))]
+        for waiter in crowd:
+            leaving.push_async_callback(waiter.leave)
+        await eventually(lambda: all(waiter.places for waiter in crowd))
+        assert [waiter.places[0] for waiter in crowd] == [NEXT, *[ONE] * 61]
+        looks = await metric(hub, "rabbit2docker_hub_queue_looks_total")
+        assert 0 < looks < 30
+
+        async def is_one() -> bool:
+            return await asyncio.to_thread(connections) == 1
+
+        await eventually(is_one)
+        await leaving.aclose()
+
+        async def is_none() -> bool:
+            return await asyncio.to_thread(connections) == 0
+
+        await eventually(is_none)
+        await slot.free(first)
+
+
+async def test_who_waits_while_the_service_is_killed_loses_neither_their_place_nor_a_line(
+    hub: HubService, amqp: AmqpSettings
+) -> None:
+    async with a_taken_slot(hub, amqp) as (slot, first):
+        [waiter, _] = await waiting(hub, amqp, "second", "third")
+        await eventually(lambda: waiter.places == [NEXT])
+        begun = waiter.sent[0]
+        await asyncio.to_thread(hub.kill)
+        await waiter.leave()
+        await asyncio.to_thread(hub.start_and_wait)
+        back = Waiter(hub, "second", Last_Event_ID=str(begun.id))
+        # It is not known any more that the third came later, so the number may be too high, but it is told.
+        await eventually(lambda: back.places)
+        assert back.places[0] in (NEXT, ONE)
+        await slot.free(first)
+        sent = await back.end()
+        assert texts(sent) == [f"line {number} of the build" for number in range(5)]
+        assert sent[-1].phase == "ready"
+        assert begun.message not in [each.message for each in sent]
+
+
+class TestDepth:
+    async def test_the_permissions_that_are_shipped_are_enough(
+        self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
+    ) -> None:
+        await declare.declare(settings)
+        definitions = as_definitions(make_topology(["default"]), vhost=vhost)
+        definitions.pop("vhosts")
+        rabbitmq.api("POST", "definitions", definitions)
+        rabbitmq.api("PUT", "users/hub-default", {"password": "hub-default", "tags": ""})
+        url = rabbitmq.url(vhost, user="hub-default:hub-default")
+        hub = AmqpSettings.model_validate({"url": url})
+        async with looking(hub, REQUESTS_QUEUE) as depth:
+            assert await depth() == 0
+            await ask(settings, *(a_request(name) for name in "abc"))
+
+            async def is_three() -> bool:
+                return await depth() == 3
+
+            await eventually(is_three)
+        async with looking(hub, CANCEL_QUEUE) as depth:
+            assert await depth() == 0
+
+    async def test_a_queue_that_is_not_there_is_named(self, amqp: AmqpSettings) -> None:
+        async with looking(amqp, REQUESTS_QUEUE) as depth:
+            with pytest.raises(TopologyMismatch, match=REQUESTS_QUEUE):
+                await depth()
+            with pytest.raises(BrokerUnavailable):
+                await depth()
+
+    async def test_a_rabbitmq_that_is_away_is_told(self) -> None:
+        nowhere = AmqpSettings.model_validate({"url": f"amqp://127.0.0.1:{free_port()}/"})
+        with pytest.raises(BrokerUnavailable):
+            async with looking(nowhere, REQUESTS_QUEUE):
+                pass
