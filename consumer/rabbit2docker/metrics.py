@@ -141,6 +141,11 @@ HUB_QUEUE_LOOKS = Counter(
     "How often RabbitMQ was asked how many requests wait, for all viewers who wait together.",
     registry=REGISTRY,
 )
+HUB_STORE_BEHIND = Gauge(
+    "rabbit2docker_hub_store_behind_seconds",
+    "Age of the oldest event that has come and is not in the hub's store yet; 0 if there is none.",
+    registry=REGISTRY,
+)
 BINDERHUB_BUILD_SECONDS = Histogram(
     "binderhub_build_time_seconds",
     "BinderHub's: seconds from the acceptance of a build to its end; success, failure or cancelled.",

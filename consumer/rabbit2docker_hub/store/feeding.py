@@ -13,12 +13,14 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
+from rabbit2docker import metrics
 from rabbit2docker.broker.hub_queue import IN_OTHER_HANDS
 from rabbit2docker.errors import BrokerUnavailable, StoreRefused, StoreUnavailable, TopologyMismatch
 from rabbit2docker.settings import Settings
 from rabbit2docker_hub.build_events import BuildEvents
 from rabbit2docker_hub.store.store import Store
 from rabbit2docker_schemas.cloudevents import Event
+from rabbit2docker_schemas.events import Accepted
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -49,6 +51,7 @@ class Feeder:
         self._events: BuildEvents | None = None
         self._trouble = ""
         self._waiting_since: datetime | None = None
+        self._under_way = 0
 
     @property
     def is_standby(self) -> bool:
@@ -70,6 +73,9 @@ class Feeder:
 
     async def run(self) -> None:
         """Feed until cancelled, whatever is away for a time. Raises AccessRefused when RabbitMQ refuses us."""
+        # Looked at when the metrics are: of several instances, only the one that feeds says how many builds there are.
+        metrics.BINDERHUB_IN_PROGRESS.set_function(lambda: 0 if self.is_standby else self._under_way)
+        metrics.HUB_STORE_BEHIND.set_function(lambda: self.behind_seconds)
         await _together(self._feed_for_ever(), self._forget_for_ever())
 
     async def _feed_for_ever(self) -> None:
@@ -89,6 +95,8 @@ class Feeder:
         # Asked for only now: another instance may have fed the store until a moment ago.
         position = await self._insist(self._store.position)
         since = BEGINNING if position is None else position - SLACK
+        self._store.tally.begin(datetime.now(UTC) if position is None else None)
+        self._under_way = await self._insist(self._store.under_way)
         log.info("the store is fed", since=since.isoformat(), store=self._store.address)
         inbox: asyncio.Queue[Event] = asyncio.Queue(BATCH_EVENTS)
         await _together(self._read(events, since, inbox), self._write(inbox))
@@ -107,6 +115,8 @@ class Feeder:
             while len(batch) < BATCH_EVENTS and not inbox.empty():
                 batch.append(inbox.get_nowait())
             await self._keep(batch)
+            if any(event.is_terminal or isinstance(event.data, Accepted) for event in batch):
+                self._under_way = await self._insist(self._store.under_way)
             self._waiting_since = None if inbox.empty() else batch[-1].time
 
     async def _keep(self, batch: list[Event]) -> None:
