@@ -7,7 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,24 +47,28 @@ class Hub:
         return Viewer(f"{self.address}services/binder/", headers)
 
 
-def start(hub: Hub, amqp: AmqpSettings) -> "subprocess.Popen[bytes]":
+def start(
+    hub: Hub, amqp: AmqpSettings, config: str, variables: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
     proxy = shutil.which("configurable-http-proxy", path=f"{NODE / '.bin'}:{os.environ['PATH']}")
     assert proxy, "configurable-http-proxy is needed: `make test-hub` gets it from npm"
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RABBIT2DOCKER_")},
         "RABBIT2DOCKER_AMQP__URL": amqp.url.get_secret_value(),
         "HUB_DIRECTORY": str(hub.log.parent),
+        "HUB_URL": hub.address,
         "HUB_PORT": hub.address.rpartition(":")[2].strip("/"),
         "HUB_API_PORT": str(free_port()),
         "HUB_PROXY_API_PORT": str(free_port()),
         "HUB_SERVICE_PORT": str(free_port()),
         "HUB_PROXY": proxy,
         "HUB_OPERATOR_TOKEN": hub.operator_token,
+        "HUB_CHECK_TOKEN": hub.operator_token,
+        **variables,
     }
-    config = Path(__file__).with_name("jupyterhub_config.py")
     with hub.log.open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "jupyterhub", "--config", config],
+            [sys.executable, "-m", "jupyterhub", "--config", Path(__file__).with_name(config)],
             cwd=hub.log.parent,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -82,13 +87,14 @@ def end(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-@pytest.fixture
-async def hub(tmp_path: Path, amqp: AmqpSettings) -> AsyncIterator[Hub]:
-    """Start one, with `rabbit2docker hub` as a service that it manages."""
-    directory = tmp_path / "jupyterhub"
+@asynccontextmanager
+async def running(
+    directory: Path, amqp: AmqpSettings, config: str = "jupyterhub_config.py", **variables: str
+) -> AsyncIterator[Hub]:
+    """Run one, with `rabbit2docker hub` as a service that it manages."""
     directory.mkdir()
     hub = Hub(f"http://127.0.0.1:{free_port()}/", secrets.token_hex(16), directory / "log")
-    process = start(hub, amqp)
+    process = start(hub, amqp, config, variables)
     try:
 
         async def is_ready() -> bool:
@@ -102,3 +108,10 @@ async def hub(tmp_path: Path, amqp: AmqpSettings) -> AsyncIterator[Hub]:
         yield hub
     finally:
         await asyncio.to_thread(end, process)
+
+
+@pytest.fixture
+async def hub(tmp_path: Path, amqp: AmqpSettings) -> AsyncIterator[Hub]:
+    """Run one as the README has it."""
+    async with running(tmp_path / "jupyterhub", amqp) as hub:
+        yield hub

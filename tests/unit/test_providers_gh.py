@@ -1,100 +1,19 @@
 """GitHub's answers become exactly one commit, or a sentence that says why not."""
 
-import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
-from urllib.parse import unquote
 
 import aiohttp
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 
 from rabbit2docker.errors import ProviderUnavailable, RequestRejected
 from rabbit2docker.providers.gh import GitHubProvider
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.reasons import RejectReason
-
-
-def sha(number: int) -> str:
-    return hashlib.sha1(str(number).encode()).hexdigest()
-
-
-MAIN, FOO_MAIN, TAGGED, TAG, OUTER_TAG, PULL, SAME_BRANCH, SAME_TAG, TREE = map(sha, range(1, 10))
-
-
-class FakeGitHub:
-    """The part of the REST API that ref resolution needs."""
-
-    def __init__(self) -> None:
-        self.refs = {
-            "refs/heads/main": ("commit", MAIN),
-            "refs/heads/foo/main": ("commit", FOO_MAIN),
-            "refs/heads/main-2": ("commit", FOO_MAIN),
-            "refs/heads/same": ("commit", SAME_BRANCH),
-            "refs/tags/same": ("commit", SAME_TAG),
-            "refs/tags/v1": ("tag", TAG),
-            "refs/tags/v1.0": ("commit", MAIN),
-            "refs/tags/signed-twice": ("tag", OUTER_TAG),
-            "refs/tags/tree": ("tree", TREE),
-            "refs/pull/7/head": ("commit", PULL),
-        }
-        self.tags = {TAG: ("commit", TAGGED), OUTER_TAG: ("tag", TAG)}
-        self.commits = {MAIN, FOO_MAIN, TAGGED, PULL}
-        self.head: str | None = MAIN
-        self.asked: list[str] = []
-        self.not_modified = 0
-        self.authorization: set[str | None] = set()
-        self.always: Callable[[], web.Response] | None = None
-        app = web.Application()
-        app.router.add_get("/repos/{path:.+}", self._answer)
-        self.server = TestServer(app)
-
-    async def _answer(self, request: web.Request) -> web.Response:
-        path = unquote(request.raw_path).removeprefix("/repos/")
-        self.asked.append(path)
-        self.authorization.add(request.headers.get("Authorization"))
-        if self.always:
-            return self.always()
-        if not path.startswith("o/r"):
-            return web.json_response({"message": "Not Found"}, status=404)
-        response = self._about(path.removeprefix("o/r").strip("/"))
-        if response.status == 200:
-            etag = f'"{hash(response.text)}"'
-            if request.headers.get("If-None-Match") == etag:
-                self.not_modified += 1
-                return web.Response(status=304)
-            response.headers["ETag"] = etag
-        return response
-
-    def _about(self, path: str) -> web.Response:
-        kind, _, name = path.partition("/")
-        if kind == "":
-            return web.json_response({"full_name": "o/r"})
-        if kind == "commits":
-            found = self.head if name == "HEAD" else self._short(name)
-            return web.Response(text=found) if found else self._missing(422)
-        what, _, value = name.partition("/")
-        if what == "matching-refs":
-            return web.json_response(
-                [self._ref(ref) for ref in sorted(self.refs) if ref.startswith(f"refs/{value}")]
-            )
-        if what == "commits":
-            return web.json_response({"sha": value}) if value in self.commits else self._missing(404)
-        kind_of, target = self.tags[value]
-        return web.json_response({"sha": value, "object": {"type": kind_of, "sha": target}})
-
-    def _short(self, name: str) -> str | None:
-        return next((commit for commit in sorted(self.commits) if commit.startswith(name)), None)
-
-    def _ref(self, ref: str) -> dict[str, Any]:
-        kind, value = self.refs[ref]
-        return {"ref": ref, "object": {"type": kind, "sha": value}}
-
-    def _missing(self, status: int) -> web.Response:
-        return web.json_response({"message": "No commit found"}, status=status)
+from tests.support.github import FOO_MAIN, MAIN, PULL, SAME_BRANCH, SAME_TAG, TAGGED, FakeGitHub, sha
 
 
 @pytest.fixture
