@@ -1,21 +1,34 @@
-"""Who may ask for builds: tokens of the operator, and users of a JupyterHub, which a stand-in plays here."""
+"""Who may ask for builds and see them: tokens of the operator, and users of a JupyterHub, which a stand-in plays here."""
 
 import asyncio
+import base64
+import hmac
+import json
 import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from http.cookies import SimpleCookie
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import web
+from tornado.web import create_signed_value
 
 from rabbit2docker.cli.information import settings as list_settings
 from rabbit2docker.errors import ConfigurationError
 from rabbit2docker.settings import HubSettings
+from rabbit2docker_hub.store.store import Store
 from rabbit2docker_hub.web.guards import make_guard
 from rabbit2docker_hub.web.server import HubApi
-from tests.contract.test_binder_stream import BUILD, PATH, completed
-from tests.support.hub_service import MemoryBuilds, Viewer, serving
+from rabbit2docker_schemas.events import AnyEventData
+from rabbit2docker_schemas.ids import build_id_of
+from rabbit2docker_schemas.requests import BuildRequest
+from tests.contract.test_binder_stream import BUILD, PATH, accepted, completed, lines
+from tests.support.hub_api import Api, happened
+from tests.support.hub_service import MemoryBuilds, Viewer, a_store, serving
 from tests.support.rabbitmq import free_port
 
 TOKENS = {"ci": "a-secret", "bot": "another-secret"}
@@ -23,7 +36,19 @@ USERS = {
     "ada-token": {"name": "ada", "kind": "user", "scopes": ["access:services!service=builds"]},
     "bob-token": {"name": "bob", "kind": "user", "scopes": ["access:services!service=other"]},
     "robot-token": {"name": "robot", "kind": "service", "scopes": ["access:services"]},
+    "root-token": {"name": "root", "kind": "user", "admin": True, "scopes": ["access:services"]},
+    "named-token": {"name": "named", "kind": "user", "admin": False, "scopes": ["access:services"]},
 }
+PEOPLE = {"ada": "ada-secret", "bob": "bob-secret", "root": "root-secret"}
+GH = {"provider": "gh", "spec": "ada/thesis/HEAD"}
+FOREIGN = [
+    {"Sec_Fetch_Site": "cross-site"},
+    {"Sec_Fetch_Site": "same-site"},
+    {"Origin": "https://evil.example.org"},
+    {"Origin": "null"},
+    {"Origin": "https://evil.example.org", "Sec_Fetch_Site": "cross-site"},
+]
+"""What browsers say of another site's page."""
 
 
 @pytest.fixture
@@ -75,6 +100,430 @@ class TestTokens:
         settings = HubSettings.model_validate({"auth": "tokens", "tokens": tokens})
         with pytest.raises(ConfigurationError, match="HUB__TOKENS"):
             make_guard(settings, "/")
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    async with a_store(tmp_path) as store:
+        yield store
+
+
+class People:
+    """Three people with tokens, and what Ada has had built."""
+
+    def __init__(self, address: str, store: Store) -> None:
+        api = Api(address)
+        self.ada, self.bob, self.root = (api.with_token(PEOPLE[name]) for name in ("ada", "bob", "root"))
+        self.nobody = api
+        self.store = store
+        self.request_id = "adas-own"
+        self.build_id = build_id_of("default", self.request_id)
+
+    async def build(self, *, ended: bool = False) -> None:
+        """Let Ada's build happen."""
+        end = [completed(attempt=1, lines=1)] if ended else []
+        whole: list[AnyEventData] = [accepted(requester="ada"), lines(0, "a line of Ada's"), *end]
+        await self.store.put(happened(self.request_id, *whole))
+
+    async def waiting(self) -> None:
+        """Let Ada's request wait."""
+        await self.store.asked(
+            BuildRequest(**GH, request_id=self.request_id, requester="ada"), at=datetime.now(UTC)
+        )
+
+
+@pytest.fixture
+async def people(builds: MemoryBuilds, store: Store) -> AsyncIterator[People]:
+    async with serving(builds, store, auth="tokens", tokens=PEOPLE, admins=["root"]) as viewer:
+        yield People(viewer.address, store)
+
+
+EVERYWHERE = [
+    ("GET", "{id}"),
+    ("GET", "{id}/log"),
+    ("GET", "{id}/log?format=json"),
+    ("GET", "{id}/events"),
+    ("DELETE", "{id}"),
+    ("POST", "{id}/rebuild"),
+]
+
+
+class TestWhoSeesWhat:
+    @pytest.mark.parametrize("state", ["waiting", "running", "ended"])
+    @pytest.mark.parametrize("by", ["build_id", "request_id"])
+    async def test_somebody_elses_build_does_not_exist(
+        self, people: People, builds: MemoryBuilds, state: str, by: str
+    ) -> None:
+        await (people.waiting() if state == "waiting" else people.build(ended=state == "ended"))
+        id_ = getattr(people, by)
+        for method, path in EVERYWHERE:
+            theirs = await people.bob.call(method, f"api/builds/{path.format(id=id_)}")
+            unknown = await people.bob.call(method, f"api/builds/{path.format(id='unknown')}")
+            assert (theirs.status, theirs.body) == (404, unknown.body)
+        assert (await people.bob.get("api/builds")).json["builds"] == []
+        assert (await people.bob.get("api/builds?requester=ada")).json["builds"] == []
+        assert (await people.bob.get("api/builds?q=thesis")).json["builds"] == []
+        assert not builds.cancelled
+        assert not builds.asked
+
+    @pytest.mark.parametrize("name", ["ada", "root"])
+    async def test_ones_own_build_does_and_so_does_everybodys_for_an_administrator(
+        self, people: People, builds: MemoryBuilds, name: str
+    ) -> None:
+        await people.build(ended=True)
+        api: Api = getattr(people, name)
+        for id_ in (people.build_id, people.request_id):
+            assert (await api.get(f"api/builds/{id_}")).json["id"] == people.build_id
+            assert (await api.get(f"api/builds/{id_}/log")).text == "a line of Ada's\n"
+            assert (await api.follow(id_))[-1].event == "completed"
+            assert (await api.post(f"api/builds/{id_}/rebuild")).json["requester"] == name
+        assert people.build_id in [each["id"] for each in (await api.get("api/builds")).json["builds"]]
+
+    @pytest.mark.parametrize(("method", "path"), [("GET", ""), ("POST", ""), *EVERYWHERE])
+    async def test_nobody_in_particular_sees_nothing(
+        self, people: People, builds: MemoryBuilds, method: str, path: str
+    ) -> None:
+        await people.build(ended=True)
+        path = f"api/builds/{path.format(id=people.build_id)}".rstrip("/")
+        for api in (people.nobody, people.nobody.with_token("wrong")):
+            answer = await api.call(method, path)
+            assert answer.status == 403
+            assert "WWW-Authenticate" not in answer.headers
+        assert not builds.asked
+
+    async def test_who_shares_a_build_sees_it(self, people: People) -> None:
+        await people.build()
+        await people.store.shared(people.request_id, "bob")
+        assert (await people.bob.get(f"api/builds/{people.build_id}")).status == 200
+
+    async def test_viewers_of_one_request_share_it_in_the_record(
+        self, people: People, builds: MemoryBuilds
+    ) -> None:
+        builds.plan = [*BUILD]
+        viewer = Viewer(people.nobody.address)
+        async with (
+            viewer.live(PATH, **people.ada.headers) as hers,
+            viewer.live(PATH, **people.bob.headers) as his,
+        ):
+            await anext(hers)
+            await anext(his)
+        [asked] = builds.asked
+        build = (await people.bob.get(f"api/builds/{asked.request_id}")).json
+        assert (build["requester"], sorted(build["requesters"])) == ("ada", ["ada", "bob"])
+
+    async def test_nobody_asks_in_the_name_of_another(self, people: People, builds: MemoryBuilds) -> None:
+        refused = await people.ada.post("api/builds", {**GH, "requester": "bob"})
+        assert refused.status == 400
+        made = (await people.ada.post("api/builds?requester=bob", GH, X_Requester="bob")).json
+        assert (made["requester"], made["requesters"]) == ("ada", ["ada"])
+        await Viewer(people.nobody.address).watch(f"{PATH}&requester=bob", **people.ada.headers)
+        assert {request.requester for request in builds.asked} == {"ada"}
+
+    async def test_with_nobody_asked_who_they_are_everybody_sees_everything(
+        self, builds: MemoryBuilds, store: Store
+    ) -> None:
+        async with serving(builds, store) as viewer:
+            people = People(viewer.address, store)
+            await people.build()
+            assert (await people.nobody.get(f"api/builds/{people.build_id}")).status == 200
+            assert (await people.nobody.delete(f"api/builds/{people.build_id}")).status == 202
+
+
+class TestWhoEndsWhat:
+    async def test_ones_own_build_is_ones_own_to_end(self, people: People, builds: MemoryBuilds) -> None:
+        await people.build()
+        assert (await people.ada.delete(f"api/builds/{people.build_id}")).status == 202
+        assert builds.cancelled == [(people.build_id, "ada")]
+
+    @pytest.mark.parametrize("name", ["ada", "bob"])
+    async def test_what_others_wait_for_is_nobodys_to_end(
+        self, people: People, builds: MemoryBuilds, name: str
+    ) -> None:
+        await people.build()
+        await people.store.shared(people.request_id, "bob")
+        answer = await getattr(people, name).delete(f"api/builds/{people.request_id}")
+        assert answer.status == 409
+        assert "administrator" in answer.message
+        assert not builds.cancelled
+
+    async def test_but_an_administrators(self, people: People, builds: MemoryBuilds) -> None:
+        await people.build()
+        await people.store.shared(people.request_id, "bob")
+        assert (await people.root.delete(f"api/builds/{people.request_id}")).status == 202
+        assert builds.cancelled == [(people.build_id, "root")]
+
+    async def test_after_a_request_was_taken_back_the_next_one_is_a_new_one(
+        self, people: People, builds: MemoryBuilds
+    ) -> None:
+        builds.plan = []
+        viewer = Viewer(people.nobody.address, dict(people.ada.headers))
+        async with viewer.live(PATH) as sent:
+            await anext(sent)
+            [asked] = builds.asked
+            assert (await people.ada.delete(f"api/builds/{asked.request_id}")).status == 202
+            async with viewer.live(PATH) as again:
+                await anext(again)
+        assert len({request.request_id for request in builds.asked}) == 2
+
+
+class TestOtherSites:
+    @pytest.mark.parametrize("auth", ["tokens", "none"])
+    @pytest.mark.parametrize("headers", FOREIGN)
+    async def test_their_pages_give_no_orders(
+        self, builds: MemoryBuilds, store: Store, auth: str, headers: dict[str, str]
+    ) -> None:
+        async with serving(builds, store, auth=auth, tokens=PEOPLE, admins=["root"]) as viewer:
+            people = People(viewer.address, store)
+            await people.build()
+            answers = [
+                await people.ada.post("api/builds", GH, **headers),
+                await people.ada.delete(f"api/builds/{people.build_id}", **headers),
+                await people.ada.post(f"api/builds/{people.build_id}/rebuild", **headers),
+            ]
+        assert [answer.status for answer in answers] == [403, 403, 403]
+        assert "other sites" in answers[0].message
+        assert not builds.asked
+        assert not builds.cancelled
+
+    async def test_our_own_pages_do(self, people: People, builds: MemoryBuilds) -> None:
+        own = people.ada.address.rstrip("/")
+        for headers in (
+            {"Origin": own},
+            {"Origin": own, "Sec_Fetch_Site": "same-origin"},
+            {"Sec_Fetch_Site": "same-origin"},
+            {"Sec_Fetch_Site": "none"},
+            {},
+        ):
+            assert (await people.ada.post("api/builds", GH, **headers)).status == 202
+        assert len(builds.asked) == 5
+
+    async def test_the_named_origins_do_after_asking(self, builds: MemoryBuilds, store: Store) -> None:
+        origin = "https://pages.example.org"
+        from_there = {"Origin": origin, "Sec_Fetch_Site": "cross-site"}
+        async with serving(builds, store, auth="tokens", tokens=PEOPLE, allow_origin=origin) as viewer:
+            people = People(viewer.address, store)
+            asked = await people.nobody.call("OPTIONS", "api/builds", headers=from_there)
+            given = await people.ada.post("api/builds", GH, **from_there)
+        assert asked.status == 204
+        assert asked.headers["Access-Control-Allow-Origin"] == origin
+        assert "authorization" in asked.headers["Access-Control-Allow-Headers"]
+        assert given.status == 202
+
+    async def test_without_one_nobody_is_told_that_they_may(self, people: People) -> None:
+        asked = await people.nobody.call("OPTIONS", "api/builds", headers={"Origin": "https://x.example.org"})
+        given = await people.ada.get("api/builds", Origin="https://x.example.org")
+        for answer in (asked, given):
+            assert not [name for name in answer.headers if name.startswith("Access-Control")]
+
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "multipart/form-data; boundary=x",
+            "",
+            "text/json",
+        ],
+    )
+    async def test_only_json_is_an_order(self, people: People, builds: MemoryBuilds, kind: str) -> None:
+        await people.build()
+        body, headers = json.dumps(GH).encode(), {"Content-Type": kind} if kind else {}
+        for method, path, content in (
+            ("POST", "api/builds", body),
+            ("POST", f"api/builds/{people.build_id}/rebuild", b"{}"),
+            ("DELETE", f"api/builds/{people.build_id}", b"{}"),
+        ):
+            answer = await people.ada.call(method, path, content, headers=headers)
+            assert answer.status == (400 if "multipart" in kind else 415)
+        if kind and "multipart" not in kind:
+            answer = await people.ada.call("POST", f"api/builds/{people.build_id}/rebuild", headers=headers)
+            assert answer.status == 415
+        assert not builds.asked
+        assert not builds.cancelled
+
+    async def test_json_may_say_its_encoding(self, people: People) -> None:
+        headers = {"Content-Type": "Application/JSON; charset=utf-8"}
+        answer = await people.ada.call("POST", "api/builds", json.dumps(GH).encode(), headers=headers)
+        assert answer.status == 202
+
+
+class TestTooMuch:
+    async def test_a_body_that_is_too_long_is_refused(self, people: People, builds: MemoryBuilds) -> None:
+        wish = {**GH, "appendix": "x" * 70_000}
+        assert (await people.ada.post("api/builds", wish)).status == 413
+        at_most = {**GH, "build_args": {f"A{number}": "x" * 1000 for number in range(50)}}
+        assert (await people.ada.post("api/builds", at_most)).status == 202
+        assert len(builds.asked) == 1
+
+    @pytest.mark.parametrize(
+        "request_",
+        [
+            b"POST /api/builds HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n" + b"x" * 100_000,
+            b"POST /api/builds HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            + b"10000\r\n"
+            + b"x" * 0x10000
+            + b"\r\n10000\r\n"
+            + b"x" * 0x10000
+            + b"\r\n10000\r\n",
+            b"GET /api/builds HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 100_000 + b"\r\n\r\n",
+            b"GET /api/builds HTTP/1.1\r\nHost: x\r\n" + b"X-Many: y\r\n" * 5_000 + b"\r\n",
+            b"GET /api/builds/" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"GET /api/builds?q=" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"GET /build/gh/" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"\x16\x03\x01" + b"\x00" * 1000 + b"\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        ],
+    )
+    async def test_what_no_client_sends_costs_the_sender_the_connection_and_others_nothing(
+        self, people: People, builds: MemoryBuilds, request_: bytes
+    ) -> None:
+        status = await spoken(people.nobody.address, request_)
+        assert status in (None, 400, 413, 414, 431)
+        assert (await people.ada.get("api/builds")).status == 200
+        assert not builds.asked
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/api/builds/../../health",
+            "/api/builds/%2e%2e/%2e%2e/health",
+            "/api/builds/..%2f..%2fetc%2fpasswd/log",
+            "/api/builds/%00/log",
+            "/api/builds/%ff/log",
+            "/api/builds//log",
+            "/api/builds/x/log/../../..",
+            "/static/../server.py",
+            "/static/..%2fserver.py",
+            "/static/%2e%2e/server.py",
+            "//evil.example.org/api/builds/x",
+        ],
+    )
+    async def test_ways_around_lead_nowhere(self, people: People, path: str) -> None:
+        bearer = people.root.headers["Authorization"].encode()
+        request_ = (
+            b"GET " + path.encode() + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: " + bearer
+        )
+        assert await spoken(people.nobody.address, request_ + b"\r\n\r\n") in (400, 404)
+
+
+async def spoken(address: str, raw: bytes) -> int | None:
+    """Send bytes, and return the status of the answer; None when there is none."""
+    host, port = urlsplit(address).hostname, urlsplit(address).port
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        writer.write(raw)
+        line = await reader.readline()
+        return int(line.split()[1]) if line else None
+    except ConnectionError:
+        return None
+    finally:
+        writer.close()
+
+
+class TestSecrets:
+    async def test_a_token_in_an_address_is_none_and_goes_nowhere(
+        self, people: People, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        caplog.set_level(0)
+        await people.build()
+        for path in ("api/builds", f"api/builds/{people.build_id}/events", "api/nothing", "api/builds/%ff"):
+            for name in ("token", "access_token"):
+                answer = await people.nobody.get(f"{path}?{name}={PEOPLE['ada']}")
+                assert answer.status in (400, 403, 404)
+                assert PEOPLE["ada"] not in answer.text
+        shown = caplog.text + "".join(capsys.readouterr())
+        assert PEOPLE["ada"] not in shown
+
+    async def test_a_defect_is_logged_without_what_was_sent(
+        self, builds: MemoryBuilds, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        caplog.set_level(0)
+        builds.problem = RuntimeError("a defect")
+        async with serving(builds, auth="tokens", tokens=PEOPLE) as viewer:
+            api = Api(viewer.address).with_token(PEOPLE["ada"])
+            answer = await api.post(f"api/builds?token={PEOPLE['bob']}", GH)
+        assert answer.status == 500
+        assert "defect" not in answer.text
+        shown = caplog.text + "".join(capsys.readouterr())
+        assert "a defect" in shown
+        assert "-secret" not in shown
+
+    async def test_no_address_in_an_answer_has_one(self, people: People) -> None:
+        answer = await people.ada.post(f"api/builds?token={PEOPLE['ada']}", GH)
+        assert answer.headers["Location"] == f"/api/builds/{answer.json['id']}"
+        assert PEOPLE["ada"] not in answer.text
+        assert answer.headers["Cache-Control"] == "no-store"
+
+
+def basic(name: str, token: str) -> str:
+    return f"Basic {base64.b64encode(f'{name}:{token}'.encode()).decode()}"
+
+
+class TestPasswords:
+    """Browsers send a name and a token as HTTP Basic."""
+
+    @pytest.fixture
+    async def viewer(self, people: People) -> Viewer:
+        return Viewer(people.nobody.address)
+
+    async def test_a_page_asks_for_it(self, viewer: Viewer) -> None:
+        status, headers, _ = await viewer.raw("", Accept="text/html")
+        assert status == 401
+        assert headers["WWW-Authenticate"].startswith("Basic ")
+
+    async def test_a_page_is_shown_for_it(self, viewer: Viewer) -> None:
+        given = basic("ada", PEOPLE["ada"])
+        assert (await viewer.raw("", Accept="text/html", Authorization=given))[0] == 200
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            basic("ada", "bob-secret"),
+            basic("bob", "ada-secret"),
+            basic("", "ada-secret"),
+            basic("ada", ""),
+            basic("nobody", "x"),
+            "Basic ada:ada-secret",
+            "Basic =",
+            "Basic //8=",
+            "Basic",
+        ],
+    )
+    async def test_a_wrong_one_is_refused(
+        self, viewer: Viewer, people: People, builds: MemoryBuilds, header: str
+    ) -> None:
+        assert (await viewer.raw("", Accept="text/html", Authorization=header))[0] == 401
+        answer = await people.nobody.post("api/builds", GH, Authorization=header)
+        assert answer.status == 403
+        assert "WWW-Authenticate" not in answer.headers
+        assert not builds.asked
+
+    async def test_pages_of_ours_give_orders_with_it(self, people: People, builds: MemoryBuilds) -> None:
+        given = {"Authorization": basic("ada", PEOPLE["ada"])}
+        assert (
+            await people.nobody.post("api/builds", GH, Sec_Fetch_Site="same-origin", **given)
+        ).status == 202
+        assert builds.asked[0].requester == "ada"
+
+    @pytest.mark.parametrize("headers", FOREIGN)
+    async def test_pages_of_others_do_not(
+        self, people: People, builds: MemoryBuilds, headers: dict[str, str]
+    ) -> None:
+        given = {"Authorization": basic("ada", PEOPLE["ada"]), **headers}
+        assert (await people.nobody.post("api/builds", GH, **given)).status == 403
+        [only] = await Viewer(people.nobody.address).watch(PATH, **given)
+        assert only.data["status_code"] == 403
+        assert not builds.asked
+
+    async def test_an_address_that_builds_takes_it_only_from_a_page_that_is_known(
+        self, people: People, builds: MemoryBuilds
+    ) -> None:
+        viewer, given = Viewer(people.nobody.address), basic("ada", PEOPLE["ada"])
+        [only] = await viewer.watch(PATH, Authorization=given)
+        assert "Bearer" in only.message
+        assert not builds.asked
+        sent = await viewer.watch(PATH, Authorization=given, Sec_Fetch_Site="same-origin")
+        assert sent[-1].phase == "ready"
 
 
 @asynccontextmanager
@@ -170,9 +619,63 @@ class TestJupyterHub:
         [only] = await viewer.watch(PATH, Cookie="service-builds=ada-token")
         assert only.data["status_code"] == 403
 
+    @pytest.mark.parametrize("name", ["ada", "root", "named"])
+    async def test_its_administrators_and_those_of_the_settings_see_everything(
+        self, hub: dict[str, int], builds: MemoryBuilds, store: Store, name: str
+    ) -> None:
+        base = "/services/builds/"
+        async with serving(builds, store, auth="jupyterhub", base_url=base, admins=["named"]) as viewer:
+            people = People(viewer.address, store)
+            await store.put(happened(people.request_id, accepted(requester="somebody-else")))
+            api = people.nobody.with_token(f"{name}-token")
+            answer = await api.get(f"api/builds/{people.build_id}")
+            shown = len((await api.get("api/builds")).json["builds"])
+        assert (answer.status, shown) == ((404, 0) if name == "ada" else (200, 1))
+
+    async def test_a_token_in_an_address_is_none_even_for_a_websocket(
+        self, viewer: Viewer, builds: MemoryBuilds
+    ) -> None:
+        [only] = await viewer.watch(f"{PATH}&token=ada-token", Sec_Fetch_Mode="websocket")
+        assert only.data["status_code"] == 403
+        answer = await Api(viewer.address).get("api/builds?token=ada-token", Sec_Fetch_Mode="websocket")
+        assert answer.status == 403
+
+    async def test_a_cookie_gives_orders_only_with_the_proof_that_our_page_does(
+        self, viewer: Viewer, builds: MemoryBuilds
+    ) -> None:
+        login = a_login("ada-token")
+        api = Api(viewer.address)
+        refused = await api.post("api/builds", GH, Cookie=login)
+        assert (refused.status, "X-Xsrftoken" in refused.message) == (403, True)
+        forged = await api.post("api/builds", GH, Cookie=f"{login}; _xsrf=x", X_Xsrftoken="x")
+        assert forged.status == 403
+        assert not builds.asked
+        _, headers, _ = await viewer.raw("", Accept="text/html", Cookie=login)
+        proof = SimpleCookie(headers["Set-Cookie"])["_xsrf"].value
+        both = {"Cookie": f"{login}; _xsrf={proof}", "X_Xsrftoken": proof}
+        assert (await api.post("api/builds", GH, **both)).status == 202
+        assert builds.asked[0].requester == "ada"
+        for headers in FOREIGN:
+            assert (await api.post("api/builds", GH, **both, **headers)).status == 403
+
+    async def test_a_cookie_builds_nothing_for_another_sites_page(
+        self, viewer: Viewer, builds: MemoryBuilds
+    ) -> None:
+        [only] = await viewer.watch(
+            PATH, Cookie=a_login("ada-token"), Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate"
+        )
+        assert only.data["status_code"] == 403
+        assert not builds.asked
+
     async def test_a_way_back_that_nobody_has_begun_is_refused(self, viewer: Viewer) -> None:
         status, _, _ = await viewer.raw("oauth_callback?code=1&state=2")
         assert status in (400, 403)
+
+
+def a_login(token: str) -> str:
+    """Return the cookie of somebody who has logged in."""
+    secret = hmac.digest(b"our-own", b"rabbit2docker hub cookies", "sha256")
+    return f"service-builds={create_signed_value(secret, 'service-builds', token).decode()}"
 
 
 class TestHealth:

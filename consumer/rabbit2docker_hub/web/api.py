@@ -89,6 +89,10 @@ class LogAnswer(Record):
 class ApiHandler(JsonHandler):
     """What needs builds."""
 
+    def decode_argument(self, value: bytes, name: str | None = None) -> str:
+        """Return an argument as text, and garbage as garbage: there is no build of such a name."""
+        return value.decode(errors="replace")
+
     async def build(self, id_: str) -> Build:
         """Return a build by its id or that of a request. Raises Refusal: what is somebody else's does not exist."""
         build = await self.parts.records.build(id_) if _ID.fullmatch(id_) else None

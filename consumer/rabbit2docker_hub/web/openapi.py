@@ -55,6 +55,7 @@ _WORDS_OF: Final = {
     "413": f"The body has more than {BODY_BYTES} bytes.",
     "415": "The body is not JSON.",
     "429": "Too many builds were asked for; see `Retry-After`.",
+    "500": "A defect of the service, which its log tells the operator about.",
     "503": "RabbitMQ or the database is away.",
 }
 _LIMITS: Final[Json] = {
@@ -68,7 +69,9 @@ _LIMITS: Final[Json] = {
 
 
 def _errors(*codes: str) -> Json:
-    return {code: {"description": _WORDS_OF[code], "content": _json("ErrorAnswer")} for code in codes}
+    return {
+        code: {"description": _WORDS_OF[code], "content": _json("ErrorAnswer")} for code in (*codes, "500")
+    }
 
 
 def _parameters(query: type[BaseModel]) -> list[Json]:
@@ -138,7 +141,7 @@ def _paths() -> Json:
                         "description": "It will end; the build as it stood.",
                         "content": _json("Build"),
                     },
-                    **_errors("403", "404", "409", "413", "415", "503"),
+                    **_errors("400", "403", "404", "409", "413", "415", "503"),
                 },
             },
         },

@@ -22,6 +22,7 @@ from rabbit2docker.broker import depth
 from rabbit2docker.errors import BrokerUnavailable, ConfigurationError, StoreUnavailable, TopologyMismatch
 from rabbit2docker.settings import HubAuth, HubSettings, Settings
 from rabbit2docker_hub.build_events import BuildEvents
+from rabbit2docker_hub.store.feeding import Feeder
 from rabbit2docker_hub.store.records import BuildRecords
 from rabbit2docker_hub.store.store import Store
 from rabbit2docker_hub.web.api import API_ROUTES
@@ -57,6 +58,8 @@ RETRY_SECONDS: Final = 5.0
 CHECK_SECONDS: Final = 5.0
 REMEMBER_SECONDS: Final = 15.0
 REMEMBER_DATABASE_SECONDS: Final = 2.0
+BEHIND_SECONDS: Final = 10.0
+"""A record of builds that is no further behind is up to date, for people."""
 HEADER_BYTES: Final = 32 * 1024
 """Of the request's first line and headers together; JupyterHub's cookies take a few thousand."""
 SEND_BUFFER_BYTES: Final = 128 * 1024
@@ -281,16 +284,32 @@ class DatabaseCheck(Seldom):
         return HealthCheck("database", True)
 
 
+def check_feeding(feeder: Feeder) -> HealthCheck:
+    """Tell whether what happens to builds is remembered, by whichever instance, and how far behind that is."""
+    service = "record of builds"
+    if feeder.problem:
+        # Its own words name the database, and everybody may read these.
+        return HealthCheck(service, False, "waits for RabbitMQ or for the database")
+    behind = feeder.behind_seconds
+    # No reason to send anybody away: after the very first start there may be much to catch up with.
+    return HealthCheck(service, True, f"{behind:.0f} seconds behind" if behind > BEHIND_SECONDS else "")
+
+
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises ConfigurationError, or AccessRefused when RabbitMQ refuses us."""
     hub, connection = settings.hub, Connection(settings)
     store = Store(hub.store_url, settings.tenant, log_bytes=hub.store_log_bytes)
+    feeder = Feeder(store, settings)
     api_url = os.environ.get("JUPYTERHUB_API_URL") if hub.auth is HubAuth.JUPYTERHUB else None
     seldom = [DatabaseCheck(store), *([HubApi(api_url)] if api_url else [])]
 
     async def checks() -> list[HealthCheck]:
         trouble = connection.trouble
-        return [HealthCheck("RabbitMQ", not trouble, trouble), *[await each.check() for each in seldom]]
+        return [
+            HealthCheck("RabbitMQ", not trouble, trouble),
+            check_feeding(feeder),
+            *[await each.check() for each in seldom],
+        ]
 
     looking = partial(depth.looking, settings.amqp, REQUESTS_QUEUE)
     server = http_server(make_application(settings, connection, checks, store, looking))
@@ -306,7 +325,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     )
     work = [
         asyncio.create_task(connection.run(), name="builds"),
-        asyncio.create_task(_remember(store), name="records"),
+        asyncio.create_task(_remember(store, feeder), name="records"),
     ]
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -324,10 +343,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     log.info("stopped")
 
 
-async def _remember(store: Store) -> None:
+async def _remember(store: Store, feeder: Feeder) -> None:
     """Keep the store open, and feed it, until cancelled. Raises AccessRefused when RabbitMQ refuses us."""
     async with store:
-        await asyncio.get_running_loop().create_future()
+        await feeder.run()
 
 
 async def run(settings: Settings) -> None:
