@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from rabbit2docker.settings import AmqpSettings, Settings
+from tests.support import postgresql
 from tests.support import rabbitmq as brokers
+from tests.support.postgresql import PostgreSQL
 from tests.support.rabbitmq import RabbitMQ
 
 
@@ -36,3 +38,18 @@ def amqp(rabbitmq: RabbitMQ, vhost: str) -> AmqpSettings:
 def settings(amqp: AmqpSettings) -> Settings:
     """Settings of a service on that virtual host."""
     return Settings(amqp=amqp)
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgreSQL]:
+    """A PostgreSQL for the whole run; tests do not stop it."""
+    with postgresql.running() as server:
+        yield server
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: PostgreSQL) -> Iterator[str]:
+    """The URL of a database of the test's own."""
+    name = postgresql_server.new_database()
+    yield postgresql_server.url(name)
+    postgresql_server.drop_database(name)

@@ -219,11 +219,13 @@ class Store:
         self, build_id: str, *, attempt: int | None = None, first: int = 0, last: int | None = None
     ) -> AsyncGenerator[StoredLine, None]:
         """Yield the kept lines `first` to `last`, both included, of an attempt, by default the latest."""
-        if attempt is None:
-            async with self._database.reading() as connection:
-                wanted = select(BUILDS.c.attempt).where(BUILDS.c.id == build_id)
-                attempt = (await connection.execute(wanted)).scalar_one_or_none() or 0
-        chunks = kept_lines(self._database, build_id, attempt, first=first, last=last)
+        async with self._database.reading() as connection:
+            here = and_(BUILDS.c.tenant == self._tenant, BUILDS.c.id == build_id)
+            latest = (await connection.execute(select(BUILDS.c.attempt).where(here))).scalar_one_or_none()
+        if latest is None:
+            return
+        number = latest if attempt is None else attempt
+        chunks = kept_lines(self._database, build_id, number, first=first, last=last)
         async with aclosing(chunks):
             async for chunk in chunks:
                 for number, line in enumerate(chunk.lines, chunk.first):

@@ -1,0 +1,726 @@
+"""What a hub may rely on when it remembers its builds, with SQLite and with a real PostgreSQL."""
+
+import asyncio
+import itertools
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from hypothesis import HealthCheck, given
+from hypothesis import settings as with_settings
+from hypothesis import strategies as st
+from pydantic import SecretStr
+from sqlalchemy import NullPool, create_engine
+
+from rabbit2docker.errors import ConfigurationError, StoreRefused, StoreUnavailable
+from rabbit2docker_hub.store.database import migrate, parse_url
+from rabbit2docker_hub.store.records import Build, BuildQuery, BuildState
+from rabbit2docker_hub.store.store import Store
+from rabbit2docker_hub.store.tables import VERSION_TABLE, metadata
+from rabbit2docker_schemas import ids
+from rabbit2docker_schemas.cloudevents import Event
+from rabbit2docker_schemas.events import (
+    Accepted,
+    BuildOptions,
+    Cancelled,
+    Completed,
+    Failed,
+    Gap,
+    Log,
+    LogLine,
+    Phase,
+    Progress,
+    Rejected,
+    Timings,
+)
+from rabbit2docker_schemas.reasons import Category, FailureReason, RejectReason
+from rabbit2docker_schemas.requests import BuildRequest
+from tests.support import postgresql
+from tests.support.postgresql import PostgreSQL
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
+
+MORNING = datetime(2026, 1, 5, 9, tzinfo=UTC)
+BUILD = ids.build_id_of("default", "r")
+OTHER = ids.build_id_of("default", "joins")
+
+
+def at(seconds: float) -> datetime:
+    return MORNING + timedelta(seconds=seconds)
+
+
+def event(id_: ids.EventId, data: Any, seconds: float) -> Event:
+    return Event(id_, "default", at(seconds), data)
+
+
+def accepted(request_id: str = "r", build_id: str = BUILD, *, seconds: float = 1, **more: Any) -> Event:
+    data = Accepted(
+        request_id=request_id,
+        build_id=build_id,
+        build_name="b",
+        provider="gh",
+        spec="owner/repository/HEAD",
+        resolved_ref="0",
+        repo_url="https://example.org/owner/repository",
+        image="registry/image:0",
+        attached=build_id != ids.build_id_of("default", request_id),
+        **more,
+    )
+    return event(ids.request_event_id("default", request_id, "accepted"), data, seconds)
+
+
+def rejected(request_id: str = "r", *, seconds: float = 1) -> Event:
+    data = Rejected(request_id=request_id, reason=RejectReason.NOT_ALLOWED, message="No.")
+    return event(ids.request_event_id("default", request_id, "rejected"), data, seconds)
+
+
+def progress(about: str, *, seconds: float, phase: Phase = Phase.BUILDING, attempt: int = 1) -> Event:
+    data = Progress(build_id=BUILD, attempt=attempt, phase=phase, message=about)
+    return event(ids.progress_event_id(BUILD, attempt, about), data, seconds)
+
+
+def lines(
+    first: int, count: int, *, build_id: str = BUILD, attempt: int = 1, size: int = 0, text: str = "line"
+) -> Event:
+    told = [
+        LogLine(phase=Phase.BUILDING, text=f"{text} {n}".ljust(size, "."), ts=at(10 + n / 1000))
+        for n in range(first, first + count)
+    ]
+    data = Log(build_id=build_id, attempt=attempt, n=first, lines=told)
+    return event(ids.lines_event_id(build_id, attempt, first, first + count - 1, "log"), data, 10 + first)
+
+
+def gap(first: int, last: int) -> Event:
+    data = Gap(build_id=BUILD, attempt=1, first=first, last=last, message="Lost.")
+    return event(ids.lines_event_id(BUILD, 1, first, last, "gap"), data, 10 + first)
+
+
+def completed(*, build_id: str = BUILD, seconds: float = 100, count: int | None = None) -> Event:
+    data = Completed(
+        build_id=build_id,
+        image="registry/image:0@sha256:1",
+        digest="sha256:1",
+        size=12,
+        resolved_ref="0",
+        attempt=1,
+        timings=Timings(building=3.5),
+        lines=count,
+    )
+    return event(ids.terminal_event_id(build_id), data, seconds)
+
+
+def failed(*, seconds: float = 100, attempt: int = 1) -> Event:
+    data = Failed(
+        build_id=BUILD,
+        reason=FailureReason.BUILD_STEP_FAILED,
+        category=Category.USER,
+        message="It failed.",
+        hint="Look.",
+        exit_code=1,
+        tail=["the last line"],
+        attempt=attempt,
+    )
+    return event(ids.terminal_event_id(BUILD), data, seconds)
+
+
+def request(request_id: str = "r", requester: str | None = "ada", **more: Any) -> BuildRequest:
+    return BuildRequest(
+        provider="gh", spec="owner/repository/HEAD", request_id=request_id, requester=requester, **more
+    )
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.sqlite'}"
+    return str(request.getfixturevalue("postgresql_url"))
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[Store]:
+    """A store that is empty."""
+    async with Store(url, "default", log_bytes=16_384) as found:
+        yield found
+
+
+@dataclass(frozen=True)
+class Told:
+    """All that a store tells of a build, in a form that does not depend on how lines came together."""
+
+    build: Build | None
+    others: list[tuple[str, str]]
+    lines: list[tuple[int, str]]
+    gaps: list[tuple[int, int]]
+
+
+async def told(store: Store, build_id: str = BUILD) -> Told:
+    events = [event async for event in store.events(build_id)]
+    return Told(
+        await store.build(build_id),
+        [(event.kind.value, event.id) for event in events if not isinstance(event.data, Log | Gap)],
+        numbered(events),
+        [(event.data.first, event.data.last) for event in events if isinstance(event.data, Gap)],
+    )
+
+
+def numbered(events: Sequence[Event]) -> list[tuple[int, str]]:
+    return [
+        (number, line.text)
+        for event in events
+        if isinstance(event.data, Log)
+        for number, line in enumerate(event.data.lines, event.data.n)
+    ]
+
+
+async def state(store: Store, id_: str = BUILD) -> BuildState | None:
+    build = await store.build(id_)
+    return None if build is None else build.state
+
+
+class TestOneBuild:
+    async def test_a_request_is_there_from_when_it_was_asked_to_its_end(self, store: Store) -> None:
+        await store.asked(request(force=True), at=at(0))
+        queued = await store.build("r")
+        assert queued is not None
+        assert (queued.id, queued.state, queued.requester) == (BUILD, BuildState.QUEUED, "ada")
+        assert (queued.requested_at, queued.options) == (at(0), BuildOptions(force=True))
+        states = []
+        for each in (
+            accepted(),
+            progress("clone", seconds=2, phase=Phase.FETCHING),
+            progress("build", seconds=3),
+            lines(0, 3),
+            progress("push", seconds=20, phase=Phase.PUSHING),
+            completed(),
+        ):
+            await store.put([each])
+            states.append(await state(store))
+        assert states == ["waiting", "fetching", "building", "building", "pushing", "completed"]
+        build = await store.build(BUILD)
+        assert build is not None
+        assert build == await store.build("r")
+        assert (build.image, build.digest, build.size) == ("registry/image:0@sha256:1", "sha256:1", 12)
+        assert (build.requested_at, build.started_at, build.ended_at) == (at(0), at(1), at(100))
+        assert (build.timings.building, build.message, build.attempt) == (3.5, "push", 1)
+        assert [(log.attempt, log.lines, log.kept, log.cut_first) for log in build.logs] == [(1, 3, 3, None)]
+
+    async def test_why_there_is_no_image_is_told(self, store: Store) -> None:
+        await store.put([accepted(), failed()])
+        build = await store.build(BUILD)
+        assert build is not None
+        assert build.problem is not None
+        assert (build.state, build.problem.reason, build.problem.hint) == (
+            "failed",
+            "build_step_failed",
+            "Look.",
+        )
+        assert (build.problem.category, build.problem.tail) == ("user", ["the last line"])
+
+    async def test_who_cancelled_is_told(self, store: Store) -> None:
+        cancelled = Cancelled(build_id=BUILD, by="ada", attempt=0)
+        await store.put([accepted(), event(ids.terminal_event_id(BUILD), cancelled, 5)])
+        build = await store.build(BUILD)
+        assert build is not None
+        assert (build.state, build.cancelled_by) == ("cancelled", "ada")
+
+    async def test_a_rejected_request_is_an_end_with_its_reason(self, store: Store) -> None:
+        await store.asked(request(), at=at(0))
+        await store.put([rejected()])
+        build = await store.build("r")
+        assert build is not None
+        assert build.problem is not None
+        assert (build.state, build.problem.message, build.ended_at) == ("rejected", "No.", at(1))
+        assert (await told(store)).others == [("rejected", rejected().id)]
+
+    async def test_an_end_is_final(self, store: Store) -> None:
+        await store.put([accepted(), completed()])
+        await store.put([progress("late", seconds=200), lines(0, 1), rejected(seconds=300)])
+        await store.asked(request(), at=at(400))
+        assert await state(store) == "completed"
+
+    @pytest.mark.parametrize("order", ["ask share join", "ask join share", "join ask share"])
+    async def test_a_request_that_joins_another_build_is_found_there_with_its_requesters(
+        self, store: Store, order: str
+    ) -> None:
+        await store.put([accepted(requester="ada")])
+
+        async def share() -> None:
+            await store.shared("joins", "eve")
+
+        async def join() -> None:
+            await store.put([accepted("joins", BUILD, seconds=3)])
+
+        async def ask() -> None:
+            await store.asked(request("joins", "bob"), at=at(2))
+
+        for step in order.split():
+            await {"ask": ask, "share": share, "join": join}[step]()
+        for id_ in ("r", "joins", BUILD, OTHER):
+            build = await store.build(id_)
+            assert build is not None
+            assert (build.id, build.request_id, build.requester) == (BUILD, "r", "ada")
+            assert build.requesters == ["ada", "bob", "eve"]
+        assert len((await store.builds(BuildQuery())).builds) == 1
+        assert len((await store.builds(BuildQuery(visible_to="eve"))).builds) == 1
+
+    async def test_a_build_that_was_not_asked_for_here_is_there_once_its_acceptance_is(
+        self, store: Store
+    ) -> None:
+        await store.put([lines(0, 2), progress("build", seconds=2)])
+        assert await store.build(BUILD) is None
+        assert (await store.builds(BuildQuery())).builds == []
+        await store.put([accepted(requester="ada")])
+        build = await store.build(BUILD)
+        assert build is not None
+        assert (build.state, build.spec, build.requesters) == ("building", "owner/repository/HEAD", ["ada"])
+        assert [n for n, _ in (await told(store)).lines] == [0, 1]
+
+    async def test_two_that_took_the_same_id_do_not_end_each_other(self, store: Store) -> None:
+        await store.put([rejected()])
+        await store.asked(request(), at=at(0))
+        assert await state(store) == "rejected"
+        await store.put([accepted()])
+        assert await state(store) == "waiting"
+        assert [kind for kind, _ in (await told(store)).others] == ["accepted"]
+
+    async def test_what_is_told_of_other_tenants_is_not_taken_nor_shown(self, url: str, store: Store) -> None:
+        await store.put([replace(accepted("elsewhere", "elsewhere"), tenant="one")])
+        await store.put([accepted(), lines(0, 1)])
+        async with Store(url, "one") as other:
+            assert await other.build(BUILD) is None
+            assert await other.build("r") is None
+            assert (await other.builds(BuildQuery())).builds == []
+            assert [event async for event in other.events(BUILD)] == []
+            assert [line async for line in other.lines(BUILD)] == []
+        assert len((await store.builds(BuildQuery())).builds) == 1
+
+    async def test_texts_that_databases_choke_on_are_kept(self, store: Store) -> None:
+        odd = "null \0 half \ud800 whole \U0001f600 \x1b[31m"
+        half = {"requester": "a\ud800da", "labels": {"label": "x\ud800y"}}
+        await store.asked(request().model_copy(update=half), at=at(0))
+        await store.shared("r", "b\0b")
+        working = progress("odd", seconds=2).data.model_copy(update={"message": odd})
+        failing = failed().data.model_copy(update={"message": odd, "tail": [odd]})
+        await store.put(
+            [
+                accepted(),
+                event(ids.progress_event_id(BUILD, 1, "odd"), working, 2),
+                lines(0, 2, text=odd),
+                event(ids.terminal_event_id(BUILD), failing, 100),
+            ]
+        )
+        build = await store.build(BUILD)
+        assert build is not None
+        assert build.problem is not None
+        clean = "null \ufffd half \ufffd whole \U0001f600 \x1b[31m"
+        assert (build.problem.message, build.problem.tail, build.message) == (clean, [clean], clean)
+        assert [text for _, text in (await told(store)).lines] == [f"{clean} 0", f"{clean} 1"]
+        assert build.requesters == ["a\ufffdda", "b\ufffdb"]
+        assert build.model_dump_json()
+        assert (await store.builds(BuildQuery(text="\0", requester="\ud800"))).builds == []
+        assert await store.build("\0") is None
+
+
+class TestAnyOrder:
+    STORY = (
+        accepted(requester="ada", options=BuildOptions(subdir="docs")),
+        accepted("joins", BUILD, seconds=4, requester="bob"),
+        progress("clone", seconds=2, phase=Phase.FETCHING),
+        progress("build", seconds=3),
+        progress("again", seconds=50, attempt=2),
+        lines(0, 30, size=300),
+        lines(30, 30, size=300),
+        lines(20, 25, size=300),
+        lines(70, 30, size=300),
+        gap(60, 69),
+        lines(95, 20, size=300),
+        lines(0, 2, attempt=2),
+        failed(attempt=2),
+    )
+
+    @pytest.fixture
+    async def expected(self, tmp_path: Path) -> Told:
+        async with Store(f"sqlite:///{tmp_path / 'expected.sqlite'}", "default", log_bytes=16_384) as store:
+            await store.asked(request(), at=at(0))
+            for each in self.STORY:
+                await store.put([each])
+            found = await told(store)
+        assert found.build is not None
+        assert found.build.state == "failed"
+        assert found.build.logs[0].cut_first is not None
+        return found
+
+    @given(data=st.data())
+    @with_settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+    async def test_any_order_and_repetition_of_events_makes_the_same_build(
+        self, tmp_path: Path, postgresql_server: PostgreSQL, expected: Told, data: st.DataObject
+    ) -> None:
+        number = len(self.STORY)
+        order = data.draw(st.permutations(range(number)))
+        again = data.draw(st.lists(st.integers(0, number - 1), max_size=10))
+        places = data.draw(st.lists(st.integers(0, number), min_size=len(again), max_size=len(again)))
+        sequence = [self.STORY[index] for index in order]
+        for index, place in zip(again, places, strict=True):
+            sequence.insert(place, self.STORY[index])
+        sizes = data.draw(st.lists(st.integers(1, 6), min_size=1))
+        asked_after = data.draw(st.integers(0, len(sequence)))
+        name = postgresql_server.new_database() if data.draw(st.booleans()) else None
+        file = tmp_path / "any.sqlite"
+        for old in tmp_path.glob("any.sqlite*"):
+            old.unlink()
+        try:
+            url = postgresql_server.url(name) if name else f"sqlite:///{file}"
+            async with Store(url, "default", log_bytes=16_384) as store:
+                taken, batches = 0, itertools.cycle(sizes)
+                is_asked = False
+                while taken < len(sequence):
+                    if taken >= asked_after and not is_asked:
+                        await store.asked(request(), at=at(0))
+                        is_asked = True
+                    size = next(batches)
+                    await store.put(sequence[taken : taken + size])
+                    taken += size
+                await store.asked(request(), at=at(0))
+                assert await told(store) == expected
+        finally:
+            if name:
+                postgresql_server.drop_database(name)
+
+
+class TestLogs:
+    async def test_overlapping_batches_are_kept_once(self, store: Store) -> None:
+        await store.put([accepted(), lines(0, 3), lines(1, 4)])
+        await store.put([lines(0, 5), lines(4, 2), lines(9, 1), lines(7, 5)])
+        found = await told(store)
+        assert found.lines == [(n, f"line {n}") for n in [0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11]]
+        assert found.gaps == [(6, 6)]
+
+    async def test_lines_are_given_by_number_and_attempt(self, store: Store) -> None:
+        await store.put([accepted(), *(lines(n, 10) for n in range(0, 100, 10)), lines(0, 2, attempt=2)])
+        assert [line.n async for line in store.lines(BUILD, attempt=1, first=15, last=32)] == list(
+            range(15, 33)
+        )
+        assert [line.text async for line in store.lines(BUILD)] == ["line 0", "line 1"]
+        assert [line async for line in store.lines(BUILD, attempt=1, first=100)] == []
+        assert [line async for line in store.lines("nobody")] == []
+        assert [line.ts async for line in store.lines(BUILD, attempt=1, first=3, last=3)] == [at(10.003)]
+
+    @pytest.mark.parametrize("batch", [1, 7, 40, 500])
+    async def test_of_a_log_that_is_too_long_head_and_tail_are_kept(self, store: Store, batch: int) -> None:
+        number = 500
+        events = [lines(n, min(batch, number - n), size=100) for n in range(0, number, batch)]
+        await store.put([accepted()])
+        for start in range(0, len(events), 50):
+            await store.put(events[start : start + 50])
+        await store.put([completed(count=number)])
+        build = await store.build(BUILD)
+        assert build is not None
+        [log] = build.logs
+        assert log.cut_first is not None
+        assert log.cut_last is not None
+        found = await told(store)
+        kept = [n for n, _ in found.lines]
+        assert kept == [*range(log.cut_first), *range(log.cut_last + 1, number)]
+        assert (log.lines, log.kept) == (number, len(kept))
+        assert found.gaps == [(log.cut_first, log.cut_last)]
+        # Of these lines each takes between 150 and 170 bytes with its time and phase.
+        assert 8192 // 170 <= log.cut_first <= 8192 // 150
+        assert 8192 // 170 <= number - 1 - log.cut_last <= 8192 // 150
+        assert [n async for n in _numbers(store, log.cut_first - 2, log.cut_last + 2)] == [
+            log.cut_first - 2,
+            log.cut_first - 1,
+            log.cut_last + 1,
+            log.cut_last + 2,
+        ]
+
+    async def test_what_was_cut_is_not_kept_when_it_comes_again(self, store: Store) -> None:
+        events = [lines(n, 50, size=100) for n in range(0, 500, 50)]
+        await store.put([accepted(), *events])
+        before = await told(store)
+        await store.put(events)
+        for each in reversed(events):
+            await store.put([each])
+        assert await told(store) == before
+
+    async def test_lines_that_are_nowhere_are_told_as_a_gap(self, store: Store) -> None:
+        await store.put([accepted(), lines(0, 2), lines(5, 1), gap(6, 7)])
+        assert (await told(store)).gaps == [(2, 4), (6, 7)]
+        await store.put([completed(count=12)])
+        assert (await told(store)).gaps == [(2, 4), (6, 11)]
+
+    async def test_a_build_is_told_again_as_it_went_on(self, store: Store) -> None:
+        whole = [
+            accepted(),
+            progress("clone", seconds=2),
+            lines(0, 2),
+            progress("push", seconds=20),
+            progress("again", seconds=30, attempt=2),
+            lines(0, 1, attempt=2),
+            completed(),
+        ]
+        await store.put(whole)
+        events = [event async for event in store.events(BUILD)]
+        assert [event.kind.value for event in events] == [
+            "accepted",
+            "progress",
+            "log",
+            "progress",
+            "log",
+            "progress",
+            "completed",
+        ]
+        by_id = {event.id: event for event in whole}
+        assert [event.data for event in events] == [by_id[event.id].data for event in events]
+
+
+async def _numbers(store: Store, first: int, last: int) -> AsyncIterator[int]:
+    async for line in store.lines(BUILD, first=first, last=last):
+        yield line.n
+
+
+class TestLists:
+    @pytest.fixture
+    async def many(self, store: Store) -> list[str]:
+        """Requests of two people, newest first; every third has ended; all of a moment's have come together."""
+        names = [f"r{number:02d}" for number in range(25)]
+        for number, name in enumerate(names):
+            who = "ada" if number % 2 else "bob"
+            asked = BuildRequest(
+                provider="gh", spec=f"owner/{name}_100%/HEAD", request_id=name, requester=who
+            )
+            await store.asked(asked, at=at(number // 5))
+        ended = [ids.build_id_of("default", name) for name in names[::3]]
+        await store.put([completed(build_id=build_id) for build_id in ended])
+        whole = (await store.builds(BuildQuery(limit=200))).builds
+        assert [build.requested_at for build in whole] == sorted(
+            (build.requested_at for build in whole), reverse=True
+        )
+        return [build.request_id for build in whole]
+
+    @pytest.mark.parametrize("limit", [1, 4, 5, 24, 25, 26])
+    async def test_pages_hold_each_build_once_also_when_others_come_meanwhile(
+        self, store: Store, many: list[str], limit: int
+    ) -> None:
+        found: list[str] = []
+        before: str | None = None
+        while True:
+            page = await store.builds(BuildQuery(limit=limit, before=before))
+            assert len(page.builds) <= limit
+            found += [build.request_id for build in page.builds]
+            await store.asked(request(f"new-{len(found)}"), at=at(1000))
+            if (before := page.next) is None:
+                break
+        assert found == many
+
+    async def test_what_is_not_wanted_is_left_out(self, store: Store, many: list[str]) -> None:
+        async def found(**query: Any) -> set[str]:
+            return {build.request_id for build in (await store.builds(BuildQuery(**query))).builds}
+
+        assert await found(visible_to="ada") == {f"r{n:02d}" for n in range(1, 25, 2)}
+        assert await found(visible_to="ada", requester="bob") == set()
+        await store.shared("r00", "ada")
+        assert await found(visible_to="ada", requester="bob") == {"r00"}
+        assert await found(state=(BuildState.COMPLETED,)) == {f"r{n:02d}" for n in range(0, 25, 3)}
+        assert await found(state=(BuildState.COMPLETED, BuildState.QUEUED)) == set(many)
+        assert await found(text="OWNER/R1") == {f"r{n}" for n in range(10, 20)}
+        assert await found(text="r12_100%") == {"r12"}
+        assert await found(text="r_2") == set()
+
+    async def test_a_page_that_never_was_is_refused(self, store: Store) -> None:
+        for before in ("", "x", "x.y", "1", "99999999999999999999.x"):
+            with pytest.raises(ValueError, match="before"):
+                await store.builds(BuildQuery(before=before))
+
+
+class TestLimits:
+    async def test_wishes_are_counted_in_a_sliding_window(self, store: Store) -> None:
+        async def ask(seconds: float, who: str = "ada") -> tuple[bool, int, datetime]:
+            found = await store.may_ask(who, limit=2, seconds=60, at=at(seconds))
+            return found.allowed, found.remaining, found.reset_at
+
+        assert await ask(0) == (True, 1, at(60))
+        assert await ask(10) == (True, 0, at(60))
+        assert await ask(20) == (False, 0, at(60))
+        assert await ask(59) == (False, 0, at(60))
+        assert await ask(59, "bob") == (True, 1, at(119))
+        assert await ask(61) == (True, 0, at(70))
+        assert await ask(62) == (False, 0, at(70))
+        assert await ask(200) == (True, 1, at(260))
+
+    async def test_two_services_never_allow_more_than_one_would(self, url: str, store: Store) -> None:
+        async with Store(url, "default") as other:
+            answers = await asyncio.gather(
+                *(
+                    each.may_ask("ada", limit=5, seconds=60, at=at(0))
+                    for _ in range(10)
+                    for each in (store, other)
+                )
+            )
+        assert sum(answer.allowed for answer in answers) == 5
+        assert sorted(answer.remaining for answer in answers if answer.allowed) == [0, 1, 2, 3, 4]
+
+
+class TestForgetting:
+    async def test_builds_go_some_time_after_their_end_with_all_that_is_about_them(
+        self, url: str, store: Store
+    ) -> None:
+        for number in range(45):
+            name = f"old-{number}"
+            build_id = ids.build_id_of("default", name)
+            await store.asked(request(name), at=at(0))
+            await store.put(
+                [accepted(name, build_id), lines(0, 1, build_id=build_id), completed(build_id=build_id)]
+            )
+        await store.put([accepted(), lines(0, 1)])  # never ended
+        await store.put([accepted("joins", OTHER), completed(build_id=OTHER, seconds=1000)])
+        assert await store.forget(ended_before=at(500), now=at(0)) == 45
+        left = {build.request_id for build in (await store.builds(BuildQuery())).builds}
+        assert left == {"r", "joins"}
+        assert await store.forget(ended_before=at(500 + 2 * 86_400), now=at(0)) == 2
+        await store.may_ask("ada", limit=1, seconds=60, at=at(0))
+        await store.forget(ended_before=at(0), now=at(100))
+        assert await _rows_left(url) == {"r2d_positions": 0}
+
+
+async def _rows_left(url: str) -> dict[str, int]:
+    """Return how many rows tables have that are not empty, of positions in any case."""
+
+    def count() -> dict[str, int]:
+        engine = create_engine(parse_url(url), poolclass=NullPool)
+        with engine.connect() as connection:
+            return {
+                name: number
+                for name, table in metadata.tables.items()
+                for number in [len(connection.execute(table.select()).all())]
+                if number or name == "r2d_positions"
+            }
+
+    return await asyncio.to_thread(count)
+
+
+class TestDatabases:
+    def test_tables_are_made_once_and_are_those_that_the_program_knows(self, url: str) -> None:
+        for _ in range(2):
+            migrate(parse_url(url))
+        engine = create_engine(parse_url(url), poolclass=NullPool)
+        with engine.connect() as connection:
+            context = MigrationContext.configure(
+                connection, opts={"version_table": VERSION_TABLE, "compare_type": False}
+            )
+            assert compare_metadata(context, metadata) == []
+
+    def test_services_that_start_at_the_same_moment_do_not_clash(self, url: str) -> None:
+        program = (
+            "import sys; from rabbit2docker_hub.store.database import migrate, parse_url; "
+            "migrate(parse_url(sys.argv[1]))"
+        )
+        running = [
+            subprocess.Popen([sys.executable, "-c", program, url], stderr=subprocess.PIPE, text=True)
+            for _ in range(3)
+        ]
+        for each in running:
+            _, errors = each.communicate(timeout=60)
+            assert each.returncode == 0, errors
+
+    async def test_another_program_s_tables_in_the_same_database_are_left_alone(
+        self, postgresql_url: str, postgresql_server: PostgreSQL
+    ) -> None:
+        name = postgresql_url.rpartition("/")[2]
+        postgresql_server.execute("CREATE TABLE alembic_version (version_num text)", database=name)
+        postgresql_server.execute("INSERT INTO alembic_version VALUES ('theirs')", database=name)
+        async with Store(postgresql_url, "default") as store:
+            await store.put([accepted()])
+        assert postgresql_server.execute("SELECT version_num FROM alembic_version", database=name) == [
+            ("theirs",)
+        ]
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "",
+            "nothing",
+            "sqlite://",
+            "sqlite:///:memory:",
+            "mysql://u:secret@host/database",
+            "postgresql://u:secret@host",
+            "postgresql://u:secret@host:port/database",
+        ],
+    )
+    def test_a_url_that_cannot_be_one_is_refused_without_its_password(self, url: str) -> None:
+        with pytest.raises(ConfigurationError, match="RABBIT2DOCKER_HUB__STORE_URL") as caught:
+            Store(SecretStr(url), "default")
+        assert "secret" not in str(caught.value)
+
+    async def test_a_database_that_refuses_us_is_away_and_the_password_is_not_told(
+        self, postgresql_server: PostgreSQL, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        async with Store(postgresql_server.url("postgres", password="hush-hush"), "default") as store:
+            with pytest.raises(StoreUnavailable, match="password authentication failed") as caught:
+                await store.builds(BuildQuery())
+        assert "hush" not in str(caught.value)
+        assert "hush" not in capsys.readouterr().out
+
+    async def test_a_directory_that_is_not_there_is_said(self, tmp_path: Path) -> None:
+        async with Store(f"sqlite:///{tmp_path / 'no' / 'store.sqlite'}", "default") as store:
+            with pytest.raises(StoreUnavailable, match="unable to open"):
+                await store.check()
+            (tmp_path / "no").mkdir()
+            await store.put([accepted()])
+            assert await state(store) == "waiting"
+
+    async def test_a_value_that_no_database_takes_is_told_apart_from_a_database_that_is_away(
+        self, store: Store
+    ) -> None:
+        too_big = completed().data.model_copy(update={"size": 2**70})
+        with pytest.raises(StoreRefused):
+            await store.put([accepted(), event(ids.terminal_event_id(BUILD), too_big, 5)])
+        assert await store.build(BUILD) is None
+        await store.put([accepted()])
+        assert await state(store) == "waiting"
+
+    async def test_postgresql_that_is_restarted_is_used_again(self) -> None:
+        with postgresql.running() as postgresql_server:
+            async with Store(postgresql_server.url("postgres"), "default") as store:
+                await store.put([accepted()])
+                await asyncio.to_thread(postgresql_server.kill)
+                with pytest.raises(StoreUnavailable):
+                    await store.put([completed()])
+                with pytest.raises(StoreUnavailable):
+                    await store.check()
+                await asyncio.to_thread(postgresql_server.start_again)
+                await store.put([completed()])
+                assert await state(store) == "completed"
+
+    async def test_who_is_cancelled_in_the_middle_leaves_nothing_locked(self, store: Store) -> None:
+        for pause in (0, 0.001, 0.003, 0.01):
+            tasks = [asyncio.create_task(store.put([accepted(), lines(0, 50)])) for _ in range(5)]
+            await asyncio.sleep(pause)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        async with asyncio.timeout(20):
+            await store.put([accepted(), lines(0, 50)])
+            assert len((await told(store)).lines) == 50
+
+    async def test_readers_do_not_wait_for_a_writer_nor_it_for_them(self, tmp_path: Path) -> None:
+        file = tmp_path / "store.sqlite"
+        async with Store(f"sqlite:///{file}", "default") as store:
+            await store.put([accepted(), *(lines(n, 10) for n in range(0, 1000, 10))])
+            reading = store.events(BUILD)
+            await anext(reading)
+            await anext(reading)
+            with sqlite3.connect(file, isolation_level=None) as writer:
+                writer.execute("BEGIN IMMEDIATE")
+                assert await state(store) == "waiting"
+                writer.execute("ROLLBACK")
+            await store.put([completed()])
+            assert [event.kind async for event in reading][-1] == "log"
