@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+import aiohttp
 import pytest
 
 from rabbit2docker_schemas import events
@@ -329,3 +330,118 @@ class TestRequests:
                 await anext(sent)
                 assert builds.reading == 1
             await eventually(lambda: builds.reading == 0)
+
+
+TOKENS: dict[str, Any] = {"auth": "tokens", "tokens": {"ada": "ada-secret"}}
+ADA = {"Authorization": "Bearer ada-secret"}
+BANNED = {"ban_networks": {"127.0.0.0/8": "here"}}
+SVN, NO_LAUNCH, LONG = "build/svn/x/HEAD", "build/gh/ada/thesis/HEAD", f"build/gh/{'x' * 5000}"
+
+
+class TestTheOrderOfChecks:
+    """Of several things that are wrong, the first is told, as BinderHub tells it."""
+
+    @pytest.mark.parametrize(
+        ("path", "hub", "headers", "told"),
+        [
+            (f"{SVN}?build_token=x", {**TOKENS, **BANNED}, {}, (403, "Requests from here are not allowed\n")),
+            (f"{SVN}?build_token=x", TOKENS, {}, (403, "A token is needed")),
+            (f"{SVN}?build_token=x", TOKENS, ADA, (403, "Invalid build token\n")),
+            (f"{SVN}?build_only=true", TOKENS, ADA, (None, "No provider found for prefix svn.")),
+            (NO_LAUNCH, TOKENS, ADA, (400, "This service builds images and launches nothing")),
+            (f"{LONG}?build_only=true", TOKENS, ADA, (400, "`spec` must have at most 4096")),
+        ],
+    )
+    async def test_the_first_of_several_faults_is_told(
+        self,
+        builds: MemoryBuilds,
+        path: str,
+        hub: dict[str, Any],
+        headers: dict[str, str],
+        told: tuple[int | None, str],
+    ) -> None:
+        async with serving(builds, **hub) as viewer:
+            status, got, raw = await viewer.raw(path, **headers)
+        [only] = parse(raw)
+        assert (status, got["content-type"], got["cache-control"]) == (200, "text/event-stream", "no-cache")
+        assert (only.phase, only.data.get("status_code")) == ("failed", told[0])
+        assert only.message.startswith(told[1])
+        assert only.id is None
+        assert raw.endswith(b"\n\n")
+        assert raw.count(b"data: ") == 1
+        assert not builds.asked
+
+    async def test_a_provider_that_is_not_there_is_told_with_those_that_are(
+        self, builds: MemoryBuilds
+    ) -> None:
+        async with serving(builds) as viewer:
+            [only] = await viewer.watch(f"{SVN}?build_only=true")
+        assert only.data == {
+            "phase": "failed",
+            "message": "No provider found for prefix svn. There are gh and git.\n",
+        }
+
+
+class TestMethods:
+    @pytest.mark.parametrize("method", ["HEAD", "POST", "PUT", "DELETE", "PATCH"])
+    async def test_a_build_is_got_and_nothing_else(self, builds: MemoryBuilds, method: str) -> None:
+        async with (
+            serving(builds) as viewer,
+            aiohttp.ClientSession() as session,
+            session.request(method, viewer.address + PATH) as answer,
+        ):
+            assert answer.status == 405
+        assert not builds.asked
+
+    async def test_a_page_of_the_named_origin_may_ask_with_a_token(self, builds: MemoryBuilds) -> None:
+        asked = {"Origin": "https://lab.example.org", "Access-Control-Request-Headers": "authorization"}
+        async with (
+            serving(builds, **TOKENS, allow_origin="https://lab.example.org") as viewer,
+            aiohttp.ClientSession() as session,
+            session.options(viewer.address + PATH, headers=asked) as answer,
+        ):
+            assert answer.status == 204
+            assert answer.headers["Access-Control-Allow-Origin"] == "https://lab.example.org"
+            assert "authorization" in answer.headers["Access-Control-Allow-Headers"]
+            assert "last-event-id" in answer.headers["Access-Control-Allow-Headers"]
+        assert not builds.asked
+
+    async def test_health_answers_head(self, builds: MemoryBuilds) -> None:
+        async with (
+            serving(builds) as viewer,
+            aiohttp.ClientSession() as session,
+            session.head(f"{viewer.address}health") as answer,
+        ):
+            assert answer.status == 200
+
+
+class TestGarbage:
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "build/gh/ada/thesis/HEAD?build_only=%ff",
+            "build/gh/ada/thesis/HEAD?build_only=true&build_token=%ff",
+            "build/%ff/ada/thesis/HEAD?build_only=true",
+        ],
+    )
+    async def test_it_is_refused_in_the_stream_and_is_no_fault_of_ours(
+        self, builds: MemoryBuilds, path: str
+    ) -> None:
+        async with serving(builds) as viewer:
+            [only] = await viewer.watch(path)
+        assert only.phase == "failed"
+        assert only.data.get("status_code") != 500
+        assert not builds.asked
+
+    async def test_a_spec_that_is_no_text_is_passed_on_as_it_is_written(self, builds: MemoryBuilds) -> None:
+        builds.plan = [rejected(RejectReason.INVALID_SPEC)]
+        async with serving(builds) as viewer:
+            [only] = await viewer.watch("build/gh/ada/%ff/HEAD?build_only=true")
+        assert (only.phase, builds.asked[0].spec) == ("failed", "ada/%ff/HEAD")
+
+    @pytest.mark.parametrize("only", ["true", "True", "TRUE"])
+    async def test_build_only_is_true_in_any_case(self, builds: MemoryBuilds, only: str) -> None:
+        builds.plan = [accepted(cached=True), completed(cached=True)]
+        async with serving(builds) as viewer:
+            [ready] = await viewer.watch(f"{NO_LAUNCH}?build_only={only}")
+        assert ready.phase == "ready"

@@ -303,6 +303,13 @@ class BuildHandler(Streaming):
         self.set_header("Access-Control-Allow-Headers", "cache-control")
         await self.stream(self._chunks(provider, spec, resumed))
 
+    def options(self, provider: str, spec: str) -> None:
+        """Answer what browsers ask before they let a page of the named origin send a token."""
+        self.set_header("Access-Control-Allow-Methods", "GET")
+        headers = "authorization, cache-control, last-event-id, x-xsrftoken"
+        self.set_header("Access-Control-Allow-Headers", headers)
+        self.set_status(204)
+
     _result = "interrupted"
 
     def result(self) -> str:
