@@ -265,3 +265,44 @@ class TestDepth:
         with pytest.raises(BrokerUnavailable):
             async with looking(nowhere, REQUESTS_QUEUE):
                 pass
+
+
+class TestMetrics:
+    async def counted(self, hubs: list[HubService], name: str) -> float:
+        """Return what a dashboard has: the sum over all instances."""
+        lines = [
+            line
+            for hub in hubs
+            for line in (await hub.viewer.raw("metrics"))[2].decode().splitlines()
+            if line.startswith(name)
+        ]
+        return sum(float(line.split()[-1]) for line in lines)
+
+    async def test_two_instances_with_many_viewers_count_each_build_once(
+        self, hub: HubService, make_hub: MakeHub, amqp: AmqpSettings
+    ) -> None:
+        other = make_hub()
+        await asyncio.to_thread(other.start_and_wait)
+        hubs = [hub, other]
+
+        async def are(name: str, wanted: float) -> bool:
+            return await self.counted(hubs, name) == wanted
+
+        async with a_taken_slot(hub, amqp) as (slot, first):
+            await eventually(lambda: are("binderhub_inprogress_builds ", 1.0))
+            viewers = [Waiter(each, "second") for each in hubs for _ in range(5)]
+            await eventually(lambda: all(viewer.sent for viewer in viewers))
+            await slot.free(first)
+            for viewer in viewers:
+                assert (await viewer.end())[-1].phase == "ready"
+        done = 'binderhub_build_count_total{provider="Git",status="success"}'
+        await eventually(lambda: are(done, 1.0))
+        await eventually(lambda: are('binderhub_build_count_total{provider="Git",status="cancelled"}', 1.0))
+        await eventually(lambda: are("binderhub_inprogress_builds ", 0.0))
+        assert await self.counted(hubs, 'binderhub_build_time_seconds_count{status="success"}') == 1
+        assert (
+            await self.counted(hubs, 'binderhub_build_time_seconds_bucket{le="60.0",status="success"}') == 1
+        )
+        assert await self.counted(hubs, 'rabbit2docker_hub_requests_total{outcome="asked"}') == 3
+        assert await self.counted(hubs, 'rabbit2docker_hub_requests_total{outcome="shared"}') == 8
+        assert await self.counted(hubs, "rabbit2docker_hub_store_behind_seconds ") == 0
