@@ -13,7 +13,7 @@ from rabbit2docker.broker.broker import publishing
 from rabbit2docker.broker.depth import looking
 from rabbit2docker.broker.requester import Requester
 from rabbit2docker.broker.topology import as_definitions, make_topology
-from rabbit2docker.errors import BrokerUnavailable, TopologyMismatch
+from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.requests import CancelRequest
 from rabbit2docker_schemas.routing import CANCEL_QUEUE, REQUESTS_QUEUE
@@ -232,7 +232,7 @@ async def test_who_waits_while_the_service_is_killed_loses_neither_their_place_n
 
 
 class TestDepth:
-    async def test_the_permissions_that_are_shipped_are_enough(
+    async def test_hubs_are_told_the_length_wherever_that_takes_no_permission_on_the_queue(
         self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
     ) -> None:
         await declare.declare(settings)
@@ -242,6 +242,12 @@ class TestDepth:
         rabbitmq.api("PUT", "users/hub-default", {"password": "hub-default", "tags": ""})
         url = rabbitmq.url(vhost, user="hub-default:hub-default")
         hub = AmqpSettings.model_validate({"url": url})
+        version = rabbitmq.api("GET", "overview")["rabbitmq_version"].split("-")[0]
+        if [int(part) for part in version.split(".")] >= [4, 2, 6]:
+            async with looking(hub, REQUESTS_QUEUE) as depth:
+                with pytest.raises(AccessRefused):
+                    await depth()
+            return
         async with looking(hub, REQUESTS_QUEUE) as depth:
             assert await depth() == 0
             await ask(settings, *(a_request(name) for name in "abc"))

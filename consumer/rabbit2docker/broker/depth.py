@@ -20,8 +20,9 @@ async def looking(settings: AmqpSettings, queue: str) -> AsyncIterator[Depth]:
     """Give a function that returns how many messages wait in a queue; those in a consumer's hand are not among them.
 
     It has a connection of its own: RabbitMQ closes the channel of who asks for a queue that is not there, and does not
-    read from who publishes during an alarm. Entering and asking raise AccessRefused, TopologyMismatch when there is no
-    such queue, or BrokerUnavailable.
+    read from who publishes during an alarm. Up to RabbitMQ 4.2.5 anybody may ask; from 4.2.6 and 4.3.0 on only who has
+    a permission on the queue, and hubs are given none: each of them would open the requests of other tenants.
+    Entering and asking raise AccessRefused, TopologyMismatch when there is no such queue, or BrokerUnavailable.
     """
     url = parse_url(settings, "queue position")
     connection = await open_connection(url)
@@ -32,7 +33,7 @@ async def looking(settings: AmqpSettings, queue: str) -> AsyncIterator[Depth]:
         async def depth() -> int:
             try:
                 with translated(url):
-                    # Passive: it needs no permission, and changes nothing.
+                    # Passive: it changes nothing.
                     found = await channel.queue_declare(queue, passive=True, timeout=ANSWER_SECONDS)
             except asyncio.CancelledError:
                 if is_cancelled():
