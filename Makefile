@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NODE := .run/node
+CHROMIUM := .run/chromium
 .DEFAULT_GOAL := help
 .PHONY: help venv up down status demo hub-demo test test-hub test-cluster cluster-up cluster-down lint serve bench bench-cluster clean
 
@@ -41,13 +42,18 @@ test: venv  ## run all tests against real services; ARGS='-k cancel' chooses som
 test-cluster: venv  ## run the tests that need Kubernetes; KUBECONFIG chooses a cluster, without it one is made
 	@$(BIN)/python -m tests.cluster.harness run -- $(BIN)/pytest -m cluster tests/cluster $(ARGS)
 
-test-hub: venv $(NODE)/.complete  ## run the tests that need a JupyterHub, its proxy and BinderHub's client
+test-hub: venv $(NODE)/.complete $(CHROMIUM)/.complete  ## run the tests that need a JupyterHub, its proxy, BinderHub's client and Chromium
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/pytest -m hub tests/hub $(ARGS)
 
 $(NODE)/.complete:
 	@command -v npm >/dev/null || sh deploy/dev/need npm
 	@npm install --silent --no-audit --no-fund --prefix $(NODE) configurable-http-proxy@5.3.0 @jupyterhub/binderhub-client@0.5.0
 	@touch $@
+
+$(CHROMIUM)/.complete:
+	@for name in "$${RABBIT2DOCKER_TEST_CHROMIUM:-chromium}" chromium-browser google-chrome google-chrome-stable; do \
+		command -v "$$name" >/dev/null && exit 0; done; sh deploy/dev/need chromium fonts-dejavu-core
+	@mkdir -p $(CHROMIUM) && touch $@
 
 cluster-up: venv  ## start that cluster and keep it; addresses in .run/cluster/env
 	@$(BIN)/python -m tests.cluster.harness up

@@ -44,6 +44,8 @@ async def test_who_has_logged_in_with_a_browser_asks_with_a_cookie_and_the_xsrf_
     async with aiohttp.ClientSession(cookie_jar=jar, headers={"Accept": "text/html"}) as browser:
         await log_in(browser, hub, "ada")
         async with browser.get(f"{hub.address}services/binder/") as answer:
+            assert "text/html" in answer.headers["Content-Type"]
+        async with browser.get(f"{hub.address}services/binder/", headers={"Accept": "*/*"}) as answer:
             assert (await answer.json())["user"] == "ada"
         url = hub.viewer().address + build_path("cookie")
         page = {"Accept": "text/event-stream", "Sec-Fetch-Mode": "cors", "Sec-Fetch-Site": "same-origin"}

@@ -5,10 +5,12 @@ Nothing is inline and nothing is from elsewhere, so that the strictest content p
 
 import hashlib
 import os
+import re
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any, Final
+from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from tornado.web import HTTPError
@@ -36,6 +38,8 @@ TYPES: Final = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
+_OWN: Final = re.compile(r"(new|builds/[A-Za-z0-9._~%-]+)(\?[^\s#]*)?")
+"""Pages beside the first one."""
 YEAR_SECONDS: Final = 31_536_000
 _TITLES: Final = {
     401: "A token is needed",
@@ -132,10 +136,19 @@ class Page(Handler):
                 self.redirect(refusal.login_url)
                 return None
             if refusal.challenge and _takes_pages(self):
-                self.set_header("WWW-Authenticate", refusal.challenge)
-                self._show_error(401, refusal.message)
+                self._challenge(refusal, refusal.challenge)
                 return None
             raise
+
+    def _challenge(self, refusal: NotAllowed, challenge: str) -> None:
+        """Let the browser ask for a token, at the base: it sends it to what is below the page where it had to."""
+        base = self.settings["base_url"]
+        if self.request.path == base:
+            self.set_header("WWW-Authenticate", challenge)
+            self._show_error(401, refusal.message)
+        else:
+            here = str(self.request.uri).removeprefix(base)
+            self.redirect(f"{base}?{urlencode({'next': here})}")
 
     def show(self, template: str, user: User | None, **values: Any) -> None:
         """Answer with a page."""
@@ -194,7 +207,12 @@ class ListPage(Page, HomeHandler):
         """Show it."""
         if not self.is_wanted:
             await HomeHandler.get(self)
-        elif user := await self.viewer():
+            return
+        if not (user := await self.viewer()):
+            return
+        if _OWN.fullmatch(wanted := self.get_query_argument("next", "")):
+            self.redirect(self.settings["base_url"] + wanted)
+        else:
             self.show("list.html", user, title="Builds")
 
 

@@ -10,7 +10,6 @@ const PROBLEMS = { user: "in the repository", infrastructure: "in the infrastruc
 const DONE = 2000;
 
 const article = byId("build");
-const view = new LogView(byId("log"), showLog);
 let id = article.dataset.id;
 let build = null;
 let events = null;
@@ -20,6 +19,7 @@ let ending = false;
 let attempt = 0;
 let reached = 0;
 let began = {};
+const view = new LogView(byId("log"), showLog);
 
 // What happens
 
@@ -368,8 +368,6 @@ function connection(words) {
 }
 
 async function start() {
-  wrap(remembered());
-  showLog();
   try {
     build = await api.get(api.pathOf(id));
   } catch (error) {
@@ -394,4 +392,7 @@ async function start() {
   await events.run();
 }
 
+wrap(remembered());
+showLog();
+view.seek();
 start();

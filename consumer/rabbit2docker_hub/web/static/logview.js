@@ -33,8 +33,7 @@ export class LogView {
     this.#most = most;
     this.#changed = changed;
     box.addEventListener("scroll", () => this.#scrolled(), { passive: true });
-    window.addEventListener("hashchange", () => this.#seek());
-    this.#seek();
+    window.addEventListener("hashchange", () => this.seek());
   }
 
   /** Add lines `n`, `n`+1, … of an attempt; those that are there already are passed over. */
@@ -138,7 +137,8 @@ export class LogView {
     this.#top = scrollTop;
   }
 
-  #seek() {
+  /** Go to the line that the address names, as soon as it is there. */
+  seek() {
     const wanted = location.hash.slice(1);
     if (!/^L\d+\.\d+$/.test(wanted)) return;
     this.#wanted = wanted;

@@ -1,4 +1,4 @@
-"""Builds nothing. Build arguments say what it does: LINES, EVERY (seconds), FAIL (a step's exit code), STUBBORN."""
+"""Builds nothing. Build arguments say what it does: LINES, EVERY (seconds), FAIL (a step's exit code), SAY, STUBBORN."""
 
 import json
 import signal
@@ -17,6 +17,8 @@ def main() -> None:
     if options.get("STUBBORN"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     tell("fetching", "Cloning into 'somewhere'...\n")
+    for line in options.get("SAY", "").splitlines():
+        tell("building", f"{line}\n")
     lines, every = int(options.get("LINES", "5")), float(options.get("EVERY", "0"))
     began = time.monotonic()
     for number in range(lines):

@@ -1,0 +1,640 @@
+"""What people see and do in a browser: a real Chromium on real service, consumer and RabbitMQ."""
+
+import asyncio
+import base64
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import aiohttp
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from rabbit2docker.settings import AmqpSettings
+from tests.behaviour.test_hub_service import doing
+from tests.faults.conftest import MakeConsumer
+from tests.hub.conftest import Hub
+from tests.support.browser import PATIENCE_MS, PHONE, Looking, a_browser, looking
+from tests.support.consumer import COMMIT
+from tests.support.hub_service import HubService
+from tests.support.waiting import eventually
+
+pytestmark = [pytest.mark.hub, pytest.mark.broker, pytest.mark.timeout(300)]
+expect.set_options(timeout=PATIENCE_MS)
+
+BASE = "/services/images/"
+TOKENS = {"ada": "a-secret", "bob": "another-secret", "root": "a-third-secret"}
+MakeService = Callable[..., HubService]
+
+
+@pytest.fixture
+def make_service(tmp_path: Path, amqp: AmqpSettings) -> Iterator[MakeService]:
+    """Make services below a path of their own; nothing of them is left afterwards."""
+    made: list[HubService] = []
+
+    def make(**variables: str) -> HubService:
+        store = f"sqlite:///{tmp_path / 'hub.sqlite'}"
+        own = {"RABBIT2DOCKER_HUB__BASE_URL": BASE, "RABBIT2DOCKER_HUB__STORE_URL": store}
+        hub = HubService(tmp_path, amqp, **own, **variables)
+        hub.address = f"http://{hub.bind}{BASE}"
+        made.append(hub)
+        return hub
+
+    yield make
+    for hub in made:
+        hub.end()
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with a_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+async def window(browser: Browser) -> AsyncIterator[Looking]:
+    async with looking(browser) as window:
+        yield window
+
+
+@pytest.fixture
+def start(make_consumer: MakeConsumer, make_service: MakeService) -> Callable[..., HubService]:
+    """Start a consumer whose builds all do the same, and the service."""
+
+    def starting(variables: dict[str, str] | None = None, **options: object) -> HubService:
+        make_consumer(**doing(**options)).start_and_wait()
+        hub = make_service(**(variables or {}))
+        hub.start_and_wait()
+        return hub
+
+    return starting
+
+
+def repository(name: str) -> str:
+    return f"https://127.0.0.1/{name}"
+
+
+async def ask(page: Page, address: str, name: str) -> None:
+    """Ask for a build as people do, and be at its page then."""
+    await page.goto(f"{address}new")
+    await page.get_by_label("Repository", exact=True).fill(repository(name))
+    await page.get_by_text("Options").click()
+    await page.get_by_label("Branch, tag or commit").fill(COMMIT)
+    await page.get_by_role("button", name="Build", exact=True).click()
+    await page.wait_for_url(re.compile(r"/builds/[^/]+$"))
+
+
+async def state_is(page: Page, *states: str) -> None:
+    await expect(page.locator("#state")).to_have_text(re.compile(f"^({'|'.join(states)})$"))
+
+
+async def shown(page: Page) -> list[str]:
+    """Return the build's lines in the page."""
+    texts = await page.locator("#log .text").all_text_contents()
+    return [text for text in texts if re.fullmatch(r"line \d+ of the build", text)]
+
+
+async def has_lines(page: Page, count: int) -> None:
+    async def are_there() -> bool:
+        return len(await shown(page)) >= count
+
+    await eventually(are_there)
+
+
+def lines(count: int) -> list[str]:
+    return [f"line {number} of the build" for number in range(count)]
+
+
+class TestOneBuild:
+    async def test_a_build_is_asked_for_and_watched_to_its_image(
+        self, start: Callable[..., HubService], window: Looking
+    ) -> None:
+        hub = await asyncio.to_thread(start, lines=40, every=0.05)
+        page = window.page
+        await window.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        await ask(page, hub.address, "plain")
+        await state_is(page, "Completed")
+        await has_lines(page, 40)
+        assert await shown(page) == lines(40)
+        image = await page.locator("#image-name").inner_text()
+        assert image.endswith(COMMIT)
+        await expect(page.locator("#image-facts")).to_contain_text("sha256:")
+        await page.get_by_role("button", name="Copy").click()
+        await expect(page.get_by_role("button", name="Copied")).to_be_visible()
+        assert await page.evaluate("navigator.clipboard.readText()") == image
+        await expect(page.locator("#phases li.done")).to_have_count(5)
+        await expect(page.locator("#facts")).to_contain_text(COMMIT[:7])
+        assert await page.locator("#facts a").get_attribute("href") == repository("plain")
+        assert await page.title() == f"Completed: 127.0.0.1/plain at {COMMIT[:7]} · Image builds"
+        assert window.hosts == {hub.bind}
+
+    async def test_who_comes_after_the_end_sees_the_same(
+        self, start: Callable[..., HubService], window: Looking
+    ) -> None:
+        hub = await asyncio.to_thread(start, lines=30)
+        page = window.page
+        await ask(page, hub.address, "later")
+        await state_is(page, "Completed")
+        await has_lines(page, 30)
+        await page.reload()
+        await state_is(page, "Completed")
+        await has_lines(page, 30)
+        assert await shown(page) == lines(30)
+        async with page.expect_download() as downloading:
+            await page.get_by_role("link", name="Download").click()
+        text = (await (await downloading.value).path()).read_text()
+        assert [line for line in text.splitlines() if line in lines(30)] == lines(30)
+
+    async def test_why_it_failed_comes_before_everything_else(
+        self, start: Callable[..., HubService], window: Looking
+    ) -> None:
+        hub = await asyncio.to_thread(start, fail=3)
+        page = window.page
+        await ask(page, hub.address, "broken")
+        await state_is(page, "Failed")
+        problem = page.locator("#problem")
+        await expect(problem).to_contain_text("make it so")
+        await expect(page.locator("#problem-hint")).not_to_be_empty()
+        await expect(page.locator("#problem-tail")).to_contain_text("line 4 of the build")
+        await expect(page.locator("#phases li.broken")).to_contain_text("Building")
+        tops = [
+            box["y"]
+            for part in ("#problem", "#phases", "#facts", "#log")
+            if (box := await page.locator(part).bounding_box())
+        ]
+        assert tops == sorted(tops)
+        assert len(tops) == 4
+
+    async def test_what_cannot_be_built_says_why(
+        self, make_consumer: MakeConsumer, make_service: MakeService, window: Looking
+    ) -> None:
+        consumer = make_consumer(RABBIT2DOCKER_PROVIDERS__BANNED_SPECS='{"git": [".*banned.*"]}')
+        await asyncio.to_thread(consumer.start_and_wait)
+        hub = make_service()
+        await asyncio.to_thread(hub.start_and_wait)
+        page = window.page
+        await page.goto(f"{hub.address}new?repo={quote(repository('banned'))}&ref={COMMIT}&subdir=inside")
+        await page.get_by_role("button", name="Build", exact=True).click()
+        await state_is(page, "Rejected")
+        await expect(page.locator("#problem-message")).to_contain_text("does not allow")
+        await expect(page.locator("#facts")).to_contain_text("in inside")
+        await expect(page.locator("#log-part")).to_be_hidden()
+
+    async def test_a_build_is_cancelled_only_by_who_is_sure(
+        self, start: Callable[..., HubService], window: Looking
+    ) -> None:
+        hub = await asyncio.to_thread(start, lines=2000, every=0.1)
+        page = window.page
+        await ask(page, hub.address, "long")
+        await has_lines(page, 1)
+        await page.get_by_role("button", name="Cancel", exact=True).click()
+        await page.get_by_role("button", name="Keep building").click()
+        await expect(page.get_by_role("dialog")).to_be_hidden()
+        await state_is(page, "Building")
+        await page.get_by_role("button", name="Cancel", exact=True).click()
+        await page.get_by_role("button", name="Cancel the build").click()
+        await state_is(page, "Cancelled")
+        await expect(page.locator("#problem-message")).to_contain_text("By ")
+        await expect(page.get_by_role("button", name="Cancel", exact=True)).to_be_hidden()
+
+    async def test_a_build_is_done_again_as_another_one(
+        self, start: Callable[..., HubService], window: Looking
+    ) -> None:
+        hub = await asyncio.to_thread(start)
+        page = window.page
+        await ask(page, hub.address, "again")
+        await state_is(page, "Completed")
+        first = page.url
+        await page.get_by_role("button", name="Build again").click()
+        await page.wait_for_url(lambda url: "/builds/" in url and url != first)
+        await state_is(page, "Completed")
+        await expect(page.locator("#facts")).to_contain_text("built even if it existed")
+        await has_lines(page, 5)
+        assert await shown(page) == lines(5)
+
+    async def test_who_waits_is_told_how_many_are_before(
+        self, make_consumer: MakeConsumer, make_service: MakeService, window: Looking
+    ) -> None:
+        consumer = make_consumer(**doing(lines=2000, every=0.1), RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS="1")
+        await asyncio.to_thread(consumer.start_and_wait)
+        hub = make_service()
+        await asyncio.to_thread(hub.start_and_wait)
+        page = window.page
+        await ask(page, hub.address, "first")
+        await state_is(page, "Building")
+        await ask(page, hub.address, "second")
+        await expect(page.locator("#now")).to_contain_text("this build is next")
+        await ask(page, hub.address, "third")
+        await expect(page.locator("#now")).to_contain_text("1 build is before this one")
+        await page.get_by_role("button", name="Cancel", exact=True).click()
+        await page.get_by_role("button", name="Cancel the build").click()
+        await expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+class TestLog:
+    async def test_it_is_followed_until_somebody_looks_back(
+        self, start: Callable[..., HubService], window: Looking
+    ) -> None:
+        hub = await asyncio.to_thread(start, lines=1500, every=0.02)
+        page = window.page
+        await ask(page, hub.address, "followed")
+        await has_lines(page, 150)
+        follow = page.get_by_role("button", name="Follow")
+        await expect(follow).to_have_attribute("aria-pressed", "true")
+        assert await distance_to_end(page) < 40
+        await page.locator("#log").hover()
+        await page.mouse.wheel(0, -1200)
+        await expect(follow).to_have_attribute("aria-pressed", "false")
+        before = await page.locator("#log").evaluate("log => log.scrollTop")
+        seen = len(await shown(page))
+        await has_lines(page, seen + 50)
+        assert await page.locator("#log").evaluate("log => log.scrollTop") == before
+        await page.get_by_role("button", name="Latest lines").click()
+        await expect(follow).to_have_attribute("aria-pressed", "true")
+        await has_lines(page, seen + 100)
+        assert await distance_to_end(page) < 40
+        await follow.click()
+        await expect(follow).to_have_attribute("aria-pressed", "false")
+
+    async def test_it_goes_on_by_itself_after_a_restart_of_the_service(
+        self, start: Callable[..., HubService], window: Looking
+    ) -> None:
+        hub = await asyncio.to_thread(start, lines=120, every=0.1)
+        window.expected = ("net::ERR_",)
+        page = window.page
+        await ask(page, hub.address, "restarted")
+        await has_lines(page, 20)
+        await asyncio.to_thread(hub.kill)
+        await expect(page.locator("#connection")).to_contain_text("connection is lost")
+        await asyncio.to_thread(hub.start_and_wait)
+        await expect(page.locator("#connection")).to_be_hidden()
+        await state_is(page, "Completed")
+        await has_lines(page, 120)
+        assert await shown(page) == lines(120)
+
+    async def test_what_a_build_writes_stays_text(
+        self, start: Callable[..., HubService], window: Looking
+    ) -> None:
+        said = [
+            "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>",
+            "\x1b[31mred\x1b[0m and \x1b[1;44mbold on blue\x1b[0m",
+            "\x1b]8;;javascript:window.hacked=3\x07a link\x1b]8;;\x07 \x1b[2J\x1b[10;10Hgone",
+            "\x1b[38;5;196mfar\x1b[48;2;255;255;255mnear\x1b[m",
+        ]
+        hub = await asyncio.to_thread(start, say="\n".join(said), fail=1)
+        page = window.page
+        await ask(page, hub.address, "<b>evil</b>")
+        await state_is(page, "Failed", "Rejected")
+        texts = page.locator("#log .text")
+        await expect(texts.filter(has_text="<script>")).to_have_text(said[0])
+        await expect(page.locator("#log .fg1").first).to_have_text("red")
+        await expect(page.locator("#log .bold.bg4")).to_have_text("bold on blue")
+        await expect(texts.filter(has_text="a link")).to_have_text("a link gone")
+        assert await page.locator("#log img, #log script, #log .text a, h1 b, #problem img").count() == 0
+        assert await page.evaluate("window.hacked") is None
+
+    async def test_the_newest_of_very_many_lines_are_there_and_the_rest_is_a_link_away(
+        self, start: Callable[..., HubService], window: Looking
+    ) -> None:
+        hub = await asyncio.to_thread(start, lines=30_000)
+        page = window.page
+        await ask(page, hub.address, "huge")
+        await state_is(page, "Completed")
+        await expect(page.locator("#log .line").last).to_be_attached()
+        await expect(page.locator("#trimmed")).to_contain_text("before these are in the full text")
+
+        async def has_the_end() -> bool:
+            return "line 29999 of the build" in (await shown(page))[-1:]
+
+        await eventually(has_the_end)
+        assert 19_000 < await page.locator("#log .line").count() < 21_000
+        assert await distance_to_end(page) < 40
+        async with window.context.expect_page() as opening:
+            await page.get_by_role("link", name="Full text").click(modifiers=["ControlOrMeta"])
+        full = await opening.value
+        await expect(full.locator("body")).to_contain_text("line 0 of the build")
+
+    async def test_a_line_has_an_address(self, start: Callable[..., HubService], window: Looking) -> None:
+        hub = await asyncio.to_thread(start, lines=400)
+        page = window.page
+        await ask(page, hub.address, "lines")
+        await state_is(page, "Completed")
+        await has_lines(page, 400)
+        number = page.locator(".line", has_text="line 17 of the build").locator("a")
+        await page.goto(page.url + str(await number.get_attribute("href")))
+        await page.reload()
+        await expect(page.locator(".line.marked .text")).to_have_text("line 17 of the build")
+        await expect(page.locator(".line.marked")).to_be_in_viewport()
+        await has_lines(page, 400)
+        await expect(page.locator(".line.marked")).to_be_in_viewport()
+
+
+async def distance_to_end(page: Page) -> float:
+    """Return how many pixels of the log are below what is seen of it."""
+    return float(
+        await page.locator("#log").evaluate("log => log.scrollHeight - log.scrollTop - log.clientHeight")
+    )
+
+
+class TestAsking:
+    async def test_how_an_address_is_understood_is_shown_as_one_types(
+        self, start: Callable[..., HubService], window: Looking
+    ) -> None:
+        hub = await asyncio.to_thread(start)
+        page = window.page
+        await page.goto(f"{hub.address}new")
+        read = page.locator("#repo-read")
+        field = page.get_by_label("Repository", exact=True)
+        for typed, told in {
+            "ada/thesis": "GitHub: ada/thesis, default branch",
+            "https://github.com/ada/thesis/tree/feature/x": "GitHub: ada/thesis, feature/x",
+            "github.com/ada/thesis.git": "GitHub: ada/thesis, default branch",
+            "https://git.example.org/a/b.git": "Git: git.example.org/a/b, default branch",
+            "hello": "",
+            "https://git.example.org/%E0%A4%A": "",
+        }.items():
+            await field.fill(typed)
+            if told or typed == "hello":
+                await expect(read).to_have_text(told)
+
+    async def test_a_wrong_address_is_told_beside_it_and_nothing_is_lost(
+        self, start: Callable[..., HubService], window: Looking
+    ) -> None:
+        hub = await asyncio.to_thread(start)
+        window.expected = ("400",)
+        page = window.page
+        await page.goto(f"{hub.address}new")
+        build = page.get_by_role("button", name="Build", exact=True)
+        await build.click()
+        await expect(page.locator("#repo-error")).to_contain_text("address of a repository")
+        field = page.get_by_label("Repository", exact=True)
+        await expect(field).to_be_focused()
+        await field.fill("https://ada:secret@git.example.org/thesis")
+        await expect(page.locator("#repo-error")).to_be_hidden()
+        await page.get_by_text("Options").click()
+        await page.get_by_label("Branch, tag or commit").fill("main")
+        await build.click()
+        await expect(page.locator("#repo-error")).to_contain_text("password")
+        await expect(field).to_have_attribute("aria-invalid", "true")
+        await expect(field).to_have_value("https://ada:secret@git.example.org/thesis")
+        await expect(page.get_by_label("Branch, tag or commit")).to_have_value("main")
+        await field.fill(repository("inside"))
+        await page.get_by_label("Directory inside").fill("../outside")
+        await build.click()
+        await expect(page.locator("#subdir-error")).not_to_be_empty()
+        await expect(page.get_by_label("Directory inside")).to_be_focused()
+
+    async def test_everything_is_done_without_a_mouse(
+        self, start: Callable[..., HubService], window: Looking
+    ) -> None:
+        hub = await asyncio.to_thread(start, lines=2000, every=0.1)
+        page = window.page
+        await page.goto(hub.address)
+        await expect(page.locator("#empty")).to_be_visible()
+        await page.keyboard.press("Tab")
+        assert await window.focused() == "Skip to the content"
+        await page.keyboard.press("Enter")
+        await page.keyboard.press("Tab")
+        assert await window.focused() == "New build"
+        await page.keyboard.press("Enter")
+        await page.wait_for_url(f"{hub.address}new")
+        await expect(page.locator("#repo")).to_be_focused()
+        await page.keyboard.type(repository("keys"))
+        await page.keyboard.press("Tab")
+        await page.keyboard.press("Enter")
+        await page.keyboard.press("Tab")
+        assert await window.focused() == "ref"
+        await page.keyboard.type(COMMIT)
+        await page.keyboard.press("Enter")
+        await page.wait_for_url(re.compile("/builds/"))
+        await expect(page.locator("#cancel")).to_be_visible()
+        await tab_to(window, "cancel")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("dialog")).to_be_visible()
+        assert await window.focused() == "keep"
+        await page.keyboard.press("Escape")
+        await expect(page.get_by_role("dialog")).to_be_hidden()
+        assert await window.focused() == "cancel"
+        await page.keyboard.press("Enter")
+        await tab_to(window, "end")
+        await page.keyboard.press("Enter")
+        await state_is(page, "Cancelled")
+
+
+async def tab_to(window: Looking, wanted: str) -> None:
+    for _ in range(40):
+        if await window.focused() == wanted:
+            return
+        await window.page.keyboard.press("Tab")
+    raise AssertionError(f"{wanted} cannot be reached")
+
+
+class TestList:
+    async def test_it_shows_what_runs_and_how_that_goes_on(
+        self, start: Callable[..., HubService], window: Looking
+    ) -> None:
+        hub = await asyncio.to_thread(start, lines=60, every=0.1)
+        page = window.page
+        await page.goto(hub.address)
+        await expect(page.get_by_text("Nothing has been built yet")).to_be_visible()
+        await ask(page, hub.address, "listed")
+        await page.goto(hub.address)
+        row = page.get_by_role("row").filter(has_text="127.0.0.1/listed")
+        await expect(row.locator(".badge.running")).to_be_visible()
+        await expect(row.locator(".badge.completed")).to_be_visible()
+        await expect(row.locator("time")).to_have_attribute("title", re.compile(r"\d{4}"))
+        await row.get_by_role("link").click()
+        await state_is(page, "Completed")
+
+    async def test_it_is_searched_and_filtered_and_the_address_remembers_how(
+        self, start: Callable[..., HubService], window: Looking
+    ) -> None:
+        hub = await asyncio.to_thread(start)
+        page = window.page
+        for name in ("apples", "pears"):
+            await ask(page, hub.address, name)
+            await state_is(page, "Completed")
+        await page.goto(hub.address)
+        rows = page.locator("#builds tbody tr")
+        await expect(rows).to_have_count(2)
+        await page.get_by_role("searchbox", name="Search").fill("apple")
+        await expect(rows).to_have_count(1)
+        await page.get_by_label("State").select_option("Failed")
+        await expect(page.get_by_text("No build is like this")).to_be_visible()
+        await page.reload()
+        await expect(page.get_by_text("No build is like this")).to_be_visible()
+        await expect(page.get_by_role("searchbox", name="Search")).to_have_value("apple")
+        await page.go_back()
+        await expect(rows).to_have_count(1)
+        await page.get_by_label("State").select_option("Completed")
+        await expect(rows).to_have_count(1)
+
+    async def test_older_builds_are_on_further_pages(
+        self, start: Callable[..., HubService], window: Looking
+    ) -> None:
+        hub = await asyncio.to_thread(start, {"RABBIT2DOCKER_HUB__REQUESTS_PER_USER": "0"})
+        async with aiohttp.ClientSession() as session:
+            for number in range(53):
+                wish = {"provider": "git", "spec": f"no-address-{number}/HEAD"}
+                async with session.post(f"{hub.address}api/builds", json=wish) as answer:
+                    assert answer.status == 202, await answer.text()
+        page = window.page
+        await page.goto(hub.address)
+        rows = page.locator("#builds tbody tr")
+        await expect(rows).to_have_count(50)
+        await page.get_by_role("link", name="Older").click()
+        await expect(rows).to_have_count(3)
+        await expect(rows.last).to_contain_text("no-address-0")
+        await page.get_by_role("link", name="Newest").click()
+        await expect(rows).to_have_count(50)
+
+
+class TestWhoSees:
+    def as_one(self, name: str) -> dict[str, object]:
+        return {"http_credentials": {"username": name, "password": TOKENS[name]}}
+
+    async def test_somebody_elses_build_does_not_exist_but_for_an_admin(
+        self, start: Callable[..., HubService], browser: Browser
+    ) -> None:
+        hub = await asyncio.to_thread(
+            start,
+            {
+                "RABBIT2DOCKER_HUB__AUTH": "tokens",
+                "RABBIT2DOCKER_HUB__TOKENS": json.dumps(TOKENS),
+                "RABBIT2DOCKER_HUB__ADMINS": '["root"]',
+            },
+        )
+        async with looking(browser, **self.as_one("ada")) as ada:
+            await ask(ada.page, hub.address, "private")
+            await state_is(ada.page, "Completed")
+            await expect(ada.page.locator(".who")).to_contain_text("ada")
+            await expect(ada.page.locator("#whose")).to_have_count(0)
+            address = ada.page.url
+        async with looking(browser, **self.as_one("bob")) as bob:
+            bob.expected = ("404",)
+            answer = await bob.page.goto(address)
+            assert answer is not None
+            assert answer.status == 404
+            await expect(bob.page.get_by_role("heading")).to_have_text("There is nothing here")
+            await bob.page.get_by_role("link", name="To the builds").click()
+            await expect(bob.page.get_by_text("Nothing has been built yet")).to_be_visible()
+        async with looking(browser, **self.as_one("root")) as root:
+            # The very first address that somebody opens may be that of a build.
+            await root.page.goto(address)
+            await state_is(root.page, "Completed")
+            await has_lines(root.page, 5)
+            await root.page.goto(hub.address)
+            await expect(root.page.locator("td.asked")).to_have_text("ada")
+            await root.page.get_by_label("Whose").select_option("Mine")
+            await expect(root.page.get_by_text("No build is like this")).to_be_visible()
+
+    async def test_who_has_no_token_is_asked_for_one_and_then_sent_to_where_they_wanted(
+        self, start: Callable[..., HubService]
+    ) -> None:
+        hub = await asyncio.to_thread(
+            start,
+            {"RABBIT2DOCKER_HUB__AUTH": "tokens", "RABBIT2DOCKER_HUB__TOKENS": json.dumps(TOKENS)},
+        )
+        viewer = hub.viewer
+        _, headers, _ = await viewer.raw_once("new?repo=x", Accept="text/html")
+        wanted = headers["Location"].removeprefix(BASE)
+        status, headers, body = await viewer.raw_once(wanted, Accept="text/html")
+        assert status == 401
+        assert headers["WWW-Authenticate"].startswith("Basic ")
+        assert "A token is needed" in body.decode()
+        ada = "Basic " + base64.b64encode(f"ada:{TOKENS['ada']}".encode()).decode()
+        status, headers, _ = await viewer.raw_once(wanted, Accept="text/html", Authorization=ada)
+        assert (status, headers["Location"]) == (302, f"{BASE}new?repo=x")
+        for elsewhere in ("//elsewhere.example.org", "../hub", "https:x", "builds/../../x"):
+            status, headers, _ = await viewer.raw_once(
+                f"?next={quote(elsewhere)}", Accept="text/html", Authorization=ada
+            )
+            assert status == 200
+
+
+class TestWindows:
+    async def test_a_phone_shows_everything_without_scrolling_sideways(
+        self, start: Callable[..., HubService], browser: Browser
+    ) -> None:
+        long_line = "x" * 4000
+        hub = await asyncio.to_thread(start, say=long_line, fail=2)
+        async with looking(browser, viewport=PHONE, has_touch=True, is_mobile=True) as phone:
+            page = phone.page
+            await ask(page, hub.address, "a/repository/with/a/very-long-name/" + "n" * 80)
+            await state_is(page, "Failed")
+            await has_lines(page, 5)
+            assert not await phone.scrolls_sideways()
+            await small_targets_are_none(page)
+            for path in ("", "new?repo=x&ref=y", "builds/none"):
+                phone.expected = ("404",)
+                await page.goto(hub.address + path)
+                if not path:
+                    await expect(page.locator("#builds tbody tr")).to_have_count(1)
+                assert not await phone.scrolls_sideways(), path
+                await small_targets_are_none(page)
+
+    async def test_pages_and_what_they_need_have_strict_headers(
+        self, start: Callable[..., HubService]
+    ) -> None:
+        hub = await asyncio.to_thread(start)
+        for path in ("", "new", "builds/none", "nowhere"):
+            _, headers, body = await hub.viewer.raw(path, Accept="text/html")
+            policy = dict(part.split(" ", 1) for part in headers["Content-Security-Policy"].split("; "))
+            assert policy["default-src"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"
+            assert policy["script-src"] == policy["style-src"] == "'self'"
+            assert headers["X-Content-Type-Options"] == "nosniff"
+            assert headers["Referrer-Policy"] == "same-origin"
+            assert headers["Content-Type"] == "text/html; charset=utf-8"
+            [style] = re.findall(r'rel="stylesheet" href="([^"]+)"', body.decode())
+            status, kept, _ = await hub.viewer.raw(style.removeprefix(BASE))
+            assert status == 200
+            assert "immutable" in kept["Cache-Control"]
+        assert (
+            json.loads((await hub.viewer.raw("", Accept="application/json"))[2])["service"] == "rabbit2docker"
+        )
+        assert json.loads((await hub.viewer.raw("nowhere", Accept="*/*"))[2])["status"] == 404
+
+
+async def small_targets_are_none(page: Page) -> None:
+    """Fail if a button, link or field is too small for a finger; links inside of sentences may be as they are."""
+    small = await page.evaluate(
+        """
+        [...document.querySelectorAll("button, a, input, select, summary")]
+          .filter((each) => each.checkVisibility() && !each.closest("dd, p, .line, .skip, noscript"))
+          .filter((each) => !each.matches(".skip, .visually-hidden"))
+          .map((each) => (each.type === "checkbox" ? each.closest(".check") : each))
+          .filter((each) => each.getBoundingClientRect().height < 43.5)
+          .map((each) => each.outerHTML.slice(0, 120))
+        """
+    )
+    assert not small, small
+
+
+class TestJupyterHub:
+    @pytest.fixture(autouse=True)
+    async def a_consumer(self, make_consumer: MakeConsumer) -> None:
+        await asyncio.to_thread(make_consumer(**doing(lines=2000, every=0.1)).start_and_wait)
+
+    async def test_a_user_who_is_logged_in_builds_with_cookies(self, hub: Hub, window: Looking) -> None:
+        page, address = window.page, hub.viewer().address
+        await page.goto(f"{address}new?repo={quote(repository('cookies'))}&ref={COMMIT}")
+        await page.get_by_label("Username").fill("ada")
+        await page.get_by_label("Password").fill("any")
+        await page.get_by_role("button", name="Sign in").click()
+        await page.wait_for_url(re.compile("/services/binder/new"))
+        await expect(page.locator("#repo")).to_have_value(repository("cookies"))
+        await page.get_by_role("button", name="Build", exact=True).click()
+        await page.wait_for_url(re.compile("/builds/"))
+        await has_lines(page, 20)
+        seen = await shown(page)
+        assert seen == lines(len(seen))
+        await expect(page.locator(".who")).to_contain_text("ada")
+        await expect(page.locator("#facts")).to_contain_text("ada")
+        await page.get_by_role("button", name="Cancel", exact=True).click()
+        await page.get_by_role("button", name="Cancel the build").click()
+        await state_is(page, "Cancelled")
+        await expect(page.locator("#problem-message")).to_have_text("By ada.")
+        home = page.get_by_role("link", name="JupyterHub home")
+        assert await home.get_attribute("href") in ("/hub/home", f"{hub.address}hub/home")
