@@ -189,6 +189,16 @@ class TestLimits:
         counting.away = True
         assert await Limits(HubSettings(), counting).check_rate(User("ada"), ADDRESS) is None
 
+    async def test_what_rabbitmq_could_not_take_anyway_is_not_counted(self) -> None:
+        counting, away = Counting(left=1), True
+        limits = Limits(HubSettings(), counting, lambda: away)
+        for _ in range(3):
+            assert await limits.check_rate(User("ada"), ADDRESS) is None
+        away = False
+        left = await limits.check_rate(User("ada"), ADDRESS)
+        assert left is not None
+        assert left.remaining == 0
+
     def test_the_reset_is_in_seconds_since_1970(self) -> None:
         at = datetime.fromtimestamp(1_790_000_000.2, UTC)
         left = Allowance(allowed=True, limit=60, remaining=59, reset_at=at)

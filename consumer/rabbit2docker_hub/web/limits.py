@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import (
@@ -170,9 +170,15 @@ def asker_of(user: User, address: Address | None) -> Asker | None:
 class Limits:
     """Counts wishes, for all instances of the service together, and knows who is banned."""
 
-    def __init__(self, settings: HubSettings, counter: Counter) -> None:
-        """Take the limits from the settings. Raises ConfigurationError that names wrong networks."""
+    def __init__(
+        self, settings: HubSettings, counter: Counter, is_away: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Take the limits from the settings. Raises ConfigurationError that names wrong networks.
+
+        `is_away`: whether nothing can be asked for now anyway; a wish costs nothing then.
+        """
         self._counter = counter
+        self._is_away = is_away
         self._limit = settings.requests_per_user
         self._seconds = settings.requests_period_seconds
         self._trusted = read_networks(settings.trusted_proxies, "TRUSTED_PROXIES")
@@ -195,7 +201,7 @@ class Limits:
     async def check_rate(self, user: User, address: Address | None) -> Allowance | None:
         """Count a wish and return what is left; None where nothing is counted. Raises TooMany."""
         asker = asker_of(user, address)
-        if not self._limit or asker is None:
+        if not self._limit or asker is None or self._is_away():
             return None
         now = datetime.now(UTC)
         try:

@@ -164,10 +164,12 @@ def make_application(
     checks: Callable[[], Awaitable[list[HealthCheck]]],
     records: BuildRecords,
     looking: Looking | None = None,
+    is_away: Callable[[], bool] = lambda: False,
 ) -> Application:
     """Return the routes over these builds, and what is remembered of them. Raises ConfigurationError.
 
-    `looking`: how to find out how many requests wait; without it nobody is told a place in the queue.
+    `looking`: how to find out how many requests wait; without it nobody is told a place in the queue. `is_away`: whether
+    RabbitMQ is not there; what is asked for then counts for no limit.
     """
     hub, base = settings.hub, base_url_of(settings.hub)
     guard = make_guard(hub, base)
@@ -187,7 +189,7 @@ def make_application(
             records=records,
             asking=asking,
             checks=checks,
-            limits=Limits(hub, records),
+            limits=Limits(hub, records, is_away),
             build_tokens=BuildTokens(hub.build_token_secret),
         )
     }
@@ -312,7 +314,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         ]
 
     looking = partial(depth.looking, settings.amqp, REQUESTS_QUEUE)
-    server = http_server(make_application(settings, connection, checks, store, looking))
+    application = make_application(
+        settings, connection, checks, store, looking, lambda: bool(connection.trouble)
+    )
+    server = http_server(application)
     sockets = listening(*address_of(hub))
     server.add_sockets(sockets)
     host, port = sockets[0].getsockname()[:2]
