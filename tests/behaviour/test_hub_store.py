@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, given
 from hypothesis import settings as with_settings
 from hypothesis import strategies as st
@@ -147,9 +148,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 async def store(url: str) -> AsyncIterator[Store]:
-    """A store that is empty."""
-    async with Store(url, "default", log_bytes=16_384) as found:
-        yield found
+    """A store that is empty, in this process, which may not block."""
+    with blockbuster_ctx("rabbit2docker_hub") as blocking:
+        for function in blocking.functions.values():
+            function.can_block_in("store/database.py", {"_engines"})  # once, and not for the database
+        async with Store(url, "default", log_bytes=16_384) as found:
+            yield found
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,17 @@ Messages = asyncio.Queue[AbstractIncomingMessage | None]
 
 @asynccontextmanager
 async def reading(
-    channel: AbstractChannel, stream: str, *, offset: Offset, only: Sequence[str] = ()
+    channel: AbstractChannel,
+    stream: str,
+    *,
+    offset: Offset,
+    only: Sequence[str] = (),
+    prefetch: int = PREFETCH,
 ) -> AsyncIterator[Messages]:
     """Give a queue that fills with the messages from `offset` on; None in it means that the channel has ended.
 
-    `only` has RabbitMQ leave out most of the others. Acknowledging gives back credit, nothing else.
+    `only` has RabbitMQ leave out most of the others. Acknowledging gives back credit, nothing else. About `prefetch`
+    messages are sent in vain by the time that reading ends.
     """
     incoming: Messages = asyncio.Queue()
 
@@ -46,7 +52,7 @@ async def reading(
     if only:
         arguments["x-stream-filter"] = list(only)
     channel.close_callbacks.add(on_close)
-    await channel.set_qos(prefetch_count=PREFETCH)
+    await channel.set_qos(prefetch_count=prefetch)
     queue = await channel.get_queue(stream, ensure=False)
     tag = await queue.consume(on_message, arguments=arguments)
     try:
@@ -102,16 +108,23 @@ class StreamReader:
         with translated(self._link.url):
             async with reading(channel, self._stream, offset="last") as incoming:
                 with suppress(TimeoutError):
-                    while True:
-                        patience = FIRST_SECONDS if found is None else LAST_SECONDS
-                        async with asyncio.timeout(patience):
+                    async with asyncio.timeout(FIRST_SECONDS) as patience:
+                        while True:
                             message = await _take(incoming)
-                        value = message.headers.get(STREAM_FILTER_HEADER)
-                        found = Last(_offset_of(message), None if value is None else str(value))
+                            if found is None:
+                                # Not for each anew: a stream into which much is published never falls silent.
+                                patience.reschedule(asyncio.get_running_loop().time() + LAST_SECONDS)
+                            value = message.headers.get(STREAM_FILTER_HEADER)
+                            found = Last(_offset_of(message), None if value is None else str(value))
         return found
 
-    async def page(self, last: Last, *, offset: Offset, only: Sequence[str], size: int) -> Page:
-        """Return about `size` events from `offset` on, none behind `last`; `only` leaves out most of the others."""
+    async def page(
+        self, last: Last, *, offset: Offset, only: Sequence[str], size: int, size_bytes: int
+    ) -> Page:
+        """Return events from `offset` on, none behind `last`; `only` leaves out most of the others.
+
+        They are about `size` messages, or fewer if these have `size_bytes` by then.
+        """
         if isinstance(offset, int) and offset > last.offset:
             return Page([], offset, is_last=True)
         channel = await self._link.channel()
@@ -119,10 +132,13 @@ class StreamReader:
         # that the end is seen and need not be guessed from silence.
         wanted = [*only, last.filter_value] if only and last.filter_value is not None else only
         events: list[Event] = []
-        number, taken, patience = -1, 0, FIRST_SECONDS
+        number, taken, taken_bytes, patience = -1, 0, 0, FIRST_SECONDS
+        prefetch = min(PREFETCH, size)
         with translated(self._link.url):
-            async with reading(channel, self._stream, offset=offset, only=wanted) as incoming:
-                while number < last.offset and taken < size:
+            async with reading(
+                channel, self._stream, offset=offset, only=wanted, prefetch=prefetch
+            ) as incoming:
+                while number < last.offset and taken < size and taken_bytes < size_bytes:
                     try:
                         # Waiting in a queue may be interrupted; a call to RabbitMQ would close the channel.
                         async with asyncio.timeout(patience):
@@ -130,6 +146,7 @@ class StreamReader:
                     except TimeoutError:
                         return Page(events, offset if number < 0 else number + 1, is_last=True)
                     number, taken, patience = _offset_of(message), taken + 1, QUIET_SECONDS
+                    taken_bytes += len(message.body)
                     if number <= last.offset:
                         with suppress(UnreadableEvent):
                             events.append(read_event(message.headers, message.body))

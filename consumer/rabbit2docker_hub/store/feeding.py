@@ -130,7 +130,7 @@ class Feeder:
                     await self._insist(lambda event=event: self._store.put([event]))  # type: ignore[misc]
                 except StoreRefused as error:
                     log.error(
-                        "an event cannot be stored", why=str(error), event=event.id, build=event.subject
+                        "an event cannot be stored", why=str(error), event_id=event.id, build_id=event.subject
                     )
 
     async def _insist(self, work: Callable[[], Awaitable[T]]) -> T:
