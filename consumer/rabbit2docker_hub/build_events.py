@@ -116,11 +116,17 @@ class BuildEvents:
         self._asked[str(named.request_id)] = asyncio.get_running_loop().time()
         return await requester.request(named, priority)
 
-    async def cancel(self, id_: str, *, by: str) -> None:
-        """End a build, for everybody who shares it, or take back a request, by the id of either."""
-        wish = CancelRequest(build_id=id_, requester=by) if _is_build_id(id_) else None
-        requester = await self._connected_requester()
-        await requester.cancel(wish or CancelRequest(request_id=id_, requester=by))
+    async def cancel(self, id_: str, *, by: str, spare_joined: bool = False) -> None:
+        """End a build, for everybody who shares it, or take back a request, by the id of either.
+
+        `spare_joined`: a build of others that the request has joined goes on.
+        """
+        wish = (
+            CancelRequest(build_id=id_, requester=by)
+            if _is_build_id(id_)
+            else CancelRequest(request_id=id_, requester=by, spare_joined=spare_joined)
+        )
+        await (await self._connected_requester()).cancel(wish)
 
     async def of(self, id_: str) -> AsyncGenerator[Event, None]:
         """Yield the events of a build or of a request, whichever the id is of."""
@@ -129,18 +135,22 @@ class BuildEvents:
             async for event in events:
                 yield event
 
-    async def of_request(self, request_id: str) -> AsyncGenerator[Event, None]:
+    async def of_request(
+        self, request_id: str, *, since: datetime | None = None
+    ) -> AsyncGenerator[Event, None]:
         """Yield what happens to a request and its build, from the answer to the end; a rejection is an end, too.
 
         An id that nobody knows is waited for. Of a request that was asked for here, it begins with asking: an older
-        request that had the same id is not meant. Raises TopologyMismatch when the tenant has no stream.
+        request that had the same id is not meant. `since`: when it was asked for elsewhere, if that is known; without
+        it the whole stream is looked through. Raises TopologyMismatch when the tenant has no stream.
         """
         own = build_id_of(self._tenant, request_id)
         asked = self._asked.get(request_id)
         if asked is not None and not self._recent.has_all_since(asked):
             asked = None
         joined: str | None = None
-        async with self._story(own, "first", asked) as story, aclosing(story.read()) as events:
+        offset: Offset = "first" if since is None else since - CLOCK_SLACK
+        async with self._story(own, offset, asked) as story, aclosing(story.read()) as events:
             async for event in events:
                 yield event
                 data = event.data

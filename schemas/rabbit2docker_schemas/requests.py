@@ -123,6 +123,8 @@ class CancelRequest(Message):
     """The build to end, for everybody who shares it."""
     request_id: Annotated[str, StringConstraints(pattern=REQUEST_ID_PATTERN)] | None = None
     """The request whose build to end."""
+    spare_joined: bool = False
+    """With `request_id`: end a build only if this request began it, not one of others that it has joined meanwhile."""
     requester: ShortText | None = None
     """Who cancels; shown in the `cancelled` event."""
 

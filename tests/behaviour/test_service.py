@@ -317,6 +317,30 @@ class TestEnds:
         [end] = (await ends(amqp)).values()
         assert isinstance(end, Cancelled), consumer.log.read_text()
 
+    async def test_who_takes_a_request_back_can_spare_the_build_of_others_that_it_has_joined(
+        self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        first = a_request("one", lines=60, every=0.05)
+        await ask(settings, first, first.model_copy(update={"request_id": "two"}))
+        accepted = await answers(amqp, 2)
+        assert [answer.attached for answer in accepted if isinstance(answer, Accepted)] == [False, True]
+        async with publishing(settings, wait_seconds=20) as publisher:
+            wish = CancelRequest(request_id="two", requester="bob", spare_joined=True)
+            await Requester(publisher, "default").cancel(wish)
+        [end] = (await ends(amqp)).values()
+        assert isinstance(end, Completed), consumer.log.read_text()
+
+    async def test_and_still_end_a_build_that_it_has_begun(
+        self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        await ask(settings, a_request("one", lines=600, every=0.05))
+        await answers(amqp)
+        async with publishing(settings, wait_seconds=20) as publisher:
+            wish = CancelRequest(request_id="one", requester="ada", spare_joined=True)
+            await Requester(publisher, "default").cancel(wish)
+        [end] = (await ends(amqp)).values()
+        assert isinstance(end, Cancelled), consumer.log.read_text()
+
 
 class TestCapacity:
     async def test_requests_above_the_limit_wait_in_rabbitmq_and_are_all_built(

@@ -252,6 +252,15 @@ class TestWhoEndsWhat:
         assert (await people.root.delete(f"api/builds/{people.request_id}")).status == 202
         assert builds.cancelled == [(people.build_id, "root")]
 
+    async def test_a_request_that_joins_others_at_that_moment_ends_their_build_for_administrators_only(
+        self, people: People, builds: MemoryBuilds
+    ) -> None:
+        await people.waiting()
+        for api in (people.ada, people.root):
+            assert (await api.delete(f"api/builds/{people.request_id}")).status == 202
+        assert builds.cancelled == [(people.request_id, "ada"), (people.request_id, "root")]
+        assert builds.spared == [True, False]
+
     async def test_after_a_request_was_taken_back_the_next_one_is_a_new_one(
         self, people: People, builds: MemoryBuilds
     ) -> None:
@@ -433,6 +442,18 @@ class TestSecrets:
                 assert PEOPLE["ada"] not in answer.text
         shown = caplog.text + "".join(capsys.readouterr())
         assert PEOPLE["ada"] not in shown
+
+    async def test_a_password_in_a_repositorys_address_is_not_remembered(
+        self, people: People, builds: MemoryBuilds
+    ) -> None:
+        spec = "https%3A%2F%2Fme%3Ahidden%40git.example.org%2Fr/HEAD"
+        viewer = Viewer(people.nobody.address, dict(people.ada.headers))
+        [only] = await viewer.watch(f"build/git/{spec}?build_only=true")
+        assert (only.phase, only.data["status_code"]) == ("failed", 400)
+        assert "password" in only.message
+        assert "hidden" not in only.message
+        assert (await people.ada.get("api/builds")).json["builds"] == []
+        assert not builds.asked
 
     async def test_a_defect_is_logged_without_what_was_sent(
         self, builds: MemoryBuilds, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]

@@ -211,6 +211,7 @@ class MemoryBuilds:
     def __init__(self) -> None:
         self.asked: list[BuildRequest] = []
         self.cancelled: list[tuple[str, str]] = []
+        self.spared: list[bool] = []
         self.problem: Exception | None = None
         self.plan: list[events.AnyEventData] = []
         """What happens to every request; ids are filled in."""
@@ -230,10 +231,11 @@ class MemoryBuilds:
             self.plan.extend(data)
             self._more.notify_all()
 
-    async def cancel(self, id_: str, *, by: str) -> None:
+    async def cancel(self, id_: str, *, by: str, spare_joined: bool = False) -> None:
         if self.problem:
             raise self.problem
         self.cancelled.append((id_, by))
+        self.spared.append(spare_joined)
 
     def of_build(self, build_id: str, *, since: datetime | None = None) -> AsyncGenerator[Event, None]:
         [request_id] = [
@@ -243,7 +245,9 @@ class MemoryBuilds:
         ]
         return self.of_request(request_id)
 
-    async def of_request(self, request_id: str) -> AsyncGenerator[Event, None]:
+    async def of_request(
+        self, request_id: str, *, since: datetime | None = None
+    ) -> AsyncGenerator[Event, None]:
         self.reading += 1
         try:
             build_id, at = ids.build_id_of("default", request_id), 0

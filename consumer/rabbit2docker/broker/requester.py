@@ -32,7 +32,7 @@ class Requester:
 
     async def cancel(self, cancel: CancelRequest) -> None:
         """Ask for the end of a build."""
-        body = cancel.model_dump_json(exclude_none=True).encode()
+        body = cancel.model_dump_json(exclude_defaults=True).encode()
         await self._send(cancel_key(self._tenant), body, CANCEL_TYPE, uuid.uuid4().hex)
 
     async def _send(self, key: str, body: bytes, type_: str, event_id: str) -> None:

@@ -5,6 +5,7 @@ from cachetools import TTLCache
 
 from rabbit2docker.attempts import Attempts, is_finished
 from rabbit2docker.executors.base import Attempt, Executor, Marks
+from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.requests import CancelRequest
 
 log = structlog.get_logger()
@@ -34,6 +35,9 @@ class Cancelling:
             if wish.request_id:
                 self._taken_back[tenant, wish.request_id] = by
             return False
+        if wish.spare_joined and wish.request_id and not _began(attempt, tenant, wish.request_id):
+            log.info("too late to take a request back, it has joined a build", request_id=wish.request_id)
+            return True
         if is_finished(attempt):
             log.info("too late to cancel, the build has ended", build_id=attempt.spec.build_id)
             return True
@@ -56,3 +60,7 @@ class Cancelling:
         self._attempts.note(await self._executor.mark(attempt.name, with_wish))
         await self._executor.cancel(attempt.name)
         log.info("build cancelled", build_id=attempt.spec.build_id, by=by)
+
+
+def _began(attempt: Attempt, tenant: str, request_id: str) -> bool:
+    return attempt.spec.build_id == build_id_of(tenant, request_id)

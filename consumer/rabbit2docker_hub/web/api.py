@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -35,6 +35,8 @@ SOMEBODY: Final = "somebody"
 """Who cancels where nobody is asked who they are."""
 CHUNK_BYTES: Final = 64 * 1024
 """Of a log; no more of it is in memory at once."""
+CLOCKS: Final = timedelta(minutes=5)
+"""By how much our clock, or that of whoever asked, may be ahead of RabbitMQ's."""
 _ID = re.compile(REQUEST_ID_PATTERN)
 _Q = TypeVar("_Q", bound=BaseModel)
 
@@ -192,10 +194,11 @@ class OneHandler(ApiHandler):
             raise Refusal(
                 f"Not only you wait for this build ({others}): only an administrator may end it.", 409
             )
-        # What is no build yet can only be taken back by the id of the request.
+        # What is no build yet can only be taken back by the id of the request; and by the time this is heard of, the
+        # request may have joined a build that others wait for.
         id_ = build.request_id if build.state is BuildState.QUEUED else build.id
         self.parts.asking.forget(build.request_id)
-        await self.parts.builds.cancel(id_, by=self.user.name or SOMEBODY)
+        await self.parts.builds.cancel(id_, by=self.user.name or SOMEBODY, spare_joined=not self.user.admin)
         self.tell(build, 202)
 
 
@@ -336,9 +339,10 @@ class EventsHandler(Streaming, ApiHandler):
         """Return what happened to a build that has ended, or what happens to one that has not."""
         if build.state.is_end:
             return self.parts.records.events(build.id)
+        since = build.requested_at - CLOCKS
         if build.state is BuildState.QUEUED:
-            return self.parts.builds.of_request(build.request_id)
-        return self.parts.builds.of_build(build.id, since=build.requested_at)
+            return self.parts.builds.of_request(build.request_id, since=since)
+        return self.parts.builds.of_build(build.id, since=since)
 
 
 API_ROUTES: Final[list[tuple[str, type[JsonHandler]]]] = [

@@ -54,11 +54,14 @@ class Builds(Protocol):
     async def ask(self, request: BuildRequest) -> RequestId:
         """Ask for a build. Raises BrokerUnavailable."""
 
-    async def cancel(self, id_: str, *, by: str) -> None:
-        """End a build, or take back a request, by the id of either. Raises BrokerUnavailable."""
+    async def cancel(self, id_: str, *, by: str, spare_joined: bool = False) -> None:
+        """End a build, or take back a request, by the id of either. Raises BrokerUnavailable.
 
-    def of_request(self, request_id: str) -> AsyncGenerator[Event, None]:
-        """Yield what happens to a request and its build, to the end."""
+        `spare_joined`: a build of others that the request has joined goes on.
+        """
+
+    def of_request(self, request_id: str, *, since: datetime | None = None) -> AsyncGenerator[Event, None]:
+        """Yield what happens to a request, which was made at `since`, and its build, to the end."""
 
     def of_build(self, build_id: str, *, since: datetime | None = None) -> AsyncGenerator[Event, None]:
         """Yield what happens to a build, which was asked for at `since`, from its beginning to its end."""

@@ -33,6 +33,7 @@ from rabbit2docker_hub.web.guards import (
 from rabbit2docker_hub.web.limits import Address, Limits, TooMany, limit_headers
 from rabbit2docker_hub.web.repositories import KINDS, NoProvider, check_provider
 from rabbit2docker_hub.web.telling import failure, frame
+from rabbit2docker_hub.web.wishes import check_password
 from rabbit2docker_schemas.problems import describe
 from rabbit2docker_schemas.requests import BuildRequest
 
@@ -387,6 +388,7 @@ class BuildHandler(Streaming):
                 "This service builds images and launches nothing: add build_only=true to the address.", 400
             )
         check_provider(provider)
+        check_password(spec)
         try:
             return BuildRequest(provider=provider, spec=spec, requester=user.name)
         except ValidationError as error:

@@ -109,9 +109,9 @@ class Connection:
         """Ask for a build. Raises BrokerUnavailable."""
         return await (await self._connected()).ask(request)
 
-    async def cancel(self, id_: str, *, by: str) -> None:
+    async def cancel(self, id_: str, *, by: str, spare_joined: bool = False) -> None:
         """End a build, or take back a request. Raises BrokerUnavailable."""
-        await (await self._connected()).cancel(id_, by=by)
+        await (await self._connected()).cancel(id_, by=by, spare_joined=spare_joined)
 
     async def of_build(self, build_id: str, *, since: datetime | None = None) -> AsyncGenerator[Event, None]:
         """Yield what happens to a build. Raises BrokerUnavailable, TopologyMismatch."""
@@ -120,9 +120,11 @@ class Connection:
             async for event in events:
                 yield event
 
-    async def of_request(self, request_id: str) -> AsyncGenerator[Event, None]:
+    async def of_request(
+        self, request_id: str, *, since: datetime | None = None
+    ) -> AsyncGenerator[Event, None]:
         """Yield what happens to a request and its build. Raises BrokerUnavailable, TopologyMismatch."""
-        events = (await self._connected()).of_request(request_id)
+        events = (await self._connected()).of_request(request_id, since=since)
         async with aclosing(events):
             async for event in events:
                 yield event
