@@ -13,12 +13,15 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from rabbit2docker.settings import AmqpSettings
+from rabbit2docker_schemas import events
 from tests.behaviour.test_hub_service import doing
+from tests.contract.test_binder_stream import BUILD, completed
+from tests.contract.test_binder_stream import lines as log_of
 from tests.faults.conftest import MakeConsumer
 from tests.hub.conftest import Hub
 from tests.support.browser import PATIENCE_MS, PHONE, Looking, a_browser, looking
 from tests.support.consumer import COMMIT
-from tests.support.hub_service import HubService
+from tests.support.hub_service import HubService, MemoryBuilds, serving
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.hub, pytest.mark.broker, pytest.mark.timeout(300)]
@@ -108,12 +111,18 @@ def lines(count: int) -> list[str]:
 
 
 class TestOneBuild:
+    @pytest.mark.parametrize("by_tls", [True, False])
     async def test_a_build_is_asked_for_and_watched_to_its_image(
-        self, start: Callable[..., HubService], window: Looking
+        self, by_tls: bool, start: Callable[..., HubService], window: Looking
     ) -> None:
         hub = await asyncio.to_thread(start, lines=40, every=0.05)
         page = window.page
         await window.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        if not by_tls:
+            # Browsers treat this machine as if there were TLS; elsewhere pages must not touch the clipboard as they like.
+            await page.add_init_script(
+                "Object.defineProperty(window, 'isSecureContext', { get: () => false })"
+            )
         await ask(page, hub.address, "plain")
         await state_is(page, "Completed")
         await has_lines(page, 40)
@@ -292,6 +301,7 @@ class TestLog:
         await expect(page.locator("#log .fg1").first).to_have_text("red")
         await expect(page.locator("#log .bold.bg4")).to_have_text("bold on blue")
         await expect(texts.filter(has_text="a link")).to_have_text("a link gone")
+        await expect(page.locator("#log .fg9.bg15")).to_have_text("near")
         assert await page.locator("#log img, #log script, #log .text a, h1 b, #problem img").count() == 0
         assert await page.evaluate("window.hacked") is None
 
@@ -315,6 +325,86 @@ class TestLog:
             await page.get_by_role("link", name="Full text").click(modifiers=["ControlOrMeta"])
         full = await opening.value
         await expect(full.locator("body")).to_contain_text("line 0 of the build")
+
+    async def test_long_lines_are_wrapped_or_scrolled_to_and_the_browser_remembers_which(
+        self, start: Callable[..., HubService], window: Looking
+    ) -> None:
+        hub = await asyncio.to_thread(start, say="wide " * 400)
+        page = window.page
+        wide = "log => log.scrollWidth > log.clientWidth"
+        await ask(page, hub.address, "wide")
+        await state_is(page, "Completed")
+        await has_lines(page, 5)
+        assert not await page.locator("#log").evaluate(wide)
+        await page.get_by_role("button", name="Wrap lines").click()
+        assert await page.locator("#log").evaluate(wide)
+        assert not await window.scrolls_sideways()
+        await page.reload()
+        await has_lines(page, 5)
+        await expect(page.get_by_role("button", name="Wrap lines")).to_have_attribute("aria-pressed", "false")
+        assert await page.locator("#log").evaluate(wide)
+
+    @pytest.mark.parametrize(
+        ("raw", "drawn"),
+        [
+            ("plain", [["", "plain"]]),
+            ("10%\r55%\r100%", [["", "100%"]]),
+            ("\x1b[31m10%\r100%\r", [["fg1", "100%"]]),
+            (
+                "a\x1b[1;4;32mb\x1b[22mc\x1b[0md",
+                [["", "a"], ["fg2 bold underline", "b"], ["fg2 underline", "c"], ["", "d"]],
+            ),
+            ("\x1b[7minverse\x1b[27m", [["fg0 bg7", "inverse"]]),
+            ("\x1b[38;5;300;1mx", [["fg7 bold", "x"]]),
+            ("\x1b[38:2:0:0:255mx", [["fg4", "x"]]),
+            (
+                "\x1b]0;title\x07a\x1b[Kb\x1b(Bc\x1b[?25ld\x08e\x00f",
+                [["", "a"], ["", "b"], ["", "c"], ["", "d"], ["", "e"], ["", "f"]],
+            ),
+            ("unfinished\x1b[3", [["", "unfinished"]]),
+            ("unfinished\x1b]8;;http", [["", "unfinished"]]),
+            ("", []),
+        ],
+    )
+    async def test_what_terminals_draw_is_drawn(
+        self, raw: str, drawn: list[list[str]], window: Looking
+    ) -> None:
+        async with serving(MemoryBuilds()) as viewer:
+            await window.page.goto(viewer.address)
+            style = await window.page.locator("link[rel=stylesheet]").get_attribute("href")
+            nodes = await window.page.evaluate(
+                """async ([styles, raw]) => {
+                  const { Terminal } = await import(styles.replace("style.css", "ansi.js"));
+                  return new Terminal().line(raw).map((node) => [node.className ?? "", node.textContent]);
+                }""",
+                [style, raw],
+            )
+        assert nodes == drawn
+
+    async def test_missing_lines_and_another_attempt_are_said(self, window: Looking) -> None:
+        builds = MemoryBuilds()
+        builds.plan = [
+            *BUILD[:1],
+            log_of(0, "one", "two"),
+            events.Gap(build_id="", attempt=1, first=2, last=4, message="the node was lost"),
+            events.Progress(build_id="", attempt=2, phase=events.Phase.WAITING, message="Attempt 2"),
+            log_of(0, "again", attempt=2),
+            completed(),
+        ]
+        page = window.page
+        async with serving(builds) as viewer:
+            await ask(page, viewer.address, "twice")
+            await state_is(page, "Completed")
+            await expect(page.locator("#log")).to_contain_text("again")
+            said = await page.locator("#log .text, #log .remark").all_text_contents()
+            await page.goto("about:blank")
+        assert said == [
+            "one",
+            "two",
+            "Lines 2 to 4 are missing: the node was lost",
+            "Attempt 2 begins.",
+            "again",
+        ]
 
     async def test_a_line_has_an_address(self, start: Callable[..., HubService], window: Looking) -> None:
         hub = await asyncio.to_thread(start, lines=400)

@@ -191,14 +191,18 @@ function showPhases() {
   element.hidden = build.cached || build.state === "rejected";
   if (element.hidden) return;
   if (!element.children.length) {
-    for (const name of PHASES) element.append(make("li", {}, make("span", {}, STATES[name]), make("span", { class: "time" })));
+    for (const name of PHASES) {
+      element.append(make("li", {}, make("span", {}, STATES[name]), make("span", { class: "visually-hidden" }), make("span", { class: "time" })));
+    }
   }
   const words = { done: "done", current: "now", broken: "ended here", todo: "to come" };
   [...element.children].forEach((item, at) => {
     const status = statusOf(at);
     item.className = status;
-    item.toggleAttribute("aria-current", status === "current");
-    item.title = words[status];
+    if (status === "current") item.setAttribute("aria-current", "step");
+    else item.removeAttribute("aria-current");
+    const said = `, ${words[status]} `;
+    if (item.children[1].textContent !== said) item.children[1].textContent = said;
     const seconds = status === "todo" ? null : timeOf(PHASES[at]);
     const text = seconds === null ? "" : lasting(seconds);
     if (item.lastChild.textContent !== text) item.lastChild.textContent = text;
@@ -245,6 +249,8 @@ function showNow() {
     if (ahead > 0) words = `Waiting for a free build slot: ${counted(ahead, "build")} ${ahead === 1 ? "is" : "are"} before this one.`;
     else if (ahead === 0) words = "Waiting for a free build slot: this build is next.";
   } else if (!isEnd(build.state)) words = build.message;
+  // Steps of a build are many: read out is only what somebody waits for.
+  byId("now").setAttribute("aria-live", ending || build.state === "queued" ? "polite" : "off");
   if (byId("now").textContent !== words) byId("now").textContent = words;
 }
 
