@@ -335,9 +335,6 @@ class TestBadDays:
             await publish(publisher, the_end(build_id=ids.build_id_of("default", "other")))
             assert kinds(await late.to_the_end()) == ["completed"]
 
-    # aio-pika's connections that failed close themselves when they are collected, in the thread of the Docker client, too.
-    @pytest.mark.filterwarnings("ignore:.*Connection.close:pytest.PytestUnraisableExceptionWarning")
-    @pytest.mark.filterwarnings("ignore:coroutine 'Connection.close' was never awaited:RuntimeWarning")
     @pytest.mark.parametrize("name", [None, "default"])
     async def test_a_broker_that_is_killed_and_comes_back_loses_nothing(self, name: str | None) -> None:
         with brokers.running() as broker:

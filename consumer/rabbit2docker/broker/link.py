@@ -115,8 +115,15 @@ def _reply(error: BaseException) -> str:
 
 async def open_connection(url: URL) -> AbstractConnection:
     """Connect once; raises AccessRefused or BrokerUnavailable."""
+    connection = aio_pika.Connection(url)
     with translated(url):
-        return await aio_pika.connect(url, timeout=CONNECT_SECONDS)
+        try:
+            await connection.connect(timeout=CONNECT_SECONDS)
+        except BaseException:
+            # One that is only dropped closes itself when it is collected, by then perhaps without a loop, and complains.
+            await connection.close()
+            raise
+    return connection
 
 
 async def close(connection: AbstractConnection) -> None:

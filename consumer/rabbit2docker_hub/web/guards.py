@@ -4,7 +4,6 @@ import base64
 import binascii
 import hashlib
 import hmac
-import logging
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -184,8 +183,6 @@ class JupyterHub:
 
         `admins`: who is one beside the administrators of the hub.
         """
-        # It comes with the hub's database, of which there is none here, and tells what it can do.
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         try:
             from jupyterhub.services.auth import HubOAuth, HubOAuthCallbackHandler, HubOAuthenticated
         except ImportError as error:
