@@ -726,5 +726,8 @@ class TestJupyterHub:
         await page.get_by_role("button", name="Cancel the build").click()
         await state_is(page, "Cancelled")
         await expect(page.locator("#problem-message")).to_have_text("By ada.")
+        await page.get_by_role("link", name="Builds", exact=True).click()
+        row = page.get_by_role("row").filter(has_text="127.0.0.1/cookies")
+        await expect(row.locator(".badge.cancelled")).to_be_visible()
         home = page.get_by_role("link", name="JupyterHub home")
         assert await home.get_attribute("href") in ("/hub/home", f"{hub.address}hub/home")

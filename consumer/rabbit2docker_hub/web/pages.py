@@ -118,7 +118,6 @@ class Page(Handler):
         self.set_header("Content-Security-Policy", POLICY)
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Referrer-Policy", "same-origin")
-        self.set_header("Cross-Origin-Opener-Policy", "same-origin")
         self.set_header("Cache-Control", "private, no-cache")
         self.set_header("Vary", "Accept, Cookie, Authorization")
 
