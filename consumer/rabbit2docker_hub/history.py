@@ -20,6 +20,10 @@ from rabbit2docker_schemas.routing import tenant_stream
 T = TypeVar("T")
 
 PAGE_EVENTS: Final = 1000
+PAGE_BYTES: Final = 8 * 1024 * 1024
+SMALL_PAGE_EVENTS: Final = 100
+SMALL_PAGE_BYTES: Final = 256 * 1024
+"""A page is kept until whoever reads it has read it, and there may be many of them, who are slow."""
 AT_ONCE: Final = 4
 """Pages read at the same time; each takes a consumer on the stream and the memory of a few hundred messages."""
 PAUSE_SECONDS: Final = 0.3
@@ -64,11 +68,16 @@ class History:
         """Disconnect."""
         await self._closing.aclose()
 
-    async def pages(self, *, offset: Offset, only: Sequence[str] = ()) -> AsyncGenerator[Page, None]:
-        """Yield what there is now, from `offset` on; `only` leaves out most of what is about other builds."""
+    async def pages(
+        self, *, offset: Offset, only: Sequence[str] = (), small: bool = False
+    ) -> AsyncGenerator[Page, None]:
+        """Yield what there is now, from `offset` on; `only` leaves out most of what is about other builds.
+
+        `small`: for those who may take their time over a page, and may be many.
+        """
         last = await self._last_now()
         while last is not None:
-            page = await self._insist(self._next_page(last, offset, only))
+            page = await self._insist(self._next_page(last, offset, only, small=small))
             yield page
             if page.is_last:
                 return
@@ -84,8 +93,11 @@ class History:
                 self._last_look = self._looks
             return self._last
 
-    def _next_page(self, last: Last, offset: Offset, only: Sequence[str]) -> Callable[[], Awaitable[Page]]:
-        return lambda: self._stream.page(last, offset=offset, only=only, size=PAGE_EVENTS)
+    def _next_page(
+        self, last: Last, offset: Offset, only: Sequence[str], *, small: bool
+    ) -> Callable[[], Awaitable[Page]]:
+        size, size_bytes = (SMALL_PAGE_EVENTS, SMALL_PAGE_BYTES) if small else (PAGE_EVENTS, PAGE_BYTES)
+        return lambda: self._stream.page(last, offset=offset, only=only, size=size, size_bytes=size_bytes)
 
     async def _insist(self, work: Callable[[], Awaitable[T]]) -> T:
         while True:

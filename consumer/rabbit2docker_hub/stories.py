@@ -201,7 +201,8 @@ class Story:
         offset = self._resume(place)
         while place.number < self._window.first:
             end = self._window.end
-            async with aclosing(self._history.pages(offset=offset, only=self._only())) as pages:
+            missed = self._history.pages(offset=offset, only=self._only(), small=True)
+            async with aclosing(missed) as pages:
                 async for page in pages:
                     for event in filter(self._is_about, page.events):
                         for new in place.take(event):
