@@ -22,7 +22,7 @@ T = TypeVar("T")
 PAGE_EVENTS: Final = 1000
 PAGE_BYTES: Final = 8 * 1024 * 1024
 SMALL_PAGE_EVENTS: Final = 100
-SMALL_PAGE_BYTES: Final = 256 * 1024
+SMALL_PAGE_BYTES: Final = 512 * 1024
 """A page is kept until whoever reads it has read it, and there may be many of them, who are slow."""
 AT_ONCE: Final = 4
 """Pages read at the same time; each takes a consumer on the stream and the memory of a few hundred messages."""

@@ -133,7 +133,8 @@ class StreamReader:
         wanted = [*only, last.filter_value] if only and last.filter_value is not None else only
         events: list[Event] = []
         number, taken, taken_bytes, patience = -1, 0, 0, FIRST_SECONDS
-        prefetch = min(PREFETCH, size)
+        # What is sent in vain costs small pages most.
+        prefetch = min(PREFETCH, max(1, size // 4))
         with translated(self._link.url):
             async with reading(
                 channel, self._stream, offset=offset, only=wanted, prefetch=prefetch

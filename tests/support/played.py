@@ -1,0 +1,107 @@
+"""A consumer that is played: requests are taken as the real one takes them, and builds do what a test says, without builders."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import aio_pika
+
+from rabbit2docker.broker import declare
+from rabbit2docker.broker.broker import publishing
+from rabbit2docker.broker.publisher import ConfirmedPublisher
+from rabbit2docker.settings import Settings
+from rabbit2docker_schemas import ids
+from rabbit2docker_schemas.cloudevents import Event
+from rabbit2docker_schemas.events import Accepted, Completed, EventData, Log, LogLine, Phase
+from rabbit2docker_schemas.routing import REQUESTS_QUEUE
+
+TENANT = "default"
+AT_ONCE = 50
+
+
+class Played:
+    """Accepts every request at once."""
+
+    def __init__(self, publisher: ConfirmedPublisher) -> None:
+        self._publisher = publisher
+        self._news = asyncio.Event()
+        self.builds: dict[str, str] = {}
+        """Build ids by the spec that was asked for, in order."""
+
+    async def take(self, queue: aio_pika.abc.AbstractQueue) -> None:
+        """Accept requests until cancelled."""
+        async with queue.iterator() as messages:
+            async for message in messages:
+                await self._accept(json.loads(message.body))
+                await message.ack()
+
+    async def _accept(self, request: dict[str, Any]) -> None:
+        build_id = ids.build_id_of(TENANT, request["request_id"])
+        answer = Accepted(
+            request_id=request["request_id"],
+            build_id=build_id,
+            build_name="build-of-a-test",
+            provider=request["provider"],
+            spec=request["spec"],
+            resolved_ref="0",
+            repo_url="https://example.org/r",
+            image="registry.example.org/r:0",
+        )
+        await self._tell(ids.request_event_id(TENANT, request["request_id"], "accepted"), answer)
+        self.builds[request["spec"]] = build_id
+        self._news.set()
+
+    async def has_accepted(self, count: int) -> list[str]:
+        """Wait for so many requests; return the ids of their builds."""
+        while len(self.builds) < count:
+            self._news.clear()
+            await self._news.wait()
+        return list(self.builds.values())
+
+    async def write(self, build_id: str, texts: list[str], *, first: int, together: int) -> None:
+        """Publish lines, the number of the first of which is `first`, so many of them in each event."""
+        for start in range(0, len(texts), together):
+            await self.write_event(build_id, texts[start : start + together], first=first + start)
+
+    async def write_event(self, build_id: str, texts: list[str], *, first: int) -> None:
+        """Publish lines as one event."""
+        now = datetime.now(UTC)
+        lines = [LogLine(phase=Phase.BUILDING, text=text, ts=now) for text in texts]
+        event_id = ids.lines_event_id(build_id, 1, first, first + len(texts) - 1, "log")
+        await self._tell(event_id, Log(build_id=build_id, attempt=1, n=first, lines=lines))
+
+    async def complete(self, build_id: str, *, lines: int) -> None:
+        """End a build that has written so many lines."""
+        end = Completed(
+            build_id=build_id,
+            image="registry.example.org/r:0",
+            digest="sha256:0",
+            resolved_ref="0",
+            attempt=1,
+            lines=lines,
+        )
+        await self._tell(ids.terminal_event_id(build_id), end)
+
+    async def _tell(self, event_id: ids.EventId, data: EventData) -> None:
+        await self._publisher.publish(Event(event_id, TENANT, datetime.now(UTC), data))  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def playing(settings: Settings) -> AsyncIterator[Played]:
+    """Play the consumer."""
+    await declare.declare(settings)
+    connection = await aio_pika.connect(settings.amqp.url.get_secret_value())
+    async with connection, publishing(settings, wait_seconds=60) as publisher:
+        channel = await connection.channel()
+        await channel.set_qos(prefetch_count=AT_ONCE)
+        played = Played(publisher)
+        taking = asyncio.create_task(played.take(await channel.get_queue(REQUESTS_QUEUE)))
+        try:
+            yield played
+        finally:
+            taking.cancel()
+            with suppress(asyncio.CancelledError):
+                await taking
