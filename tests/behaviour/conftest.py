@@ -1,15 +1,19 @@
 """The consumer process of the fault tests serves here, too."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
 
+from rabbit2docker.settings import AmqpSettings
 from tests.faults.conftest import make_consumer
+from tests.support.hub_service import HubService
 from tests.support.kube.replicas import Replicas
 
 __all__ = ["make_consumer"]
+
+MakeHub = Callable[..., HubService]
 
 
 @pytest.fixture
@@ -21,3 +25,19 @@ async def kube(tmp_path: Path) -> AsyncIterator[Replicas]:
             function.can_block_in("executors/kubernetes/client.py", {"_read_configuration"})
         async with Replicas(tmp_path) as replicas:
             yield replicas
+
+
+@pytest.fixture
+def make_hub(tmp_path: Path, amqp: AmqpSettings) -> Iterator[MakeHub]:
+    """Make services for a JupyterHub on the test's virtual host; nothing of them is left afterwards."""
+    made: list[HubService] = []
+
+    def make(**variables: str) -> HubService:
+        directory = tmp_path / f"hub{len(made)}"
+        directory.mkdir()
+        made.append(HubService(directory, amqp, **variables))
+        return made[-1]
+
+    yield make
+    for hub in made:
+        hub.end()

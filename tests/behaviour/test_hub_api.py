@@ -2,8 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -11,6 +9,7 @@ import aiohttp
 import pytest
 
 from rabbit2docker.settings import AmqpSettings
+from tests.behaviour.conftest import MakeHub
 from tests.faults.conftest import MakeConsumer
 from tests.support.consumer import COMMIT, Consumer
 from tests.support.hub_api import Api, kinds, lines_of
@@ -21,24 +20,7 @@ from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(240)]
 
-MakeHub = Callable[..., HubService]
 PINNED = re.compile(r"[^@]+@sha256:[0-9a-f]{64}")
-
-
-@pytest.fixture
-def make_hub(tmp_path: Path, amqp: AmqpSettings) -> Iterator[MakeHub]:
-    """Make services on the test's virtual host; nothing of them is left afterwards."""
-    made: list[HubService] = []
-
-    def make(**variables: str) -> HubService:
-        directory = tmp_path / f"hub{len(made)}"
-        directory.mkdir()
-        made.append(HubService(directory, amqp, **variables))
-        return made[-1]
-
-    yield make
-    for hub in made:
-        hub.end()
 
 
 def wish(name: str, **options: object) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """What people who wait for a free slot are told: a real RabbitMQ, one slot, and more wishes than that."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
 
 import aiohttp
 import pytest
@@ -17,6 +16,7 @@ from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMisma
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.requests import CancelRequest
 from rabbit2docker_schemas.routing import CANCEL_QUEUE, REQUESTS_QUEUE
+from tests.behaviour.conftest import MakeHub
 from tests.faults.conftest import MakeConsumer, ask
 from tests.support.consumer import a_request
 from tests.support.hub_service import HubService, Sent, build_path, texts
@@ -25,24 +25,9 @@ from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(240)]
 
-MakeHub = Callable[..., HubService]
 NEXT = "this build is the next."
 ONE = "1 build is before this one."
 TWO = "2 builds are before this one."
-
-
-@pytest.fixture
-def make_hub(tmp_path: Path, amqp: AmqpSettings) -> Iterator[MakeHub]:
-    """Make services on the test's virtual host; nothing of them is left afterwards."""
-    made: list[HubService] = []
-
-    def make(**variables: str) -> HubService:
-        made.append(HubService(tmp_path, amqp, **variables))
-        return made[-1]
-
-    yield make
-    for hub in made:
-        hub.end()
 
 
 @pytest.fixture

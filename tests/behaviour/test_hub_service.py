@@ -3,9 +3,8 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -15,6 +14,7 @@ from aiohttp import web
 
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.events import Accepted, Completed
+from tests.behaviour.conftest import MakeHub
 from tests.faults.conftest import MakeConsumer
 from tests.support.consumer import Consumer
 from tests.support.hub_service import HubService, Sent, build_path, parse, texts
@@ -25,22 +25,7 @@ from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(240)]
 
-MakeHub = Callable[..., HubService]
 MEGABYTE = 1024 * 1024
-
-
-@pytest.fixture
-def make_hub(tmp_path: Path, amqp: AmqpSettings) -> Iterator[MakeHub]:
-    """Make services on the test's virtual host; nothing of them is left afterwards."""
-    made: list[HubService] = []
-
-    def make(**variables: str) -> HubService:
-        made.append(HubService(tmp_path, amqp, **variables))
-        return made[-1]
-
-    yield make
-    for hub in made:
-        hub.end()
 
 
 def doing(**options: object) -> dict[str, str]:
