@@ -4,6 +4,7 @@ The builds are played: what is meant is the service, RabbitMQ and HTTP. Nothing 
 """
 
 import asyncio
+import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -42,7 +43,6 @@ def start_hub(tmp_path: Path, amqp: AmqpSettings, played: Played) -> Iterator[St
     started: list[HubService] = []
 
     async def start(**variables: str) -> HubService:
-        need_open_files(4096)
         limits = {
             "RABBIT2DOCKER_HUB__REQUESTS_PER_USER": "0",
             # Whoever asks for the same in one test means one build.
@@ -59,6 +59,7 @@ def start_hub(tmp_path: Path, amqp: AmqpSettings, played: Played) -> Iterator[St
 
 @pytest.fixture
 async def hub(start_hub: StartHub) -> HubService:
+    need_open_files(4096)
     return await start_hub()
 
 
@@ -151,6 +152,21 @@ def one_who_does_not_read(hub: HubService, path: str) -> socket.socket:
     asleep.connect((url.hostname, url.port))
     asleep.sendall(f"GET /{path} HTTP/1.0\r\nHost: {url.netloc}\r\n\r\n".encode())
     return asleep
+
+
+async def test_the_service_has_room_for_more_viewers_than_a_usual_limit_of_open_files(
+    start_hub: StartHub,
+) -> None:
+    need_open_files(4096)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        hub = await start_hub(RABBIT2DOCKER_HUB__VIEWERS="3000")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert hub.process is not None
+    allowed, _ = resource.prlimit(hub.process.pid, resource.RLIMIT_NOFILE)
+    assert allowed > 3000
 
 
 SLOW, SIZE, MANY = 40, 8000, 1500

@@ -41,6 +41,7 @@ from rabbit2docker_hub.web.handlers import (
     VersionsHandler,
 )
 from rabbit2docker_hub.web.limits import Limits
+from rabbit2docker_hub.web.open_files import allow_open_files
 from rabbit2docker_hub.web.openapi import OpenApiHandler
 from rabbit2docker_hub.web.pages import PAGE_ROUTES, STATIC_ROUTE, NotFoundPage, prepare_pages
 from rabbit2docker_hub.web.queueing import Looking, Queueing
@@ -358,6 +359,7 @@ async def _remember(store: Store, feeder: Feeder) -> None:
 
 async def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises what makes it senseless to go on."""
+    allow_open_files(settings.hub.viewers)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
