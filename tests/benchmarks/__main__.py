@@ -7,10 +7,24 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import lines, many_pods, memory, pod_calls, pod_lines, pods, publishing, requests
+from tests.benchmarks import (
+    hub_first,
+    hub_lines,
+    lines,
+    many_pods,
+    memory,
+    pod_calls,
+    pod_lines,
+    pods,
+    publishing,
+    requests,
+)
 
+# The service for a JupyterHub, with builds that are played.
+HUB = {"hub_first": hub_first, "hub_lines": hub_lines}
 BENCHMARKS = {
-    "local": {"publishing": publishing, "requests": requests, "lines": lines, "memory": memory},
+    "local": {"publishing": publishing, "requests": requests, "lines": lines, "memory": memory, **HUB},
+    "hub": HUB,
     # Need a cluster: `make bench-cluster`.
     "kubernetes": {"pods": pods, "pod_calls": pod_calls, "pod_lines": pod_lines, "many_pods": many_pods},
 }

@@ -41,8 +41,10 @@ class Onlooker(asyncio.Protocol):
         self.last_id = ""
         self.end = b""
         """The event after which nothing came."""
-        self.is_gone = asyncio.get_running_loop().create_future()
+        self.is_gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the connection was closed by the service."""
+        self.first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when anything was told."""
         self.on_lines: Callable[[Iterable[tuple[bytes, bytes]]], None] = lambda lines: None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -62,6 +64,7 @@ class Onlooker(asyncio.Protocol):
             return
         if (count := whole.count(b"data: ")) and not self.told:
             self.told_at = time.monotonic()
+            self.first.set_result(None)
         self.told += count
         found = LINE.findall(whole)
         for number, _ in found:

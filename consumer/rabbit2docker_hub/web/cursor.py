@@ -58,8 +58,12 @@ class Cursor:
 
     def __str__(self) -> str:
         """Return what stands after `id:`."""
-        place = _END if self.ended else f"{self.told}.{self.attempt}.{self.line}"
-        return f"{self.request_id}:{place}"
+        return f"{self.request_id}:{_END}" if self.ended else f"{self.before_line}{self.line}"
+
+    @property
+    def before_line(self) -> str:
+        """Return that without the number of the line, for who has got many lines at once."""
+        return f"{self.request_id}:{self.told}.{self.attempt}."
 
     def has_line(self, attempt: int, number: int) -> bool:
         """Tell whether the viewer has this line, or one after it."""

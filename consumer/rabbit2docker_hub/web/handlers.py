@@ -135,9 +135,14 @@ class Handler(RequestHandler):
     async def send(self, chunk: bytes) -> bool:
         """Return when who asked has taken it; False when they take nothing and are let go. Raises StreamClosedError."""
         self.write(chunk)
+        taken = self.flush()
+        if taken.done():
+            # The kernel has it, as with everybody who reads: no timer is needed.
+            taken.result()
+            return True
         try:
             async with asyncio.timeout(self.parts.settings.hub.stalled_seconds):
-                await self.flush()
+                await taken
         except TimeoutError:
             self.detach().close()
             return False

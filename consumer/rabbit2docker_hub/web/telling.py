@@ -35,11 +35,7 @@ _NOT_RESOLVED: Final = {
 _WORTH_TELLING: Final = {Phase.WAITING, Phase.PUSHING}
 """Phases whose progress is told: in the others the lines themselves say how far it is."""
 _ENCODED: Final[LRUCache[str, tuple[bytes, ...]]] = LRUCache(64)
-"""Lines as JSON: many viewers of one build get the same events at about the same time."""
-
-
-def _encode(payload: dict[str, Any]) -> bytes:
-    return json.dumps(payload).encode()
+"""Frames of lines, without ids: many viewers of one build get the same events at about the same time."""
 
 
 def failure(message: str, status_code: int | None = None) -> dict[str, Any]:
@@ -57,10 +53,9 @@ def queue_words(ahead: int) -> str:
     return f"Waiting for a free build slot: {before}."
 
 
-def frame(payload: bytes | dict[str, Any], id_: str | None = None) -> bytes:
+def frame(payload: dict[str, Any], id_: str | None = None) -> bytes:
     """Return one server-sent event."""
-    data = payload if isinstance(payload, bytes) else _encode(payload)
-    return (f"id: {id_}\n".encode() if id_ else b"") + b"data: " + data + b"\n\n"
+    return (f"id: {id_}\n".encode() if id_ else b"") + b"data: " + json.dumps(payload).encode() + b"\n\n"
 
 
 class Telling:
@@ -128,12 +123,21 @@ class Telling:
     def _lines(self, event_id: str, log: Log) -> Iterator[bytes]:
         if event_id not in _ENCODED:
             _ENCODED[event_id] = tuple(
-                _encode({"phase": str(line.phase), "message": f"{line.text}\n"}) for line in log.lines
+                frame({"phase": str(line.phase), "message": f"{line.text}\n"}) for line in log.lines
             )
-        for number, payload in enumerate(_ENCODED[event_id], log.n):
+        lines = _ENCODED[event_id]
+        if (log.attempt, log.n) >= (self.cursor.attempt, self.cursor.line):
+            # Nearly always, and for many viewers at once: nothing of it is known, and only the number is another each time.
+            self._move(log.attempt, log.n)
+            start = f"id: {self.cursor.before_line}".encode()
+            for following, line in enumerate(lines, log.n + 1):
+                yield b"%b%d\n%b" % (start, following, line)
+            self._move(log.attempt, log.n + len(lines))
+            return
+        for number, line in enumerate(lines, log.n):
             if not self._begun.has_line(log.attempt, number):
                 self._move(log.attempt, number + 1)
-                yield frame(payload, str(self.cursor))
+                yield f"id: {self.cursor}\n".encode() + line
 
     def _gap(self, gap: Gap) -> bytes:
         if self._begun.has_line(gap.attempt, gap.last):
