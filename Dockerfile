@@ -18,6 +18,8 @@ RUN command -v git > /dev/null && [ -d /etc/ssl/certs ] || { \
       && rm -rf /var/lib/apt/lists/*; }
 
 FROM base AS install
+# `hub`, or `kubernetes,hub`, for the service for a JupyterHub.
+ARG EXTRAS=kubernetes
 WORKDIR /source
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY schemas schemas
@@ -32,7 +34,7 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
     python3 -m venv /pip; \
     python3 -m venv --without-pip /opt/rabbit2docker; \
     /pip/bin/pip --python /opt/rabbit2docker/bin/python install --quiet --no-cache-dir \
-      --disable-pip-version-check --constraint constraints.txt '.[kubernetes]'; \
+      --disable-pip-version-check --constraint constraints.txt ".[$EXTRAS]"; \
     /opt/rabbit2docker/bin/rabbit2docker --help > /dev/null
 
 FROM base
