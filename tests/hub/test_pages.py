@@ -308,7 +308,7 @@ class TestLog:
     async def test_the_newest_of_very_many_lines_are_there_and_the_rest_is_a_link_away(
         self, start: Callable[..., HubService], window: Looking
     ) -> None:
-        hub = await asyncio.to_thread(start, lines=30_000)
+        hub = await asyncio.to_thread(start, lines=22_000)
         page = window.page
         await ask(page, hub.address, "huge")
         await state_is(page, "Completed")
@@ -316,7 +316,7 @@ class TestLog:
         await expect(page.locator("#trimmed")).to_contain_text("before these are in the full text")
 
         async def has_the_end() -> bool:
-            return "line 29999 of the build" in (await shown(page))[-1:]
+            return "line 21999 of the build" in (await shown(page))[-1:]
 
         await eventually(has_the_end)
         assert 19_000 < await page.locator("#log .line").count() < 21_000

@@ -19,7 +19,7 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
-PATIENCE_MS = 60_000
+PATIENCE_MS = 120_000
 PHONE = {"width": 360, "height": 740}
 DESK = {"width": 1280, "height": 900}
 VIOLATIONS = """
