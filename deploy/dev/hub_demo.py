@@ -187,7 +187,7 @@ def _explain(demo: HubDemo) -> None:
     say(
         f"1. {demo.address}services/binder/ has all builds. Press “New build” and give it this repository, made just now:"
     )
-    say(f"       {demo.repository}   (Git repository, branch main)")
+    say(f"       {demo.repository}")
     say(
         "   It needs no Internet. Its page shows the log while it is built, and the name of the image at its end."
     )
