@@ -73,11 +73,11 @@ async def log_in(browser: aiohttp.ClientSession, hub: Hub, user: str) -> None:
 CLIENT = """
 globalThis.window = globalThis;
 import { BinderRepository } from "@jupyterhub/binderhub-client/client.js";
-const [spec, endpoint, apiToken] = process.argv.slice(2);
+const [spec, endpoint, apiToken, leaveAt] = process.argv.slice(2);
 const build = new BinderRepository(spec, new URL(endpoint), { apiToken, buildOnly: true });
 for await (const event of build.fetch()) {
   console.log(JSON.stringify(event));
-  if (event.phase === "ready" || event.phase === "failed") {
+  if (event.phase === "ready" || event.phase === "failed" || event.phase === leaveAt) {
     build.close();
     break;
   }
@@ -98,6 +98,22 @@ async def test_binderhub_client_works_unchanged(hub: Hub, tmp_path: Path) -> Non
     assert sum("of the build" in line for line in ready) == 5
     failed = await asyncio.to_thread(run_client, script, "svn/x/y", endpoint, token)
     assert "No provider found for prefix svn" in failed[-1]
+
+
+async def test_binderhub_client_that_left_and_comes_back_gets_all_of_the_build(
+    hub: Hub, tmp_path: Path
+) -> None:
+    token = await hub.token_of("ada")
+    (tmp_path / "node_modules").symlink_to(NODE)
+    script = tmp_path / "client.mjs"
+    script.write_text(CLIENT)
+    endpoint = f"{hub.address}services/binder/build/"
+    spec = build_path("comes-back").removeprefix("build/").partition("?")[0]
+    left = await asyncio.to_thread(run_client, script, spec, endpoint, token, "building")
+    assert '"phase":"building"' in left[-1]
+    again = await asyncio.to_thread(run_client, script, spec, endpoint, token)
+    assert [line for line in LINES if sum(line in each for each in again) == 1] == LINES
+    assert '"phase":"ready"' in again[-1]
 
 
 def run_client(script: Path, *arguments: str) -> list[str]:
