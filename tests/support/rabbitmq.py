@@ -2,13 +2,14 @@
 
 import json
 import os
+import random
 import socket
 import urllib.error
 import urllib.request
 import uuid
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -19,9 +20,18 @@ from tests.support.waiting import eventually_blocking
 IMAGE = os.environ.get("RABBIT2DOCKER_TEST_RABBITMQ_IMAGE", "rabbitmq:4-management")
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """Return a port that nobody has, below those that outgoing connections might take before it is listened on."""
+    while True:
+        port = random.randrange(11_000, 20_000)
+        if port in _given:
+            continue
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            _given.add(port)
+            return port
 
 
 class Management:
