@@ -11,15 +11,15 @@ import aio_pika
 import pytest
 
 from rabbit2docker import metrics
-from rabbit2docker.broker import declare
-from rabbit2docker.broker.base import Delivery
-from rabbit2docker.broker.broker import Broker, publishing
-from rabbit2docker.broker.dead_letters import dead_letters
-from rabbit2docker.broker.requester import Requester
-from rabbit2docker.broker.topology import as_definitions, make_topology
+from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.broker import Broker, publishing
+from rabbit2docker.amqp.dead_letters import dead_letters
+from rabbit2docker.amqp.ports import Delivery
+from rabbit2docker.amqp.request_publisher import Requester
+from rabbit2docker.amqp.topology import as_definitions, make_topology
+from rabbit2docker.client import History
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
 from rabbit2docker.settings import AmqpSettings, Settings
-from rabbit2docker_hub import History
 from rabbit2docker_schemas import ids, routing
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Completed
@@ -163,7 +163,7 @@ class TestEvents:
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         await declare.declare(settings)
-        monkeypatch.setattr("rabbit2docker.broker.publisher.UNHEARD_SECONDS", 1.0)
+        monkeypatch.setattr("rabbit2docker.amqp.publisher.UNHEARD_SECONDS", 1.0)
         before = unrouted()
         async with publishing(settings, wait_seconds=20) as publisher:
             for _ in range(20):  # only the first of them is waited for

@@ -9,8 +9,7 @@ from typing import TypeVar, cast
 import pytest
 from blockbuster import blockbuster_ctx
 
-from rabbit2docker.errors import RecordMissing
-from rabbit2docker.executors.base import (
+from rabbit2docker.consumer.executors.base import (
     Attempt,
     AttemptName,
     AttemptState,
@@ -24,7 +23,8 @@ from rabbit2docker.executors.base import (
     Removed,
     Synced,
 )
-from rabbit2docker.executors.kubernetes import KubernetesExecutor
+from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor
+from rabbit2docker.errors import RecordMissing
 from tests.support.kube.stage import KubernetesStage
 from tests.support.records import a_spec
 from tests.support.stages import LocalStage, MemoryStage, Stage

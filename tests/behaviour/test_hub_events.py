@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from rabbit2docker.broker import declare
-from rabbit2docker.broker.broker import publishing
-from rabbit2docker.broker.publisher import ConfirmedPublisher
-from rabbit2docker.broker.topology import as_definitions, make_topology
+from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.publisher import ConfirmedPublisher
+from rabbit2docker.amqp.topology import as_definitions, make_topology
+from rabbit2docker.client import BuildEvents, build_events
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
 from rabbit2docker.settings import AmqpSettings, Settings
-from rabbit2docker_hub import BuildEvents, build_events
 from rabbit2docker_schemas import ids, routing
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Accepted, Completed, Gap, Log, LogLine, Phase, Progress, Rejected

@@ -22,10 +22,10 @@ from pydantic import SecretStr
 from sqlalchemy import NullPool, create_engine
 
 from rabbit2docker.errors import ConfigurationError, StoreRefused, StoreUnavailable
-from rabbit2docker_hub.store.database import migrate, parse_url
-from rabbit2docker_hub.store.records import Build, BuildQuery, BuildState
-from rabbit2docker_hub.store.store import Store
-from rabbit2docker_hub.store.tables import VERSION_TABLE, metadata
+from rabbit2docker.hub.store.database import migrate, parse_url
+from rabbit2docker.hub.store.models import Build, BuildQuery, BuildState
+from rabbit2docker.hub.store.store import Store
+from rabbit2docker.hub.store.tables import VERSION_TABLE, metadata
 from rabbit2docker_schemas import ids
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import (
@@ -149,7 +149,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 async def store(url: str) -> AsyncIterator[Store]:
     """A store that is empty, in this process, which may not block."""
-    with blockbuster_ctx("rabbit2docker_hub") as blocking:
+    with blockbuster_ctx("rabbit2docker.hub") as blocking:
         for function in blocking.functions.values():
             function.can_block_in("store/database.py", {"_engines"})  # once, and not for the database
         async with Store(url, "default", log_bytes=16_384) as found:
@@ -624,7 +624,7 @@ class TestDatabases:
 
     def test_services_that_start_at_the_same_moment_do_not_clash(self, url: str) -> None:
         program = (
-            "import sys; from rabbit2docker_hub.store.database import migrate, parse_url; "
+            "import sys; from rabbit2docker.hub.store.database import migrate, parse_url; "
             "migrate(parse_url(sys.argv[1]))"
         )
         running = [

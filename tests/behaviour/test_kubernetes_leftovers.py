@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from rabbit2docker.consumer.executors.base import AttemptName, AttemptState, Marks
+from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor, gc, manifest
 from rabbit2docker.errors import ExecutorUnavailable
-from rabbit2docker.executors.base import AttemptName, AttemptState, Marks
-from rabbit2docker.executors.kubernetes import KubernetesExecutor, leftovers, manifest
 from rabbit2docker.settings import Settings, TenantCredentials
 from rabbit2docker_schemas.ids import build_id_of
 from tests.behaviour.test_executors import ONE, in_state
@@ -236,7 +236,7 @@ async def test_pods_that_are_no_records_are_removed_when_they_are_old(kube: Repl
 async def test_a_pod_on_a_node_that_is_gone_is_removed_when_its_end_is_told_and_not_before(
     kube: Replicas, is_told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leftovers, "STUCK_AFTER", timedelta(seconds=-60))
+    monkeypatch.setattr(gc, "STUCK_AFTER", timedelta(seconds=-60))
     kube.cluster.stops = Stops.HANGS
     async with kube.executor() as executor:
         await running(executor)

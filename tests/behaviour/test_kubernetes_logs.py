@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from rabbit2docker.executors.base import AttemptName, AttemptState, Lines, Marks, MissingLines
-from rabbit2docker.executors.kubernetes import KubernetesExecutor, logs
+from rabbit2docker.consumer.executors.base import AttemptName, AttemptState, Lines, Marks, MissingLines
+from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor, logs
 from tests.behaviour.test_executors import ONE, flat, in_state, left, read_all, texts, until_line
 from tests.support.kube.replicas import Replicas
 from tests.support.records import a_spec

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from rabbit2docker.errors import ConfigurationError, ExecutorUnavailable, NameTaken, RecordMissing
-from rabbit2docker.executors.base import (
+from rabbit2docker.clock import utc_now
+from rabbit2docker.consumer.executors.base import (
     Attempt,
     AttemptName,
     AttemptState,
@@ -19,10 +19,15 @@ from rabbit2docker.executors.base import (
     Removed,
     StoredOutcome,
 )
-from rabbit2docker.executors.kubernetes import KubernetesExecutor, client, manifest, table
-from rabbit2docker.executors.kubernetes.client import ApiClient
+from rabbit2docker.consumer.executors.kubernetes import (
+    KubernetesExecutor,
+    client,
+    manifest,
+    pod_status,
+)
+from rabbit2docker.consumer.executors.kubernetes.client import ApiClient
+from rabbit2docker.errors import ConfigurationError, ExecutorUnavailable, NameTaken, RecordMissing
 from rabbit2docker.settings import Settings
-from rabbit2docker.times import utc_now
 from rabbit2docker_schemas.reasons import FailureReason
 from tests.behaviour.test_executors import ONE, in_state, read_all, synced, texts, with_request
 from tests.support.kube import Stops
@@ -499,7 +504,7 @@ async def test_a_builder_that_does_not_obey_is_killed(kube: Replicas) -> None:
 async def test_a_build_on_a_node_that_does_not_answer_ends_when_it_is_cancelled(
     kube: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table, "LOST_SECONDS", 0.2)
+    monkeypatch.setattr(pod_status, "LOST_SECONDS", 0.2)
     async with kube.executor(termination_seconds=1) as executor:
         await running(executor)
         kube.cluster.lose_node("node-1")

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from rabbit2docker.executors.base import AttemptName, AttemptState, Change, Changed, Marks, Removed
-from rabbit2docker.executors.kubernetes import KubernetesExecutor, watching
-from rabbit2docker.executors.kubernetes import executor as executor_module
+from rabbit2docker.consumer.executors.base import AttemptName, AttemptState, Change, Changed, Marks, Removed
+from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor, informer
+from rabbit2docker.consumer.executors.kubernetes import executor as executor_module
 from tests.behaviour.test_executors import ONE, in_state, left, synced, told
 from tests.support.kube.replicas import Replicas
 from tests.support.records import a_spec
@@ -21,7 +21,7 @@ BUILDS, DOCKER_API = "watch of builds", "watch of docker-api"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "BACKOFF_SECONDS", (0.02, 0.1))
+    monkeypatch.setattr(informer, "BACKOFF_SECONDS", (0.02, 0.1))
 
 
 async def watched(kube: Replicas, count: int = 2) -> None:
@@ -121,7 +121,7 @@ async def test_a_broken_watch_goes_on_where_it_was(kube: Replicas, how: str) -> 
 async def test_a_watch_that_falls_silent_is_opened_anew(
     kube: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor_module, "Mirror", functools.partial(watching.Mirror, silence_seconds=0.5))
+    monkeypatch.setattr(executor_module, "Mirror", functools.partial(informer.Mirror, silence_seconds=0.5))
     async with kube.executor() as executor:
         await executor.create(a_spec(ONE), Marks())
         await in_state(executor, ONE, AttemptState.RUNNING)
@@ -149,7 +149,7 @@ async def test_a_replica_whose_watch_is_silent_for_long_says_so_until_it_hears_a
 async def test_watches_that_end_at_once_are_not_opened_as_fast_as_possible(
     kube: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "BACKOFF_SECONDS", (0.2, 30.0))
+    monkeypatch.setattr(informer, "BACKOFF_SECONDS", (0.2, 30.0))
     fault = kube.server.faults.empty(verb="watch", times=None)
     async with kube.executor() as executor:
         await eventually(lambda: len(kube.server.calls(verb="watch")) >= 2)
@@ -165,7 +165,7 @@ async def test_watches_that_end_at_once_are_not_opened_as_fast_as_possible(
 async def test_versions_that_are_always_too_old_do_not_make_lists_follow_each_other_at_once(
     kube: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "BACKOFF_SECONDS", (0.2, 30.0))
+    monkeypatch.setattr(informer, "BACKOFF_SECONDS", (0.2, 30.0))
     fault = kube.server.faults.gone(times=None)
     async with kube.executor() as executor:
         await eventually(lambda: fault.hits >= 2)
@@ -317,7 +317,7 @@ async def test_another_pod_of_the_same_name_is_another_record(kube: Replicas) ->
 async def test_a_list_longer_than_a_page_is_read_whole_and_begun_anew_when_it_is_interrupted(
     kube: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "PAGE_OBJECTS", 3)
+    monkeypatch.setattr(informer, "PAGE_OBJECTS", 3)
     names = {f"build-{number}" for number in range(10)}
     async with kube.executor() as executor:
         for name in names:

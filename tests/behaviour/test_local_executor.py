@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from blockbuster import blockbuster_ctx
 
+from rabbit2docker.consumer.executors.base import AttemptName, AttemptState, Marks, MissingLines
+from rabbit2docker.consumer.executors.local import LocalExecutor, state_directory
 from rabbit2docker.errors import ConfigurationError, ExecutorUnavailable
-from rabbit2docker.executors.base import AttemptName, AttemptState, Marks, MissingLines
-from rabbit2docker.executors.local import LocalExecutor, files
 from rabbit2docker.settings import DockerSettings, LocalSettings, Settings
 from tests.behaviour.test_executors import (
     ONE,
@@ -53,7 +53,7 @@ async def test_a_state_directory_that_cannot_be_made_is_a_wrong_setting(tmp_path
 
 
 async def test_a_record_whose_service_died_before_the_builder_started_gets_one(stage: LocalStage) -> None:
-    dying = files.StateDirectory(stage.state)
+    dying = state_directory.StateDirectory(stage.state)
     await asyncio.to_thread(dying.open)
     await asyncio.to_thread(dying.make, a_spec(ONE), Marks(), {})
     await asyncio.to_thread(dying.close)
@@ -222,7 +222,7 @@ async def test_a_full_disk_is_said_and_passes(stage: LocalStage, monkeypatch: py
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         with monkeypatch.context() as patch:
-            patch.setattr(files, "write_whole", full)
+            patch.setattr(state_directory, "write_whole", full)
             with pytest.raises(ExecutorUnavailable, match="is full"):
                 await make(stage, executor, "build-two")
             with pytest.raises(ExecutorUnavailable, match="is full"):

@@ -10,9 +10,9 @@ from urllib.parse import quote
 import aio_pika
 import pytest
 
-from rabbit2docker.broker.broker import publishing
-from rabbit2docker.broker.dead_letters import dead_letters
-from rabbit2docker.broker.requester import Requester
+from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.dead_letters import dead_letters
+from rabbit2docker.amqp.request_publisher import Requester
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.events import Accepted, Cancelled, Completed, Failed, Progress, Rejected
 from rabbit2docker_schemas.ids import build_id_of

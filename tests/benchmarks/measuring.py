@@ -16,9 +16,9 @@ from typing import Any
 
 from yarl import URL
 
-from rabbit2docker.broker import declare
-from rabbit2docker.broker.broker import publishing
-from rabbit2docker.broker.requester import Requester
+from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.request_publisher import Requester
 from rabbit2docker.settings import AmqpSettings, Settings, load_settings
 from tests.support.consumer import Consumer
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import psutil
 
-from rabbit2docker.broker import declare
-from rabbit2docker.broker.broker import publishing
-from rabbit2docker.broker.requester import Requester
-from rabbit2docker.builder import BUILDER_PATH
-from rabbit2docker.executors.kubernetes.manifest import builder_config_map
+from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.request_publisher import Requester
+from rabbit2docker.consumer.builder import BUILDER_PATH
+from rabbit2docker.consumer.executors.kubernetes.manifest import builder_config_map
 from rabbit2docker.settings import AmqpSettings, Settings
 from tests.benchmarks import pod
 from tests.benchmarks.measuring import own_vhost

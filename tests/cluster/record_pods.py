@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from rabbit2docker.consumer.executors.kubernetes.client import JSON_PATCH, ApiClient, Refused
+from rabbit2docker.consumer.executors.kubernetes.manifest import FINALIZER
+from rabbit2docker.consumer.executors.kubernetes.rate_limiter import Urgency
 from rabbit2docker.errors import ExecutorUnavailable
-from rabbit2docker.executors.kubernetes.client import JSON_PATCH, ApiClient, Refused
-from rabbit2docker.executors.kubernetes.manifest import FINALIZER
-from rabbit2docker.executors.kubernetes.pace import Urgency
 from rabbit2docker.settings import KubernetesSettings
 
 Json = dict[str, Any]

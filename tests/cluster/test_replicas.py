@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rabbit2docker.broker import declare
-from rabbit2docker.broker.broker import publishing
-from rabbit2docker.broker.requester import Requester
+from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.request_publisher import Requester
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Completed
 from rabbit2docker_schemas.requests import BuildRequest

@@ -19,10 +19,10 @@ from tornado.web import create_signed_value
 
 from rabbit2docker.cli.information import settings as list_settings
 from rabbit2docker.errors import ConfigurationError
+from rabbit2docker.hub.service import HubApi
+from rabbit2docker.hub.store.store import Store
+from rabbit2docker.hub.web.auth import make_guard
 from rabbit2docker.settings import HubSettings
-from rabbit2docker_hub.store.store import Store
-from rabbit2docker_hub.web.guards import make_guard
-from rabbit2docker_hub.web.server import HubApi
 from rabbit2docker_schemas.events import AnyEventData
 from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.requests import BuildRequest

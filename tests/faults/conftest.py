@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rabbit2docker.broker.broker import publishing
-from rabbit2docker.broker.requester import Requester
+from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.request_publisher import Requester
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.requests import BuildRequest
 from tests.support.consumer import Consumer

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rabbit2docker.broker import declare
-from rabbit2docker.broker.broker import publishing
-from rabbit2docker.broker.requester import Requester
+from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.request_publisher import Requester
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.events import Cancelled, Completed, Failed
 from rabbit2docker_schemas.ids import build_id_of

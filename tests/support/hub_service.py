@@ -18,12 +18,12 @@ import aiohttp
 from yarl import URL
 
 from rabbit2docker.errors import BrokerUnavailable
+from rabbit2docker.hub.service import http_server, listening, make_application
+from rabbit2docker.hub.store.models import BuildRecords
+from rabbit2docker.hub.store.store import Store
+from rabbit2docker.hub.web.base import HealthCheck
+from rabbit2docker.hub.web.queue_position import Looking
 from rabbit2docker.settings import AmqpSettings, HubSettings, Settings
-from rabbit2docker_hub.store.records import BuildRecords
-from rabbit2docker_hub.store.store import Store
-from rabbit2docker_hub.web.handlers import HealthCheck
-from rabbit2docker_hub.web.queueing import Looking
-from rabbit2docker_hub.web.server import http_server, listening, make_application
 from rabbit2docker_schemas import events, ids
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.ids import RequestId

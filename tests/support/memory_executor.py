@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
-from rabbit2docker.errors import RecordMissing, TransientError
-from rabbit2docker.executors.base import (
+from rabbit2docker.consumer.executors.base import (
     Attempt,
     AttemptName,
     AttemptSpec,
@@ -25,6 +24,7 @@ from rabbit2docker.executors.base import (
     Removed,
     Synced,
 )
+from rabbit2docker.errors import RecordMissing, TransientError
 from rabbit2docker_schemas.events import Phase
 
 BATCH_LINES = 1000

@@ -12,9 +12,9 @@ from typing import Any
 import aio_pika
 from jsonschema import Draft202012Validator, FormatChecker
 
-from rabbit2docker.broker.stream import reading
+from rabbit2docker.amqp.stream import reading
+from rabbit2docker.client.resequencer import Merged
 from rabbit2docker.settings import AmqpSettings
-from rabbit2docker_hub.merging import Merged
 from rabbit2docker_schemas import documents
 from rabbit2docker_schemas.cloudevents import Event, read_event, schema_name
 from rabbit2docker_schemas.events import Accepted, Gap, Log

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from rabbit2docker.executors.base import (
+from rabbit2docker.consumer.executors.base import (
     Attempt,
     AttemptName,
     AttemptSpec,

@@ -9,9 +9,9 @@ from typing import Any
 
 import aio_pika
 
-from rabbit2docker.broker import declare
-from rabbit2docker.broker.broker import publishing
-from rabbit2docker.broker.requester import Requester
+from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.request_publisher import Requester
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Accepted, Cancelled, Completed, Failed, Progress, Rejected

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rabbit2docker.intake.capacity import split_credit
+from rabbit2docker.consumer.intake.capacity import split_credit
 from rabbit2docker_schemas.routing import BULK_QUEUE, REQUESTS_QUEUE
 
 

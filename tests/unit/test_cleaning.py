@@ -2,9 +2,9 @@
 
 from datetime import timedelta
 
-from rabbit2docker.attempts import Attempts
-from rabbit2docker.cleaning import Cleaner, is_overdue
-from rabbit2docker.executors.base import AttemptName, AttemptState, Marks
+from rabbit2docker.consumer.attempt_cache import Attempts
+from rabbit2docker.consumer.cleaner import Cleaner, is_overdue
+from rabbit2docker.consumer.executors.base import AttemptName, AttemptState, Marks
 from tests.support.members import owning
 from tests.support.memory_executor import MemoryExecutor, MemoryWorld
 from tests.support.records import NOW, a_spec, an_attempt

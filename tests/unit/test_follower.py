@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from rabbit2docker.announce import Announcer
-from rabbit2docker.attempts import Attempts
+from rabbit2docker.consumer.attempt_cache import Attempts
+from rabbit2docker.consumer.event_publisher import Announcer
+from rabbit2docker.consumer.executors.base import Attempt, AttemptName, Marks
+from rabbit2docker.consumer.following.follower import Follower, Tools
 from rabbit2docker.errors import RegistryUnavailable
-from rabbit2docker.executors.base import Attempt, AttemptName, Marks
-from rabbit2docker.following.follower import Follower, Tools
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Cancelled, Completed, Failed, Log, Phase, Progress
 from tests.support.memory_executor import MemoryExecutor, MemoryWorld

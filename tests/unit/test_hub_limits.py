@@ -12,15 +12,14 @@ import jwt
 import pytest
 
 from rabbit2docker import metrics
+from rabbit2docker.consumer.providers.catalog import Providers
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, ConfigurationError, StoreUnavailable
-from rabbit2docker.providers.catalog import Providers
-from rabbit2docker.settings import HubSettings, ProviderSettings
-from rabbit2docker_hub.store.records import Allowance
-from rabbit2docker_hub.store.store import Store
-from rabbit2docker_hub.web import queueing
-from rabbit2docker_hub.web.build_tokens import BuildTokens, InvalidBuildToken, mint, origin_of
-from rabbit2docker_hub.web.guards import User
-from rabbit2docker_hub.web.limits import (
+from rabbit2docker.hub.store.models import Allowance
+from rabbit2docker.hub.store.store import Store
+from rabbit2docker.hub.web import queue_position
+from rabbit2docker.hub.web.auth import User
+from rabbit2docker.hub.web.build_tokens import BuildTokens, InvalidBuildToken, mint, origin_of
+from rabbit2docker.hub.web.limits import (
     Banned,
     Limits,
     TooMany,
@@ -31,8 +30,9 @@ from rabbit2docker_hub.web.limits import (
     read_address,
     read_networks,
 )
-from rabbit2docker_hub.web.queueing import Queueing
-from rabbit2docker_hub.web.repositories import KINDS
+from rabbit2docker.hub.web.queue_position import Queueing
+from rabbit2docker.hub.web.repositories import KINDS
+from rabbit2docker.settings import HubSettings, ProviderSettings
 from rabbit2docker_schemas import events, ids
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.reasons import CATEGORY_OF, HINT_OF, FailureReason
@@ -358,12 +358,12 @@ class Line:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, length: int = 0) -> None:
         for name in ("PATIENCE_SECONDS", "LOOK_SECONDS", "RETRY_SECONDS"):
-            monkeypatch.setattr(queueing, name, 0.01)
+            monkeypatch.setattr(queue_position, name, 0.01)
         self.length, self.looks, self.open, self.times = length, 0, 0, 0
         self.problem: Exception | None = None
 
     @asynccontextmanager
-    async def looking(self) -> AsyncIterator[queueing.Depth]:
+    async def looking(self) -> AsyncIterator[queue_position.Depth]:
         self.times += 1
         if self.problem:
             raise self.problem
@@ -422,7 +422,7 @@ class TestQueue:
         assert [knowing.find(name) is not None for name in "abc"] == [False, True, True]
 
     def test_requests_that_are_remembered_have_a_bound(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(queueing, "ASKED", 2)
+        monkeypatch.setattr(queue_position, "ASKED", 2)
         knowing = Queueing(None)
         for at, name in enumerate("abc"):
             knowing.asked(name, float(at))

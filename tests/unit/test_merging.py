@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rabbit2docker_hub.merging import InOrder, Merged, Once
+from rabbit2docker.client.resequencer import InOrder, Merged, Once
 from rabbit2docker_schemas import examples, ids
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Completed, Gap, Kind, Log, LogLine, Phase

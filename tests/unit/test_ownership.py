@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rabbit2docker.announce import Announcer
-from rabbit2docker.attempts import Attempts
-from rabbit2docker.cleaning import Cleaner, due
+from rabbit2docker.consumer.attempt_cache import Attempts
+from rabbit2docker.consumer.cleaner import Cleaner, due
+from rabbit2docker.consumer.event_publisher import Announcer
+from rabbit2docker.consumer.executors.base import Attempt, AttemptName, AttemptState, Hopeless, Marks, Members
+from rabbit2docker.consumer.following.follower import Tools
+from rabbit2docker.consumer.following.outcome import Evidence, InRegistry, judge
+from rabbit2docker.consumer.following.supervisor import Crew
+from rabbit2docker.consumer.ownership import Ownership, Slots, shares
 from rabbit2docker.errors import ExecutorUnavailable
-from rabbit2docker.executors.base import Attempt, AttemptName, AttemptState, Hopeless, Marks, Members
-from rabbit2docker.following.crew import Crew
-from rabbit2docker.following.follower import Tools
-from rabbit2docker.following.verdict import Evidence, InRegistry, judge
-from rabbit2docker.ownership import Ownership, Slots, shares
-from rabbit2docker.rendezvous import ranked
+from rabbit2docker.hashing import ranked
 from rabbit2docker.settings import LimitSettings, Settings
 from rabbit2docker_schemas.events import Completed, Failed
 from rabbit2docker_schemas.reasons import FailureReason

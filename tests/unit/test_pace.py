@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from rabbit2docker.executors.kubernetes.pace import Pace, Urgency
+from rabbit2docker.consumer.executors.kubernetes.rate_limiter import Pace, Urgency
 
 pytestmark = pytest.mark.looptime
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rabbit2docker.executors.base import AttemptName, AttemptSpec, Marks, StoredOutcome
-from rabbit2docker.executors.kubernetes import manifest
-from rabbit2docker.executors.kubernetes.client import JSON_PATCH
-from rabbit2docker.executors.kubernetes.executor import KubernetesExecutor
-from rabbit2docker.executors.kubernetes.manifest import (
+from rabbit2docker.consumer.executors.base import AttemptName, AttemptSpec, Marks, StoredOutcome
+from rabbit2docker.consumer.executors.kubernetes import manifest
+from rabbit2docker.consumer.executors.kubernetes.client import JSON_PATCH
+from rabbit2docker.consumer.executors.kubernetes.executor import KubernetesExecutor
+from rabbit2docker.consumer.executors.kubernetes.manifest import (
     FINALIZER,
     MARKS,
     MARKS_VERSION,
@@ -30,11 +30,11 @@ from rabbit2docker.executors.kubernetes.manifest import (
     told_in_pod,
     without_finalizer,
 )
-from rabbit2docker.executors.kubernetes.models import Pod
-from rabbit2docker.following.follower import TAIL_BYTES
-from rabbit2docker.following.progress import last_of
-from rabbit2docker.following.verdict import stored
-from rabbit2docker.rendezvous import ranked
+from rabbit2docker.consumer.executors.kubernetes.models import Pod
+from rabbit2docker.consumer.following.follower import TAIL_BYTES
+from rabbit2docker.consumer.following.outcome import stored
+from rabbit2docker.consumer.following.progress import last_of
+from rabbit2docker.hashing import ranked
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Failed
 from rabbit2docker_schemas.ids import RequestId, build_id_of

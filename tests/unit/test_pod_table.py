@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rabbit2docker.executors.base import AttemptState, Marks
-from rabbit2docker.executors.kubernetes.leftovers import is_orphan, is_stuck
-from rabbit2docker.executors.kubernetes.manifest import FINALIZER, SPEC
-from rabbit2docker.executors.kubernetes.models import Event, EventList, Pod
-from rabbit2docker.executors.kubernetes.table import (
+from rabbit2docker.consumer.executors.base import AttemptState, Marks
+from rabbit2docker.consumer.executors.kubernetes.gc import is_orphan, is_stuck
+from rabbit2docker.consumer.executors.kubernetes.manifest import FINALIZER, SPEC
+from rabbit2docker.consumer.executors.kubernetes.models import Event, EventList, Pod
+from rabbit2docker.consumer.executors.kubernetes.pod_status import (
     CONTAINER_REASONS,
     DISRUPTIONS,
     EVENT_REASONS,
@@ -31,7 +31,7 @@ from rabbit2docker.executors.kubernetes.table import (
     read_result,
     see,
 )
-from rabbit2docker.following.verdict import Evidence, InRegistry, RetryWanted, Verdict, judge
+from rabbit2docker.consumer.following.outcome import Evidence, InRegistry, RetryWanted, Verdict, judge
 from rabbit2docker_schemas.events import Cancelled, Completed, Failed
 from rabbit2docker_schemas.reasons import CATEGORY_OF, Category, FailureReason
 from tests.support.records import a_spec, an_attempt

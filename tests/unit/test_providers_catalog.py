@@ -2,8 +2,8 @@
 
 import pytest
 
+from rabbit2docker.consumer.providers.catalog import NOT_YET, Providers
 from rabbit2docker.errors import ConfigurationError, RequestRejected
-from rabbit2docker.providers.catalog import NOT_YET, Providers
 from rabbit2docker.repository_urls import from_url
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.reasons import RejectReason

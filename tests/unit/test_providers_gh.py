@@ -9,8 +9,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from rabbit2docker.consumer.providers.gh import GitHubProvider
 from rabbit2docker.errors import ProviderUnavailable, RequestRejected
-from rabbit2docker.providers.gh import GitHubProvider
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.reasons import RejectReason
 from tests.support.github import FOO_MAIN, MAIN, PULL, SAME_BRANCH, SAME_TAG, TAGGED, FakeGitHub, sha

@@ -12,9 +12,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from rabbit2docker.consumer.providers.address_policy import AddressPolicy
+from rabbit2docker.consumer.providers.git import GitProvider
 from rabbit2docker.errors import ProviderUnavailable, RequestRejected
-from rabbit2docker.providers.git import GitProvider
-from rabbit2docker.providers.urls import AddressPolicy
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.reasons import RejectReason
 

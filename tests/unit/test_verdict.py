@@ -2,8 +2,8 @@
 
 import pytest
 
-from rabbit2docker.executors.base import AttemptState, BuilderResult, Marks
-from rabbit2docker.following.verdict import (
+from rabbit2docker.consumer.executors.base import AttemptState, BuilderResult, Marks
+from rabbit2docker.consumer.following.outcome import (
     Evidence,
     InRegistry,
     RetryWanted,

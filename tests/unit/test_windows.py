@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from rabbit2docker_hub.windows import EVENT_BYTES, LINE_BYTES, Recent, Window, weight
+from rabbit2docker.client.buffers import EVENT_BYTES, LINE_BYTES, Recent, Window, weight
 from rabbit2docker_schemas import ids
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Log, LogLine, Phase, Progress

@@ -33,7 +33,7 @@ def hub(
         settings = settings.model_copy(update={"hub": settings.hub.model_copy(update=changed)})
         logs.configure(settings.logging)
         try:
-            from rabbit2docker_hub.web.server import run
+            from rabbit2docker.hub.service import run
         except ImportError as error:
             raise ConfigurationError(
                 f"The service for a JupyterHub needs {error.name}: pip install 'rabbit2docker[hub]'."

@@ -7,7 +7,7 @@ import typer
 
 from rabbit2docker import logs
 from rabbit2docker.cli.exits import explained
-from rabbit2docker.service import run as run_service
+from rabbit2docker.consumer.service import run as run_service
 from rabbit2docker.settings import ExecutorKind, load_settings
 
 
