@@ -15,7 +15,7 @@ from rabbit2docker.amqp import declare
 from rabbit2docker.amqp.broker import Broker, publishing
 from rabbit2docker.amqp.dead_letters import dead_letters
 from rabbit2docker.amqp.ports import Delivery
-from rabbit2docker.amqp.request_publisher import Requester
+from rabbit2docker.amqp.request_publisher import RequestPublisher
 from rabbit2docker.amqp.topology import as_definitions, make_topology
 from rabbit2docker.client import History
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
@@ -55,7 +55,7 @@ async def running(settings: Settings) -> AsyncIterator[Broker]:
 
 async def ask(settings: Settings, *requests: BuildRequest) -> None:
     async with publishing(settings, wait_seconds=20) as publisher:
-        requester = Requester(publisher, settings.tenant)
+        requester = RequestPublisher(publisher, settings.tenant)
         for request in requests:
             await requester.request(request)
 

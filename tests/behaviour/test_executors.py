@@ -13,12 +13,12 @@ from rabbit2docker.consumer.executors.base import (
     Attempt,
     AttemptName,
     AttemptState,
+    AttemptStatus,
     BuilderLine,
     Change,
     Changed,
     Executor,
     Lines,
-    Marks,
     MissingLines,
     Removed,
     Synced,
@@ -54,9 +54,9 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         stage.close()
 
 
-async def make(stage: Stage, executor: Executor, name: str = ONE, marks: Marks | None = None) -> Made:
+async def make(stage: Stage, executor: Executor, name: str = ONE, marks: AttemptStatus | None = None) -> Made:
     stage.prepare(name)
-    return await executor.create(a_spec(name), marks or Marks())
+    return await executor.create(a_spec(name), marks or AttemptStatus())
 
 
 def left(iterator: AsyncIterator[T]) -> aclosing[AsyncGenerator[T, None]]:
@@ -116,13 +116,13 @@ def flat(batches: list[Lines]) -> list[BuilderLine]:
     return [line for batch in batches if isinstance(batch, list) for line in batch]
 
 
-def with_request(name: str) -> Callable[[Marks], Marks]:
+def with_request(name: str) -> Callable[[AttemptStatus], AttemptStatus]:
     return lambda marks: marks.model_copy(update={"requests": {**marks.requests, name: "digest"}})
 
 
 async def test_making_a_record_starts_its_builder(stage: Stage) -> None:
     async with stage.service() as executor:
-        made, is_new = await make(stage, executor, marks=Marks(requests={"wish": "digest"}))
+        made, is_new = await make(stage, executor, marks=AttemptStatus(requests={"wish": "digest"}))
         assert is_new
         assert made.spec == a_spec(ONE)
         assert made.marks.requests == {"wish": "digest"}
@@ -137,10 +137,10 @@ async def test_a_second_record_of_the_same_name_is_the_first(stage: Stage) -> No
     async with stage.service() as executor:
         await make(stage, executor)
         other = a_spec(ONE, image="registry.example/other:1")
-        again, is_new = await executor.create(other, Marks(requests={"other": "digest"}))
+        again, is_new = await executor.create(other, AttemptStatus(requests={"other": "digest"}))
         assert not is_new
         assert again.spec == a_spec(ONE)
-        assert again.marks == Marks()
+        assert again.marks == AttemptStatus()
         stage.end(ONE)
 
 

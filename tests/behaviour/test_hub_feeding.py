@@ -18,7 +18,7 @@ from rabbit2docker.amqp.broker import publishing
 from rabbit2docker.amqp.publisher import ConfirmedPublisher
 from rabbit2docker.errors import AccessRefused
 from rabbit2docker.hub import ingest
-from rabbit2docker.hub.ingest import Feeder
+from rabbit2docker.hub.ingest import Ingester
 from rabbit2docker.hub.store.models import BuildQuery, BuildState
 from rabbit2docker.hub.store.store import Store
 from rabbit2docker.settings import AmqpSettings, HubSettings, Settings
@@ -64,9 +64,9 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 
 @asynccontextmanager
-async def fed(store: Store, settings: Settings) -> AsyncIterator[Feeder]:
+async def fed(store: Store, settings: Settings) -> AsyncIterator[Ingester]:
     """Feed the store for a time."""
-    feeder = Feeder(store, settings)
+    feeder = Ingester(store, settings)
     running = asyncio.create_task(feeder.run())
     try:
         yield feeder
@@ -319,7 +319,7 @@ class TestAbsences:
     ) -> None:
         amqp = AmqpSettings.model_validate({"url": rabbitmq.url(vhost, user="guest:wrong")})
         with pytest.raises(AccessRefused, match="check user and password"):
-            await Feeder(store, settings.model_copy(update={"amqp": amqp})).run()
+            await Ingester(store, settings.model_copy(update={"amqp": amqp})).run()
 
 
 class TestSeveralServices:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from rabbit2docker.consumer.executors.base import AttemptName, AttemptState, Marks
+from rabbit2docker.consumer.executors.base import AttemptName, AttemptState, AttemptStatus
 from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor, gc, manifest
 from rabbit2docker.errors import ExecutorUnavailable
 from rabbit2docker.settings import Settings, TenantCredentials
@@ -61,7 +61,7 @@ def content(kube: Replicas, name: str = SECRET) -> str:
 
 
 async def made(executor: KubernetesExecutor, tenant: str = "physics") -> None:
-    await executor.create(a_spec(ONE, tenant=tenant), Marks())
+    await executor.create(a_spec(ONE, tenant=tenant), AttemptStatus())
     await in_state(executor, ONE, AttemptState.RUNNING)
 
 
@@ -86,7 +86,7 @@ async def test_git_credentials_of_a_tenant_are_in_a_secret_that_goes_with_the_po
 async def test_a_tenant_pushes_with_its_own_secret_and_others_with_the_common_one(kube: Replicas) -> None:
     async with kube.executor(tenants=TENANTS, push_secret="common-push") as executor:
         await made(executor)
-        await executor.create(a_spec("build-two", tenant="biology"), Marks())
+        await executor.create(a_spec("build-two", tenant="biology"), AttemptStatus())
 
     def pushes_with(name: str) -> list[str]:
         volumes = kube.cluster.pod(name)["spec"]["volumes"]
@@ -126,7 +126,7 @@ async def test_credentials_whose_creation_was_not_answered_are_used_when_it_is_r
     async with kube.executor(tenants=TENANTS) as executor:
         kube.server.faults.drop_after(verb="create", resource="secrets")
         with pytest.raises(ExecutorUnavailable):
-            await executor.create(a_spec(ONE, tenant="physics"), Marks())
+            await executor.create(a_spec(ONE, tenant="physics"), AttemptStatus())
         await made(executor)
         assert content(kube) == CREDENTIALS + "\n"
         assert "ownerReferences" in data_of(kube, SECRETS, SECRET)["metadata"]

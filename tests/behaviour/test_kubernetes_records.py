@@ -14,8 +14,8 @@ from rabbit2docker.consumer.executors.base import (
     Attempt,
     AttemptName,
     AttemptState,
+    AttemptStatus,
     Changed,
-    Marks,
     Removed,
     StoredOutcome,
 )
@@ -39,20 +39,20 @@ from tests.support.waiting import eventually
 OUTCOME = StoredOutcome(kind="completed", data={"image": "registry.example.org/build-one:0"})
 
 
-def decided(marks: Marks) -> Marks:
+def decided(marks: AttemptStatus) -> AttemptStatus:
     return marks.model_copy(update={"outcome": OUTCOME})
 
 
-def reported(marks: Marks) -> Marks:
+def reported(marks: AttemptStatus) -> AttemptStatus:
     return marks.model_copy(update={"reported": True, "reported_at": utc_now()})
 
 
-def cancelled_by(who: str, message: str) -> Callable[[Marks], Marks]:
+def cancelled_by(who: str, message: str) -> Callable[[AttemptStatus], AttemptStatus]:
     return lambda marks: marks.model_copy(update={"cancelled_by": who, "cancel_message": message})
 
 
 async def running(executor: KubernetesExecutor, name: AttemptName = ONE) -> Attempt:
-    await executor.create(a_spec(name), Marks())
+    await executor.create(a_spec(name), AttemptStatus())
     return await in_state(executor, name, AttemptState.RUNNING)
 
 
@@ -108,7 +108,7 @@ async def test_marks_that_replicas_write_at_once_are_all_kept(kube: Replicas) ->
 
 
 async def test_an_outcome_is_decided_once_even_by_two_at_the_same_moment(kube: Replicas) -> None:
-    def decide(kind: str) -> Callable[[Marks], Marks]:
+    def decide(kind: str) -> Callable[[AttemptStatus], AttemptStatus]:
         outcome = StoredOutcome(kind=kind, data={})
         return lambda marks: marks if marks.outcome else marks.model_copy(update={"outcome": outcome})
 
@@ -164,9 +164,9 @@ async def test_marks_that_somebody_spoilt_do_not_stop_the_build(kube: Replicas) 
     async with kube.executor() as executor:
         await running(executor)
         kube.cluster.edit(
-            ONE, lambda data: data["metadata"]["annotations"].update({manifest.MARKS: "{nonsense"})
+            ONE, lambda data: data["metadata"]["annotations"].update({manifest.STATUS: "{nonsense"})
         )
-        kube.cluster.edit(ONE, lambda data: data["metadata"]["annotations"].pop(manifest.MARKS_VERSION))
+        kube.cluster.edit(ONE, lambda data: data["metadata"]["annotations"].pop(manifest.STATUS_VERSION))
         await executor.mark(ONE, with_request("wish"))
         attempt = await executor.mark(ONE, decided)
         assert (set(attempt.marks.requests), attempt.marks.outcome) == ({"wish"}, OUTCOME)
@@ -180,13 +180,13 @@ async def test_a_mark_never_lands_on_another_pod_of_the_same_name(kube: Replicas
         await eventually(lambda: fault.hits)
         kube.cluster.vanish(ONE)
         assert await other.get(ONE) is None
-        await other.create(a_spec(ONE), Marks())
+        await other.create(a_spec(ONE), AttemptStatus())
         fault.release()
         with pytest.raises(RecordMissing):
             await marking
         attempt = await other.get(ONE)
         assert attempt is not None
-        assert attempt.marks == Marks()
+        assert attempt.marks == AttemptStatus()
 
 
 # -- creation
@@ -196,14 +196,14 @@ async def test_a_pod_whose_answer_was_lost_is_adopted(kube: Replicas) -> None:
     async with kube.executor() as executor:
         kube.server.faults.drop_after(verb="create", resource="pods")
         with pytest.raises(ExecutorUnavailable):
-            await executor.create(a_spec(ONE), Marks())
-        attempt, is_new = await executor.create(a_spec(ONE), Marks())
+            await executor.create(a_spec(ONE), AttemptStatus())
+        attempt, is_new = await executor.create(a_spec(ONE), AttemptStatus())
         assert not is_new
         assert attempt.spec == a_spec(ONE)
     async with kube.executor() as executor:
         # A service that starts anew asks before it has heard of anything.
         silence = kube.server.faults.hang(verb="list", times=None)
-        attempt, is_new = await executor.create(a_spec(ONE), Marks())
+        attempt, is_new = await executor.create(a_spec(ONE), AttemptStatus())
         assert not is_new
         silence.remove()
     assert kube.starts(ONE) == 1
@@ -213,14 +213,14 @@ async def test_replicas_that_create_at_once_make_one_pod(kube: Replicas) -> None
     async with kube.executor() as one, kube.executor() as two:
         for number in range(10):
             spec = a_spec(f"build-{number}")
-            made = await asyncio.gather(one.create(spec, Marks()), two.create(spec, Marks()))
+            made = await asyncio.gather(one.create(spec, AttemptStatus()), two.create(spec, AttemptStatus()))
             assert sorted(is_new for _, is_new in made) == [False, True]
 
 
 async def test_a_caller_that_is_cancelled_leaves_a_whole_record_behind(kube: Replicas) -> None:
     async with kube.executor() as executor:
         fault = kube.server.faults.hang(verb="create", resource="pods")
-        creating = asyncio.create_task(executor.create(a_spec(ONE), Marks()))
+        creating = asyncio.create_task(executor.create(a_spec(ONE), AttemptStatus()))
         await eventually(lambda: fault.hits)
         creating.cancel()
         await asyncio.gather(creating, return_exceptions=True)
@@ -233,7 +233,7 @@ async def test_a_pod_that_is_no_build_keeps_its_name(kube: Replicas, labels: dic
     foreign_pod(kube, labels)
     async with kube.executor() as executor:
         with pytest.raises(NameTaken):
-            await executor.create(a_spec(ONE), Marks())
+            await executor.create(a_spec(ONE), AttemptStatus())
         assert await executor.get(ONE) is None
         await executor.cancel(ONE)
         await executor.forget(ONE)
@@ -245,9 +245,9 @@ async def test_a_full_quota_is_waited_for_in_words_that_say_so(kube: Replicas) -
     async with kube.executor() as executor:
         await running(executor)
         with pytest.raises(ExecutorUnavailable, match=r"Waiting for room in the cluster's quota: .*builds"):
-            await executor.create(a_spec("build-two"), Marks())
+            await executor.create(a_spec("build-two"), AttemptStatus())
         kube.end(ONE)
-        _, is_new = await executor.create(a_spec("build-two"), Marks())
+        _, is_new = await executor.create(a_spec("build-two"), AttemptStatus())
         assert is_new
 
 
@@ -265,8 +265,8 @@ async def test_a_pod_that_is_not_taken_is_waited_for_with_the_servers_words(
     kube.server.faults.answer(status, message=message, verb="create", resource="pods")
     async with kube.executor() as executor:
         with pytest.raises(ExecutorUnavailable, match=message.split(":")[0].replace('"', ".")):
-            await executor.create(a_spec(ONE), Marks())
-        _, is_new = await executor.create(a_spec(ONE), Marks())
+            await executor.create(a_spec(ONE), AttemptStatus())
+        _, is_new = await executor.create(a_spec(ONE), AttemptStatus())
         assert is_new
 
 
@@ -275,7 +275,7 @@ async def test_how_long_the_server_wants_to_be_left_alone_is_handed_on(kube: Rep
     kube.server.faults.answer(status, retry_after=7, verb="create", resource="pods")
     async with kube.executor() as executor:
         with pytest.raises(ExecutorUnavailable) as refused:
-            await executor.create(a_spec(ONE), Marks())
+            await executor.create(a_spec(ONE), AttemptStatus())
         assert refused.value.retry_after == 7
 
 
@@ -287,10 +287,10 @@ async def test_a_call_that_is_not_answered_ends_and_what_it_did_is_found_later(
         monkeypatch.setattr(ApiClient, "call", functools.partialmethod(ApiClient.call, seconds=0.3))
         fault = kube.server.faults.hang(verb="create", resource="pods")
         with pytest.raises(ExecutorUnavailable, match="does not answer"):
-            await executor.create(a_spec(ONE), Marks())
+            await executor.create(a_spec(ONE), AttemptStatus())
         fault.release()
         monkeypatch.undo()
-        await executor.create(a_spec(ONE), Marks())
+        await executor.create(a_spec(ONE), AttemptStatus())
         await in_state(executor, ONE, AttemptState.RUNNING)
     assert kube.starts(ONE) == 1
 
@@ -343,7 +343,7 @@ async def test_credentials_that_are_refused_for_good_are_waited_for_and_not_read
         kube.server.token = "another"
         for _ in range(20):
             with pytest.raises(ExecutorUnavailable, match="Unauthorized"):
-                await executor.create(a_spec(ONE), Marks())
+                await executor.create(a_spec(ONE), AttemptStatus())
         kube.server.token = None
         await running(executor)
         assert logins <= 3
@@ -414,7 +414,7 @@ async def in_the_watch(kube: Replicas, executor: KubernetesExecutor) -> None:
     """Return when the executor's watch has told all that happened so far."""
     name = AttemptName("build-marker")
     async with kube.executor() as other:
-        await other.create(a_spec(name), Marks())
+        await other.create(a_spec(name), AttemptStatus())
     await eventually(lambda: name in executor._records)
 
 
@@ -424,14 +424,14 @@ async def test_a_pod_whose_creation_is_answered_after_its_end_leaves_no_ghost(
     async with kube.executor() as executor:
         await running(executor, AttemptName("build-first"))
         async with answers_held(monkeypatch, "POST") as arrived:
-            creating = asyncio.create_task(executor.create(a_spec(ONE), Marks()))
+            creating = asyncio.create_task(executor.create(a_spec(ONE), AttemptStatus()))
             await eventually(lambda: arrived())
             await in_state(executor, ONE, AttemptState.RUNNING)
             kube.cluster.vanish(ONE)
             await eventually(lambda: ONE not in executor._records)
         await asyncio.gather(creating, return_exceptions=True)
         assert ONE not in executor._records
-        _, is_new = await executor.create(a_spec(ONE), Marks())
+        _, is_new = await executor.create(a_spec(ONE), AttemptStatus())
         assert is_new
 
 
@@ -455,7 +455,7 @@ async def test_a_report_whose_answer_was_lost_with_the_pod_is_as_good(kube: Repl
 async def test_a_build_that_no_node_took_can_be_cancelled(kube: Replicas) -> None:
     kube.cluster.automatic = False
     async with kube.executor() as executor:
-        await executor.create(a_spec(ONE), Marks())
+        await executor.create(a_spec(ONE), AttemptStatus())
         kube.cluster.unschedulable(ONE)
         await executor.cancel(ONE)
         attempt = await in_state(executor, ONE, AttemptState.ENDED)
@@ -468,7 +468,7 @@ async def test_a_build_that_no_node_took_can_be_cancelled(kube: Replicas) -> Non
 async def test_a_build_whose_container_waits_can_be_cancelled(kube: Replicas) -> None:
     kube.cluster.automatic = False
     async with kube.executor() as executor:
-        await executor.create(a_spec(ONE), Marks())
+        await executor.create(a_spec(ONE), AttemptStatus())
         kube.cluster.schedule(ONE)
         kube.cluster.waiting(ONE, "ErrImagePull", "no such image")
         await executor.cancel(ONE)
@@ -535,7 +535,7 @@ async def test_a_cancel_never_hits_another_pod_of_the_same_name(kube: Replicas) 
         await eventually(lambda: fault.hits)
         kube.cluster.vanish(ONE)
         assert await other.get(ONE) is None
-        await other.create(a_spec(ONE), Marks())
+        await other.create(a_spec(ONE), AttemptStatus())
         fault.release()
         await cancelling
         attempt = await other.get(ONE)
@@ -578,9 +578,9 @@ async def test_a_forgotten_pod_that_somebody_else_holds_on_to_is_no_stranger_to_
         await executor.forget(ONE)
         assert kube.cluster.exists(ONE)
         with pytest.raises(ExecutorUnavailable, match="still being removed"):
-            await executor.create(a_spec(ONE), Marks())
+            await executor.create(a_spec(ONE), AttemptStatus())
         kube.cluster.vanish(ONE)
-        _, is_new = await executor.create(a_spec(ONE), Marks())
+        _, is_new = await executor.create(a_spec(ONE), AttemptStatus())
         assert is_new
 
 
@@ -603,7 +603,7 @@ async def test_a_build_costs_at_most_six_calls_whatever_the_number_of_replicas_t
         await ended(kube, executor, AttemptName("build-first"))
         await eventually(lambda: len(kube.server.streams("watch")) == 6)
         before = len(kube.server.requests)
-        await executor.create(a_spec(ONE), Marks(requests={"wish": "digest"}))
+        await executor.create(a_spec(ONE), AttemptStatus(requests={"wish": "digest"}))
         reading = asyncio.create_task(read_all(executor))
         kube.write(ONE, "first")
         await eventually(lambda: kube.server.streams("log", name=ONE))
@@ -621,10 +621,12 @@ async def test_a_build_costs_at_most_six_calls_whatever_the_number_of_replicas_t
 
 async def test_the_builders_program_is_delivered_once_for_all_builds(kube: Replicas) -> None:
     async with kube.executor() as executor:
-        await asyncio.gather(*(executor.create(a_spec(f"build-{number}"), Marks()) for number in range(10)))
+        await asyncio.gather(
+            *(executor.create(a_spec(f"build-{number}"), AttemptStatus()) for number in range(10))
+        )
         assert len(kube.server.calls(resource="configmaps")) == 1
     async with kube.executor() as executor:
-        await executor.create(a_spec(ONE), Marks())
+        await executor.create(a_spec(ONE), AttemptStatus())
         await in_state(executor, ONE, AttemptState.RUNNING)
     volumes = kube.cluster.pod(ONE)["spec"]["volumes"]
     names = [volume["configMap"]["name"] for volume in volumes if "configMap" in volume]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from blockbuster import blockbuster_ctx
 
-from rabbit2docker.consumer.executors.base import AttemptName, AttemptState, Marks, MissingLines
+from rabbit2docker.consumer.executors.base import AttemptName, AttemptState, AttemptStatus, MissingLines
 from rabbit2docker.consumer.executors.local import LocalExecutor, state_directory
 from rabbit2docker.errors import ConfigurationError, ExecutorUnavailable
 from rabbit2docker.settings import DockerSettings, LocalSettings, Settings
@@ -55,11 +55,11 @@ async def test_a_state_directory_that_cannot_be_made_is_a_wrong_setting(tmp_path
 async def test_a_record_whose_service_died_before_the_builder_started_gets_one(stage: LocalStage) -> None:
     dying = state_directory.StateDirectory(stage.state)
     await asyncio.to_thread(dying.open)
-    await asyncio.to_thread(dying.make, a_spec(ONE), Marks(), {})
+    await asyncio.to_thread(dying.make, a_spec(ONE), AttemptStatus(), {})
     await asyncio.to_thread(dying.close)
     stage.prepare(ONE)
     async with stage.service() as executor:
-        again, is_new = await executor.create(a_spec(ONE), Marks())
+        again, is_new = await executor.create(a_spec(ONE), AttemptStatus())
         assert not is_new
         assert again.is_live
         stage.write(ONE, "here")
@@ -147,7 +147,7 @@ async def test_a_cancel_whose_service_died_within_the_grace_is_carried_on_by_the
 async def test_a_builder_that_cannot_start_says_why_and_can_be_cancelled_for_good(stage: LocalStage) -> None:
     settings = Settings(local=LocalSettings(state_dir=stage.state))
     async with LocalExecutor(settings, builder_command=["/nonexistent/builder"]) as executor:
-        made, is_new = await executor.create(a_spec(ONE), Marks())
+        made, is_new = await executor.create(a_spec(ONE), AttemptStatus())
         assert is_new
         assert made.state is AttemptState.PENDING
         assert made.waiting_for == "The builder cannot be started: No such file or directory."
@@ -166,7 +166,7 @@ async def test_a_builder_that_cannot_start_says_why_and_can_be_cancelled_for_goo
 async def test_a_pending_record_starts_with_the_next_service_that_can(stage: LocalStage) -> None:
     settings = Settings(local=LocalSettings(state_dir=stage.state))
     async with LocalExecutor(settings, builder_command=["/nonexistent/builder"]) as executor:
-        await executor.create(a_spec(ONE), Marks())
+        await executor.create(a_spec(ONE), AttemptStatus())
     stage.prepare(ONE)
     async with stage.service() as executor:
         stage.end(ONE)
@@ -229,7 +229,7 @@ async def test_a_full_disk_is_said_and_passes(stage: LocalStage, monkeypatch: py
                 await executor.mark(ONE, with_request("wish"))
         attempt = await executor.get(ONE)
         assert attempt is not None
-        assert attempt.marks == Marks()
+        assert attempt.marks == AttemptStatus()
         assert await executor.get(AttemptName("build-two")) is None
         assert (await executor.mark(ONE, with_request("wish"))).marks.requests == {"wish": "digest"}
         _, is_new = await make(stage, executor, "build-two")
@@ -246,7 +246,7 @@ async def test_a_builder_is_told_no_settings_of_the_service(
         local=LocalSettings(state_dir=stage.state), docker=DockerSettings(config=tmp_path / "docker")
     )
     async with LocalExecutor(settings, builder_command=["sh", "-c", "env >&2"]) as executor:
-        await executor.create(a_spec(ONE), Marks())
+        await executor.create(a_spec(ONE), AttemptStatus())
         await in_state(executor, ONE, AttemptState.ENDED)
     environment = (stage.folder(ONE) / "builder.err").read_text()
     assert f"DOCKER_CONFIG={tmp_path / 'docker'}" in environment

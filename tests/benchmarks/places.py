@@ -13,7 +13,7 @@ import psutil
 
 from rabbit2docker.amqp import declare
 from rabbit2docker.amqp.broker import publishing
-from rabbit2docker.amqp.request_publisher import Requester
+from rabbit2docker.amqp.request_publisher import RequestPublisher
 from rabbit2docker.consumer.builder import BUILDER_PATH
 from rabbit2docker.consumer.executors.kubernetes.manifest import builder_config_map
 from rabbit2docker.settings import AmqpSettings, Settings
@@ -44,7 +44,7 @@ class Place:
 
     consumer: Consumer
     amqp: AmqpSettings
-    requester: Requester
+    requester: RequestPublisher
     site: Site | None = None
     simulated: Simulated | None = None
 
@@ -94,12 +94,12 @@ async def on_simulation(**variables: str) -> AsyncIterator[Place]:
 
 
 @asynccontextmanager
-async def _running(consumer: Consumer, amqp: AmqpSettings) -> AsyncIterator[Requester]:
+async def _running(consumer: Consumer, amqp: AmqpSettings) -> AsyncIterator[RequestPublisher]:
     settings = Settings(amqp=amqp)
     await declare.declare(settings)
     consumer.start_and_wait()
     async with publishing(settings, wait_seconds=20) as publisher:
-        yield Requester(publisher, "default")
+        yield RequestPublisher(publisher, "default")
 
 
 @contextmanager

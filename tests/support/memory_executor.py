@@ -13,12 +13,12 @@ from rabbit2docker.consumer.executors.base import (
     AttemptName,
     AttemptSpec,
     AttemptState,
+    AttemptStatus,
     BuilderLine,
     BuilderResult,
     Change,
     Changed,
     Lines,
-    Marks,
     Members,
     MissingLines,
     Removed,
@@ -37,7 +37,7 @@ def now() -> datetime:
 @dataclass
 class Record:
     spec: AttemptSpec
-    marks: Marks
+    marks: AttemptStatus
     state: AttemptState = AttemptState.PENDING
     waiting_for: str | None = None
     lines: list[BuilderLine] = field(default_factory=list)
@@ -175,7 +175,7 @@ class MemoryExecutor:
     ) -> None:
         pass
 
-    async def create(self, spec: AttemptSpec, marks: Marks) -> tuple[Attempt, bool]:
+    async def create(self, spec: AttemptSpec, marks: AttemptStatus) -> tuple[Attempt, bool]:
         await self._answer()
         record, is_new = self.world.records.get(spec.name), False
         if record is None:
@@ -194,7 +194,7 @@ class MemoryExecutor:
         record = self.world.records.get(name)
         return record.snapshot() if record else None
 
-    async def mark(self, name: AttemptName, change: Callable[[Marks], Marks]) -> Attempt:
+    async def mark(self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]) -> Attempt:
         await self._answer()
         record = self._existing(name)
         marks = change(record.marks)

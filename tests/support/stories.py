@@ -11,7 +11,7 @@ import aio_pika
 
 from rabbit2docker.amqp import declare
 from rabbit2docker.amqp.broker import publishing
-from rabbit2docker.amqp.request_publisher import Requester
+from rabbit2docker.amqp.request_publisher import RequestPublisher
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Accepted, Cancelled, Completed, Failed, Progress, Rejected
@@ -118,7 +118,7 @@ class Asked:
     async def cancel(self) -> None:
         async with publishing(self._settings, wait_seconds=20) as publisher:
             wish = CancelRequest(request_id=self.request_id, requester="ada")
-            await Requester(publisher, "default").cancel(wish)
+            await RequestPublisher(publisher, "default").cancel(wish)
 
 
 @asynccontextmanager
@@ -137,7 +137,7 @@ async def asked(amqp: AmqpSettings, spec: str, **options: Any) -> AsyncIterator[
         under_way = Asked(request_id, settings)
         await queue.consume(under_way.hear, no_ack=True)
         async with publishing(settings, wait_seconds=60) as publisher:
-            await Requester(publisher, "default").request(request)
+            await RequestPublisher(publisher, "default").request(request)
         yield under_way
 
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from rabbit2docker.consumer.attempt_cache import Attempts
-from rabbit2docker.consumer.event_publisher import Announcer
-from rabbit2docker.consumer.executors.base import Attempt, AttemptName, Marks
-from rabbit2docker.consumer.following.follower import Follower, Tools
+from rabbit2docker.consumer.attempt_cache import AttemptCache
+from rabbit2docker.consumer.event_publisher import EventPublisher
+from rabbit2docker.consumer.executors.base import Attempt, AttemptName, AttemptStatus
+from rabbit2docker.consumer.following.follower import Follower, FollowerContext
 from rabbit2docker.errors import RegistryUnavailable
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Cancelled, Completed, Failed, Log, Phase, Progress
@@ -34,7 +34,7 @@ class Bench:
     def __init__(self) -> None:
         self.world = MemoryWorld()
         self.executor = MemoryExecutor(self.world)
-        self.attempts = Attempts(self.executor)
+        self.attempts = AttemptCache(self.executor)
         self.publisher = RecordingPublisher()
         self.answers: list[Found | RegistryUnavailable | None] = []
         """What the registry says, the last one for ever; nothing: the image is there."""
@@ -48,12 +48,14 @@ class Bench:
         return answer
 
     @property
-    def tools(self) -> Tools:
-        announcer = Announcer(self.publisher, instance="test")
-        return Tools(self.executor, self.attempts, announcer, self.find_image, Settings())
+    def tools(self) -> FollowerContext:
+        announcer = EventPublisher(self.publisher, instance="test")
+        return FollowerContext(self.executor, self.attempts, announcer, self.find_image, Settings())
 
     async def create(self, **marks: object) -> Attempt:
-        attempt, _ = await self.executor.create(a_spec(NAME), Marks(requests={"r": "digest"}, **marks))
+        attempt, _ = await self.executor.create(
+            a_spec(NAME), AttemptStatus(requests={"r": "digest"}, **marks)
+        )
         return self.attempts.note(attempt)
 
     async def follow(self, name: AttemptName = NAME) -> None:
@@ -78,7 +80,7 @@ async def bench() -> Bench:
     return bench
 
 
-async def marks_of(bench: Bench, name: AttemptName = NAME) -> Marks:
+async def marks_of(bench: Bench, name: AttemptName = NAME) -> AttemptStatus:
     attempt = await bench.executor.get(name)
     assert attempt is not None
     return attempt.marks
@@ -147,7 +149,7 @@ async def test_the_end_is_told_once_rabbitmq_is_back(bench: Bench) -> None:
     bench.publisher.refusals = 0
     attempt = await bench.executor.get(NAME)
     assert attempt is not None
-    follower = Follower(attempt.model_copy(update={"marks": Marks(confirmed_line=0)}), bench.tools)
+    follower = Follower(attempt.model_copy(update={"marks": AttemptStatus(confirmed_line=0)}), bench.tools)
     bench.publisher.refusals = 5
     await follower.run()
     assert isinstance(bench.end, Completed)
@@ -188,7 +190,7 @@ async def test_a_cancel_that_comes_between_two_attempts_reaches_the_second(bench
     bench.world.kill(NAME)
     decide = bench.executor.create
 
-    async def cancelled_meanwhile(spec: object, marks: Marks) -> tuple[Attempt, bool]:
+    async def cancelled_meanwhile(spec: object, marks: AttemptStatus) -> tuple[Attempt, bool]:
         await bench.executor.mark(NAME, lambda old: old.model_copy(update={"cancelled_by": "ada"}))
         return await decide(spec, marks)  # type: ignore[arg-type]
 

@@ -20,9 +20,9 @@ from rabbit2docker.hub.web import queue_position
 from rabbit2docker.hub.web.auth import User
 from rabbit2docker.hub.web.build_tokens import BuildTokens, InvalidBuildToken, mint, origin_of
 from rabbit2docker.hub.web.limits import (
-    Banned,
+    BannedNetwork,
     Limits,
-    TooMany,
+    RateLimited,
     client_address,
     in_words,
     limit_headers,
@@ -30,7 +30,7 @@ from rabbit2docker.hub.web.limits import (
     read_address,
     read_networks,
 )
-from rabbit2docker.hub.web.queue_position import Queueing
+from rabbit2docker.hub.web.queue_position import QueuePositions
 from rabbit2docker.hub.web.repositories import KINDS
 from rabbit2docker.settings import HubSettings, ProviderSettings
 from rabbit2docker_schemas import events, ids
@@ -140,7 +140,7 @@ ADDRESS = read_address("192.0.2.7")
 class TestLimits:
     async def test_who_is_over_it_learns_which_limit_whose_and_how_long(self) -> None:
         limits = Limits(HubSettings(), Counting(left=0))
-        with pytest.raises(TooMany) as caught:
+        with pytest.raises(RateLimited) as caught:
             await limits.check_rate(User("ada"), ADDRESS)
         assert caught.value.status_code == 429
         assert caught.value.retry_after == 730
@@ -152,7 +152,7 @@ class TestLimits:
     async def test_without_a_name_it_is_the_address_that_has_asked(self) -> None:
         counting = Counting(left=0)
         limits = Limits(HubSettings(requests_per_user=1, requests_period_seconds=20), counting)
-        with pytest.raises(TooMany) as caught:
+        with pytest.raises(RateLimited) as caught:
             await limits.check_rate(User(None, admin=True), ADDRESS)
         words = "Your address (192.0.2.7) has asked for 1 build within 20 seconds, which is the limit here."
         assert words in caught.value.message
@@ -212,15 +212,15 @@ class TestLimits:
         limits = Limits(
             HubSettings(ban_networks={"192.0.2.0/24": "the lab", "2001:db8::/32": "v6"}), Counting()
         )
-        with pytest.raises(Banned) as caught:
+        with pytest.raises(BannedNetwork) as caught:
             limits.check_network(ADDRESS)
         assert (caught.value.message, caught.value.status_code) == (
             "Requests from the lab are not allowed",
             403,
         )
-        with pytest.raises(Banned):
+        with pytest.raises(BannedNetwork):
             limits.check_network(read_address("2001:db8::1"))
-        with pytest.raises(Banned):
+        with pytest.raises(BannedNetwork):
             limits.check_network(read_address("::ffff:192.0.2.1"))
         limits.check_network(read_address("198.51.100.1"))
         limits.check_network(None)
@@ -388,7 +388,7 @@ def line(monkeypatch: pytest.MonkeyPatch) -> Line:
 class TestQueue:
     def places(self, *lengths: int) -> list[list[int | None]]:
         """Return where requests a, b and c are told to stand while the queue has these lengths."""
-        knowing = Queueing(None)
+        knowing = QueuePositions(None)
         for at, name in enumerate("abc"):
             knowing.asked(name, float(at))
         seen = []
@@ -405,7 +405,7 @@ class TestQueue:
         assert self.places(4, 9, 4) == [[1, 2, 3], [1, 2, 3], [1, 2, 3]]
 
     def test_who_was_answered_is_in_nobodys_way_and_hears_no_more(self) -> None:
-        knowing = Queueing(None)
+        knowing = QueuePositions(None)
         knowing.asked("a", 1.0)
         knowing.asked("b", 2.0)
         with knowing.watching("a") as a, knowing.watching("b") as b:
@@ -415,7 +415,7 @@ class TestQueue:
             assert (a.ahead, b.ahead) == (None, 1)
 
     def test_a_request_that_nobody_watches_is_forgotten_when_it_has_left(self) -> None:
-        knowing = Queueing(None)
+        knowing = QueuePositions(None)
         for at, name in enumerate("abc"):
             knowing.asked(name, float(at))
         knowing.put(2)
@@ -423,14 +423,14 @@ class TestQueue:
 
     def test_requests_that_are_remembered_have_a_bound(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(queue_position, "ASKED", 2)
-        knowing = Queueing(None)
+        knowing = QueuePositions(None)
         for at, name in enumerate("abc"):
             knowing.asked(name, float(at))
         assert [knowing.find(name) is not None for name in "abc"] == [False, True, True]
 
     async def test_each_number_is_taken_once_by_each_viewer(self, line: Line) -> None:
         line.length = 3
-        knowing = Queueing(line.looking)
+        knowing = QueuePositions(line.looking)
         knowing.asked("a", 1.0)
         with knowing.watching("a") as early:
             news = early.news()
@@ -451,7 +451,7 @@ class TestQueue:
 
     async def test_rabbitmq_is_asked_once_for_all_and_no_longer_than_somebody_waits(self, line: Line) -> None:
         line.length = 40
-        knowing = Queueing(line.looking)
+        knowing = QueuePositions(line.looking)
         for number in range(40):
             knowing.asked(str(number), float(number))
         with knowing.watching("39") as one, knowing.watching("38") as other:
@@ -467,7 +467,7 @@ class TestQueue:
         await eventually(lambda: not line.open)
 
     async def test_a_request_that_is_not_known_to_wait_is_not_asked_about(self, line: Line) -> None:
-        knowing = Queueing(line.looking)
+        knowing = QueuePositions(line.looking)
         with knowing.watching("unknown") as place:
             assert (place.ahead, place.news(), place.take()) == (None, None, None)
             await asyncio.sleep(0.05)
@@ -475,7 +475,7 @@ class TestQueue:
 
     async def test_rabbitmq_being_away_is_got_over(self, line: Line) -> None:
         line.length, line.problem = 2, BrokerUnavailable("away")
-        knowing = Queueing(line.looking)
+        knowing = QueuePositions(line.looking)
         knowing.asked("a", 1.0)
         with knowing.watching("a") as place:
             await eventually(lambda: line.times >= 2)
@@ -485,7 +485,7 @@ class TestQueue:
 
     async def test_who_may_not_ask_rabbitmq_asks_once(self, line: Line) -> None:
         line.problem = AccessRefused("no")
-        knowing = Queueing(line.looking)
+        knowing = QueuePositions(line.looking)
         knowing.asked("a", 1.0)
         for _ in range(3):
             with knowing.watching("a"):

@@ -10,13 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rabbit2docker.consumer.attempt_cache import Attempts
+from rabbit2docker.consumer.attempt_cache import AttemptCache
 from rabbit2docker.consumer.cleaner import Cleaner, due
-from rabbit2docker.consumer.event_publisher import Announcer
-from rabbit2docker.consumer.executors.base import Attempt, AttemptName, AttemptState, Hopeless, Marks, Members
-from rabbit2docker.consumer.following.follower import Tools
-from rabbit2docker.consumer.following.outcome import Evidence, InRegistry, judge
-from rabbit2docker.consumer.following.supervisor import Crew
+from rabbit2docker.consumer.event_publisher import EventPublisher
+from rabbit2docker.consumer.executors.base import (
+    Attempt,
+    AttemptName,
+    AttemptState,
+    AttemptStatus,
+    Members,
+    PendingDeadline,
+)
+from rabbit2docker.consumer.following.follower import FollowerContext
+from rabbit2docker.consumer.following.outcome import Evidence, ImageCheck, decide
+from rabbit2docker.consumer.following.supervisor import FollowerSupervisor
 from rabbit2docker.consumer.ownership import Ownership, Slots, shares
 from rabbit2docker.errors import ExecutorUnavailable
 from rabbit2docker.hashing import ranked
@@ -227,11 +234,11 @@ class Replica:
 
     def __init__(self, world: MemoryWorld, me: str, publisher: RecordingPublisher) -> None:
         self.executor = SharedExecutor(world, me)
-        self.attempts = Attempts(self.executor)
+        self.attempts = AttemptCache(self.executor)
         self.ownership = Ownership(self.executor)
-        announcer = Announcer(publisher, instance="test")
-        tools = Tools(self.executor, self.attempts, announcer, self._find_image, Settings())
-        self.crew = Crew(tools, self.ownership)
+        announcer = EventPublisher(publisher, instance="test")
+        tools = FollowerContext(self.executor, self.attempts, announcer, self._find_image, Settings())
+        self.crew = FollowerSupervisor(tools, self.ownership)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def _find_image(self, image: str) -> Any:
@@ -270,7 +277,7 @@ class Pair:
             replica.executor.tell(*live)
 
     async def create(self, name: str) -> str:
-        await self.replicas["a"].executor.create(a_spec(name), Marks(requests={name: "digest"}))
+        await self.replicas["a"].executor.create(a_spec(name), AttemptStatus(requests={name: "digest"}))
         return name
 
     async def create_for(self, owner: str) -> str:
@@ -421,7 +428,7 @@ async def test_a_build_whose_end_is_told_is_not_taken_over(pair: Pair) -> None:
 # -- what is cleaned
 
 
-WAITED_FOR: Final = Hopeless(
+WAITED_FOR: Final = PendingDeadline(
     reason=FailureReason.BUILDER_IMAGE_UNAVAILABLE,
     message="The builder image cannot be pulled: not found",
     at=NOW + timedelta(seconds=90),
@@ -444,7 +451,7 @@ def test_what_runs_or_has_ended_or_is_cancelled_is_not_given_up() -> None:
     late = WAITED_FOR.at + timedelta(seconds=1)
     assert due(hopeless(an_attempt(), hopeless=None), late) is None
     assert due(hopeless(an_attempt(), state=AttemptState.ENDED), late) is None
-    assert due(hopeless(an_attempt(), marks=Marks(cancelled_by="ada")), late) is None
+    assert due(hopeless(an_attempt(), marks=AttemptStatus(cancelled_by="ada")), late) is None
 
 
 class Cleaning:
@@ -453,7 +460,7 @@ class Cleaning:
     def __init__(self, *live: str) -> None:
         self.world = MemoryWorld(starts_at_once=False)
         self.executor = SharedExecutor(self.world, "a")
-        self.attempts = Attempts(self.executor)
+        self.attempts = AttemptCache(self.executor)
         self.live = live or ("a",)
         self._began = asyncio.get_running_loop().time()
         self._tasks: list[asyncio.Task[None]] = []
@@ -473,7 +480,7 @@ class Cleaning:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def create(self, name: str, **changes: Any) -> Attempt:
-        attempt, _ = await self.executor.create(a_spec(name), Marks())
+        attempt, _ = await self.executor.create(a_spec(name), AttemptStatus())
         return self.attempts.note(hopeless(attempt, **changes))
 
     async def until(self, seconds: float) -> None:
@@ -493,7 +500,7 @@ async def test_a_hopeless_attempt_is_ended_at_its_time_with_words_for_a_person()
     await bench.end()
     attempt = await bench.executor.get(AttemptName("build-1"))
     assert attempt is not None
-    found = judge(attempt, attempt.marks, Evidence(InRegistry.THERE, (), 0, 5))
+    found = decide(attempt, attempt.marks, Evidence(ImageCheck.THERE, (), 0, 5))
     assert isinstance(found, Failed)
     assert (found.reason, found.message) == (WAITED_FOR.reason, WAITED_FOR.message)
 
@@ -573,13 +580,13 @@ async def test_a_cleaner_touches_only_what_is_its_own() -> None:
     touched: dict[str, set[str]] = {}
     for me in members:
         executor = SharedExecutor(world, me)
-        attempts = Attempts(executor)
+        attempts = AttemptCache(executor)
         for name in names:
-            attempt, _ = await executor.create(a_spec(name), Marks())
+            attempt, _ = await executor.create(a_spec(name), AttemptStatus())
             if name in waiting:
                 attempts.note(hopeless(attempt))
             else:
-                reported = Marks(reported=True, reported_at=NOW)
+                reported = AttemptStatus(reported=True, reported_at=NOW)
                 ended = {"state": AttemptState.ENDED, "marks": reported}
                 attempts.note(attempt.model_copy(update=ended))
                 world.records[attempt.name].state = AttemptState.ENDED
@@ -591,7 +598,7 @@ async def test_a_cleaner_touches_only_what_is_its_own() -> None:
             expected = ranked(a_spec(name).build_id, members)[0] == me
             assert (name in touched[me]) == expected, name
         for name in told:
-            await executor.create(a_spec(name), Marks())
+            await executor.create(a_spec(name), AttemptStatus())
     assert touched["a"] | touched["b"] == set(names)
     assert touched["a"]
     assert touched["b"]
@@ -605,7 +612,7 @@ async def test_one_replica_sweeps_for_all() -> None:
         clock = [NOW]
         cleaner = Cleaner(
             executor,
-            Attempts(executor),
+            AttemptCache(executor),
             ownership,
             keep_seconds=600,
             now=partial(clock.__getitem__, 0),

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rabbit2docker.consumer.executors.base import AttemptState, Marks
+from rabbit2docker.consumer.executors.base import AttemptState, AttemptStatus
 from rabbit2docker.consumer.executors.kubernetes.gc import is_orphan, is_stuck
 from rabbit2docker.consumer.executors.kubernetes.manifest import FINALIZER, SPEC
 from rabbit2docker.consumer.executors.kubernetes.models import Event, EventList, Pod
@@ -25,13 +25,13 @@ from rabbit2docker.consumer.executors.kubernetes.pod_status import (
     LOST_SECONDS,
     STATUS_REASONS,
     WAITING_REASONS,
-    Around,
-    Sight,
+    ObservationContext,
+    PodObservation,
     in_order,
+    observe_pod,
     read_result,
-    see,
 )
-from rabbit2docker.consumer.following.outcome import Evidence, InRegistry, RetryWanted, Verdict, judge
+from rabbit2docker.consumer.following.outcome import Evidence, ImageCheck, Outcome, Retry, decide
 from rabbit2docker_schemas.events import Cancelled, Completed, Failed
 from rabbit2docker_schemas.reasons import CATEGORY_OF, Category, FailureReason
 from tests.support.records import a_spec, an_attempt
@@ -70,17 +70,19 @@ def started(pod: Pod) -> datetime:
     return pod.status.start_time
 
 
-def seen(pod: Pod, *, after: float = 10.0, events: list[Event] | None = None, **more: Any) -> Sight:
+def seen(pod: Pod, *, after: float = 10.0, events: list[Event] | None = None, **more: Any) -> PodObservation:
     """Return what the pod means some seconds after it was made."""
     now = created(pod) + timedelta(seconds=after)
-    return see(pod, Around(now=now, pending_seconds=PENDING_SECONDS, events=events, **more))
+    return observe_pod(
+        pod, ObservationContext(now=now, pending_seconds=PENDING_SECONDS, events=events, **more)
+    )
 
 
-def verdict_on(sight: Sight, *, marks: Marks | None = None, attempts: int = 2) -> Verdict:
+def verdict_on(sight: PodObservation, *, marks: AttemptStatus | None = None, attempts: int = 2) -> Outcome:
     """Return what becomes of an attempt that is seen so."""
     attempt = an_attempt(state=sight.state, result=sight.result, marks=marks)
     attempt = attempt.model_copy(update={"ending": sight.ending})
-    return judge(attempt, attempt.marks, Evidence(InRegistry.THERE, (), 0, attempts))
+    return decide(attempt, attempt.marks, Evidence(ImageCheck.THERE, (), 0, attempts))
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def test_how_a_pod_ended_is_told_for_what_it_is(row: Ends) -> None:
     assert (last.reason, last.category) == (row.reason, CATEGORY_OF[row.reason])
     assert row.says in last.message
     assert last.hint
-    assert isinstance(verdict_on(sight), RetryWanted) == row.retried
+    assert isinstance(verdict_on(sight), Retry) == row.retried
 
 
 @pytest.mark.parametrize("row", WAITS, ids=lambda row: row.document)
@@ -258,7 +260,7 @@ def test_every_reason_of_a_failed_pod_is_told_and_none_is_the_users_fault(reason
 def test_every_disruption_is_tried_again_on_another_node(reason: str) -> None:
     condition = {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": "its words"}
     sight = seen(a_pod("deleted-and-killed", status={"conditions": [condition]}))
-    assert isinstance(verdict_on(sight), RetryWanted)
+    assert isinstance(verdict_on(sight), Retry)
 
 
 def test_a_disruption_that_was_called_off_is_none() -> None:
@@ -288,7 +290,7 @@ def test_no_grace_is_longer_than_the_time_a_pod_has_to_start() -> None:
 
 def test_a_cancel_of_ours_counts_before_everything_the_cluster_says() -> None:
     for name in ("deleted", "evicted-by-api", "node-lost", "out-of-memory", "deleted-before-a-node"):
-        found = verdict_on(seen(a_pod(name), after=1e6), marks=Marks(cancelled_by="ada"))
+        found = verdict_on(seen(a_pod(name), after=1e6), marks=AttemptStatus(cancelled_by="ada"))
         assert isinstance(found, Cancelled), name
         assert found.by == "ada"
 
@@ -356,7 +358,7 @@ def test_a_sigterm_from_nobody_knows_where_is_a_builder_that_was_lost() -> None:
         )
     )
     assert sight.result is not None
-    assert isinstance(found := verdict_on(sight), RetryWanted)
+    assert isinstance(found := verdict_on(sight), Retry)
     assert found.reason is R.BUILDER_LOST
 
 
@@ -532,8 +534,10 @@ def test_a_pod_that_is_being_deleted_still_runs_until_its_container_has_ended() 
     pod = a_pod("being-deleted")
     until = pod.metadata.deletion_timestamp
     assert until is not None
-    around = Around(now=until + timedelta(seconds=LOST_SECONDS - 1), pending_seconds=PENDING_SECONDS)
-    sight = see(pod, around)
+    around = ObservationContext(
+        now=until + timedelta(seconds=LOST_SECONDS - 1), pending_seconds=PENDING_SECONDS
+    )
+    sight = observe_pod(pod, around)
     assert (sight.state, sight.ending) == (AttemptState.RUNNING, None)
     assert sight.look_again_at == until + timedelta(seconds=LOST_SECONDS), "no change of the pod will say it"
 
@@ -542,21 +546,23 @@ def test_a_pod_that_is_still_there_long_after_it_had_to_end_is_on_a_node_that_is
     pod = a_pod("being-deleted")
     assert pod.metadata.deletion_timestamp is not None
     lost_at = pod.metadata.deletion_timestamp + timedelta(seconds=LOST_SECONDS)
-    sight = see(pod, Around(now=lost_at, pending_seconds=PENDING_SECONDS))
+    sight = observe_pod(pod, ObservationContext(now=lost_at, pending_seconds=PENDING_SECONDS))
     assert (sight.state, sight.ended_at) == (AttemptState.ENDED, lost_at)
     assert sight.ending is not None
     assert sight.ending.reason is R.NODE_LOST
     assert sight.ending.message == f"The node {pod.spec.node_name} stopped responding."
     assert sight.started_at is not None
-    assert isinstance(verdict_on(sight), RetryWanted)
+    assert isinstance(verdict_on(sight), Retry)
 
 
 def test_a_lost_node_is_told_by_the_taint_managers_word_and_not_before_the_time() -> None:
     pod = a_pod("node-lost")
     assert pod.metadata.deletion_timestamp is not None
     lost_at = pod.metadata.deletion_timestamp + timedelta(seconds=LOST_SECONDS)
-    early = see(pod, Around(now=lost_at - timedelta(seconds=1), pending_seconds=PENDING_SECONDS))
-    late = see(pod, Around(now=lost_at, pending_seconds=PENDING_SECONDS))
+    early = observe_pod(
+        pod, ObservationContext(now=lost_at - timedelta(seconds=1), pending_seconds=PENDING_SECONDS)
+    )
+    late = observe_pod(pod, ObservationContext(now=lost_at, pending_seconds=PENDING_SECONDS))
     assert (early.state, late.state) == (AttemptState.RUNNING, AttemptState.ENDED)
     assert late.ending is not None
     assert (late.ending.reason, late.ending.message) == (R.NODE_LOST, "The build's node stopped responding.")

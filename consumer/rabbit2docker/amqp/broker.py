@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from rabbit2docker.amqp.connection import Link, kept_up
+from rabbit2docker.amqp.connection import ManagedChannel, connected
 from rabbit2docker.amqp.declare import declare_if_allowed
 from rabbit2docker.amqp.publisher import ConfirmedPublisher
-from rabbit2docker.amqp.request_consumer import QueueSource
+from rabbit2docker.amqp.request_consumer import RequestConsumer
 from rabbit2docker.settings import Settings
 
 log = structlog.get_logger()
@@ -24,9 +24,9 @@ class Broker:
     def __init__(self, settings: Settings) -> None:
         """Make the parts; nothing is connected before `run`. Raises ConfigurationError for a bad URL."""
         self._settings = settings
-        self._publish = Link("publish", settings.amqp, missing=self._note_blocked)
+        self._publish = ManagedChannel("publish", settings.amqp, missing=self._note_blocked)
         self.publisher = ConfirmedPublisher(self._publish, settings.amqp)
-        self.source = QueueSource(settings.amqp, self.publisher)
+        self.source = RequestConsumer(settings.amqp, self.publisher)
 
     async def run(self) -> None:
         """Keep both connections up until cancelled. Raises AccessRefused or TopologyMismatch at the beginning."""
@@ -51,6 +51,6 @@ async def publishing(settings: Settings, *, wait_seconds: float) -> AsyncIterato
 
     Raises AccessRefused, or BrokerUnavailable when RabbitMQ does not answer within `wait_seconds`.
     """
-    link = Link("requester", settings.amqp)
-    async with kept_up(link, wait_seconds):
+    link = ManagedChannel("requester", settings.amqp)
+    async with connected(link, wait_seconds):
         yield ConfirmedPublisher(link, settings.amqp)

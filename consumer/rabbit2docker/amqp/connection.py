@@ -136,7 +136,7 @@ async def close(connection: AbstractConnection) -> None:
             raise
 
 
-class Link:
+class ManagedChannel:
     """Keeps a channel. `setup` runs on each new one, `missing` is asked every few seconds what is silently gone."""
 
     def __init__(
@@ -292,8 +292,8 @@ class Link:
 
 
 @asynccontextmanager
-async def kept_up(
-    link: Link, seconds: float | None, *refusals: "asyncio.Future[TopologyMismatch]"
+async def connected(
+    link: ManagedChannel, seconds: float | None, *refusals: "asyncio.Future[TopologyMismatch]"
 ) -> AsyncIterator[None]:
     """Run a link for as long as the context lasts, and begin when it is up.
 
@@ -311,7 +311,7 @@ async def kept_up(
 
 
 async def _until_up(
-    link: Link,
+    link: ManagedChannel,
     running: "asyncio.Task[None]",
     seconds: float | None,
     refusals: "tuple[asyncio.Future[TopologyMismatch], ...]",

@@ -9,7 +9,7 @@ from typing import Final
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 
-from rabbit2docker.amqp.connection import BROKEN, Link, is_cancelled, translated
+from rabbit2docker.amqp.connection import BROKEN, ManagedChannel, is_cancelled, translated
 from rabbit2docker.amqp.topology import hub_queue_arguments, passing_queue_arguments
 from rabbit2docker.errors import BrokerUnavailable, TopologyMismatch
 from rabbit2docker.settings import AmqpSettings
@@ -21,12 +21,12 @@ IN_OTHER_HANDS: Final = "Another program reads the queue"
 """How a link's problem begins while another program has the hub's queue."""
 
 
-class HubQueue:
+class EventConsumer:
     """Declares the queue, binds it for its tenant, and reads it over reconnects; `link.run` has to run meanwhile."""
 
     def __init__(self, settings: AmqpSettings, name: str | None, tenant: str) -> None:
         """Take the hub's name, under which its durable queue is; None for a queue that ends with the connection."""
-        self.link = Link("hub", settings, setup=self._consume)
+        self.link = ManagedChannel("hub", settings, setup=self._consume)
         self.mismatch: asyncio.Future[TopologyMismatch] = asyncio.get_running_loop().create_future()
         """Done when RabbitMQ had no exchange to bind to, or another queue of this name."""
         self._name = name

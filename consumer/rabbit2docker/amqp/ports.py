@@ -10,7 +10,7 @@ from rabbit2docker_schemas.routing import RetryRung
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
+class RequestMessage:
     """The content of a delivery."""
 
     body: bytes
@@ -31,7 +31,7 @@ class Delivery(Protocol):
     """One message held un-acknowledged, for seconds. Settled exactly once, by one of the three."""
 
     @property
-    def received(self) -> Received:
+    def received(self) -> RequestMessage:
         """Return the content."""
 
     @property

@@ -15,7 +15,7 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, Deliv
 from cachetools import LRUCache
 
 from rabbit2docker import metrics
-from rabbit2docker.amqp.connection import BROKEN, Link, is_cancelled
+from rabbit2docker.amqp.connection import BROKEN, ManagedChannel, is_cancelled
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.cloudevents import CONTENT_TYPE, Event, event_type
@@ -65,7 +65,7 @@ def make_message(
 class ConfirmedPublisher:
     """Publishes on one link. At most `publish_window` messages are unconfirmed, at most `outbox_size` wait."""
 
-    def __init__(self, link: Link, settings: AmqpSettings) -> None:
+    def __init__(self, link: ManagedChannel, settings: AmqpSettings) -> None:
         """Use the link's channel, whichever it is at the time."""
         self._link = link
         self._timeout = settings.publish_timeout

@@ -11,8 +11,8 @@ import structlog
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
 from rabbit2docker import metrics
-from rabbit2docker.amqp.connection import BROKEN, Link
-from rabbit2docker.amqp.ports import Delivery, Received
+from rabbit2docker.amqp.connection import BROKEN, ManagedChannel
+from rabbit2docker.amqp.ports import Delivery, RequestMessage
 from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.routing import (
@@ -42,7 +42,7 @@ def _number(value: Any) -> int:
     return value if isinstance(value, int) and 0 <= value < 1000 else 0
 
 
-def received_from(message: AbstractIncomingMessage, queue: str) -> Received:
+def request_message_from(message: AbstractIncomingMessage, queue: str) -> RequestMessage:
     """Return the content of a message. What says that it was on the retry ladder counts only if it came from there."""
     headers, key = dict(message.headers), message.routing_key or ""
     tries, message_id = 0, message.message_id
@@ -55,7 +55,7 @@ def received_from(message: AbstractIncomingMessage, queue: str) -> Received:
     timestamp = message.timestamp
     if timestamp is not None and timestamp.tzinfo is None:
         timestamp = timestamp.replace(tzinfo=UTC)
-    return Received(
+    return RequestMessage(
         body=message.body,
         routing_key=key,
         queue=queue,
@@ -68,21 +68,25 @@ def received_from(message: AbstractIncomingMessage, queue: str) -> Received:
     )
 
 
-class QueueDelivery:
+class AmqpDelivery:
     """One message in hand; see broker.base.Delivery."""
 
     def __init__(
-        self, message: AbstractIncomingMessage, queue: str, link: Link, publisher: ConfirmedPublisher
+        self,
+        message: AbstractIncomingMessage,
+        queue: str,
+        link: ManagedChannel,
+        publisher: ConfirmedPublisher,
     ) -> None:
         """Belongs to the link's channel of this moment."""
         self._message = message
         self._link = link
         self._generation = link.generation
         self._publisher = publisher
-        self._received = received_from(message, queue)
+        self._received = request_message_from(message, queue)
 
     @property
-    def received(self) -> Received:
+    def received(self) -> RequestMessage:
         """Return the content."""
         return self._received
 
@@ -136,12 +140,12 @@ class QueueDelivery:
         await self._publisher.send(exchange, key, message, patient=True)
 
 
-class QueueSource:
+class RequestConsumer:
     """Consumes each queue with as much prefetch as it has credit; see broker.base.RequestSource."""
 
     def __init__(self, settings: AmqpSettings, publisher: ConfirmedPublisher) -> None:
         """Make the consuming link; nothing is connected before its `run`."""
-        self.link = Link("consume", settings, setup=self._restore, missing=self._what_is_missing)
+        self.link = ManagedChannel("consume", settings, setup=self._restore, missing=self._what_is_missing)
         self._publisher = publisher
         self._credit: dict[str, int] = {}
         self._consumers: dict[str, tuple[AbstractQueue, str]] = {}
@@ -189,7 +193,7 @@ class QueueSource:
 
     async def _on_message(self, queue: str, message: AbstractIncomingMessage) -> None:
         # This runs in a task that ends with the channel: the work is done elsewhere.
-        self._incoming.put_nowait(QueueDelivery(message, queue, self.link, self._publisher))
+        self._incoming.put_nowait(AmqpDelivery(message, queue, self.link, self._publisher))
 
     async def _restore(self, channel: AbstractChannel) -> None:
         async with self._turn:

@@ -14,7 +14,7 @@ from rabbit2docker_schemas.routing import REQUESTS_EXCHANGE, Priority, cancel_ke
 SOURCE: Final = "/rabbit2docker/cli"
 
 
-class Requester:
+class RequestPublisher:
     """Publishes for one tenant. Methods raise BrokerUnavailable, TopologyMismatch or AccessRefused."""
 
     def __init__(self, publisher: ConfirmedPublisher, tenant: str) -> None:

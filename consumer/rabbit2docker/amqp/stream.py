@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
-from rabbit2docker.amqp.connection import BROKEN, Link, translated
+from rabbit2docker.amqp.connection import BROKEN, ManagedChannel, translated
 from rabbit2docker.errors import BrokerUnavailable
 from rabbit2docker_schemas.cloudevents import STREAM_FILTER_HEADER, Event, UnreadableEvent, read_event
 
@@ -96,7 +96,7 @@ class Page:
 class StreamReader:
     """Reads events of one stream over a link. Methods raise BrokerUnavailable, TopologyMismatch, AccessRefused."""
 
-    def __init__(self, link: Link, stream: str) -> None:
+    def __init__(self, link: ManagedChannel, stream: str) -> None:
         """Use the link's connection."""
         self._link = link
         self._stream = stream

@@ -19,7 +19,7 @@ def weight(event: Event) -> int:
     return EVENT_BYTES
 
 
-class Window:
+class EventBuffer:
     """The newest of numbered events. The first that was ever appended has the number 0."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Window:
             self.first += 1
 
 
-class Recent:
+class RecentEvents:
     """Events with the moments at which they came, and from when on none of them is missing."""
 
     def __init__(self, now: float, *, limit: int) -> None:

@@ -12,13 +12,13 @@ from typing import Final, Self
 from cachetools import LRUCache
 from pydantic import SecretStr
 
-from rabbit2docker.amqp.connection import Link, kept_up
-from rabbit2docker.amqp.event_consumer import HubQueue
+from rabbit2docker.amqp.connection import ManagedChannel, connected
+from rabbit2docker.amqp.event_consumer import EventConsumer
 from rabbit2docker.amqp.publisher import ConfirmedPublisher
-from rabbit2docker.amqp.request_publisher import Requester
+from rabbit2docker.amqp.request_publisher import RequestPublisher
 from rabbit2docker.amqp.stream import Offset
-from rabbit2docker.client.buffers import Recent
-from rabbit2docker.client.feed import SETTLE_SECONDS, Story, TenantStory
+from rabbit2docker.client.buffers import RecentEvents
+from rabbit2docker.client.feed import SETTLE_SECONDS, BuildFeed, TenantFeed
 from rabbit2docker.client.history import CLOCK_SLACK, History, joined_offset
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.cloudevents import Event
@@ -64,14 +64,14 @@ class BuildEvents:
         self._wait_seconds = wait_seconds
         self.history = History(self._amqp, tenant, wait_seconds=wait_seconds)
         """The past: what is known by now of one build, or of all since a moment."""
-        self._stories: dict[tuple[str, float | None], Story] = {}
-        self._by_key: defaultdict[str, set[Story]] = defaultdict(set)
-        self._tenants: set[TenantStory] = set()
-        self._from_entry: TenantStory | None = None
+        self._stories: dict[tuple[str, float | None], BuildFeed] = {}
+        self._by_key: defaultdict[str, set[BuildFeed]] = defaultdict(set)
+        self._tenants: set[TenantFeed] = set()
+        self._from_entry: TenantFeed | None = None
         self._asked: LRUCache[str, float] = LRUCache(ASKED)
-        self._recent = Recent(0.0, limit=RECENT_BYTES)
-        self._requester: Requester | None = None
-        self._listening: Link | None = None
+        self._recent = RecentEvents(0.0, limit=RECENT_BYTES)
+        self._requester: RequestPublisher | None = None
+        self._listening: ManagedChannel | None = None
         self._connecting = asyncio.Lock()
         self._open = AsyncExitStack()
 
@@ -83,14 +83,14 @@ class BuildEvents:
         """
         async with AsyncExitStack() as opening:
             await opening.enter_async_context(self.history)
-            queue = HubQueue(self._amqp, self._name, self._tenant)
+            queue = EventConsumer(self._amqp, self._name, self._tenant)
             self._listening = queue.link
             if self._name is not None:
                 self._from_entry = self._new_tenant_story(datetime.now(UTC), read_first=False)
                 opening.push_async_callback(self._leave, self._from_entry)
             dispatching = asyncio.create_task(self._dispatch(queue), name="dispatching events")
             opening.push_async_callback(_end, dispatching)
-            await opening.enter_async_context(kept_up(queue.link, self._wait_seconds, queue.mismatch))
+            await opening.enter_async_context(connected(queue.link, self._wait_seconds, queue.mismatch))
             opening.push_async_callback(self._close_stories)
             self._open = opening.pop_all()
         return self
@@ -195,7 +195,7 @@ class BuildEvents:
             if story is not self._from_entry:
                 await self._leave(story)
 
-    async def _dispatch(self, queue: HubQueue) -> None:
+    async def _dispatch(self, queue: EventConsumer) -> None:
         now = asyncio.get_running_loop().time
         connections = 0
         async with aclosing(queue.arrivals()) as arrivals:
@@ -212,12 +212,14 @@ class BuildEvents:
                     story.hear(event)
 
     @asynccontextmanager
-    async def _story(self, build_id: str, offset: Offset, asked: float | None = None) -> AsyncIterator[Story]:
+    async def _story(
+        self, build_id: str, offset: Offset, asked: float | None = None
+    ) -> AsyncIterator[BuildFeed]:
         """Give the story of a build, which all share who read it; from `asked` on where that is given."""
         key = (build_id, asked)
         story = self._stories.get(key)
         if story is None or story.failed:
-            story = Story(
+            story = BuildFeed(
                 self.history, build_id, offset=offset, read_first=asked is None, limit=self._story_limit
             )
             for event in self._recent.about(build_id, since=asked or 0.0):
@@ -232,7 +234,7 @@ class BuildEvents:
             if not story.readers:
                 await self._forget(key, story)
 
-    async def _forget(self, key: tuple[str, float | None], story: Story) -> None:
+    async def _forget(self, key: tuple[str, float | None], story: BuildFeed) -> None:
         if self._stories.get(key) is story:
             del self._stories[key]
         self._by_key[story.key].discard(story)
@@ -240,15 +242,15 @@ class BuildEvents:
             del self._by_key[story.key]
         await story.close()
 
-    def _new_tenant_story(self, beginning: datetime, *, read_first: bool) -> TenantStory:
+    def _new_tenant_story(self, beginning: datetime, *, read_first: bool) -> TenantFeed:
         offset = beginning - CLOCK_SLACK
-        story = TenantStory(
+        story = TenantFeed(
             self.history, self._tenant, offset=offset, read_first=read_first, limit=lambda: STORY_BYTES
         )
         self._tenants.add(story)
         return story
 
-    async def _leave(self, story: TenantStory) -> None:
+    async def _leave(self, story: TenantFeed) -> None:
         self._tenants.discard(story)
         await story.close()
 
@@ -259,13 +261,13 @@ class BuildEvents:
     def _story_limit(self) -> int:
         return max(LEAST_BYTES, min(STORY_BYTES, MEMORY_BYTES // max(1, len(self._stories))))
 
-    async def _connected_requester(self) -> Requester:
+    async def _connected_requester(self) -> RequestPublisher:
         """Connect at the first wish: RabbitMQ does not read from who publishes during an alarm, so not with the rest."""
         async with self._connecting:
             if self._requester is None:
-                link = Link("requester", self._amqp)
-                await self._open.enter_async_context(kept_up(link, self._wait_seconds))
-                self._requester = Requester(ConfirmedPublisher(link, self._amqp), self._tenant)
+                link = ManagedChannel("requester", self._amqp)
+                await self._open.enter_async_context(connected(link, self._wait_seconds))
+                self._requester = RequestPublisher(ConfirmedPublisher(link, self._amqp), self._tenant)
         return self._requester
 
 

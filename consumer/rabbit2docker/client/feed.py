@@ -14,9 +14,9 @@ from datetime import datetime
 from typing import Final, Protocol
 
 from rabbit2docker.amqp.stream import Offset
-from rabbit2docker.client.buffers import Window
+from rabbit2docker.client.buffers import EventBuffer
 from rabbit2docker.client.history import CLOCK_SLACK, History
-from rabbit2docker.client.resequencer import InOrder, Once
+from rabbit2docker.client.resequencer import Resequencer, SeenFilter
 from rabbit2docker.errors import BrokerUnavailable
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Accepted, Gap, Log, Rejected
@@ -44,7 +44,7 @@ class Order(Protocol):
 
 
 @dataclass(slots=True)
-class _Place:
+class ReaderPosition:
     """Where one reader stands."""
 
     order: Order
@@ -59,7 +59,7 @@ class _Place:
         return self.order.take(event)
 
 
-class Story:
+class BuildFeed:
     """One build, or one request that has no build (yet)."""
 
     def __init__(
@@ -72,7 +72,7 @@ class Story:
         self._beginning = self._offset = offset
         self._limit = limit
         self._order = self._new_order()
-        self._window = Window()
+        self._window = EventBuffer()
         self._inbox: deque[Event] = deque()
         self._heard = asyncio.Event()
         self._changed = asyncio.Event()
@@ -86,7 +86,7 @@ class Story:
         self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     def _new_order(self) -> Order:
-        return InOrder()
+        return Resequencer()
 
     def _is_about(self, event: Event) -> bool:
         return event.stream_filter == self.key
@@ -178,7 +178,7 @@ class Story:
 
     async def read(self, *, from_now: bool = False) -> AsyncGenerator[Event, None]:
         """Yield everything from the beginning, or from now, to the end. Raises what reading the stream raises."""
-        place = _Place(self._new_order(), self._window.end if from_now else 0, self._beginning)
+        place = ReaderPosition(self._new_order(), self._window.end if from_now else 0, self._beginning)
         while True:
             if place.number < self._window.first:
                 async with aclosing(self._catch_up(place)) as missed:
@@ -196,7 +196,7 @@ class Story:
             else:
                 await self._changed.wait()
 
-    async def _catch_up(self, place: "_Place") -> AsyncGenerator[Event, None]:
+    async def _catch_up(self, place: "ReaderPosition") -> AsyncGenerator[Event, None]:
         """Yield what a reader has missed in memory, and bring its place into what is there."""
         offset = self._resume(place)
         while place.number < self._window.first:
@@ -211,7 +211,7 @@ class Story:
             if self._window.first <= end:  # else memory has gone on past what was the stream's end
                 place.number = self._window.first
 
-    def _resume(self, place: "_Place") -> Offset:
+    def _resume(self, place: "ReaderPosition") -> Offset:
         return place.offset
 
     async def _finished(self) -> None:
@@ -222,14 +222,14 @@ class Story:
         self._task.result()
 
 
-class TenantStory(Story):
+class TenantFeed(BuildFeed):
     """All builds of a tenant; it has no end."""
 
     _oldest: datetime | None = None
     _newest: datetime | None = None
 
     def _new_order(self) -> Order:
-        return Once()
+        return SeenFilter()
 
     def _is_about(self, event: Event) -> bool:
         return True
@@ -248,6 +248,6 @@ class TenantStory(Story):
         # Its own offset may be of long ago: unlike a build, this goes on for ever.
         return self._offset if self._newest is None else self._newest - 3 * CLOCK_SLACK
 
-    def _resume(self, place: _Place) -> Offset:
+    def _resume(self, place: ReaderPosition) -> Offset:
         since = place.newest or self._oldest
         return place.offset if since is None else since - 3 * CLOCK_SLACK

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
-from rabbit2docker.amqp.connection import Link, is_cancelled, kept_up
+from rabbit2docker.amqp.connection import ManagedChannel, connected, is_cancelled
 from rabbit2docker.amqp.stream import Last, Offset, Page, StreamReader
-from rabbit2docker.client.resequencer import InOrder
+from rabbit2docker.client.resequencer import Resequencer
 from rabbit2docker.errors import BrokerUnavailable, TopologyMismatch
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.cloudevents import Event
@@ -46,7 +46,7 @@ class History:
 
     def __init__(self, amqp: AmqpSettings, tenant: str, *, wait_seconds: float | None = None) -> None:
         """Take the connection's settings; raises ConfigurationError for a URL that cannot be one."""
-        self._link = Link("history", amqp)
+        self._link = ManagedChannel("history", amqp)
         self._stream = StreamReader(self._link, tenant_stream(tenant))
         self._tenant = tenant
         self._wait_seconds = wait_seconds
@@ -59,7 +59,7 @@ class History:
 
     async def __aenter__(self) -> Self:
         """Connect. Raises AccessRefused; BrokerUnavailable when RabbitMQ does not answer within `wait_seconds`."""
-        await self._closing.enter_async_context(kept_up(self._link, self._wait_seconds))
+        await self._closing.enter_async_context(connected(self._link, self._wait_seconds))
         return self
 
     async def __aexit__(
@@ -131,7 +131,7 @@ class History:
                 yield event
 
     async def _whole(self, keys: list[str], offset: Offset) -> AsyncGenerator[Event, None]:
-        order = InOrder()
+        order = Resequencer()
         async with aclosing(self.pages(offset=offset, only=keys)) as pages:
             async for page in pages:
                 for event in page.events:

@@ -15,7 +15,7 @@ REMEMBERED: Final = 20_000
 """Ids of a tenant's events: repetitions come within seconds, or are read again from where they were."""
 
 
-class Merged:
+class Deduplicator:
     """Takes events in the order they come, with repetitions and overlaps, and gives what is new."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Merged:
         return [replace(event, data=gap.model_copy(update={"first": max(gap.first, highest + 1)}))]
 
 
-class Once:
+class SeenFilter:
     """Gives events whose id has not come lately, for a reader of all builds; it has nothing that waits."""
 
     waits: Final = False
@@ -89,12 +89,12 @@ class Once:
         return []
 
 
-class InOrder:
+class Resequencer:
     """Gives what `Merged` gives, and lets lines that came too early, or an end, wait for the lines before them."""
 
     def __init__(self) -> None:
         """Start with nothing seen."""
-        self._merged = Merged()
+        self._merged = Deduplicator()
         self._held: list[Event] = []
 
     @property

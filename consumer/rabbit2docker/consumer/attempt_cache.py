@@ -16,12 +16,12 @@ from rabbit2docker.consumer.executors.base import (
 Listener = Callable[[Change], None]
 
 
-def is_finished(attempt: Attempt) -> bool:
+def is_reported(attempt: Attempt) -> bool:
     """Tell whether the attempt ended and its end is told: nothing more will come of it."""
     return attempt.marks.reported
 
 
-class Attempts:
+class AttemptCache:
     """A mirror of the executor's records, fed by its changes and, ahead of them, by our own writes."""
 
     def __init__(self, executor: Executor) -> None:
@@ -91,7 +91,7 @@ class Attempts:
         return _newest(
             attempt
             for attempt in self._by_name.values()
-            if attempt.spec.fingerprint == fingerprint and not is_finished(attempt)
+            if attempt.spec.fingerprint == fingerprint and not is_reported(attempt)
         )
 
 

@@ -10,15 +10,15 @@ from typing import Final
 import structlog
 
 from rabbit2docker.clock import utc_now
-from rabbit2docker.consumer.attempt_cache import Attempts, is_finished
+from rabbit2docker.consumer.attempt_cache import AttemptCache, is_reported
 from rabbit2docker.consumer.executors.base import (
     Attempt,
     AttemptState,
+    AttemptStatus,
     Change,
     Changed,
-    Ending,
     Executor,
-    Marks,
+    ExternalEnd,
 )
 from rabbit2docker.consumer.ownership import Ownership
 from rabbit2docker.errors import RecordMissing, TransientError
@@ -41,21 +41,21 @@ def is_overdue(attempt: Attempt, now: datetime) -> bool:
     return now > (attempt.started_at or attempt.spec.created_at) + limit
 
 
-def due(attempt: Attempt, now: datetime) -> Ending | None:
+def due(attempt: Attempt, now: datetime) -> ExternalEnd | None:
     """Return why the attempt is to be ended now; None while it may go on."""
     if attempt.state is AttemptState.ENDED or attempt.marks.cancelled_by is not None:
         return None
     if attempt.hopeless is not None and now >= attempt.hopeless.at:
         return attempt.hopeless
     if is_overdue(attempt, now):
-        return Ending(
+        return ExternalEnd(
             reason=FailureReason.TIMEOUT,
             message=f"The build took longer than {attempt.spec.timeout_seconds} seconds and was ended.",
         )
     return None
 
 
-def forgettable(attempts: Attempts, now: datetime, keep: timedelta) -> list[Attempt]:
+def forgettable(attempts: AttemptCache, now: datetime, keep: timedelta) -> list[Attempt]:
     """Return the ended attempts of builds whose end was told at least `keep` ago."""
     builds: dict[str, list[Attempt]] = defaultdict(list)
     for attempt in attempts:
@@ -63,7 +63,7 @@ def forgettable(attempts: Attempts, now: datetime, keep: timedelta) -> list[Atte
     found: list[Attempt] = []
     for build in builds.values():
         if all(
-            is_finished(attempt)
+            is_reported(attempt)
             and attempt.state is AttemptState.ENDED
             and attempt.marks.reported_at is not None
             and now >= attempt.marks.reported_at + keep
@@ -79,7 +79,7 @@ class Cleaner:
     def __init__(
         self,
         executor: Executor,
-        attempts: Attempts,
+        attempts: AttemptCache,
         ownership: Ownership,
         *,
         keep_seconds: float,
@@ -150,8 +150,8 @@ class Cleaner:
         except (TransientError, RecordMissing) as error:
             log.warning("cleaning failed, trying again later", name=name, error=str(error))
 
-    async def _end(self, attempt: Attempt, ending: Ending) -> None:
-        def given_up(marks: Marks) -> Marks:
+    async def _end(self, attempt: Attempt, ending: ExternalEnd) -> None:
+        def given_up(marks: AttemptStatus) -> AttemptStatus:
             if marks.cancelled_by is not None:
                 return marks
             return marks.model_copy(

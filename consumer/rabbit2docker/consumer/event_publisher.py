@@ -18,7 +18,7 @@ from rabbit2docker_schemas.events import (
 )
 
 
-class Announcer:
+class EventPublisher:
     """Publishes events. Each method returns when RabbitMQ has confirmed; all may raise BrokerUnavailable."""
 
     def __init__(self, publisher: Publisher, *, instance: str, now: Callable[[], datetime] = utc_now) -> None:

@@ -10,20 +10,20 @@ import structlog
 
 from rabbit2docker import metrics
 from rabbit2docker.amqp.broker import Broker
-from rabbit2docker.consumer.attempt_cache import Attempts
+from rabbit2docker.consumer.attempt_cache import AttemptCache
 from rabbit2docker.consumer.cleaner import Cleaner
-from rabbit2docker.consumer.event_publisher import Announcer
+from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.executors.base import Executor
 from rabbit2docker.consumer.executors.local.executor import LocalExecutor
 from rabbit2docker.consumer.following import follower
-from rabbit2docker.consumer.following.supervisor import Crew
+from rabbit2docker.consumer.following.supervisor import FollowerSupervisor
 from rabbit2docker.consumer.health import Check, Health
 from rabbit2docker.consumer.images.registry import Registry
 from rabbit2docker.consumer.intake import admission
-from rabbit2docker.consumer.intake.admission import Fulfilling, Outcome
-from rabbit2docker.consumer.intake.cancellation import Cancelling
+from rabbit2docker.consumer.intake.admission import Admission, AdmissionOutcome
+from rabbit2docker.consumer.intake.cancellation import Cancellation
 from rabbit2docker.consumer.intake.capacity import Capacity
-from rabbit2docker.consumer.intake.worker import Intake
+from rabbit2docker.consumer.intake.worker import IntakeWorker
 from rabbit2docker.consumer.ownership import Ownership
 from rabbit2docker.consumer.providers.catalog import Providers
 from rabbit2docker.consumer.providers.http import open_session
@@ -61,23 +61,23 @@ class Service:
         self._settings = settings
         self._executor = make_executor(settings)
         self._broker = Broker(settings)
-        self._attempts = Attempts(self._executor)
-        self._announcer = Announcer(self._broker.publisher, instance=settings.instance)
+        self._attempts = AttemptCache(self._executor)
+        self._announcer = EventPublisher(self._broker.publisher, instance=settings.instance)
         self._ownership = Ownership(self._executor)
         self._capacity = Capacity(self._broker.source, self._attempts, self._ownership, settings)
-        self._cancelling = Cancelling(self._executor, self._attempts)
+        self._cancelling = Cancellation(self._executor, self._attempts)
         self._health = Health(settings.http.bind, self._checks)
         self._stack = AsyncExitStack()
         self._stopping = False
-        metrics.preset(Outcome)
+        metrics.preset(AdmissionOutcome)
 
     async def __aenter__(self) -> Self:
         """Open the executor; raises ConfigurationError when another service holds its records."""
         await self._stack.__aenter__()
         session = await self._stack.enter_async_context(open_session(self._settings.providers))
         registry = Registry(session, self._settings.images, self._settings.docker)
-        self._crew = Crew(
-            follower.Tools(
+        self._crew = FollowerSupervisor(
+            follower.FollowerContext(
                 executor=self._executor,
                 attempts=self._attempts,
                 announcer=self._announcer,
@@ -86,8 +86,8 @@ class Service:
             ),
             self._ownership,
         )
-        fulfilling = Fulfilling(
-            admission.Tools(
+        fulfilling = Admission(
+            admission.AdmissionContext(
                 executor=self._executor,
                 attempts=self._attempts,
                 announcer=self._announcer,
@@ -98,7 +98,7 @@ class Service:
                 before_ack=self._capacity.before_ack,
             )
         )
-        self._intake = Intake(
+        self._intake = IntakeWorker(
             source=self._broker.source,
             announcer=self._announcer,
             fulfilling=fulfilling,

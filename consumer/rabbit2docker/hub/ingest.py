@@ -41,7 +41,7 @@ def queue_name(settings: Settings) -> str:
     return settings.hub.name or f"{settings.tenant}.service"
 
 
-class Feeder:
+class Ingester:
     """Keeps a store up to date. Of several programs with the same queue one does it, and the others stand by."""
 
     def __init__(self, store: Store, settings: Settings) -> None:

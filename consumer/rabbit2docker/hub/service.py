@@ -21,19 +21,19 @@ from tornado.web import Application
 from rabbit2docker.amqp import queue_depth
 from rabbit2docker.client.build_events import BuildEvents
 from rabbit2docker.errors import BrokerUnavailable, ConfigurationError, StoreUnavailable, TopologyMismatch
-from rabbit2docker.hub.ingest import Feeder
+from rabbit2docker.hub.ingest import Ingester
 from rabbit2docker.hub.store.models import BuildRecords
 from rabbit2docker.hub.store.store import Store
 from rabbit2docker.hub.web.api import API_ROUTES
-from rabbit2docker.hub.web.auth import make_guard
+from rabbit2docker.hub.web.auth import make_authenticator
 from rabbit2docker.hub.web.base import (
     BODY_BYTES,
+    AppContext,
     BuildHandler,
     Handler,
     HealthCheck,
     HealthHandler,
     MetricsHandler,
-    Parts,
     RepositoriesHandler,
     VersionsHandler,
 )
@@ -42,8 +42,8 @@ from rabbit2docker.hub.web.limits import Limits
 from rabbit2docker.hub.web.open_files import allow_open_files
 from rabbit2docker.hub.web.openapi import OpenApiHandler
 from rabbit2docker.hub.web.pages import PAGE_ROUTES, STATIC_ROUTE, NotFoundPage, prepare_pages
-from rabbit2docker.hub.web.queue_position import Looking, Queueing
-from rabbit2docker.hub.web.submissions import Asking, Builds
+from rabbit2docker.hub.web.queue_position import Looking, QueuePositions
+from rabbit2docker.hub.web.submissions import Builds, Submissions
 from rabbit2docker.settings import HubAuth, HubSettings, Settings
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.ids import RequestId
@@ -175,17 +175,17 @@ def make_application(
     RabbitMQ is not there; what is asked for then counts for no limit.
     """
     hub, base = settings.hub, base_url_of(settings.hub)
-    guard = make_guard(hub, base)
-    asking = Asking(
+    guard = make_authenticator(hub, base)
+    asking = Submissions(
         builds,
         records,
-        Queueing(looking),
+        QueuePositions(looking),
         tenant=settings.tenant,
         share_seconds=hub.share_seconds,
         keepalive_seconds=hub.keepalive_seconds,
     )
     parts = {
-        "parts": Parts(
+        "parts": AppContext(
             settings=settings,
             guard=guard,
             builds=builds,
@@ -289,7 +289,7 @@ class DatabaseCheck(Seldom):
         return HealthCheck("database", True)
 
 
-def check_feeding(feeder: Feeder) -> HealthCheck:
+def check_feeding(feeder: Ingester) -> HealthCheck:
     """Tell whether what happens to builds is remembered, by whichever instance, and how far behind that is."""
     service = "record of builds"
     if feeder.problem:
@@ -304,7 +304,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises ConfigurationError, or AccessRefused when RabbitMQ refuses us."""
     hub, connection = settings.hub, Connection(settings)
     store = Store(hub.store_url, settings.tenant, log_bytes=hub.store_log_bytes)
-    feeder = Feeder(store, settings)
+    feeder = Ingester(store, settings)
     api_url = os.environ.get("JUPYTERHUB_API_URL") if hub.auth is HubAuth.JUPYTERHUB else None
     seldom = [DatabaseCheck(store), *([HubApi(api_url)] if api_url else [])]
 
@@ -351,7 +351,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     log.info("stopped")
 
 
-async def _remember(store: Store, feeder: Feeder) -> None:
+async def _remember(store: Store, feeder: Ingester) -> None:
     """Keep the store open, and feed it, until cancelled. Raises AccessRefused when RabbitMQ refuses us."""
     async with store:
         await feeder.run()

@@ -62,7 +62,7 @@ class StoredOutcome(Stored):
     data: dict[str, Any]
 
 
-class Marks(Stored):
+class AttemptStatus(Stored):
     """What the service notes on a record."""
 
     requests: dict[str, str] = {}
@@ -105,7 +105,7 @@ class AttemptState(StrEnum):
     ENDED = "ended"
 
 
-class Ending(Stored):
+class ExternalEnd(Stored):
     """Why an attempt ended, or will have to be ended, as the executor sees it from outside of the builder."""
 
     reason: FailureReason
@@ -113,7 +113,7 @@ class Ending(Stored):
     """For a person."""
 
 
-class Hopeless(Ending):
+class PendingDeadline(ExternalEnd):
     """Why a pending attempt is given up when it still does not run at `at`."""
 
     at: AwareDatetime
@@ -123,15 +123,15 @@ class Attempt(Stored):
     """A snapshot of a record."""
 
     spec: AttemptSpec
-    marks: Marks
+    marks: AttemptStatus
     state: AttemptState
     result: BuilderResult | None = None
     """What the builder wrote; absent while it runs, and when it was ended before it could write."""
-    ending: Ending | None = None
+    ending: ExternalEnd | None = None
     """What ended the builder from outside; absent where the builder's own words say it, or nobody knows."""
     waiting_for: str | None = None
     """Why a pending attempt does not run yet, in words for a person."""
-    hopeless: Hopeless | None = None
+    hopeless: PendingDeadline | None = None
     """When and why waiting any longer makes no sense."""
     place: str | None = None
     """Node or machine of the attempt."""
@@ -220,7 +220,7 @@ class Executor(Protocol):
     ) -> None:
         """Close it; attempts run on."""
 
-    async def create(self, spec: AttemptSpec, marks: Marks) -> tuple[Attempt, bool]:
+    async def create(self, spec: AttemptSpec, marks: AttemptStatus) -> tuple[Attempt, bool]:
         """Make the record and start the builder, or return the record of that name, whatever it is about.
 
         The flag tells whether it was made now. Safe to repeat after a crash at any point: a record without a
@@ -230,7 +230,7 @@ class Executor(Protocol):
     async def get(self, name: AttemptName) -> Attempt | None:
         """Return a fresh snapshot, or None when there is no such record."""
 
-    async def mark(self, name: AttemptName, change: Callable[[Marks], Marks]) -> Attempt:
+    async def mark(self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]) -> Attempt:
         """Change the marks as one step: `change` is given the current ones and may be called again on conflict.
 
         Returns the snapshot after it. Raises RecordMissing.

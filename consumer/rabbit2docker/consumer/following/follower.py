@@ -12,16 +12,16 @@ import structlog
 
 from rabbit2docker import metrics
 from rabbit2docker.clock import utc_now
-from rabbit2docker.consumer.attempt_cache import Attempts
-from rabbit2docker.consumer.event_publisher import Announcer
+from rabbit2docker.consumer.attempt_cache import AttemptCache
+from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.executors.attempt_names import next_attempt
-from rabbit2docker.consumer.executors.base import Attempt, BuilderLine, Executor, Marks, MissingLines
+from rabbit2docker.consumer.executors.base import Attempt, AttemptStatus, BuilderLine, Executor, MissingLines
 from rabbit2docker.consumer.following.outcome import (
     Evidence,
-    InRegistry,
-    RetryWanted,
-    Verdict,
-    judge,
+    ImageCheck,
+    Outcome,
+    Retry,
+    decide,
     lost,
     restored,
     stored,
@@ -62,12 +62,12 @@ class Verified(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class FollowerContext:
     """What every follower works with."""
 
     executor: Executor
-    attempts: Attempts
-    announcer: Announcer
+    attempts: AttemptCache
+    announcer: EventPublisher
     find_image: Callable[[str], Awaitable[Verified | None]]
     """Asks the registry; raises TransientError when it cannot tell."""
     settings: Settings
@@ -76,7 +76,7 @@ class Tools:
 class Follower:
     """One attempt, from its first line to its outcome."""
 
-    def __init__(self, attempt: Attempt, tools: Tools) -> None:
+    def __init__(self, attempt: Attempt, tools: FollowerContext) -> None:
         """Start from the snapshot `attempt`: after what RabbitMQ has confirmed already."""
         self._spec = attempt.spec
         self._last_seen = attempt
@@ -172,7 +172,7 @@ class Follower:
         with suppress(TransientError, RecordMissing):
             await self._mark(lambda marks: marks.model_copy(update={"confirmed_line": number}))
 
-    async def _mark(self, change: Callable[[Marks], Marks]) -> Attempt:
+    async def _mark(self, change: Callable[[AttemptStatus], AttemptStatus]) -> Attempt:
         attempt = await self._tools.executor.mark(self._spec.name, change)
         return self._tools.attempts.note(attempt)
 
@@ -185,7 +185,7 @@ class Follower:
             return
         self._last_seen = attempt
         verdict = await self._insist("write the outcome", lambda: self._decide(attempt, evidence))
-        if isinstance(verdict, RetryWanted):
+        if isinstance(verdict, Retry):
             await self._insist("start another attempt", lambda: self._retry(verdict))
         else:
             await self._insist("publish the end", lambda: self._tell_end(verdict))
@@ -194,13 +194,13 @@ class Follower:
 
     async def _tell_lost(self, evidence: Evidence) -> None:
         verdict = lost(self._last_seen, evidence)
-        assert not isinstance(verdict, RetryWanted)
+        assert not isinstance(verdict, Retry)
         await self._insist("publish the end", lambda: self._tell_end(verdict))
 
     async def _gather_evidence(self, attempt: Attempt | None) -> Evidence:
         """Complete the log tail, which an adopted attempt has not seen, and ask the registry about the image."""
         lines = self._confirmed + 1
-        where, found = InRegistry.UNKNOWN, None
+        where, found = ImageCheck.UNKNOWN, None
         if attempt is not None:
             if not self._tail:
                 await self._read_tail()
@@ -222,9 +222,9 @@ class Follower:
                 if not isinstance(lines, MissingLines):
                     self._tail.extend(line.text for line in lines)
 
-    async def _look_in_registry(self) -> tuple[InRegistry, Verified | None]:
+    async def _look_in_registry(self) -> tuple[ImageCheck, Verified | None]:
         if not self._tools.settings.images.check:
-            return InRegistry.UNKNOWN, None
+            return ImageCheck.UNKNOWN, None
         for seconds in RETRY_SECONDS[:REGISTRY_TRIES]:
             try:
                 found = await self._tools.find_image(self._spec.image)
@@ -232,16 +232,16 @@ class Follower:
                 log.warning("the registry cannot be asked about the pushed image", error=str(error))
                 await asyncio.sleep(seconds)
             else:
-                return (InRegistry.THERE if found else InRegistry.ABSENT), found
-        return InRegistry.UNKNOWN, None
+                return (ImageCheck.THERE if found else ImageCheck.ABSENT), found
+        return ImageCheck.UNKNOWN, None
 
-    async def _decide(self, attempt: Attempt, evidence: Evidence) -> Verdict:
+    async def _decide(self, attempt: Attempt, evidence: Evidence) -> Outcome:
         """Write the verdict unless one is there: two followers cannot disagree."""
 
-        def with_outcome(marks: Marks) -> Marks:
+        def with_outcome(marks: AttemptStatus) -> AttemptStatus:
             if marks.outcome is not None:
                 return marks
-            return marks.model_copy(update={"outcome": stored(judge(attempt, marks, evidence))})
+            return marks.model_copy(update={"outcome": stored(decide(attempt, marks, evidence))})
 
         try:
             marked = await self._mark(with_outcome)
@@ -250,7 +250,7 @@ class Follower:
         assert marked.marks.outcome is not None
         return restored(marked.marks.outcome)
 
-    async def _retry(self, verdict: RetryWanted) -> None:
+    async def _retry(self, verdict: Retry) -> None:
         """Make the next attempt, which inherits the requests; repeating this changes nothing."""
         executor, attempts = self._tools.executor, self._tools.attempts
         number = self._spec.attempt + 1
@@ -274,7 +274,7 @@ class Follower:
             ),
             about="retry",
         )
-        created, is_new = await executor.create(spec, Marks(requests=current.marks.requests))
+        created, is_new = await executor.create(spec, AttemptStatus(requests=current.marks.requests))
         attempts.note(created)
         if is_new:
             metrics.ATTEMPTS_RETRIED.labels(reason=verdict.reason).inc()

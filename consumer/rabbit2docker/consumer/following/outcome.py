@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from rabbit2docker.consumer.executors.base import Attempt, BuilderResult, Marks, StoredOutcome
+from rabbit2docker.consumer.executors.base import Attempt, AttemptStatus, BuilderResult, StoredOutcome
 from rabbit2docker_schemas.events import (
     MODEL_OF,
     Cancelled,
@@ -20,7 +20,7 @@ RETRY: Final = "retry"
 CANCELLED: Final = "cancelled"
 
 
-class InRegistry(StrEnum):
+class ImageCheck(StrEnum):
     """What the registry says about the image after the push."""
 
     THERE = "there"
@@ -29,21 +29,21 @@ class InRegistry(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class RetryWanted:
+class Retry:
     """The infrastructure failed the attempt and another one may be made."""
 
     reason: FailureReason
     message: str
 
 
-Verdict = TerminalEventData | RetryWanted
+Outcome = TerminalEventData | Retry
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What is known about the end beside the record."""
 
-    in_registry: InRegistry
+    in_registry: ImageCheck
     tail: tuple[str, ...]
     """The last log lines."""
     lines: int
@@ -64,14 +64,14 @@ _WHEN_SILENT: Final = {
 }
 
 
-def judge(attempt: Attempt, marks: Marks, evidence: Evidence) -> Verdict:
+def decide(attempt: Attempt, marks: AttemptStatus, evidence: Evidence) -> Outcome:
     """Decide the end of an attempt that is over.
 
     The order is: success, our own wish, what the executor saw from outside, what the builder says.
     """
     result = attempt.result
     if result is not None and result.reason == "ok":
-        if evidence.in_registry is not InRegistry.ABSENT:
+        if evidence.in_registry is not ImageCheck.ABSENT:
             return _completed(attempt, result, evidence)
         return _failed(attempt, FailureReason.IMAGE_MISSING, evidence)
     if marks.cancelled_by is not None:
@@ -88,7 +88,7 @@ def judge(attempt: Attempt, marks: Marks, evidence: Evidence) -> Verdict:
     return _failed(attempt, _reason_of(result), evidence)
 
 
-def lost(attempt: Attempt, evidence: Evidence) -> Verdict:
+def lost(attempt: Attempt, evidence: Evidence) -> Outcome:
     """Decide the end of an attempt whose record is gone; it cannot be tried again, as the wish is gone with it."""
     return _failed(attempt, FailureReason.RECORD_LOST, evidence, final=True)
 
@@ -130,14 +130,14 @@ def _failed(
     *,
     said: str | None = None,
     final: bool = False,
-) -> Verdict:
+) -> Outcome:
     result = attempt.result
     # What the builder says counts only if it speaks of the same reason.
     own_words = said or (result.message if result and result.reason == reason else "")
     message = own_words or _WHEN_SILENT.get(reason) or (result.message if result else "") or HINT_OF[reason]
     category = CATEGORY_OF[reason]
     if category is Category.INFRASTRUCTURE and attempt.spec.attempt < evidence.attempts_allowed and not final:
-        return RetryWanted(reason, message)
+        return Retry(reason, message)
     return Failed(
         build_id=attempt.spec.build_id,
         reason=reason,
@@ -168,17 +168,17 @@ def timings_of(attempt: Attempt) -> Timings:
     )
 
 
-def stored(verdict: Verdict) -> StoredOutcome:
+def stored(verdict: Outcome) -> StoredOutcome:
     """Return the verdict as it is written into the record."""
-    if isinstance(verdict, RetryWanted):
+    if isinstance(verdict, Retry):
         return StoredOutcome(kind=RETRY, data={"reason": verdict.reason, "message": verdict.message})
     return StoredOutcome(kind=verdict.kind, data=verdict.model_dump(mode="json", exclude_none=True))
 
 
-def restored(outcome: StoredOutcome) -> Verdict:
+def restored(outcome: StoredOutcome) -> Outcome:
     """Return the verdict that a record holds."""
     if outcome.kind == RETRY:
-        return RetryWanted(FailureReason(outcome.data["reason"]), outcome.data["message"])
+        return Retry(FailureReason(outcome.data["reason"]), outcome.data["message"])
     data = MODEL_OF[Kind(outcome.kind)].model_validate(outcome.data)
     assert isinstance(data, Completed | Failed | Cancelled)
     return data

@@ -20,7 +20,7 @@ _STEP = re.compile(r"^#\d+ \[(?:[\w.-]+ +)?(\d+)/(\d+)\] (.+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ProgressUpdate:
     """A progress event and the number of the line it comes from, which makes its id."""
 
     data: Progress
@@ -36,10 +36,10 @@ class ProgressReader:
     phase: Phase | None = None
     _said: tuple[object, ...] = field(default=())
 
-    def read(self, lines: Iterable[BuilderLine]) -> list[Told]:
+    def read(self, lines: Iterable[BuilderLine]) -> list[ProgressUpdate]:
         """Return every change of phase, and of each phase's details only the last one among these lines."""
-        told: list[Told] = []
-        latest: Told | None = None
+        told: list[ProgressUpdate] = []
+        latest: ProgressUpdate | None = None
         for line in lines:
             if line.phase is not self.phase:
                 told += [latest] if latest else []
@@ -53,11 +53,11 @@ class ProgressReader:
             told.append(latest)
         return told
 
-    def _tell(self, line: BuilderLine, message: str, detail: ProgressDetail) -> Told:
+    def _tell(self, line: BuilderLine, message: str, detail: ProgressDetail) -> ProgressUpdate:
         data = Progress(
             build_id=self.build_id, attempt=self.attempt, phase=line.phase, message=message, detail=detail
         )
-        return Told(data, line.n)
+        return ProgressUpdate(data, line.n)
 
 
 def _detail_of(line: BuilderLine) -> tuple[str, ProgressDetail] | None:

@@ -7,9 +7,9 @@ from typing import Final
 import structlog
 
 from rabbit2docker import metrics
-from rabbit2docker.consumer.attempt_cache import is_finished
+from rabbit2docker.consumer.attempt_cache import is_reported
 from rabbit2docker.consumer.executors.base import Attempt, AttemptName, AttemptState, Change, Changed
-from rabbit2docker.consumer.following.follower import Follower, Tools
+from rabbit2docker.consumer.following.follower import Follower, FollowerContext
 from rabbit2docker.consumer.ownership import Ownership
 
 log = structlog.get_logger()
@@ -22,10 +22,10 @@ END_SECONDS: Final = 8.0
 """How long followers may take to write down how far they came when the service stops."""
 
 
-class Crew:
+class FollowerSupervisor:
     """Starts a follower for every unfinished attempt, and another one when a follower breaks."""
 
-    def __init__(self, tools: Tools, ownership: Ownership) -> None:
+    def __init__(self, tools: FollowerContext, ownership: Ownership) -> None:
         """Take what followers work with, and what tells which attempts are ours; nothing runs before `run`."""
         self._tools = tools
         self._ownership = ownership
@@ -61,7 +61,7 @@ class Crew:
             return
         for attempt in self._tools.attempts:
             is_mine = self._ownership.is_mine(attempt.spec.build_id)
-            if is_mine and not is_finished(attempt) and attempt.name not in self._tasks:
+            if is_mine and not is_reported(attempt) and attempt.name not in self._tasks:
                 metrics.ATTEMPTS_ADOPTED.inc()
                 log.info("attempt adopted", build_id=attempt.spec.build_id, attempt=attempt.spec.attempt)
                 self._on_change(Changed(attempt))
@@ -70,7 +70,7 @@ class Crew:
                 task.cancel()
 
     def _on_change(self, change: Change) -> None:
-        if not self._open or not isinstance(change, Changed) or is_finished(change.attempt):
+        if not self._open or not isinstance(change, Changed) or is_reported(change.attempt):
             return
         attempt = change.attempt
         if not self._ownership.is_mine(attempt.spec.build_id):

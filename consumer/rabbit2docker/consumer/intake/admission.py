@@ -10,11 +10,11 @@ import structlog
 from cachetools import TTLCache
 
 from rabbit2docker.clock import utc_now
-from rabbit2docker.consumer.attempt_cache import Attempts, is_finished
-from rabbit2docker.consumer.event_publisher import Announcer
-from rabbit2docker.consumer.executors.base import Attempt, Executor, Marks
-from rabbit2docker.consumer.intake.cancellation import Cancelling
-from rabbit2docker.consumer.intake.parsing import Wish
+from rabbit2docker.consumer.attempt_cache import AttemptCache, is_reported
+from rabbit2docker.consumer.event_publisher import EventPublisher
+from rabbit2docker.consumer.executors.base import Attempt, AttemptStatus, Executor
+from rabbit2docker.consumer.intake.cancellation import Cancellation
+from rabbit2docker.consumer.intake.parsing import IncomingRequest
 from rabbit2docker.consumer.intake.plan import Plan, accepted_from, make_plan, name_if_taken
 from rabbit2docker.consumer.providers.base import Provider
 from rabbit2docker.errors import ExecutorUnavailable, NameTaken, RecordMissing, RequestRejected
@@ -37,7 +37,7 @@ MAX_JOINED = 400
 """Requests that may share a build: their ids are part of its record, which in a cluster may not exceed 256 KiB."""
 
 
-class Outcome(StrEnum):
+class AdmissionOutcome(StrEnum):
     """How intake ended, for the metrics."""
 
     ACCEPTED = "accepted"
@@ -69,52 +69,52 @@ class Catalog(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class AdmissionContext:
     """What wishes are fulfilled with."""
 
     executor: Executor
-    attempts: Attempts
-    announcer: Announcer
+    attempts: AttemptCache
+    announcer: EventPublisher
     catalog: Catalog
     find_image: Callable[[str], Awaitable[FoundImage | None]]
     settings: Settings
-    cancelling: Cancelling
+    cancelling: Cancellation
     before_ack: Callable[[], Awaitable[None]]
     """Called when a slot was taken, before the delivery is acknowledged."""
     now: Callable[[], datetime] = utc_now
 
 
-class Fulfilling:
+class Admission:
     """Carries out one wish after the other; several at once, but one at a time for one request id."""
 
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self, tools: AdmissionContext) -> None:
         """Start with nothing answered."""
         self._tools = tools
         # Requests answered from the registry leave no record: their digests are kept here.
         keep = tools.settings.limits.keep_ended_seconds
         self._answered: TTLCache[tuple[str, str], str] = TTLCache(REMEMBERED, keep)
 
-    async def fulfil(self, wish: Wish) -> Outcome:
+    async def fulfil(self, wish: IncomingRequest) -> AdmissionOutcome:
         """Answer the wish. Safe to repeat after a crash at any point.
 
         Raises RequestRejected, or TransientError when something needed is away.
         """
         if await self._answer_duplicate(wish):
-            return Outcome.DUPLICATE
+            return AdmissionOutcome.DUPLICATE
         self._check_current(wish)
         plan = await self._plan(wish)
         if (running := self._tools.attempts.unfinished_like(plan.fingerprint)) and await self._join(
             running, wish
         ):
-            return Outcome.ATTACHED
+            return AdmissionOutcome.ATTACHED
         if not wish.request.force and self._tools.settings.images.check:
             found = await self._tools.find_image(plan.image)
             if found is not None:
                 await self._tell_cached(plan, found)
-                return Outcome.CACHED
+                return AdmissionOutcome.CACHED
         return await self._build(plan)
 
-    async def _answer_duplicate(self, wish: Wish) -> bool:
+    async def _answer_duplicate(self, wish: IncomingRequest) -> bool:
         """Tell where the build of a known request id stands."""
         known = self._tools.attempts.of_request(wish.tenant, wish.request_id)
         digest = (
@@ -144,7 +144,7 @@ class Fulfilling:
         assert isinstance(data, Completed | Failed | Cancelled)
         await self._tools.announcer.ended(attempt.spec.tenant, data)
 
-    def _check_current(self, wish: Wish) -> None:
+    def _check_current(self, wish: IncomingRequest) -> None:
         if by := self._tools.cancelling.taken_back_by(wish.tenant, wish.request_id):
             raise RequestRejected(
                 RejectReason.CANCELLED, f"The request was cancelled by {by} before its build began."
@@ -157,7 +157,7 @@ class Fulfilling:
                 retryable=True,
             )
 
-    async def _plan(self, wish: Wish) -> Plan:
+    async def _plan(self, wish: IncomingRequest) -> Plan:
         request, catalog = wish.request, self._tools.catalog
         provider = catalog.get(request.provider)
         catalog.check_allowed(request.provider, request.spec)
@@ -165,10 +165,10 @@ class Fulfilling:
         repository = await provider.resolve(request.spec)
         return make_plan(wish, repository, self._tools.settings.images.prefix)
 
-    async def _join(self, attempt: Attempt, wish: Wish) -> bool:
+    async def _join(self, attempt: Attempt, wish: IncomingRequest) -> bool:
         """Add the request to a build that runs; False when it ended at this moment, or has joiners enough."""
 
-        def with_request(marks: Marks) -> Marks:
+        def with_request(marks: AttemptStatus) -> AttemptStatus:
             if marks.reported or len(marks.requests) >= MAX_JOINED:
                 return marks
             return marks.model_copy(
@@ -203,11 +203,11 @@ class Fulfilling:
             ),
         )
 
-    async def _build(self, plan: Plan) -> Outcome:
+    async def _build(self, plan: Plan) -> AdmissionOutcome:
         """Create the attempt, or join the one that somebody created first."""
         wish = plan.wish
         spec = plan.spec(self._tools.settings, now=self._tools.now())
-        marks = Marks(requests={wish.request_id: wish.request.digest()})
+        marks = AttemptStatus(requests={wish.request_id: wish.request.digest()})
         for name in (spec.name, name_if_taken(spec)):
             try:
                 attempt, is_new = await self._tools.executor.create(
@@ -221,10 +221,10 @@ class Fulfilling:
                 log.info("attempt created", build_id=spec.build_id, name=name, image=spec.image)
                 await self._tools.before_ack()
                 await self._tools.announcer.accepted(wish.tenant, plan.accepted())
-                return Outcome.ACCEPTED
-            same = attempt.spec.fingerprint == spec.fingerprint and not is_finished(attempt)
+                return AdmissionOutcome.ACCEPTED
+            same = attempt.spec.fingerprint == spec.fingerprint and not is_reported(attempt)
             if same and await self._join(attempt, wish):
-                return Outcome.ATTACHED
+                return AdmissionOutcome.ATTACHED
         raise ExecutorUnavailable(
             f"The names for build {plan.build_name} are taken by builds that have ended."
         )

@@ -3,8 +3,8 @@
 import structlog
 from cachetools import TTLCache
 
-from rabbit2docker.consumer.attempt_cache import Attempts, is_finished
-from rabbit2docker.consumer.executors.base import Attempt, Executor, Marks
+from rabbit2docker.consumer.attempt_cache import AttemptCache, is_reported
+from rabbit2docker.consumer.executors.base import Attempt, AttemptStatus, Executor
 from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.requests import CancelRequest
 
@@ -14,10 +14,10 @@ REMEMBERED = 10_000
 REMEMBER_SECONDS = 3600.0
 
 
-class Cancelling:
+class Cancellation:
     """Carries out cancel messages."""
 
-    def __init__(self, executor: Executor, attempts: Attempts) -> None:
+    def __init__(self, executor: Executor, attempts: AttemptCache) -> None:
         """Start with no cancelled requests in mind."""
         self._executor = executor
         self._attempts = attempts
@@ -38,7 +38,7 @@ class Cancelling:
         if wish.spare_joined and wish.request_id and not _began(attempt, tenant, wish.request_id):
             log.info("too late to take a request back, it has joined a build", request_id=wish.request_id)
             return True
-        if is_finished(attempt):
+        if is_reported(attempt):
             log.info("too late to cancel, the build has ended", build_id=attempt.spec.build_id)
             return True
         await self._end(attempt, by)
@@ -54,7 +54,7 @@ class Cancelling:
         return attempt if attempt and attempt.spec.tenant == tenant else None
 
     async def _end(self, attempt: Attempt, by: str) -> None:
-        def with_wish(marks: Marks) -> Marks:
+        def with_wish(marks: AttemptStatus) -> AttemptStatus:
             return marks if marks.cancelled_by else marks.model_copy(update={"cancelled_by": by})
 
         self._attempts.note(await self._executor.mark(attempt.name, with_wish))

@@ -12,7 +12,7 @@ import structlog
 
 from rabbit2docker import metrics
 from rabbit2docker.amqp.ports import RequestSource
-from rabbit2docker.consumer.attempt_cache import Attempts
+from rabbit2docker.consumer.attempt_cache import AttemptCache
 from rabbit2docker.consumer.ownership import Ownership, Slots
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.routing import BULK_QUEUE, CANCEL_QUEUE, REQUESTS_QUEUE
@@ -44,7 +44,7 @@ class Capacity:
     """Keeps the credit of the request queues equal to the slots that are free."""
 
     def __init__(
-        self, source: RequestSource, attempts: Attempts, ownership: Ownership, settings: Settings
+        self, source: RequestSource, attempts: AttemptCache, ownership: Ownership, settings: Settings
     ) -> None:
         """Take the limits from the settings; nothing is consumed before `run`."""
         self._source = source

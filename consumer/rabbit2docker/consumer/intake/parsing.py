@@ -4,13 +4,13 @@ import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 
-from rabbit2docker.amqp.ports import Received
+from rabbit2docker.amqp.ports import RequestMessage
 from rabbit2docker_schemas.ids import BuildId, RequestId, build_id_of, routable_request_id
 from rabbit2docker_schemas.requests import BuildRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class IncomingRequest:
     """A build request with everything that its envelope says."""
 
     tenant: str
@@ -30,12 +30,12 @@ def _text(value: object) -> str | None:
     return str(value) if value else None
 
 
-def header(received: Received, name: str) -> str | None:
+def header(received: RequestMessage, name: str) -> str | None:
     """Return a header as text."""
     return _text(received.headers.get(name))
 
 
-def request_id_of(received: Received, in_body: str | None) -> RequestId:
+def request_id_of(received: RequestMessage, in_body: str | None) -> RequestId:
     """Return the request id: the body's, else `ce-id`, else the message_id, else one made of the content.
 
     The last makes an unnamed message that is delivered again the same request. Two unnamed messages with the

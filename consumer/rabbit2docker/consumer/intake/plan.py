@@ -8,7 +8,7 @@ from typing import Final
 
 from rabbit2docker.consumer.executors.base import AttemptName, AttemptSpec
 from rabbit2docker.consumer.images.names import build_name, image_name, options_digest
-from rabbit2docker.consumer.intake.parsing import Wish
+from rabbit2docker.consumer.intake.parsing import IncomingRequest
 from rabbit2docker.consumer.providers.base import Repository
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Accepted, BuildOptions
@@ -22,7 +22,7 @@ NONCE_LENGTH: Final = 10
 class Plan:
     """What is to be built for a wish."""
 
-    wish: Wish
+    wish: IncomingRequest
     repository: Repository
     image: str
     build_name: str
@@ -71,7 +71,7 @@ class Plan:
         )
 
 
-def make_plan(wish: Wish, repository: Repository, prefix: str) -> Plan:
+def make_plan(wish: IncomingRequest, repository: Repository, prefix: str) -> Plan:
     """Name everything. Raises RequestRejected(INVALID_IMAGE_NAME) when no engine could take the name."""
     request = wish.request
     options = options_digest(
@@ -101,7 +101,7 @@ def name_if_taken(spec: AttemptSpec) -> AttemptName:
     return AttemptName(f"{spec.name[: MAX_NAME_LENGTH - 9].rstrip('-_')}-{suffix}")
 
 
-def accepted_from(spec: AttemptSpec, wish: Wish, *, attached: bool) -> Accepted:
+def accepted_from(spec: AttemptSpec, wish: IncomingRequest, *, attached: bool) -> Accepted:
     """Return the answer to a wish whose build has a record already."""
     request = wish.request
     return Accepted(

@@ -10,11 +10,11 @@ import structlog
 from rabbit2docker import metrics
 from rabbit2docker.amqp.ports import Delivery, RequestSource
 from rabbit2docker.clock import utc_now
-from rabbit2docker.consumer.event_publisher import Announcer
-from rabbit2docker.consumer.intake.admission import Fulfilling
-from rabbit2docker.consumer.intake.cancellation import Cancelling
+from rabbit2docker.consumer.event_publisher import EventPublisher
+from rabbit2docker.consumer.intake.admission import Admission
+from rabbit2docker.consumer.intake.cancellation import Cancellation
 from rabbit2docker.consumer.intake.capacity import Capacity
-from rabbit2docker.consumer.intake.parsing import Wish, header, request_id_of
+from rabbit2docker.consumer.intake.parsing import IncomingRequest, header, request_id_of
 from rabbit2docker.errors import BrokerUnavailable, RequestRejected, TransientError
 from rabbit2docker_schemas.events import Phase, Progress, ProgressDetail, Rejected
 from rabbit2docker_schemas.parsing import InvalidMessage, read_cancel, read_request
@@ -52,16 +52,16 @@ def next_rung(tries: int, retry_after: float | None) -> RetryRung | None:
     return next(long_enough, remaining[-1] if remaining else None)
 
 
-class Intake:
+class IntakeWorker:
     """The loop over deliveries. Many are in hand at once, each in a task of its own."""
 
     def __init__(
         self,
         *,
         source: RequestSource,
-        announcer: Announcer,
-        fulfilling: Fulfilling,
-        cancelling: Cancelling,
+        announcer: EventPublisher,
+        fulfilling: Admission,
+        cancelling: Cancellation,
         capacity: Capacity,
         max_bytes: int,
     ) -> None:
@@ -136,7 +136,7 @@ class Intake:
             return await self._reject(
                 delivery, key.tenant, request_id, RequestRejected(error.reason, error.message)
             )
-        wish = Wish(
+        wish = IncomingRequest(
             tenant=key.tenant,
             request_id=request_id_of(received, request.request_id),
             request=request,
@@ -144,7 +144,7 @@ class Intake:
         )
         return await self._fulfil(delivery, wish)
 
-    async def _fulfil(self, delivery: Delivery, wish: Wish) -> str:
+    async def _fulfil(self, delivery: Delivery, wish: IncomingRequest) -> str:
         structlog.contextvars.bind_contextvars(
             tenant=wish.tenant, request_id=wish.request_id, build_id=wish.build_id
         )
@@ -185,7 +185,7 @@ class Intake:
         return REJECTED
 
     async def _again(
-        self, delivery: Delivery, message: str, retry_after: float | None, wish: Wish | None = None
+        self, delivery: Delivery, message: str, retry_after: float | None, wish: IncomingRequest | None = None
     ) -> str:
         """Put the delivery on the retry ladder and say so, or give it up after the last rung."""
         received = delivery.received
@@ -208,7 +208,7 @@ class Intake:
         await delivery.retry(rung)
         return RETRIED
 
-    async def _give_up(self, delivery: Delivery, message: str, wish: Wish | None) -> str:
+    async def _give_up(self, delivery: Delivery, message: str, wish: IncomingRequest | None) -> str:
         if wish is None:
             key = parse_request_key(delivery.received.routing_key)
             if key is None or key.action == "cancel":

@@ -30,7 +30,7 @@ STATUS: Final = {BuildState.COMPLETED: "success", BuildState.CANCELLED: "cancell
 """BinderHub's words for ends, and one that it has not; every other end is a failure."""
 
 
-class Tally:
+class BinderHubMetrics:
     """Counts builds that have ended."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ CUT: Final = "These lines were more than is kept of a log."
 LOST: Final = "These lines did not reach the hub."
 
 
-class Telling:
+class EventReplay:
     """What stands around the lines of one build."""
 
     def __init__(
@@ -96,7 +96,7 @@ class Extent:
         return self._cut is not None and self._cut[0] <= last and first <= self._cut[1]
 
 
-async def _load(database: Database, tenant: str, build_id: str) -> Telling:
+async def _load(database: Database, tenant: str, build_id: str) -> EventReplay:
     wanted = (
         select(EVENTS)
         .join(BUILDS, BUILDS.c.id == EVENTS.c.build_id)
@@ -118,7 +118,7 @@ async def _load(database: Database, tenant: str, build_id: str) -> Telling:
         except ValidationError:
             continue  # an older version has kept what this one does not read
         events.append(Event(EventId(row["id"]), tenant, row["time"], data, row["source"]))
-    return Telling(tenant, build_id, events, extents)
+    return EventReplay(tenant, build_id, events, extents)
 
 
 async def told_of(database: Database, tenant: str, build_id: str) -> AsyncGenerator[Event, None]:
@@ -135,7 +135,7 @@ async def told_of(database: Database, tenant: str, build_id: str) -> AsyncGenera
 
 
 async def _attempt(
-    database: Database, telling: Telling, build_id: str, attempt: int
+    database: Database, telling: EventReplay, build_id: str, attempt: int
 ) -> AsyncGenerator[Event, None]:
     progress, next_line = telling.progress(attempt), 0
     latest = telling.time_of(attempt)

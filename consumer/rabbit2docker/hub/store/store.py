@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Select, and_, delete, func, insert, or_, s
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rabbit2docker.errors import StoreUnavailable
-from rabbit2docker.hub.store.binderhub_metrics import Tally
+from rabbit2docker.hub.store.binderhub_metrics import BinderHubMetrics
 from rabbit2docker.hub.store.database import Database
 from rabbit2docker.hub.store.event_replay import told_of
 from rabbit2docker.hub.store.log_storage import kept_lines
@@ -30,13 +30,13 @@ from rabbit2docker.hub.store.tables import (
     BUILDS,
     LOGS,
     POSITIONS,
+    RATE_LIMIT_HITS,
     REQUESTERS,
     REQUESTS,
-    WISHES,
     micros,
     moment_of,
 )
-from rabbit2docker.hub.store.writer import Writing
+from rabbit2docker.hub.store.writer import EventWriter
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.requests import BuildRequest
 
@@ -60,7 +60,7 @@ class Store:
         self._database = Database(url)
         self._tenant = tenant
         self._log_bytes = log_bytes
-        self.tally = Tally()
+        self.tally = BinderHubMetrics()
         """Counts the builds of which this program is the one that enters the end."""
 
     async def __aenter__(self) -> Self:
@@ -87,8 +87,8 @@ class Store:
         async with self._database.reading() as connection:
             await connection.execute(select(1))
 
-    def _writing(self, connection: AsyncConnection) -> Writing:
-        return Writing(connection, self._tenant, log_bytes=self._log_bytes)
+    def _writing(self, connection: AsyncConnection) -> EventWriter:
+        return EventWriter(connection, self._tenant, log_bytes=self._log_bytes)
 
     async def asked(self, request: BuildRequest, *, at: datetime) -> None:
         """Remember a request that is about to be published, under its request_id and requester. Safe to repeat."""
@@ -237,14 +237,18 @@ class Store:
         A wish that is one too many is not counted.
         """
         period = timedelta(seconds=seconds)
-        here = and_(WISHES.c.tenant == self._tenant, WISHES.c.who == who)
+        here = and_(RATE_LIMIT_HITS.c.tenant == self._tenant, RATE_LIMIT_HITS.c.who == who)
         async with self._database.writing("wishes", self._tenant, who) as connection:
-            await connection.execute(delete(WISHES).where(here, WISHES.c.until < at))
-            wanted = select(WISHES.c.at).where(here, WISHES.c.at > at - period).order_by(WISHES.c.at)
+            await connection.execute(delete(RATE_LIMIT_HITS).where(here, RATE_LIMIT_HITS.c.until < at))
+            wanted = (
+                select(RATE_LIMIT_HITS.c.at)
+                .where(here, RATE_LIMIT_HITS.c.at > at - period)
+                .order_by(RATE_LIMIT_HITS.c.at)
+            )
             made = list((await connection.execute(wanted)).scalars())
             if allowed := len(made) < limit:
                 wish = {"tenant": self._tenant, "who": who, "at": at, "until": at + period}
-                await connection.execute(insert(WISHES), wish)
+                await connection.execute(insert(RATE_LIMIT_HITS), wish)
                 made = sorted([*made, at])
         remaining = max(0, limit - len(made))
         if remaining or not made:
@@ -259,7 +263,7 @@ class Store:
         `now`: wishes that no limit counts any more go, too.
         """
         async with self._database.writing("wishes", self._tenant, "all") as connection:
-            await connection.execute(delete(WISHES).where(WISHES.c.until < now))
+            await connection.execute(delete(RATE_LIMIT_HITS).where(RATE_LIMIT_HITS.c.until < now))
         old = or_(
             BUILDS.c.ended_at < ended_before,
             and_(BUILDS.c.ended_at.is_(None), BUILDS.c.touched_at < ended_before - LONGEST_BUILD),

@@ -216,7 +216,7 @@ CHUNKS: Final = Table(
 )
 """Consecutive lines; no two chunks hold the same one."""
 
-WISHES: Final = Table(
+RATE_LIMIT_HITS: Final = Table(
     "r2d_wishes",
     metadata,
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),

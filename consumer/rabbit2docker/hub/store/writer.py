@@ -19,7 +19,7 @@ from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.requests import BuildRequest
 
 
-class Writing:
+class EventWriter:
     """One transaction's look at builds and requests, and what changes in them."""
 
     def __init__(self, connection: AsyncConnection, tenant: str, *, log_bytes: int) -> None:

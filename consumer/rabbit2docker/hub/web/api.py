@@ -10,14 +10,14 @@ from typing import Annotated, Any, Final, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rabbit2docker.hub.store.models import Build, BuildQuery, BuildState, LogExtent, Record, StoredLine
-from rabbit2docker.hub.web.api_stream import RETRY, EventTelling, Place, queue_frame
-from rabbit2docker.hub.web.auth import Refusal
+from rabbit2docker.hub.web.api_stream import RETRY, ApiCursor, ApiStream, queue_frame
+from rabbit2docker.hub.web.auth import HttpError
 from rabbit2docker.hub.web.base import JsonHandler, Streaming
 from rabbit2docker.hub.web.binderhub_stream import KEEPALIVE
-from rabbit2docker.hub.web.build_form import again, read_wish
+from rabbit2docker.hub.web.build_form import again, read_create_request
 from rabbit2docker.hub.web.repositories import check_provider
 from rabbit2docker.hub.web.resume import new_request_id
-from rabbit2docker.hub.web.submissions import ticking
+from rabbit2docker.hub.web.submissions import with_keepalive
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import BuildOptions
 from rabbit2docker_schemas.ids import REQUEST_ID_PATTERN, build_id_of
@@ -92,7 +92,7 @@ class ApiHandler(JsonHandler):
         """Return a build by its id or that of a request. Raises Refusal: what is somebody else's does not exist."""
         build = await self.parts.records.build(id_) if _ID.fullmatch(id_) else None
         if build is None or not self.user.sees(build):
-            raise Refusal("There is no such build.", 404)
+            raise HttpError("There is no such build.", 404)
         return build
 
     def asked_for(self, query: type[_Q]) -> _Q:
@@ -104,7 +104,7 @@ class ApiHandler(JsonHandler):
         try:
             return query.model_validate(given)
         except ValidationError as error:
-            raise Refusal(describe(error, query.model_fields), 400) from error
+            raise HttpError(describe(error, query.model_fields), 400) from error
 
     def tell(self, what: BaseModel, status: int = 200) -> None:
         """Answer with what is known; what is absent is not there."""
@@ -162,12 +162,14 @@ class BuildsHandler(ApiHandler):
         try:
             self.tell(await self.parts.records.builds(query))
         except ValueError as error:
-            raise Refusal("`before` must be the `next` of a page.", 400) from error
+            raise HttpError("`before` must be the `next` of a page.", 400) from error
 
     async def post(self) -> None:
         """Ask for a build."""
         hostname = self.parts.settings.providers.github_hostname
-        await self.ask(read_wish(self.request.body, requester=self.user.name, github_hostname=hostname))
+        await self.ask(
+            read_create_request(self.request.body, requester=self.user.name, github_hostname=hostname)
+        )
 
 
 class OneHandler(ApiHandler):
@@ -181,10 +183,10 @@ class OneHandler(ApiHandler):
         """End it, if nobody else waits for it."""
         build = await self.build(id_)
         if build.state.is_end:
-            raise Refusal(f"This build has ended already: it is {build.state}.", 409)
+            raise HttpError(f"This build has ended already: it is {build.state}.", 409)
         if not self.user.may_cancel(build):
             others = ", ".join(sorted(set(build.requesters) - {self.user.name})) or "others"
-            raise Refusal(
+            raise HttpError(
                 f"Not only you wait for this build ({others}): only an administrator may end it.", 409
             )
         # What is no build yet can only be taken back by the id of the request; and by the time this is heard of, the
@@ -202,7 +204,7 @@ class RebuildHandler(ApiHandler):
         """Ask for the same, whether its image exists or not."""
         build = await self.build(id_)
         if self.request.body.strip() not in (b"", b"{}"):
-            raise Refusal("To build once more takes no wishes: send no body.", 400)
+            raise HttpError("To build once more takes no wishes: send no body.", 400)
         await self.ask(again(build, requester=self.user.name))
 
 
@@ -213,11 +215,11 @@ class LogHandler(ApiHandler):
         """Tell it, as text or as JSON."""
         build, wanted = await self.build(id_), self.asked_for(LogQuery)
         if wanted.last is not None and wanted.last < wanted.first:
-            raise Refusal("`last` must not be before `first`.", 400)
+            raise HttpError("`last` must not be before `first`.", 400)
         extents = {extent.attempt: extent for extent in build.logs}
         attempt = wanted.attempt or max(extents, default=None)
         if wanted.attempt is not None and wanted.attempt not in extents:
-            raise Refusal(f"Of attempt {wanted.attempt} there is no log.", 404)
+            raise HttpError(f"Of attempt {wanted.attempt} there is no log.", 404)
         if wanted.download == "1":
             suffix = {"text": "log", "json": "json"}[wanted.format]
             self.set_header("Content-Disposition", f'attachment; filename="build-{build.id}.{suffix}"')
@@ -292,29 +294,29 @@ class _Lines:
 class EventsHandler(Streaming, ApiHandler):
     """What happens to one build."""
 
-    _events_told: EventTelling | None = None
+    _events_told: ApiStream | None = None
 
     async def get(self, id_: str) -> None:
         """Tell it as it happens, or as it happened, from where the reader has come to."""
         build = await self.build(id_)
-        place = Place.read(self.request.headers.get("Last-Event-ID"))
+        place = ApiCursor.read(self.request.headers.get("Last-Event-ID"))
         if place.ended:
             self.set_status(204)
             return
         self.check_room(more=1)
-        self._events_told = EventTelling(place)
+        self._events_told = ApiStream(place)
         await self.stream(self._chunks(build, self._events_told))
 
     def result(self) -> str:
         """Return the kind of the event that ended it."""
         return (self._events_told and self._events_told.result) or "interrupted"
 
-    async def _chunks(self, build: Build, telling: EventTelling) -> AsyncGenerator[bytes, None]:
+    async def _chunks(self, build: Build, telling: ApiStream) -> AsyncGenerator[bytes, None]:
         yield RETRY
         keepalive = self.parts.settings.hub.keepalive_seconds
         since = build.requested_at.timestamp() if build.state is BuildState.QUEUED else None
         with self.parts.asking.queueing.watching(build.request_id, since) as waiting:
-            items = ticking(self._events(build), lambda: keepalive, waiting.news)
+            items = with_keepalive(self._events(build), lambda: keepalive, waiting.news)
             async with aclosing(items) as events:
                 async for event in events:
                     if event is not None:

@@ -36,7 +36,7 @@ _ENCODED: Final[LRUCache[str, bytes]] = LRUCache(128)
 """Events as JSON: many readers of one build get the same ones at about the same time."""
 
 
-class Told(Record):
+class BuildEvent(Record):
     """The data of one server-sent event."""
 
     id: str
@@ -47,7 +47,7 @@ class Told(Record):
     """As in the event's message; see `rabbit2docker schema`."""
 
 
-class Queue(Record):
+class QueuePosition(Record):
     """The data of `event: queue`, which comes while a request waits for a free slot."""
 
     ahead: int
@@ -56,11 +56,11 @@ class Queue(Record):
 
 def queue_frame(ahead: int) -> bytes:
     """Return what a reader gets while a request waits; without an id, as it holds for a moment only."""
-    return f"event: queue\ndata: {Queue(ahead=ahead).model_dump_json()}\n\n".encode()
+    return f"event: queue\ndata: {QueuePosition(ahead=ahead).model_dump_json()}\n\n".encode()
 
 
 @dataclass(slots=True)
-class Place:
+class ApiCursor:
     """What a reader of a build's events has got."""
 
     accepted: bool = False
@@ -93,10 +93,10 @@ class Place:
         return cls(bool(accepted), progress, attempt, line)
 
 
-class EventTelling:
+class ApiStream:
     """Tells one reader the events of one build, each once, whichever of them are given again."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: ApiCursor) -> None:
         """Go on at `place`, which moves along."""
         self.place = place
         self.result = ""
@@ -169,12 +169,12 @@ class EventTelling:
         yield f"id: {self.place}\nevent: {event.kind}\ndata: ".encode()
         key = f"{event.id} {event.time.timestamp()}"
         if key not in _ENCODED:
-            _ENCODED[key] = json.dumps(as_told(event)).encode()
+            _ENCODED[key] = json.dumps(as_build_event(event)).encode()
         yield _ENCODED[key]
         yield b"\n\n"
 
 
-def as_told(event: Event) -> dict[str, Any]:
+def as_build_event(event: Event) -> dict[str, Any]:
     """Return the data of an event's frame."""
     return {
         "id": event.id,

@@ -25,7 +25,7 @@ _BASIC = re.compile(r"basic\s+([A-Za-z0-9+/=]+)\s*", re.IGNORECASE)
 _CHALLENGE: Final = 'Basic realm="builds", charset="UTF-8"'
 
 
-class Refusal(HTTPError):
+class HttpError(HTTPError):
     """What was asked for cannot be had; says so in words for a person."""
 
     def __init__(self, message: str, status_code: int) -> None:
@@ -34,7 +34,7 @@ class Refusal(HTTPError):
         self.message = message
 
 
-class NotAllowed(Refusal):
+class Forbidden(HttpError):
     """Who asks may not, or cannot be told."""
 
     def __init__(
@@ -81,21 +81,21 @@ def check_origin(handler: RequestHandler) -> None:
         # Browsers do not say it to addresses without TLS.
         site = "same-origin" if urlsplit(origin).netloc == handler.request.host else "cross-site"
     if site not in (None, "none", "same-origin"):
-        raise NotAllowed("Pages of other sites may not do this.", 403)
+        raise Forbidden("Pages of other sites may not do this.", 403)
 
 
 def check_browser(handler: RequestHandler, user: User) -> None:
     """Raise NotAllowed when another site's page may be behind a GET that changes something."""
     site = handler.request.headers.get("Sec-Fetch-Site")
     if user.by_browser and site not in (None, "none", "same-origin", "same-site"):
-        raise NotAllowed("Pages of other sites may not ask for builds.", 403)
+        raise Forbidden("Pages of other sites may not ask for builds.", 403)
     is_basic = _BASIC.fullmatch(handler.request.headers.get("Authorization", "")) is not None
     if is_basic and site not in ("none", "same-origin"):
         # Without TLS browsers do not say which page it was, and send the password all the same.
-        raise NotAllowed("Here programs send their token as `Authorization: Bearer …`.", 403)
+        raise Forbidden("Here programs send their token as `Authorization: Bearer …`.", 403)
 
 
-class Guard(Protocol):
+class Authenticator(Protocol):
     """One way to tell who asks."""
 
     async def user(self, handler: RequestHandler) -> User:
@@ -111,7 +111,7 @@ class Guard(Protocol):
         """Return what cookies are signed with, None if there are none."""
 
 
-class Open:
+class NoAuth:
     """Everybody may ask."""
 
     async def user(self, handler: RequestHandler) -> User:
@@ -131,7 +131,7 @@ class Open:
         return None
 
 
-class Tokens(Open):
+class TokenAuth(NoAuth):
     """Who has a token may ask, under its name."""
 
     def __init__(self, tokens: Mapping[str, SecretStr], admins: Collection[str] = ()) -> None:
@@ -149,13 +149,13 @@ class Tokens(Open):
         basic = _basic(header)
         match = _HEADER.fullmatch(header)
         if basic is None and match is None:
-            raise NotAllowed("A token is needed: `Authorization: Bearer …`.", 403, challenge=_CHALLENGE)
+            raise Forbidden("A token is needed: `Authorization: Bearer …`.", 403, challenge=_CHALLENGE)
         claimed, token = basic or (None, match[1] if match else "")
         given = _digest(token)
         # All are compared, so that the time says nothing.
         found = [name for name, digest in self._digests.items() if hmac.compare_digest(given, digest)]
         if not found or (claimed is not None and claimed not in found):
-            raise NotAllowed("This token is not known here.", 403, challenge=_CHALLENGE)
+            raise Forbidden("This token is not known here.", 403, challenge=_CHALLENGE)
         name = claimed or found[0]
         return User(name[:NAME_CHARACTERS], admin=name in self._admins, by_browser=basic is not None)
 
@@ -175,7 +175,7 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode(errors="surrogatepass")).digest()
 
 
-class JupyterHub:
+class JupyterHubAuth:
     """Users and services of the hub may ask if they have the scope to access this service."""
 
     def __init__(self, base_url: str, admins: Collection[str] = ()) -> None:
@@ -214,14 +214,14 @@ class JupyterHub:
         try:
             model = await self._hub_auth.get_user(handler, sync=False)
         except HTTPError as error:
-            raise NotAllowed(
+            raise Forbidden(
                 "JupyterHub does not answer who you are. Please try again.", error.status_code
             ) from error
         try:
             user = guarded.check_hub_user(model) if model else None
         except UserNotAllowed as error:
             guarded._hub_auth_user_cache = None
-            raise NotAllowed(f"{model['name']} may not use this service.", 403) from error
+            raise Forbidden(f"{model['name']} may not use this service.", 403) from error
         # Where jupyterhub's own code looks before it asks the hub, blocking everybody.
         guarded._hub_auth_user_cache = user
         if user is None:
@@ -230,7 +230,7 @@ class JupyterHub:
                 message = (
                     "Send the value of the cookie `_xsrf` as `X-Xsrftoken`, or log in to JupyterHub again."
                 )
-            raise NotAllowed(message, 403, login_url=self._login_url(guarded))
+            raise Forbidden(message, 403, login_url=self._login_url(guarded))
         name = str(user["name"])
         by_browser = not getattr(handler, "_token_authenticated", False)
         admin = user.get("admin") is True or name in self._admins
@@ -267,12 +267,12 @@ async def _known_before(handler: Any) -> None:
     handler._hub_auth_user_cache = model
 
 
-def make_guard(settings: HubSettings, base_url: str) -> Guard:
+def make_authenticator(settings: HubSettings, base_url: str) -> Authenticator:
     """Return the guard that the settings name. Raises ConfigurationError."""
     match settings.auth:
         case HubAuth.NONE:
-            return Open()
+            return NoAuth()
         case HubAuth.TOKENS:
-            return Tokens(settings.tokens, settings.admins)
+            return TokenAuth(settings.tokens, settings.admins)
         case HubAuth.JUPYTERHUB:
-            return JupyterHub(base_url, settings.admins)
+            return JupyterHubAuth(base_url, settings.admins)

@@ -19,9 +19,9 @@ from rabbit2docker.errors import AccessRefused, BrokerUnavailable, StoreUnavaila
 from rabbit2docker.hub.store.models import Allowance, BuildRecords
 from rabbit2docker.hub.web.auth import (
     SAFE_METHODS,
-    Guard,
-    NotAllowed,
-    Refusal,
+    Authenticator,
+    Forbidden,
+    HttpError,
     User,
     check_browser,
     check_origin,
@@ -29,10 +29,10 @@ from rabbit2docker.hub.web.auth import (
 from rabbit2docker.hub.web.binderhub_stream import failure, frame
 from rabbit2docker.hub.web.build_form import check_password
 from rabbit2docker.hub.web.build_tokens import BuildTokens, InvalidBuildToken, origin_of
-from rabbit2docker.hub.web.limits import Address, Limits, TooMany, limit_headers
+from rabbit2docker.hub.web.limits import Address, Limits, RateLimited, limit_headers
 from rabbit2docker.hub.web.repositories import KINDS, NoProvider, check_provider
-from rabbit2docker.hub.web.resume import Cursor
-from rabbit2docker.hub.web.submissions import Asking, Builds, start
+from rabbit2docker.hub.web.resume import BinderHubCursor
+from rabbit2docker.hub.web.submissions import Builds, Submissions, start
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.requests import BuildRequest
 from rabbit2docker_schemas.validation_messages import describe
@@ -56,14 +56,14 @@ class HealthCheck:
 
 
 @dataclass(slots=True)
-class Parts:
+class AppContext:
     """What handlers need."""
 
     settings: Settings
-    guard: Guard
+    guard: Authenticator
     builds: Builds
     records: BuildRecords
-    asking: Asking
+    asking: Submissions
     checks: Callable[[], Awaitable[list[HealthCheck]]]
     limits: Limits
     build_tokens: BuildTokens
@@ -73,9 +73,9 @@ class Parts:
 class Handler(RequestHandler):
     """What all have in common."""
 
-    parts: Parts
+    parts: AppContext
 
-    def initialize(self, parts: Parts) -> None:
+    def initialize(self, parts: AppContext) -> None:
         """Take the parts."""
         self.parts = parts
 
@@ -121,10 +121,10 @@ class Handler(RequestHandler):
     def write_error(self, status_code: int, **about: Any) -> None:
         """Answer an error in words."""
         _, error, _ = about.get("exc_info", (None, None, None))
-        if isinstance(error, TooMany):
+        if isinstance(error, RateLimited):
             self.tell_limit(error.allowance)
             self.set_header("Retry-After", str(error.retry_after))
-        words = error.message if isinstance(error, Refusal) else _WORDS.get(status_code, NOT_UNDERSTOOD)
+        words = error.message if isinstance(error, HttpError) else _WORDS.get(status_code, NOT_UNDERSTOOD)
         self.answer({"message": words, "status": status_code}, status_code)
 
     def log_exception(self, kind: Any, error: Any, trace: Any) -> None:
@@ -152,7 +152,7 @@ class Handler(RequestHandler):
         """Return who looks at a page; None when they were sent to log in, or refused, and all is answered."""
         try:
             return await self.parts.guard.user(self)
-        except NotAllowed as refusal:
+        except Forbidden as refusal:
             if refusal.login_url:
                 self.redirect(refusal.login_url)
                 return None
@@ -197,9 +197,9 @@ class JsonHandler(Handler):
             kind = self.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             # Forms and plain texts are what pages of other sites can send without being asked.
             if (kind or self.request.body) and kind != "application/json":
-                raise Refusal("Send JSON, with `Content-Type: application/json`.", 415)
+                raise HttpError("Send JSON, with `Content-Type: application/json`.", 415)
         if len(self.request.body) > BODY_BYTES:
-            raise Refusal(f"A request may have {BODY_BYTES} bytes.", 413)
+            raise HttpError(f"A request may have {BODY_BYTES} bytes.", 413)
         self.user = await self.parts.guard.user(self)
 
     def options(self, *parts: str) -> None:
@@ -249,7 +249,7 @@ class Streaming(Handler):
     def check_room(self, more: int = 0) -> None:
         """Raise NotAllowed when, with so many more, more are being told of builds than may be."""
         if self.parts.viewers + more > self.parts.settings.hub.viewers:
-            raise NotAllowed("Too many builds are being watched. Please try again in a minute.", 503)
+            raise Forbidden("Too many builds are being watched. Please try again in a minute.", 503)
 
     def result(self) -> str:
         """Return how a stream has ended that was sent whole."""
@@ -300,7 +300,7 @@ class BuildHandler(Streaming):
     async def get(self, provider: str, spec: str) -> None:
         """Stream the events of one build."""
         provider, spec = self._target()
-        resumed = Cursor.read(self.request.headers.get("Last-Event-ID"), provider, spec)
+        resumed = BinderHubCursor.read(self.request.headers.get("Last-Event-ID"), provider, spec)
         if resumed is not None and resumed.ended:
             # The one answer after which a browser's EventSource does not come back once more.
             self.set_status(204)
@@ -326,7 +326,9 @@ class BuildHandler(Streaming):
         """Return a failure, which is all that these clients understand."""
         return frame(failure(NOT_UNDERSTOOD, 500))
 
-    async def _chunks(self, provider: str, spec: str, resumed: Cursor | None) -> AsyncGenerator[bytes, None]:
+    async def _chunks(
+        self, provider: str, spec: str, resumed: BinderHubCursor | None
+    ) -> AsyncGenerator[bytes, None]:
         try:
             self.check_network()
             user = await self.parts.guard.user(self)
@@ -340,9 +342,9 @@ class BuildHandler(Streaming):
                     await self.check_rate(user)
 
             telling = await start(self.parts.asking, request, resumed, permit)
-        except Refusal as refusal:
+        except HttpError as refusal:
             self._result = "refused"
-            if isinstance(refusal, TooMany):
+            if isinstance(refusal, RateLimited):
                 self.tell_limit(refusal.allowance)
             # BinderHub gives this one error no status.
             status = None if isinstance(refusal, NoProvider) else refusal.status_code
@@ -377,7 +379,7 @@ class BuildHandler(Streaming):
         except InvalidBuildToken as error:
             metrics.HUB_REFUSALS.labels(limit="token").inc()
             log.info("a build token is not valid", why=str(error))
-            raise NotAllowed("Invalid build token", 403) from error
+            raise Forbidden("Invalid build token", 403) from error
         return True
 
     def _target(self) -> tuple[str, str]:
@@ -389,7 +391,7 @@ class BuildHandler(Streaming):
     def _wish(self, provider: str, spec: str, user: User) -> BuildRequest:
         """Return the request. Raises NotAllowed when there can be none."""
         if self.get_query_argument("build_only", "").lower() != "true":
-            raise NotAllowed(
+            raise Forbidden(
                 "This service builds images and launches nothing: add build_only=true to the address.", 400
             )
         check_provider(provider)
@@ -397,7 +399,7 @@ class BuildHandler(Streaming):
         try:
             return BuildRequest(provider=provider, spec=spec, requester=user.name)
         except ValidationError as error:
-            raise NotAllowed(describe(error, BuildRequest.model_fields), 400) from error
+            raise Forbidden(describe(error, BuildRequest.model_fields), 400) from error
 
 
 class HomeHandler(Handler):
@@ -478,4 +480,4 @@ class NotFoundHandler(Handler):
     def prepare(self) -> None:
         """Answer 404."""
         self.check_network()
-        raise Refusal("There is nothing here.", 404)
+        raise HttpError("There is nothing here.", 404)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from cachetools import LRUCache
 
-from rabbit2docker.hub.web.resume import Cursor
+from rabbit2docker.hub.web.resume import BinderHubCursor
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import (
     Accepted,
@@ -58,10 +58,10 @@ def frame(payload: dict[str, Any], id_: str | None = None) -> bytes:
     return (f"id: {id_}\n".encode() if id_ else b"") + b"data: " + json.dumps(payload).encode() + b"\n\n"
 
 
-class Telling:
+class BinderHubStream:
     """Tells one viewer about one request."""
 
-    def __init__(self, provider: str, spec: str, cursor: Cursor) -> None:
+    def __init__(self, provider: str, spec: str, cursor: BinderHubCursor) -> None:
         """Go on at `cursor`, which moves along."""
         self.cursor = cursor
         self.result = ""
@@ -70,7 +70,7 @@ class Telling:
         self._spec = spec
         self._skip = cursor.told
         self._met = 0
-        self._begun = Cursor(cursor.request_id, cursor.told, cursor.attempt, cursor.line)
+        self._begun = BinderHubCursor(cursor.request_id, cursor.told, cursor.attempt, cursor.line)
         self._cached = False
 
     @property

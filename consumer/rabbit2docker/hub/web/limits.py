@@ -20,7 +20,7 @@ import structlog
 from rabbit2docker import metrics
 from rabbit2docker.errors import ConfigurationError, StoreUnavailable
 from rabbit2docker.hub.store.models import Allowance
-from rabbit2docker.hub.web.auth import Refusal, User
+from rabbit2docker.hub.web.auth import HttpError, User
 from rabbit2docker.settings import HubSettings
 
 log = structlog.get_logger()
@@ -36,7 +36,7 @@ SITE_BITS: Final = 64
 """Of an IPv6 address: one machine has all the addresses of its network, so they are counted as one."""
 
 
-class Banned(Refusal):
+class BannedNetwork(HttpError):
     """Who asks from there gets nothing."""
 
     def __init__(self, label: str) -> None:
@@ -44,7 +44,7 @@ class Banned(Refusal):
         super().__init__(f"Requests from {label} are not allowed", 403)
 
 
-class TooMany(Refusal):
+class RateLimited(HttpError):
     """Somebody has asked for as many builds as one may have for now."""
 
     def __init__(self, message: str, allowance: Allowance, *, at: datetime) -> None:
@@ -196,7 +196,7 @@ class Limits:
         for network, label in self._banned:
             if address in network:
                 metrics.HUB_REFUSALS.labels(limit="network").inc()
-                raise Banned(label)
+                raise BannedNetwork(label)
 
     async def check_rate(self, user: User, address: Address | None) -> Allowance | None:
         """Count a wish and return what is left; None where nothing is counted. Raises TooMany."""
@@ -214,7 +214,7 @@ class Limits:
             return None
         if not allowance.allowed:
             metrics.HUB_REFUSALS.labels(limit="rate").inc()
-            raise TooMany(self._words(asker, allowance, now), allowance, at=now)
+            raise RateLimited(self._words(asker, allowance, now), allowance, at=now)
         return allowance
 
     def _words(self, asker: Asker, allowance: Allowance, now: datetime) -> str:

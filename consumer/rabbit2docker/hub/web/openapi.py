@@ -10,9 +10,9 @@ from pydantic.json_schema import models_json_schema
 
 from rabbit2docker.hub.store.models import Build, BuildPage, Record
 from rabbit2docker.hub.web.api import ListQuery, LogAnswer, LogQuery
-from rabbit2docker.hub.web.api_stream import Queue, Told
+from rabbit2docker.hub.web.api_stream import BuildEvent, QueuePosition
 from rabbit2docker.hub.web.base import BODY_BYTES, Handler
-from rabbit2docker.hub.web.build_form import Wish
+from rabbit2docker.hub.web.build_form import CreateBuildRequest
 from rabbit2docker.settings import HubAuth
 from rabbit2docker_schemas.requests import BuildRequest
 
@@ -29,7 +29,14 @@ class ErrorAnswer(Record):
 
 
 _REF: Final = "#/components/schemas/"
-_MODELS: Final[tuple[type[BaseModel], ...]] = (Build, BuildPage, LogAnswer, Told, Queue, ErrorAnswer)
+_MODELS: Final[tuple[type[BaseModel], ...]] = (
+    Build,
+    BuildPage,
+    LogAnswer,
+    BuildEvent,
+    QueuePosition,
+    ErrorAnswer,
+)
 
 
 def _ref(name: str) -> Json:
@@ -205,9 +212,9 @@ def _paths() -> Json:
     }
 
 
-def _wish() -> Json:
+def _create_request() -> Json:
     """Return the schema of what may be asked for: its limits are those of the message to the service."""
-    made = Wish.model_json_schema()
+    made = CreateBuildRequest.model_json_schema()
     known = BuildRequest.model_json_schema()["properties"]
     made["properties"] = {name: known.get(name, about) for name, about in made["properties"].items()}
     for name in ("url", "ref"):
@@ -236,7 +243,7 @@ def document(base_url: str, auth: HubAuth) -> Json:
     """Return the description of the API under this address. It is shared: do not change it."""
     inputs: list[tuple[type[BaseModel], Literal["validation"]]] = [(model, "validation") for model in _MODELS]
     _, made = models_json_schema(inputs, ref_template=f"{_REF}{{model}}")
-    schemas = made["$defs"] | {"Wish": _wish()}
+    schemas = made["$defs"] | {"Wish": _create_request()}
     for name, about in ListQuery.model_json_schema(ref_template=f"{_REF}{{model}}").get("$defs", {}).items():
         schemas.setdefault(name, about)
     security = _security(auth)

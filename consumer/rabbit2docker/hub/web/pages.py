@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tornado.web import HTTPError
 
 from rabbit2docker.errors import StoreUnavailable
-from rabbit2docker.hub.web.auth import NotAllowed, Refusal, User
+from rabbit2docker.hub.web.auth import Forbidden, HttpError, User
 from rabbit2docker.hub.web.base import Handler, HomeHandler, NotFoundHandler
 from rabbit2docker.settings import HubAuth
 
@@ -130,7 +130,7 @@ class Page(Handler):
         """Return who looks; None when they were sent to log in and all is answered. Raises NotAllowed."""
         try:
             return await self.parts.guard.user(self)
-        except NotAllowed as refusal:
+        except Forbidden as refusal:
             if refusal.login_url:
                 self.redirect(refusal.login_url)
                 return None
@@ -139,7 +139,7 @@ class Page(Handler):
                 return None
             raise
 
-    def _challenge(self, refusal: NotAllowed, challenge: str) -> None:
+    def _challenge(self, refusal: Forbidden, challenge: str) -> None:
         """Let the browser ask for a token, at the base: it sends it to what is below the page where it had to."""
         base = self.settings["base_url"]
         if self.request.path == base:
@@ -181,7 +181,7 @@ class Page(Handler):
             self.set_header("Retry-After", "30")
             words = "The record of builds cannot be read at the moment. Please try again in a minute."
         else:
-            words = error.message if isinstance(error, Refusal) else _WORDS.get(status_code, _ELSE)
+            words = error.message if isinstance(error, HttpError) else _WORDS.get(status_code, _ELSE)
         self._show_error(status_code, words)
 
     def _show_error(self, status_code: int, words: str) -> None:
@@ -234,7 +234,7 @@ class BuildPage(Page):
             return
         build = await self.parts.records.build(build_id)
         if build is None or not user.sees(build):
-            raise Refusal("There is no such build, it is forgotten by now, or it is somebody else's.", 404)
+            raise HttpError("There is no such build, it is forgotten by now, or it is somebody else's.", 404)
         self.show("build.html", user, title="Build", build=build)
 
 

@@ -55,11 +55,11 @@ class _Waiting:
 
 
 @dataclass(slots=True)
-class Place:
+class QueueView:
     """One viewer's view on a request that waits."""
 
     request_id: str
-    _queueing: "Queueing"
+    _queueing: "QueuePositions"
     told: int | None = None
     """What the viewer knows."""
 
@@ -96,7 +96,7 @@ class Place:
 
 
 @dataclass(slots=True)
-class Queueing:
+class QueuePositions:
     """Knows the requests that wait. `looking` None: nothing is ever known of the queue."""
 
     looking: Looking | None
@@ -123,7 +123,7 @@ class Queueing:
         self._watched.discard(request_id)
 
     @contextmanager
-    def watching(self, request_id: str, asked_at: float | None = None) -> Iterator[Place]:
+    def watching(self, request_id: str, asked_at: float | None = None) -> Iterator[QueueView]:
         """Give one viewer's view of a request that was made here, or elsewhere at `asked_at` and may wait still."""
         if asked_at is not None and request_id not in self._waiting:
             self.asked(request_id, asked_at)
@@ -133,7 +133,7 @@ class Queueing:
             self._watched.add(request_id)
             self._look()
         try:
-            yield Place(request_id, self)
+            yield QueueView(request_id, self)
         finally:
             if waiting is not None:
                 waiting.watched -= 1

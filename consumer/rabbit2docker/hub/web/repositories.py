@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from rabbit2docker.hub.web.auth import Refusal
+from rabbit2docker.hub.web.auth import HttpError
 
 KINDS: Final[list[dict[str, Any]]] = [
     {
@@ -31,7 +31,7 @@ KINDS: Final[list[dict[str, Any]]] = [
 PREFIXES: Final = tuple(str(kind["id"]) for kind in KINDS)
 
 
-class NoProvider(Refusal):
+class NoProvider(HttpError):
     """There is no such kind of repository."""
 
 

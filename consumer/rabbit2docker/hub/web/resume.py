@@ -45,7 +45,7 @@ def _is_of(request_id: str, provider: str, spec: str) -> bool:
 
 
 @dataclass(slots=True)
-class Cursor:
+class BinderHubCursor:
     """What a viewer of a request has got."""
 
     request_id: str

@@ -19,9 +19,9 @@ from rabbit2docker.errors import (
     TopologyMismatch,
 )
 from rabbit2docker.hub.store.models import BuildRecords
-from rabbit2docker.hub.web.binderhub_stream import KEEPALIVE, Telling
-from rabbit2docker.hub.web.queue_position import Queueing
-from rabbit2docker.hub.web.resume import Cursor, asked_at, new_request_id
+from rabbit2docker.hub.web.binderhub_stream import KEEPALIVE, BinderHubStream
+from rabbit2docker.hub.web.queue_position import QueuePositions
+from rabbit2docker.hub.web.resume import BinderHubCursor, asked_at, new_request_id
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Rejected
 from rabbit2docker_schemas.ids import RequestId, request_event_id
@@ -40,7 +40,7 @@ NOTICE_SECONDS: Final = 2.0
 """Without an answer, a viewer is told after this long that the build waits."""
 
 
-Permit = Callable[[], Awaitable[None]]
+RateCheck = Callable[[], Awaitable[None]]
 """Raises what stands against a further request."""
 
 
@@ -75,14 +75,14 @@ class _Shared:
     requesters: set[str | None]
 
 
-class Asking:
+class Submissions:
     """Asks for builds, and tells viewers what becomes of them."""
 
     def __init__(
         self,
         builds: Builds,
         records: BuildRecords,
-        queueing: Queueing,
+        queueing: QueuePositions,
         *,
         tenant: str,
         share_seconds: float,
@@ -98,7 +98,7 @@ class Asking:
         self._keepalive_seconds = keepalive_seconds
         self._shared: dict[tuple[str, str], _Shared] = {}
 
-    async def ask(self, request: BuildRequest, permit: Permit = _anybody) -> str:
+    async def ask(self, request: BuildRequest, permit: RateCheck = _anybody) -> str:
         """Return the id of a request for this, one that another viewer has just made, or else an own if it is permitted.
 
         Raises BrokerUnavailable, AccessRefused, TopologyMismatch, or what `permit` raises.
@@ -193,7 +193,7 @@ class Asking:
         for shared in [each for each in self._shared.values() if each.request_id == request_id]:
             self._forget(shared)
 
-    async def follow(self, telling: Telling) -> AsyncGenerator[bytes, None]:
+    async def follow(self, telling: BinderHubStream) -> AsyncGenerator[bytes, None]:
         """Yield what a viewer is to get, to the end; comments in between when nothing happens.
 
         Without an end of its own it stops only when the connection to RabbitMQ is closed by us: the viewer comes back.
@@ -215,7 +215,7 @@ class Asking:
             return
         yield telling.fail("It is not known how this build has ended. Please try again.", 500)
 
-    async def _chunks(self, telling: Telling) -> AsyncGenerator[bytes, None]:
+    async def _chunks(self, telling: BinderHubStream) -> AsyncGenerator[bytes, None]:
         """Yield what there is to be told: events, places in the queue until the first one, comments in silence."""
         cursor = telling.cursor
         has_only_waited = (cursor.told, cursor.attempt, cursor.line) == (1, 0, 0)
@@ -225,7 +225,7 @@ class Asking:
             return self._keepalive_seconds if telling.has_begun else NOTICE_SECONDS
 
         with self.queueing.watching(cursor.request_id, since) as place:
-            items = ticking(self._builds.of_request(cursor.request_id), patience, place.news)
+            items = with_keepalive(self._builds.of_request(cursor.request_id), patience, place.news)
             async with aclosing(items) as events:
                 async for event in events:
                     if event is not None:
@@ -238,20 +238,20 @@ class Asking:
 
 
 async def start(
-    asking: Asking, request: BuildRequest, resumed: Cursor | None, permit: Permit = _anybody
-) -> Telling:
+    asking: Submissions, request: BuildRequest, resumed: BinderHubCursor | None, permit: RateCheck = _anybody
+) -> BinderHubStream:
     """Ask for a build if that is permitted, or go on where a viewer has stopped. Raises what asking raises."""
     if resumed is not None:
         metrics.HUB_REQUESTS.labels(outcome="resumed").inc()
-    cursor = resumed or Cursor(await asking.ask(request, permit))
-    return Telling(request.provider, request.spec, cursor)
+    cursor = resumed or BinderHubCursor(await asking.ask(request, permit))
+    return BinderHubStream(request.provider, request.spec, cursor)
 
 
 def _no_news() -> None:
     return None
 
 
-async def ticking(
+async def with_keepalive(
     items: AsyncGenerator[T, None],
     seconds: Callable[[], float],
     news: "Callable[[], asyncio.Future[None] | None]" = _no_news,

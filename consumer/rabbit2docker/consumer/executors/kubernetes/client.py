@@ -22,7 +22,7 @@ from kubernetes_asyncio.client import Configuration
 from kubernetes_asyncio.client.rest import RESTClientObject
 
 from rabbit2docker import metrics
-from rabbit2docker.consumer.executors.kubernetes.rate_limiter import Pace, Urgency
+from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority, RateLimiter
 from rabbit2docker.errors import ConfigurationError, ExecutorUnavailable, Rabbit2DockerError
 from rabbit2docker.settings import KubernetesSettings
 
@@ -42,7 +42,7 @@ JSON: Final = "application/json"
 _CLIENT_ERRORS: Final = (aiohttp.ClientError, TimeoutError, OSError, ssl.SSLError)
 
 
-class Refused(Rabbit2DockerError):
+class ApiStatusError(Rabbit2DockerError):
     """The API server said no; stays inside this package."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:
@@ -53,7 +53,7 @@ class Refused(Rabbit2DockerError):
         self.message = message
 
 
-class RefusedForNow(ExecutorUnavailable):
+class ApiTemporarilyUnavailable(ExecutorUnavailable):
     """The API server answered that it, or the node behind it, cannot do this now; stays inside this package."""
 
     def __init__(self, message: str, *, status: int = 500, retry_after: float | None = None) -> None:
@@ -68,8 +68,8 @@ class ApiClient:
     def __init__(self, settings: KubernetesSettings) -> None:
         """Take where the cluster is; nothing is opened yet."""
         self._settings = settings
-        self._pace = Pace(settings.requests_per_second, settings.burst)
-        self._stream_pace = Pace(STREAMS_PER_SECOND, STREAMS_AT_ONCE)
+        self._pace = RateLimiter(settings.requests_per_second, settings.burst)
+        self._stream_pace = RateLimiter(STREAMS_PER_SECOND, STREAMS_AT_ONCE)
         self._configuration = Configuration()
         self._logged_in = 0.0
         self._calls: RESTClientObject | None = None
@@ -104,7 +104,7 @@ class ApiClient:
         method: str,
         path: str,
         *,
-        urgency: Urgency,
+        urgency: CallPriority,
         query: Mapping[str, str] | None = None,
         body: Any = None,
         content_type: str = JSON,
@@ -159,7 +159,7 @@ class ApiClient:
         sides a handshake, so they have a pace of their own. The answer to a log may begin with its first line only.
         """
         assert self._streams is not None
-        await self._stream_pace.turn(Urgency.READ)
+        await self._stream_pace.turn(CallPriority.READ)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=read_seconds)
         headers = {"Accept": "*/*", **await self._authorization()}
         try:
@@ -247,7 +247,7 @@ class ApiClient:
         return ExecutorUnavailable(f"The Kubernetes API server at {self.host} does not answer: {what}")
 
 
-def not_taken(error: Refused) -> ExecutorUnavailable:
+def as_unavailable(error: ApiStatusError) -> ExecutorUnavailable:
     """Return the error for what the API server does not accept: the operator can mend it, so the request may wait."""
     if error.status == 403 and "exceeded quota" in error.message:
         return ExecutorUnavailable(f"Waiting for room in the cluster's quota: {error.message}")
@@ -275,12 +275,12 @@ def _check(response: aiohttp.ClientResponse, answer: bytes) -> None:
         pass
     message = message or f"{status} {response.reason}: {answer[:300].decode('utf-8', 'replace')}".strip(": ")
     if status in (401, 408, 429) or status >= 500:
-        raise RefusedForNow(
+        raise ApiTemporarilyUnavailable(
             f"The Kubernetes API server refuses for now: {message}",
             status=status,
             retry_after=_retry_after(response),
         )
-    raise Refused(status, reason, message)
+    raise ApiStatusError(status, reason, message)
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:

@@ -7,14 +7,19 @@ from contextlib import suppress
 
 from rabbit2docker.consumer.executors.base import AttemptSpec
 from rabbit2docker.consumer.executors.kubernetes import manifest
-from rabbit2docker.consumer.executors.kubernetes.client import MERGE_PATCH, ApiClient, Refused, not_taken
+from rabbit2docker.consumer.executors.kubernetes.client import (
+    MERGE_PATCH,
+    ApiClient,
+    ApiStatusError,
+    as_unavailable,
+)
 from rabbit2docker.consumer.executors.kubernetes.models import Event, Pod
-from rabbit2docker.consumer.executors.kubernetes.rate_limiter import Urgency
+from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority
 from rabbit2docker.errors import ExecutorUnavailable
 from rabbit2docker.settings import Settings
 
 
-class Provisions:
+class BuildConfigObjects:
     """Makes ConfigMap and Secrets. All methods raise ExecutorUnavailable."""
 
     def __init__(self, api: ApiClient, settings: Settings, builder_text: str) -> None:
@@ -54,18 +59,18 @@ class Provisions:
     async def hand_over(self, credentials: str, pod: Pod) -> None:
         """Let the Secret go with its pod; where that fails the cleaner removes it."""
         owner = {"apiVersion": "v1", "kind": "Pod", "name": pod.metadata.name, "uid": pod.metadata.uid}
-        with suppress(Refused, ExecutorUnavailable):
+        with suppress(ApiStatusError, ExecutorUnavailable):
             await self._api.call(
                 "PATCH",
                 f"{self._core}/secrets/{credentials}",
-                urgency=Urgency.RECORD,
+                urgency=CallPriority.RECORD,
                 body={"metadata": {"ownerReferences": [owner]}},
                 content_type=MERGE_PATCH,
             )
 
     async def _make(self, kind: str, body: manifest.Manifest) -> None:
         try:
-            await self._api.call("POST", f"{self._core}/{kind}", urgency=Urgency.CREATE, body=body)
-        except Refused as error:
+            await self._api.call("POST", f"{self._core}/{kind}", urgency=CallPriority.CREATE, body=body)
+        except ApiStatusError as error:
             if error.status != 409:
-                raise not_taken(error) from error
+                raise as_unavailable(error) from error

@@ -20,24 +20,34 @@ from rabbit2docker.consumer.executors.base import (
     AttemptName,
     AttemptSpec,
     AttemptState,
+    AttemptStatus,
     Change,
     Changed,
     Lines,
-    Marks,
     Members,
     Removed,
     Synced,
 )
 from rabbit2docker.consumer.executors.kubernetes import manifest
-from rabbit2docker.consumer.executors.kubernetes.client import JSON_PATCH, ApiClient, Refused, not_taken
-from rabbit2docker.consumer.executors.kubernetes.config_objects import Provisions
-from rabbit2docker.consumer.executors.kubernetes.gc import Leftovers
-from rabbit2docker.consumer.executors.kubernetes.informer import PODS, Mirror
-from rabbit2docker.consumer.executors.kubernetes.leases import Membership
+from rabbit2docker.consumer.executors.kubernetes.client import (
+    JSON_PATCH,
+    ApiClient,
+    ApiStatusError,
+    as_unavailable,
+)
+from rabbit2docker.consumer.executors.kubernetes.config_objects import BuildConfigObjects
+from rabbit2docker.consumer.executors.kubernetes.gc import GarbageCollector
+from rabbit2docker.consumer.executors.kubernetes.informer import PODS, Informer
+from rabbit2docker.consumer.executors.kubernetes.leases import Leases
 from rabbit2docker.consumer.executors.kubernetes.logs import LogReader
 from rabbit2docker.consumer.executors.kubernetes.models import Event, EventList, Pod
-from rabbit2docker.consumer.executors.kubernetes.pod_status import Around, Sight, in_order, see
-from rabbit2docker.consumer.executors.kubernetes.rate_limiter import Urgency
+from rabbit2docker.consumer.executors.kubernetes.pod_status import (
+    ObservationContext,
+    PodObservation,
+    in_order,
+    observe_pod,
+)
+from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority
 from rabbit2docker.errors import ExecutorUnavailable, NameTaken, RecordMissing
 from rabbit2docker.settings import Settings
 from rabbit2docker.tasks import Tasks
@@ -62,8 +72,8 @@ class _Record:
 
     spec: AttemptSpec
     pod: Pod
-    marks: Marks
-    sight: Sight
+    marks: AttemptStatus
+    sight: PodObservation
     events: list[Event] | None = None
     examined: int = 0
     examining: bool = False
@@ -128,8 +138,8 @@ class KubernetesExecutor:
         self._unreadable: TTLCache[str, bool] = TTLCache(REMEMBERED, 3600)
         self._changes: asyncio.Queue[Change | None] | None = None
         self._tasks = Tasks()
-        self._members: Membership | None = None
-        self._pods = Mirror(
+        self._members: Leases | None = None
+        self._pods = Informer(
             self._api,
             PODS,
             f"{self._core}/pods",
@@ -139,7 +149,7 @@ class KubernetesExecutor:
             role="builds",
         )
         wanted = settings.kubernetes.docker_api_labels
-        self._docker_api = Mirror(
+        self._docker_api = Informer(
             self._api,
             PODS,
             f"{self._core}/pods",
@@ -149,8 +159,8 @@ class KubernetesExecutor:
             role="docker-api",
         )
         self._docker_api_pods = 0
-        self._provisions = Provisions(self._api, settings, builder_text or BUILDER_TEXT)
-        self._leftovers = Leftovers(self._api, settings, self._provisions.builder_map)
+        self._provisions = BuildConfigObjects(self._api, settings, builder_text or BUILDER_TEXT)
+        self._leftovers = GarbageCollector(self._api, settings, self._provisions.builder_map)
 
     # -- opening and closing
 
@@ -186,7 +196,7 @@ class KubernetesExecutor:
 
     # -- the protocol
 
-    async def create(self, spec: AttemptSpec, marks: Marks) -> tuple[Attempt, bool]:
+    async def create(self, spec: AttemptSpec, marks: AttemptStatus) -> tuple[Attempt, bool]:
         """Make the pod, or return the record of that name.
 
         Raises NameTaken when a pod that is not ours has the name, ExecutorUnavailable when the API server is away or
@@ -194,7 +204,7 @@ class KubernetesExecutor:
         """
         return await asyncio.shield(self._tasks.own(self._create(spec, marks), f"create {spec.name}"))
 
-    async def _create(self, spec: AttemptSpec, marks: Marks) -> tuple[Attempt, bool]:
+    async def _create(self, spec: AttemptSpec, marks: AttemptStatus) -> tuple[Attempt, bool]:
         known = self._records.get(spec.name)
         if known is not None and not known.is_memory:
             return known.snapshot(), False
@@ -211,10 +221,12 @@ class KubernetesExecutor:
         )
         for _ in range(CONFLICTS):
             try:
-                data = await self._api.call("POST", f"{self._core}/pods", urgency=Urgency.CREATE, body=body)
-            except Refused as error:
+                data = await self._api.call(
+                    "POST", f"{self._core}/pods", urgency=CallPriority.CREATE, body=body
+                )
+            except ApiStatusError as error:
                 if error.status != 409:
-                    raise not_taken(error) from error
+                    raise as_unavailable(error) from error
             else:
                 record = self._take(Pod.model_validate_json(data))
                 if record is None:
@@ -244,12 +256,12 @@ class KubernetesExecutor:
         record = await self._find(name)
         return record.snapshot() if record else None
 
-    async def mark(self, name: AttemptName, change: Callable[[Marks], Marks]) -> Attempt:
+    async def mark(self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]) -> Attempt:
         """Change the marks as one step. Raises RecordMissing, ExecutorUnavailable."""
         # What is being written must not be cut short: nobody would know whether it was.
         return await asyncio.shield(self._tasks.own(self._mark(name, change), f"mark {name}"))
 
-    async def _mark(self, name: AttemptName, change: Callable[[Marks], Marks]) -> Attempt:
+    async def _mark(self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]) -> Attempt:
         record = await self._existing(name)
         async with record.writing:
             for _ in range(CONFLICTS):
@@ -267,21 +279,21 @@ class KubernetesExecutor:
                     return record.snapshot()
         raise ExecutorUnavailable(f"The record {name} is being written by many at once.")
 
-    async def _patch_marks(self, record: _Record, marks: Marks) -> bool:
+    async def _patch_marks(self, record: _Record, marks: AttemptStatus) -> bool:
         """Write the marks if they are still what we think; False when they were not, and are read anew."""
         metadata = record.pod.metadata
-        steps = manifest.marks_patch(record.pod, marks)
+        steps = manifest.status_patch(record.pod, marks)
         if marks.reported:
             # From here on nobody needs the record: whoever deletes the pod may have it.
             steps += manifest.without_finalizer(record.pod)
         path = f"{self._core}/pods/{metadata.name}"
         try:
             data = await self._api.call(
-                "PATCH", path, urgency=Urgency.RECORD, body=steps, content_type=JSON_PATCH
+                "PATCH", path, urgency=CallPriority.RECORD, body=steps, content_type=JSON_PATCH
             )
-        except Refused as error:
+        except ApiStatusError as error:
             if error.status not in (404, 409, 422):
-                raise not_taken(error) from error
+                raise as_unavailable(error) from error
             found = await self._read_pod(record.spec.name)
             if found is None or found.metadata.uid != metadata.uid:
                 self._on_pod_gone(record.pod)
@@ -289,7 +301,7 @@ class KubernetesExecutor:
                     return False
                 raise RecordMissing(f"The record {record.spec.name} is gone.") from error
             if found.metadata.resource_version == metadata.resource_version:
-                raise not_taken(error) from error
+                raise as_unavailable(error) from error
             self._take(found)
             return False
         self._take(Pod.model_validate_json(data))
@@ -297,7 +309,7 @@ class KubernetesExecutor:
             self._complete(record, marks)
         return True
 
-    def _complete(self, record: _Record, marks: Marks) -> None:
+    def _complete(self, record: _Record, marks: AttemptStatus) -> None:
         """Note what is left to note of a pod that went with its finalizer, which the watch may tell before the answer."""
         record.marks = marks
         self._tell(record)
@@ -357,7 +369,7 @@ class KubernetesExecutor:
 
     async def members(self) -> AsyncIterator[Members]:
         """Tell which replicas live; from here on this one does, and others see it."""
-        self._members = Membership(self._api, self._settings, self.replica)
+        self._members = Leases(self._api, self._settings, self.replica)
         self._tasks.last(self._members.mirror.run(), "watch of leases")
         self._tasks.last(self._members.run(), "lease")
         async for members in self._members.follow():
@@ -371,8 +383,8 @@ class KubernetesExecutor:
         pods = list(self._pods.objects.values())
         try:
             await self._leftovers.sweep(pods, utc_now())
-        except Refused as error:
-            raise not_taken(error) from error
+        except ApiStatusError as error:
+            raise as_unavailable(error) from error
         if self._members is not None:
             await self._members.sweep()
 
@@ -400,7 +412,7 @@ class KubernetesExecutor:
                 return
             self._records[name] = record
         record.pod = pod
-        record.marks = manifest.read_marks(pod)
+        record.marks = manifest.read_status(pod)
         record.end_is_told |= record.marks.reported
         self._refresh(record)
 
@@ -411,7 +423,7 @@ class KubernetesExecutor:
                 self._unreadable[pod.metadata.uid] = True
                 log.error("a pod with our labels is no record", name=pod.metadata.name)
             return None
-        return _Record(spec, pod, manifest.read_marks(pod), see(pod, self._around(None)))
+        return _Record(spec, pod, manifest.read_status(pod), observe_pod(pod, self._around(None)))
 
     def _on_pod_gone(self, pod: Pod) -> None:
         record = self._records.get(AttemptName(pod.metadata.name))
@@ -444,8 +456,8 @@ class KubernetesExecutor:
         if self._changes is not None:
             self._changes.put_nowait(Removed(record.spec.name))
 
-    def _around(self, record: _Record | None) -> Around:
-        return Around(
+    def _around(self, record: _Record | None) -> ObservationContext:
+        return ObservationContext(
             now=utc_now(),
             pending_seconds=self._settings.kubernetes.pending_seconds,
             docker_api_pods=self._docker_api_pods,
@@ -459,7 +471,7 @@ class KubernetesExecutor:
         if record.removed or record.is_memory:
             return
         around = self._around(record)
-        record.sight = sight = see(record.pod, around)
+        record.sight = sight = observe_pod(record.pod, around)
         if sight.examine_at is not None and around.now >= sight.examine_at and not record.examining:
             record.examining = True
             self._tasks.last(self._examine(record), f"events of {record.spec.name}")
@@ -484,12 +496,12 @@ class KubernetesExecutor:
             data = await self._api.call(
                 "GET",
                 f"{self._core}/events",
-                urgency=Urgency.READ,
+                urgency=CallPriority.READ,
                 query={"fieldSelector": f"involvedObject.uid={record.uid}", "limit": "100"},
             )
             record.events = in_order(EventList.model_validate_json(data).items)
             await self._provisions.mend(record.events)
-        except (ExecutorUnavailable, Refused) as error:
+        except (ExecutorUnavailable, ApiStatusError) as error:
             log.warning("cannot read the events of a build pod", name=record.spec.name, error=str(error))
         finally:
             record.examining = False
@@ -498,11 +510,11 @@ class KubernetesExecutor:
 
     async def _read_pod(self, name: AttemptName) -> Pod | None:
         try:
-            data = await self._api.call("GET", f"{self._core}/pods/{name}", urgency=Urgency.RECORD)
-        except Refused as error:
+            data = await self._api.call("GET", f"{self._core}/pods/{name}", urgency=CallPriority.RECORD)
+        except ApiStatusError as error:
             if error.status == 404:
                 return None
-            raise not_taken(error) from error
+            raise as_unavailable(error) from error
         return Pod.model_validate_json(data)
 
     async def _find(self, name: AttemptName) -> _Record | None:
@@ -530,11 +542,11 @@ class KubernetesExecutor:
         }
         path = f"{self._core}/pods/{pod.metadata.name}"
         try:
-            await self._api.call("DELETE", path, urgency=Urgency.RECORD, body=body)
-        except Refused as error:
+            await self._api.call("DELETE", path, urgency=CallPriority.RECORD, body=body)
+        except ApiStatusError as error:
             # Gone already, or another pod has the name now.
             if error.status not in (404, 409):
-                raise not_taken(error) from error
+                raise as_unavailable(error) from error
 
     async def _let_go(self, pod: Pod) -> None:
         """Take our finalizer off a pod."""
@@ -543,10 +555,12 @@ class KubernetesExecutor:
             return
         path = f"{self._core}/pods/{pod.metadata.name}"
         try:
-            await self._api.call("PATCH", path, urgency=Urgency.RECORD, body=steps, content_type=JSON_PATCH)
-        except Refused as error:
+            await self._api.call(
+                "PATCH", path, urgency=CallPriority.RECORD, body=steps, content_type=JSON_PATCH
+            )
+        except ApiStatusError as error:
             if error.status not in (404, 409, 422):
-                raise not_taken(error) from error
+                raise as_unavailable(error) from error
 
     # -- what pods need
 
@@ -581,7 +595,7 @@ def _replica_name() -> str:
     return f"{host}-{secrets.token_hex(3)}"
 
 
-def _problem_of(mirror: Mirror[Pod]) -> str | None:
+def _problem_of(mirror: Informer[Pod]) -> str | None:
     age = mirror.age()
     if mirror.problem is not None:
         return mirror.problem

@@ -8,9 +8,9 @@ from typing import Any, Final
 import structlog
 
 from rabbit2docker.consumer.executors.kubernetes import manifest
-from rabbit2docker.consumer.executors.kubernetes.client import JSON_PATCH, ApiClient, Refused
+from rabbit2docker.consumer.executors.kubernetes.client import JSON_PATCH, ApiClient, ApiStatusError
 from rabbit2docker.consumer.executors.kubernetes.models import Metadata, Owned, OwnedList, Pod
-from rabbit2docker.consumer.executors.kubernetes.rate_limiter import Urgency
+from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority
 from rabbit2docker.settings import Settings
 
 log = structlog.get_logger()
@@ -23,7 +23,7 @@ PAGE_OBJECTS: Final = 500
 ORPHAN_AFTER: Final = timedelta(hours=1)
 
 
-class Leftovers:
+class GarbageCollector:
     """Finds and removes leftovers of one installation; never a pod that is the record of an untold build."""
 
     def __init__(self, api: ApiClient, settings: Settings, builder_map: str) -> None:
@@ -64,7 +64,9 @@ class Leftovers:
     async def _sweep_kind(self, kind: str, component: str, is_leftover: Callable[[Owned], bool]) -> None:
         query = {"labelSelector": manifest.selector(self._settings, component), "limit": str(PAGE_OBJECTS)}
         while True:
-            data = await self._api.call("GET", f"{self._core}/{kind}", urgency=Urgency.CLEAN, query=query)
+            data = await self._api.call(
+                "GET", f"{self._core}/{kind}", urgency=CallPriority.CLEAN, query=query
+            )
             page = OwnedList.model_validate_json(data)
             for found in page.items:
                 if is_leftover(found):
@@ -79,17 +81,17 @@ class Leftovers:
         if grace is not None:
             body["gracePeriodSeconds"] = grace
         # Gone already is as good; what is refused is tried again in the next pass.
-        with suppress(Refused):
+        with suppress(ApiStatusError):
             await self._api.call(
-                "DELETE", f"{self._core}/{kind}/{metadata.name}", urgency=Urgency.CLEAN, body=body
+                "DELETE", f"{self._core}/{kind}/{metadata.name}", urgency=CallPriority.CLEAN, body=body
             )
 
     async def _let_go(self, pod: Pod) -> None:
-        with suppress(Refused):
+        with suppress(ApiStatusError):
             await self._api.call(
                 "PATCH",
                 f"{self._core}/pods/{pod.metadata.name}",
-                urgency=Urgency.CLEAN,
+                urgency=CallPriority.CLEAN,
                 body=manifest.without_finalizer(pod),
                 content_type=JSON_PATCH,
             )

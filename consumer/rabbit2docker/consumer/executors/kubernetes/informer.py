@@ -17,10 +17,11 @@ from cachetools import TTLCache
 from pydantic import ValidationError
 
 from rabbit2docker import metrics
-from rabbit2docker.consumer.executors.kubernetes.client import ApiClient, Refused
+from rabbit2docker.consumer.executors.kubernetes.client import ApiClient, ApiStatusError
 from rabbit2docker.consumer.executors.kubernetes.models import (
     AnyList,
     Bookmark,
+    KubeObject,
     Lease,
     LeaseList,
     LeaseWatched,
@@ -29,10 +30,9 @@ from rabbit2docker.consumer.executors.kubernetes.models import (
     Pod,
     PodList,
     PodWatched,
-    Slim,
     WatchedError,
 )
-from rabbit2docker.consumer.executors.kubernetes.rate_limiter import Urgency
+from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority
 from rabbit2docker.errors import ExecutorUnavailable
 
 log = structlog.get_logger()
@@ -69,7 +69,7 @@ class Page(NamedTuple, Generic[T]):
     """uids of objects that are there and make no sense to us."""
 
 
-class Kind(Generic[T]):
+class ResourceType(Generic[T]):
     """How objects of a kind are read."""
 
     def __init__(self, name: str, page: Callable[[bytes], Page[T]], event: Callable[[bytes], T]) -> None:
@@ -110,21 +110,23 @@ def _readable(data: bytes, read: Callable[[bytes], T]) -> Page[T]:
     return Page(page.metadata, tuple(items), frozenset(unreadable))
 
 
-PODS: Final = Kind[Pod]("pods", _pod_page, lambda line: PodWatched.model_validate_json(line).object)
-LEASES: Final = Kind[Lease]("leases", _lease_page, lambda line: LeaseWatched.model_validate_json(line).object)
+PODS: Final = ResourceType[Pod]("pods", _pod_page, lambda line: PodWatched.model_validate_json(line).object)
+LEASES: Final = ResourceType[Lease](
+    "leases", _lease_page, lambda line: LeaseWatched.model_validate_json(line).object
+)
 
 
 class Gone(Exception):
     """The version to go on from is too old: a new list is needed."""
 
 
-class Mirror(Generic[T]):
+class Informer(Generic[T]):
     """Keeps all objects that a selector names, and tells each change as it comes."""
 
     def __init__(
         self,
         api: ApiClient,
-        kind: Kind[T],
+        kind: ResourceType[T],
         path: str,
         selector: str,
         *,
@@ -186,7 +188,7 @@ class Mirror(Generic[T]):
                 self._version = ""
                 if time.monotonic() - self._listed < AT_ONCE_SECONDS:
                     await self._back_off(TimeoutError("what was just listed is too old to be watched"))
-            except (ExecutorUnavailable, Refused, aiohttp.ClientError, TimeoutError, OSError) as error:
+            except (ExecutorUnavailable, ApiStatusError, aiohttp.ClientError, TimeoutError, OSError) as error:
                 await self._back_off(error)
             except ValidationError as error:
                 # One object that cannot be read must not freeze the rest: a list says what can be known.
@@ -207,7 +209,7 @@ class Mirror(Generic[T]):
         text = str(error) or type(error).__name__
         # A stream that ends in the middle is ordinary; one that cannot be had is not.
         if self._failures > 1:
-            if isinstance(error, Refused) and error.status == 403:
+            if isinstance(error, ApiStatusError) and error.status == 403:
                 text = f"{error.message}. The service's Role must allow list and watch on {self._kind.name}"
             self.problem = text
             log.warning("cannot watch, trying again", kind=self._role, error=text, seconds=round(seconds, 1))
@@ -222,7 +224,7 @@ class Mirror(Generic[T]):
         unreadable: frozenset[str] = frozenset()
         query = {"labelSelector": self._selector, "limit": str(PAGE_OBJECTS)}
         while True:
-            data = await self._api.call("GET", self._path, urgency=Urgency.READ, query=query)
+            data = await self._api.call("GET", self._path, urgency=CallPriority.READ, query=query)
             # A page of this size takes tens of milliseconds to parse, too long for the loop.
             page = await asyncio.to_thread(self._kind.page, data)
             metadata = page.metadata
@@ -260,7 +262,7 @@ class Mirror(Generic[T]):
                     self._handle(line)
                     self._hear()
                     self._failures = 0
-        except Refused as error:
+        except ApiStatusError as error:
             if error.status == _GONE:
                 raise Gone from error
             raise
@@ -312,7 +314,7 @@ def _is_newer(metadata: Metadata, version: str) -> bool:
 
 
 def _type_of(line: bytes) -> bytes:
-    class Typed(Slim):
+    class Typed(KubeObject):
         type: str = ""
 
     return Typed.model_validate_json(line).type.encode()

@@ -17,10 +17,10 @@ import structlog
 from rabbit2docker import metrics
 from rabbit2docker.consumer.executors.base import Members
 from rabbit2docker.consumer.executors.kubernetes import manifest
-from rabbit2docker.consumer.executors.kubernetes.client import JSON, MERGE_PATCH, ApiClient, Refused
-from rabbit2docker.consumer.executors.kubernetes.informer import LEASES, Mirror
+from rabbit2docker.consumer.executors.kubernetes.client import JSON, MERGE_PATCH, ApiClient, ApiStatusError
+from rabbit2docker.consumer.executors.kubernetes.informer import LEASES, Informer
 from rabbit2docker.consumer.executors.kubernetes.models import Lease
-from rabbit2docker.consumer.executors.kubernetes.rate_limiter import Urgency
+from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority
 from rabbit2docker.errors import ExecutorUnavailable
 from rabbit2docker.settings import Settings
 
@@ -34,7 +34,7 @@ RENEW_EVERY: Final = 0.25
 """Part of a Lease's time after which it is renewed: others notice a death with the first renewal of their own after it."""
 
 
-class Membership:
+class Leases:
     """Renews our Lease and watches all of them."""
 
     def __init__(self, api: ApiClient, settings: Settings, me: str) -> None:
@@ -50,7 +50,7 @@ class Membership:
         self._renewed: float | None = None
         self._trouble = ""
         self._changed = asyncio.Event()
-        self.mirror = Mirror(
+        self.mirror = Informer(
             api,
             LEASES,
             self._path,
@@ -76,7 +76,7 @@ class Membership:
                 if await self._renew():
                     self._renewed, self._trouble = began, ""
                     self._changed.set()
-            except (ExecutorUnavailable, Refused) as error:
+            except (ExecutorUnavailable, ApiStatusError) as error:
                 self._trouble = str(error)
                 log.warning("cannot renew the Lease of this replica", error=str(error))
             await asyncio.sleep(max(0.1, self._seconds * RENEW_EVERY - (time.monotonic() - began)))
@@ -98,16 +98,16 @@ class Membership:
 
     async def leave(self) -> None:
         """Give the Lease back, so that the others need not wait for its end."""
-        with suppress(ExecutorUnavailable, Refused):
-            await self._api.call("DELETE", f"{self._path}/{self._me}", urgency=Urgency.RECORD, seconds=3)
+        with suppress(ExecutorUnavailable, ApiStatusError):
+            await self._api.call("DELETE", f"{self._path}/{self._me}", urgency=CallPriority.RECORD, seconds=3)
 
     async def sweep(self) -> None:
         """Remove the Leases of replicas that are long dead."""
         for lease in list(self.mirror.objects.values()):
             name = lease.metadata.name
             if name != self._me and time.monotonic() - self._seen.get(name, 0.0) > GARBAGE_SECONDS:
-                with suppress(Refused):
-                    await self._api.call("DELETE", f"{self._path}/{name}", urgency=Urgency.CLEAN)
+                with suppress(ApiStatusError):
+                    await self._api.call("DELETE", f"{self._path}/{name}", urgency=CallPriority.CLEAN)
 
     async def _renew(self) -> bool:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -145,12 +145,12 @@ class Membership:
             await self._api.call(
                 method,
                 path,
-                urgency=Urgency.CREATE,
+                urgency=CallPriority.CREATE,
                 body=body,
                 content_type=content_type,
                 seconds=seconds,
             )
-        except Refused as error:
+        except ApiStatusError as error:
             if error.status != unless:
                 raise
             return False

@@ -17,7 +17,11 @@ import structlog
 from rabbit2docker import metrics
 from rabbit2docker.consumer.executors.base import AttemptName, BuilderLine, Lines, MissingLines
 from rabbit2docker.consumer.executors.builder_io import parse_line
-from rabbit2docker.consumer.executors.kubernetes.client import ApiClient, Refused, RefusedForNow
+from rabbit2docker.consumer.executors.kubernetes.client import (
+    ApiClient,
+    ApiStatusError,
+    ApiTemporarilyUnavailable,
+)
 from rabbit2docker.consumer.executors.kubernetes.pod_status import BUILDER_CONTAINER
 from rabbit2docker.errors import ExecutorUnavailable, RecordMissing
 
@@ -94,7 +98,13 @@ class LogReader:
                 try:
                     async for lines in self._connection(follow=not was_over):
                         yield lines
-                except (ExecutorUnavailable, Refused, aiohttp.ClientError, TimeoutError, OSError) as problem:
+                except (
+                    ExecutorUnavailable,
+                    ApiStatusError,
+                    aiohttp.ClientError,
+                    TimeoutError,
+                    OSError,
+                ) as problem:
                     error = problem
                 if self._next > before:
                     self._failures = 0
@@ -189,7 +199,7 @@ class LogReader:
             for lines in self._parse([rest]):
                 yield lines
             if rest and self._pod.counted is not None:
-                raise RefusedForNow("The log ends in the middle of a line.")
+                raise ApiTemporarilyUnavailable("The log ends in the middle of a line.")
 
     async def _not_long_after_the_end(self, waiting: Awaitable[T]) -> T:
         """Wait for the other side; raises TimeoutError when it is silent for too long after the container's end."""
@@ -234,14 +244,14 @@ class LogReader:
         """Handle what has no time stamp: the kubelet's own words about a log it cannot read."""
         text = data[:300].decode("utf-8", "replace")
         log.info("the kubelet says", name=self._name, text=text)
-        raise RefusedForNow(f"The log cannot be read: {text}")
+        raise ApiTemporarilyUnavailable(f"The log cannot be read: {text}")
 
 
 def _tries_after_end(error: Exception) -> float:
     """Return how often the rest of a log is asked for when this is the answer."""
-    if isinstance(error, RefusedForNow):
+    if isinstance(error, ApiTemporarilyUnavailable):
         return TRIES_AFTER_END if error.status not in _OF_THE_SERVER else SILENT_TRIES_AFTER_END
-    if isinstance(error, Refused):
+    if isinstance(error, ApiStatusError):
         return TRIES_AFTER_END
     # An API server that cannot be reached comes back; a stream that stays silent may be a dead node's.
     return float("inf") if isinstance(error, ExecutorUnavailable) else SILENT_TRIES_AFTER_END

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from rabbit2docker.consumer.executors.base import AttemptSpec, Marks
+from rabbit2docker.consumer.executors.base import AttemptSpec, AttemptStatus
 from rabbit2docker.consumer.executors.builder_io import builder_spec
 from rabbit2docker.consumer.executors.kubernetes.models import Pod
 from rabbit2docker.consumer.executors.kubernetes.pod_status import BUILDER_CONTAINER
@@ -20,8 +20,8 @@ Manifest = dict[str, Any]
 
 OURS: Final = "rabbit2docker.io/"
 SPEC: Final = f"{OURS}spec"
-MARKS: Final = f"{OURS}marks"
-MARKS_VERSION: Final = f"{OURS}marks-version"
+STATUS: Final = f"{OURS}marks"
+STATUS_VERSION: Final = f"{OURS}marks-version"
 """Counts the writings of the marks: what a compare-and-swap compares.
 
 Not the marks themselves, as the API server compares text as it is escaped, and escapes `<`, `>` and `&` where we do not.
@@ -107,7 +107,7 @@ def credentials_secret(settings: Settings, spec: AttemptSpec, git_credentials: s
 
 def build_pod(
     spec: AttemptSpec,
-    marks: Marks,
+    marks: AttemptStatus,
     settings: Settings,
     *,
     replica: str,
@@ -141,8 +141,8 @@ def build_pod(
                 f"{OURS}image": spec.image,
                 BUILDER_MAP: builder_map,
                 SPEC: spec.model_dump_json(exclude_defaults=True),
-                MARKS: encode_marks(marks),
-                MARKS_VERSION: "0",
+                STATUS: encode_status(marks),
+                STATUS_VERSION: "0",
             },
             "finalizers": [FINALIZER],
         },
@@ -221,7 +221,7 @@ def _environment(spec: AttemptSpec, settings: Settings, *, with_git: bool) -> di
         # Beside the config, as usual, it could not be written.
         "BUILDX_CONFIG": f"{HOME}/.buildx",
         **settings.kubernetes.env,
-        SPEC_VARIABLE: json.dumps(told_in_pod(spec, settings), ensure_ascii=False),
+        SPEC_VARIABLE: json.dumps(pod_builder_spec(spec, settings), ensure_ascii=False),
     }
     if push_secret(spec, settings):
         environment["DOCKER_CONFIG"] = DOCKER_CONFIG_DIR
@@ -234,7 +234,7 @@ def _environment(spec: AttemptSpec, settings: Settings, *, with_git: bool) -> di
     return environment
 
 
-def told_in_pod(spec: AttemptSpec, settings: Settings) -> Manifest:
+def pod_builder_spec(spec: AttemptSpec, settings: Settings) -> Manifest:
     """Return what the builder is told; no credentials are among it."""
     return {
         **builder_spec(spec, settings.builder),
@@ -346,7 +346,7 @@ def _pod_security(settings: Settings) -> Manifest:
 # -- reading back
 
 
-def encode_marks(marks: Marks) -> str:
+def encode_status(marks: AttemptStatus) -> str:
     """Return the marks as they are written."""
     return marks.model_dump_json(exclude_defaults=True)
 
@@ -360,25 +360,25 @@ def read_spec(pod: Pod) -> AttemptSpec | None:
     return spec if spec.name == pod.metadata.name else None
 
 
-def read_marks(pod: Pod) -> Marks:
+def read_status(pod: Pod) -> AttemptStatus:
     """Return the marks; empty ones when somebody spoilt them."""
     try:
-        return Marks.model_validate_json(pod.metadata.annotations.get(MARKS, "{}"))
+        return AttemptStatus.model_validate_json(pod.metadata.annotations.get(STATUS, "{}"))
     except ValidationError:
-        return Marks()
+        return AttemptStatus()
 
 
-def marks_patch(pod: Pod, marks: Marks) -> list[Manifest]:
+def status_patch(pod: Pod, marks: AttemptStatus) -> list[Manifest]:
     """Return the JSON patch that writes the marks, if nobody has written them since `pod` was read."""
-    version = pod.metadata.annotations.get(MARKS_VERSION, "")
+    version = pod.metadata.annotations.get(STATUS_VERSION, "")
     steps: list[Manifest] = [{"op": "test", "path": "/metadata/uid", "value": pod.metadata.uid}]
     if version:
-        steps.append({"op": "test", "path": _annotation(MARKS_VERSION), "value": version})
+        steps.append({"op": "test", "path": _annotation(STATUS_VERSION), "value": version})
     following = str(int(version) + 1) if version.isdigit() else "0"
     return [
         *steps,
-        {"op": "add", "path": _annotation(MARKS_VERSION), "value": following},
-        {"op": "add", "path": _annotation(MARKS), "value": encode_marks(marks)},
+        {"op": "add", "path": _annotation(STATUS_VERSION), "value": following},
+        {"op": "add", "path": _annotation(STATUS), "value": encode_status(marks)},
     ]
 
 

@@ -7,7 +7,7 @@ from pydantic import AliasGenerator, BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
 
-class Slim(BaseModel):
+class KubeObject(BaseModel):
     """Names as in the API (camelCase); unknown fields are dropped while parsing."""
 
     model_config = ConfigDict(
@@ -18,13 +18,13 @@ class Slim(BaseModel):
     )
 
 
-class OwnerReference(Slim):
+class OwnerReference(KubeObject):
     """Whose end is the object's end."""
 
     uid: str
 
 
-class Metadata(Slim):
+class Metadata(KubeObject):
     """What all objects have."""
 
     name: str
@@ -38,7 +38,7 @@ class Metadata(Slim):
     owner_references: tuple[OwnerReference, ...] = ()
 
 
-class Condition(Slim):
+class Condition(KubeObject):
     """One condition of a pod."""
 
     type: str
@@ -47,20 +47,20 @@ class Condition(Slim):
     message: str | None = None
 
 
-class Waiting(Slim):
+class Waiting(KubeObject):
     """A container that does not run yet."""
 
     reason: str | None = None
     message: str | None = None
 
 
-class Running(Slim):
+class Running(KubeObject):
     """A container that runs."""
 
     started_at: datetime | None = None
 
 
-class Terminated(Slim):
+class Terminated(KubeObject):
     """A container that has ended."""
 
     exit_code: int = 0
@@ -70,7 +70,7 @@ class Terminated(Slim):
     finished_at: datetime | None = None
 
 
-class ContainerState(Slim):
+class ContainerState(KubeObject):
     """One of the three, or none."""
 
     waiting: Waiting | None = None
@@ -78,7 +78,7 @@ class ContainerState(Slim):
     terminated: Terminated | None = None
 
 
-class ContainerStatus(Slim):
+class ContainerStatus(KubeObject):
     """How one container is."""
 
     name: str
@@ -86,13 +86,13 @@ class ContainerStatus(Slim):
     ready: bool = False
 
 
-class PodSpec(Slim):
+class PodSpec(KubeObject):
     """Where a pod runs."""
 
     node_name: str | None = None
 
 
-class PodStatus(Slim):
+class PodStatus(KubeObject):
     """How a pod is."""
 
     phase: str = ""
@@ -108,7 +108,7 @@ class PodStatus(Slim):
         return next((condition for condition in self.conditions if condition.type == kind), None)
 
 
-class Pod(Slim):
+class Pod(KubeObject):
     """A build pod, or one of docker-api."""
 
     metadata: Metadata
@@ -116,7 +116,7 @@ class Pod(Slim):
     status: PodStatus = PodStatus()
 
 
-class LeaseSpec(Slim):
+class LeaseSpec(KubeObject):
     """Who holds a lease, and for how long without another word."""
 
     holder_identity: str | None = None
@@ -124,20 +124,20 @@ class LeaseSpec(Slim):
     renew_time: str | None = None
 
 
-class Lease(Slim):
+class Lease(KubeObject):
     """A replica's sign of life."""
 
     metadata: Metadata
     spec: LeaseSpec = LeaseSpec()
 
 
-class Owned(Slim):
+class Owned(KubeObject):
     """Any object, where only its metadata count."""
 
     metadata: Metadata
 
 
-class Event(Slim):
+class Event(KubeObject):
     """What happened to a pod, as components of the cluster told it."""
 
     reason: str | None = None
@@ -147,7 +147,7 @@ class Event(Slim):
     event_time: datetime | None = None
 
 
-class ListMetadata(Slim):
+class ListMetadata(KubeObject):
     """Where a list stands."""
 
     resource_version: str = ""
@@ -161,41 +161,41 @@ class ListMetadata(Slim):
     )
 
 
-class PodList(Slim):
+class PodList(KubeObject):
     """A page of pods."""
 
     metadata: ListMetadata = ListMetadata()
     items: tuple[Pod, ...] = ()
 
 
-class LeaseList(Slim):
+class LeaseList(KubeObject):
     """A page of leases."""
 
     metadata: ListMetadata = ListMetadata()
     items: tuple[Lease, ...] = ()
 
 
-class OwnedList(Slim):
+class OwnedList(KubeObject):
     """A page of any objects."""
 
     metadata: ListMetadata = ListMetadata()
     items: tuple[Owned, ...] = ()
 
 
-class AnyList(Slim):
+class AnyList(KubeObject):
     """A page of objects that are looked at one by one."""
 
     metadata: ListMetadata = ListMetadata()
     items: tuple[dict[str, Any], ...] = ()
 
 
-class EventList(Slim):
+class EventList(KubeObject):
     """A page of events."""
 
     items: tuple[Event, ...] = ()
 
 
-class WatchStatus(Slim):
+class WatchStatus(KubeObject):
     """The object of an ERROR on a watch."""
 
     code: int = 0
@@ -203,31 +203,31 @@ class WatchStatus(Slim):
     message: str | None = None
 
 
-class WatchedError(Slim):
+class WatchedError(KubeObject):
     """An ERROR on a watch."""
 
     object: WatchStatus = WatchStatus()
 
 
-class BookmarkObject(Slim):
+class BookmarkObject(KubeObject):
     """Where the watch stands."""
 
     metadata: ListMetadata = ListMetadata()
 
 
-class Bookmark(Slim):
+class Bookmark(KubeObject):
     """A BOOKMARK on a watch."""
 
     object: BookmarkObject = BookmarkObject()
 
 
-class PodWatched(Slim):
+class PodWatched(KubeObject):
     """An ADDED, MODIFIED or DELETED pod."""
 
     object: Pod
 
 
-class LeaseWatched(Slim):
+class LeaseWatched(KubeObject):
     """An ADDED, MODIFIED or DELETED lease."""
 
     object: Lease

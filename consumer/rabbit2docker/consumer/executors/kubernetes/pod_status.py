@@ -12,7 +12,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from rabbit2docker.consumer.executors.base import AttemptState, BuilderResult, Ending, Hopeless
+from rabbit2docker.consumer.executors.base import AttemptState, BuilderResult, ExternalEnd, PendingDeadline
 from rabbit2docker.consumer.executors.kubernetes.models import ContainerStatus, Event, Pod, Terminated
 from rabbit2docker_schemas.reasons import FailureReason as Reason
 
@@ -25,7 +25,7 @@ OUR_WORD: Final = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)
-class Grace:
+class StuckRule:
     """How long a state may last before it is given up, and as what."""
 
     reason: Reason
@@ -35,7 +35,7 @@ class Grace:
 
 
 @dataclass(frozen=True, slots=True)
-class Around:
+class ObservationContext:
     """What has to be known beside the pod."""
 
     now: datetime
@@ -50,14 +50,14 @@ class Around:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class PodObservation:
     """What the pod's status means now."""
 
     state: AttemptState
     result: BuilderResult | None = None
-    ending: Ending | None = None
+    ending: ExternalEnd | None = None
     waiting_for: str | None = None
-    hopeless: Hopeless | None = None
+    hopeless: PendingDeadline | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
     examine_at: datetime | None = None
@@ -67,26 +67,34 @@ class Sight:
 
 
 WAITING_REASONS: Final = {
-    "ErrImagePull": Grace(Reason.BUILDER_IMAGE_UNAVAILABLE, 90, "The builder image cannot be pulled: {}"),
-    "ImagePullBackOff": Grace(Reason.BUILDER_IMAGE_UNAVAILABLE, 90, "The builder image cannot be pulled: {}"),
-    "ImageInspectError": Grace(Reason.BUILDER_IMAGE_UNAVAILABLE, 90, "The builder image cannot be read: {}"),
-    "RegistryUnavailable": Grace(
+    "ErrImagePull": StuckRule(Reason.BUILDER_IMAGE_UNAVAILABLE, 90, "The builder image cannot be pulled: {}"),
+    "ImagePullBackOff": StuckRule(
+        Reason.BUILDER_IMAGE_UNAVAILABLE, 90, "The builder image cannot be pulled: {}"
+    ),
+    "ImageInspectError": StuckRule(
+        Reason.BUILDER_IMAGE_UNAVAILABLE, 90, "The builder image cannot be read: {}"
+    ),
+    "RegistryUnavailable": StuckRule(
         Reason.BUILDER_IMAGE_UNAVAILABLE, 90, "The builder image's registry is away: {}"
     ),
-    "SignatureValidationFailed": Grace(
+    "SignatureValidationFailed": StuckRule(
         Reason.BUILDER_IMAGE_UNAVAILABLE, 90, "The builder image is not trusted: {}"
     ),
-    "InvalidImageName": Grace(Reason.BUILDER_IMAGE_UNAVAILABLE, 0, "The builder image's name is invalid: {}"),
-    "ErrImageNeverPull": Grace(
+    "InvalidImageName": StuckRule(
+        Reason.BUILDER_IMAGE_UNAVAILABLE, 0, "The builder image's name is invalid: {}"
+    ),
+    "ErrImageNeverPull": StuckRule(
         Reason.BUILDER_IMAGE_UNAVAILABLE, 30, "The node lacks the builder image and may not pull it: {}"
     ),
     # Not at once: a missing Secret may be on its way.
-    "CreateContainerConfigError": Grace(Reason.POD_MISCONFIGURED, 20, "The build pod is misconfigured: {}"),
-    "CreateContainerError": Grace(Reason.POD_NOT_STARTED, 60, "The node cannot create the builder: {}"),
-    "RunContainerError": Grace(Reason.POD_MISCONFIGURED, 20, "The node cannot start the builder: {}"),
-    "PreCreateHookError": Grace(Reason.POD_NOT_STARTED, 60, "The node cannot create the builder: {}"),
-    "PreStartHookError": Grace(Reason.POD_NOT_STARTED, 60, "The node cannot start the builder: {}"),
-    "PostStartHookError": Grace(Reason.POD_NOT_STARTED, 60, "The node cannot start the builder: {}"),
+    "CreateContainerConfigError": StuckRule(
+        Reason.POD_MISCONFIGURED, 20, "The build pod is misconfigured: {}"
+    ),
+    "CreateContainerError": StuckRule(Reason.POD_NOT_STARTED, 60, "The node cannot create the builder: {}"),
+    "RunContainerError": StuckRule(Reason.POD_MISCONFIGURED, 20, "The node cannot start the builder: {}"),
+    "PreCreateHookError": StuckRule(Reason.POD_NOT_STARTED, 60, "The node cannot create the builder: {}"),
+    "PreStartHookError": StuckRule(Reason.POD_NOT_STARTED, 60, "The node cannot start the builder: {}"),
+    "PostStartHookError": StuckRule(Reason.POD_NOT_STARTED, 60, "The node cannot start the builder: {}"),
 }
 """Reasons of a waiting container."""
 
@@ -94,32 +102,32 @@ EVENT_REASONS: Final = (
     (
         "FailedMount",
         re.compile(r'(?:secret|configmap) "[^"]*" not found|references non-existent (?:secret|config) key'),
-        Grace(Reason.POD_MISCONFIGURED, 120, "Something that the build pod mounts is missing: {}"),
+        StuckRule(Reason.POD_MISCONFIGURED, 120, "Something that the build pod mounts is missing: {}"),
     ),
     (
         "FailedMount",
         re.compile(r"hostPath type check failed"),
-        Grace(Reason.POD_NOT_STARTED, 90, "docker-api is not up on the node yet: {}"),
+        StuckRule(Reason.POD_NOT_STARTED, 90, "docker-api is not up on the node yet: {}"),
     ),
     (
         "FailedMount",
         re.compile(""),
-        Grace(Reason.POD_NOT_STARTED, 120, "The node cannot mount a volume of the build pod: {}"),
+        StuckRule(Reason.POD_NOT_STARTED, 120, "The node cannot mount a volume of the build pod: {}"),
     ),
     (
         "FailedAttachVolume",
         re.compile(""),
-        Grace(Reason.POD_NOT_STARTED, 120, "The node cannot attach a volume of the build pod: {}"),
+        StuckRule(Reason.POD_NOT_STARTED, 120, "The node cannot attach a volume of the build pod: {}"),
     ),
     (
         "FailedCreatePodSandBox",
         re.compile(""),
-        Grace(Reason.POD_NOT_STARTED, 120, "The node cannot set up the build pod: {}"),
+        StuckRule(Reason.POD_NOT_STARTED, 120, "The node cannot set up the build pod: {}"),
     ),
     (
         "NetworkNotReady",
         re.compile(""),
-        Grace(Reason.POD_NOT_STARTED, 120, "The node's network is not ready: {}"),
+        StuckRule(Reason.POD_NOT_STARTED, 120, "The node's network is not ready: {}"),
     ),
 )
 """Reasons of events that no status shows, first match wins."""
@@ -160,7 +168,7 @@ CONTAINER_REASONS: Final = {
 """Reasons of a terminated container."""
 
 
-def see(pod: Pod, around: Around) -> Sight:
+def observe_pod(pod: Pod, around: ObservationContext) -> PodObservation:
     """Tell what the pod's status means."""
     builder = _builder(pod)
     state = builder.state if builder else None
@@ -172,7 +180,7 @@ def see(pod: Pod, around: Around) -> Sight:
     if (leaving := _leaving(pod, around, started_at)) is not None:
         return leaving
     if state is not None and state.running is not None:
-        return Sight(AttemptState.RUNNING, started_at=started_at)
+        return PodObservation(AttemptState.RUNNING, started_at=started_at)
     return _pending(pod, builder, around)
 
 
@@ -183,10 +191,12 @@ def _builder(pod: Pod) -> ContainerStatus | None:
 # -- the end
 
 
-def _ended(pod: Pod, terminated: Terminated | None, around: Around, started_at: datetime | None) -> Sight:
+def _ended(
+    pod: Pod, terminated: Terminated | None, around: ObservationContext, started_at: datetime | None
+) -> PodObservation:
     result = read_result(terminated.message) if terminated else None
     ended_at = (terminated.finished_at if terminated else None) or pod.metadata.deletion_timestamp
-    return Sight(
+    return PodObservation(
         AttemptState.ENDED,
         result=result,
         ending=_ending(pod, terminated, result),
@@ -209,7 +219,7 @@ def read_result(message: str | None) -> BuilderResult | None:
         return None
 
 
-def _ending(pod: Pod, terminated: Terminated | None, result: BuilderResult | None) -> Ending | None:
+def _ending(pod: Pod, terminated: Terminated | None, result: BuilderResult | None) -> ExternalEnd | None:
     """Tell what ended the builder from outside. What it says itself counts more, unless it only says that it was told to."""
     if result is not None and result.reason != OUR_WORD:
         return None
@@ -239,7 +249,7 @@ def _never_was(pod: Pod, terminated: Terminated) -> bool:
     return terminated.reason == "ContainerStatusUnknown" and pod.metadata.deletion_timestamp is not None
 
 
-def _disruption(pod: Pod) -> Ending | None:
+def _disruption(pod: Pod) -> ExternalEnd | None:
     condition = pod.status.condition("DisruptionTarget")
     if condition is None or condition.status != "True":
         return None
@@ -248,8 +258,8 @@ def _disruption(pod: Pod) -> Ending | None:
     return _ending_of(reason, says, pod.status.message or condition.message or "no message")
 
 
-def _ending_of(reason: Reason, says: str, said: str) -> Ending:
-    return Ending(reason=reason, message=says.replace("{}", _shortened(said)))
+def _ending_of(reason: Reason, says: str, said: str) -> ExternalEnd:
+    return ExternalEnd(reason=reason, message=says.replace("{}", _shortened(said)))
 
 
 def _shortened(text: str) -> str:
@@ -268,7 +278,7 @@ def _last_words(message: str | None) -> str:
         return lines[-1]
 
 
-def _leaving(pod: Pod, around: Around, started_at: datetime | None) -> Sight | None:
+def _leaving(pod: Pod, around: ObservationContext, started_at: datetime | None) -> PodObservation | None:
     """Tell of a pod that is being deleted and has not ended."""
     until = pod.metadata.deletion_timestamp
     if until is None:
@@ -276,21 +286,21 @@ def _leaving(pod: Pod, around: Around, started_at: datetime | None) -> Sight | N
     lost_at = until + timedelta(seconds=LOST_SECONDS)
     if pod.spec.node_name is None:
         # Nobody will end it, as no node has it.
-        return Sight(AttemptState.ENDED, ending=_ending(pod, None, None), ended_at=until)
+        return PodObservation(AttemptState.ENDED, ending=_ending(pod, None, None), ended_at=until)
     if around.now >= lost_at:
         ending = _disruption(pod) or _ending_of(
             Reason.NODE_LOST, "The node {} stopped responding.", pod.spec.node_name
         )
-        return Sight(AttemptState.ENDED, ending=ending, started_at=started_at, ended_at=lost_at)
+        return PodObservation(AttemptState.ENDED, ending=ending, started_at=started_at, ended_at=lost_at)
     state = AttemptState.RUNNING if started_at else AttemptState.PENDING
     waiting = None if started_at else "The build pod is being ended."
-    return Sight(state, waiting_for=waiting, started_at=started_at, look_again_at=lost_at)
+    return PodObservation(state, waiting_for=waiting, started_at=started_at, look_again_at=lost_at)
 
 
 # -- the beginning
 
 
-def _pending(pod: Pod, builder: ContainerStatus | None, around: Around) -> Sight:
+def _pending(pod: Pod, builder: ContainerStatus | None, around: ObservationContext) -> PodObservation:
     created = pod.metadata.creation_timestamp or around.now
     latest = created + timedelta(seconds=around.pending_seconds)
     if pod.spec.node_name is None:
@@ -304,7 +314,7 @@ def _pending(pod: Pod, builder: ContainerStatus | None, around: Around) -> Sight
     if (found := _in_events(around.events or ())) is not None:
         grace, said = found
         sight = _given_up_later(grace, said, since, latest)
-        return Sight(
+        return PodObservation(
             sight.state, waiting_for=sight.waiting_for, hopeless=sight.hopeless, examine_at=examine_at
         )
     node = pod.spec.node_name
@@ -313,15 +323,15 @@ def _pending(pod: Pod, builder: ContainerStatus | None, around: Around) -> Sight
     late = _ending_of(
         Reason.POD_NOT_STARTED, "The build pod did not start on node {} within the time it has.", node
     )
-    return Sight(
+    return PodObservation(
         AttemptState.PENDING,
         waiting_for=words,
-        hopeless=Hopeless(reason=late.reason, message=late.message, at=latest),
+        hopeless=PendingDeadline(reason=late.reason, message=late.message, at=latest),
         examine_at=examine_at,
     )
 
 
-def _unscheduled(pod: Pod, around: Around, latest: datetime) -> Sight:
+def _unscheduled(pod: Pod, around: ObservationContext, latest: datetime) -> PodObservation:
     condition = pod.status.condition("PodScheduled")
     said = _shortened(condition.message or "") if condition and condition.status == "False" else ""
     if condition is not None and condition.reason == "SchedulingGated":
@@ -335,31 +345,31 @@ def _unscheduled(pod: Pod, around: Around, latest: datetime) -> Sight:
     limit = f"{around.pending_seconds:.0f} seconds"
     none = "No docker-api pod exists, so no node can take the build" if around.docker_api_pods == 0 else said
     message = f"No node took the build pod within {limit}. {none}".strip()
-    return Sight(
+    return PodObservation(
         AttemptState.PENDING,
         waiting_for=words,
-        hopeless=Hopeless(reason=Reason.NO_NODE, message=message, at=latest),
+        hopeless=PendingDeadline(reason=Reason.NO_NODE, message=message, at=latest),
     )
 
 
-def _given_up_later(grace: Grace, said: str, since: datetime, latest: datetime) -> Sight:
+def _given_up_later(grace: StuckRule, said: str, since: datetime, latest: datetime) -> PodObservation:
     ending = _ending_of(grace.reason, grace.says, said)
     at = min(since + timedelta(seconds=grace.seconds), latest)
-    return Sight(
+    return PodObservation(
         AttemptState.PENDING,
         waiting_for=ending.message,
-        hopeless=Hopeless(reason=ending.reason, message=ending.message, at=at),
+        hopeless=PendingDeadline(reason=ending.reason, message=ending.message, at=at),
     )
 
 
-def _next_examination(since: datetime, around: Around) -> datetime | None:
+def _next_examination(since: datetime, around: ObservationContext) -> datetime | None:
     """Return when events are due: now and then, as they tell what no status does."""
     if around.examined >= len(EXAMINE_SECONDS):
         return None
     return since + timedelta(seconds=EXAMINE_SECONDS[around.examined])
 
 
-def _in_events(events: Sequence[Event]) -> tuple[Grace, str] | None:
+def _in_events(events: Sequence[Event]) -> tuple[StuckRule, str] | None:
     """Return what the last trouble among the events means, unless something went well after it."""
     for event in reversed(events):
         if event.reason in ("Pulling", "Pulled", "Created", "Started"):

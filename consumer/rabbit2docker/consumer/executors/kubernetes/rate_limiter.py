@@ -6,7 +6,7 @@ import itertools
 from enum import IntEnum
 
 
-class Urgency(IntEnum):
+class CallPriority(IntEnum):
     """Who goes first when calls have to wait."""
 
     CREATE = 0
@@ -15,7 +15,7 @@ class Urgency(IntEnum):
     CLEAN = 3
 
 
-class Pace:
+class RateLimiter:
     """Lets `burst` calls pass at once and `per_second` in the long run."""
 
     def __init__(self, per_second: float, burst: int) -> None:
@@ -24,11 +24,11 @@ class Pace:
         self._burst = float(burst)
         self._tokens = float(burst)
         self._counted_at: float | None = None
-        self._waiting: list[tuple[Urgency, int, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[CallPriority, int, asyncio.Future[None]]] = []
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
 
-    async def turn(self, urgency: Urgency) -> None:
+    async def turn(self, urgency: CallPriority) -> None:
         """Return when a call may be made."""
         self._refill()
         if not self._waiting and self._tokens >= 1:

@@ -30,11 +30,11 @@ from rabbit2docker.consumer.executors.base import (
     AttemptName,
     AttemptSpec,
     AttemptState,
+    AttemptStatus,
     BuilderResult,
     Change,
     Changed,
     Lines,
-    Marks,
     Members,
     Removed,
     Synced,
@@ -42,7 +42,7 @@ from rabbit2docker.consumer.executors.base import (
 from rabbit2docker.consumer.executors.builder_io import builder_spec
 from rabbit2docker.consumer.executors.local import process as builder_process
 from rabbit2docker.consumer.executors.local import state_directory
-from rabbit2docker.consumer.executors.local.inotify import Watching
+from rabbit2docker.consumer.executors.local.inotify import DirectoryWatch
 from rabbit2docker.consumer.executors.local.log_reader import LogReader
 from rabbit2docker.errors import ConfigurationError, RecordMissing
 from rabbit2docker.settings import ENV_PREFIX, Settings
@@ -64,7 +64,7 @@ class _Record:
     """What is known of one attempt; the files are written first, this follows."""
 
     spec: AttemptSpec
-    marks: Marks
+    marks: AttemptStatus
     path: Path
     state: AttemptState = AttemptState.PENDING
     result: BuilderResult | None = None
@@ -113,7 +113,7 @@ class LocalExecutor:
         self._creating: dict[AttemptName, asyncio.Task[tuple[Attempt, bool]]] = {}
         self._changes: asyncio.Queue[Change | None] | None = None
         self._tasks = Tasks()
-        self._watching = Watching(on_folder=self._on_folder, on_everything=self._check_folders)
+        self._watching = DirectoryWatch(on_folder=self._on_folder, on_everything=self._check_folders)
         self._environment: dict[str, str] = {}
         self._place = socket.gethostname()
         self._version: str | None = None
@@ -188,7 +188,7 @@ class LocalExecutor:
 
     # -- the protocol
 
-    async def create(self, spec: AttemptSpec, marks: Marks) -> tuple[Attempt, bool]:
+    async def create(self, spec: AttemptSpec, marks: AttemptStatus) -> tuple[Attempt, bool]:
         """Make the record and start the builder, or return the record of that name.
 
         A builder that cannot be started leaves the attempt pending, and is tried again until it can. Raises
@@ -203,7 +203,7 @@ class LocalExecutor:
         task.add_done_callback(lambda _: self._creating.pop(spec.name, None))
         return await asyncio.shield(task)
 
-    async def _create(self, spec: AttemptSpec, marks: Marks) -> tuple[Attempt, bool]:
+    async def _create(self, spec: AttemptSpec, marks: AttemptStatus) -> tuple[Attempt, bool]:
         is_new = await self._guarded("make a record", self._state.make, spec, marks, self._told(spec))
         if not is_new:
             # A folder that appeared behind our back, or one that was damaged when we looked.
@@ -224,12 +224,12 @@ class LocalExecutor:
         record = self._records.get(name)
         return self._snapshot(record) if record else None
 
-    async def mark(self, name: AttemptName, change: Callable[[Marks], Marks]) -> Attempt:
+    async def mark(self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]) -> Attempt:
         """Change the marks as one step, on disk before it returns. Raises RecordMissing, ExecutorUnavailable."""
         # What is being written must not be cut short: the next change starts from what is on disk.
         return await asyncio.shield(self._tasks.own(self._mark(name, change), f"mark {name}"))
 
-    async def _mark(self, name: AttemptName, change: Callable[[Marks], Marks]) -> Attempt:
+    async def _mark(self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]) -> Attempt:
         record = self._existing(name)
         async with record.writing:
             if record.removed:
@@ -421,7 +421,7 @@ class LocalExecutor:
 
     # -- records
 
-    def _remember(self, spec: AttemptSpec, marks: Marks) -> _Record:
+    def _remember(self, spec: AttemptSpec, marks: AttemptStatus) -> _Record:
         record = _Record(spec, marks, self._state.path(spec.name))
         self._records[spec.name] = record
         self._tell(record)

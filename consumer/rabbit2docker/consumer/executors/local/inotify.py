@@ -12,7 +12,7 @@ from rabbit2docker.errors import ConfigurationError, ExecutorUnavailable
 _FOLDER_GONE = Mask.DELETE | Mask.MOVED_FROM | Mask.MOVED_TO | Mask.ONLYDIR
 
 
-class Watching:
+class DirectoryWatch:
     """Watches one directory of folders, and each file once until it is armed again."""
 
     def __init__(self, *, on_folder: Callable[[str], None], on_everything: Callable[[], None]) -> None:

@@ -27,7 +27,7 @@ from typing import Any, Final
 import structlog
 from pydantic import ValidationError
 
-from rabbit2docker.consumer.executors.base import AttemptName, AttemptSpec, BuilderResult, Marks
+from rabbit2docker.consumer.executors.base import AttemptName, AttemptSpec, AttemptStatus, BuilderResult
 from rabbit2docker.errors import ConfigurationError, ExecutorUnavailable
 
 log = structlog.get_logger()
@@ -35,7 +35,7 @@ log = structlog.get_logger()
 ATTEMPTS: Final = "attempts"
 LOCK: Final = "lock"
 SPEC: Final = "build.json"
-MARKS: Final = "marks.json"
+STATUS: Final = "marks.json"
 TOLD: Final = "builder.json"
 LINES: Final = "log.jsonl"
 RUNNING: Final = "running"
@@ -53,7 +53,7 @@ class Loaded:
     """A record as it was found."""
 
     spec: AttemptSpec
-    marks: Marks
+    marks: AttemptStatus
 
 
 def unavailable(error: OSError, what: str, root: Path) -> ExecutorUnavailable:
@@ -169,13 +169,13 @@ class StateDirectory:
             log.error("a record lies under another's name and is left alone", path=str(path), name=spec.name)
             return None
         try:
-            marks = Marks.model_validate_json((path / MARKS).read_bytes())
+            marks = AttemptStatus.model_validate_json((path / STATUS).read_bytes())
         except (OSError, ValidationError) as error:
             log.error("the marks of a record cannot be read, starting anew", path=str(path), error=str(error))
-            marks = Marks()
+            marks = AttemptStatus()
         return Loaded(spec, marks)
 
-    def make(self, spec: AttemptSpec, marks: Marks, told: dict[str, Any]) -> bool:
+    def make(self, spec: AttemptSpec, marks: AttemptStatus, told: dict[str, Any]) -> bool:
         """Make a record as one step; False when there is one of that name."""
         path = self.path(spec.name)
         if path.exists():
@@ -184,7 +184,7 @@ class StateDirectory:
         try:
             temporary.mkdir(mode=0o700, parents=True)
             write_whole(temporary / SPEC, spec.model_dump_json())
-            write_whole(temporary / MARKS, marks.model_dump_json())
+            write_whole(temporary / STATUS, marks.model_dump_json())
             write_whole(temporary / TOLD, json.dumps(told))
             (temporary / LINES).touch(mode=0o600)
             os.mkfifo(temporary / RUNNING, 0o600)
@@ -200,9 +200,9 @@ class StateDirectory:
         path = self.path(name)
         return self._load(path) if path.is_dir() else None
 
-    def write_marks(self, name: AttemptName, marks: Marks) -> None:
+    def write_marks(self, name: AttemptName, marks: AttemptStatus) -> None:
         """Replace the marks. Raises FileNotFoundError when the record is gone."""
-        write_whole(self.path(name) / MARKS, marks.model_dump_json())
+        write_whole(self.path(name) / STATUS, marks.model_dump_json())
 
     def remove(self, name: AttemptName) -> None:
         """Remove a record: as one step for whoever reads the directory after a crash."""
