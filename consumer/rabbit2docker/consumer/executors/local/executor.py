@@ -64,7 +64,7 @@ class _Record:
     """What is known of one attempt; the files are written first, this follows."""
 
     spec: AttemptSpec
-    marks: AttemptStatus
+    status: AttemptStatus
     path: Path
     state: AttemptState = AttemptState.PENDING
     result: BuilderResult | None = None
@@ -166,13 +166,13 @@ class LocalExecutor:
         self._version = importlib.metadata.version("jupyter-repo2docker")
 
     async def _adopt(self, found: state_directory.Loaded) -> None:
-        record = self._remember(found.spec, found.marks)
+        record = self._remember(found.spec, found.status)
         observed = await self._guarded("look for a builder", builder_process.observe, record.path)
         if observed.started:
             await self._take_in(record, observed)
-        elif record.marks.cancelled_by is None:
+        elif record.status.cancelled_by is None:
             await self._start(record)
-        if record.marks.cancelled_by is not None:
+        if record.status.cancelled_by is not None:
             await self.cancel(record.spec.name)
 
     async def _close(self) -> None:
@@ -188,7 +188,7 @@ class LocalExecutor:
 
     # -- the protocol
 
-    async def create(self, spec: AttemptSpec, marks: AttemptStatus) -> tuple[Attempt, bool]:
+    async def create(self, spec: AttemptSpec, status: AttemptStatus) -> tuple[Attempt, bool]:
         """Make the record and start the builder, or return the record of that name.
 
         A builder that cannot be started leaves the attempt pending, and is tried again until it can. Raises
@@ -198,13 +198,13 @@ class LocalExecutor:
             return self._snapshot(record), False
         if (running := self._creating.get(spec.name)) is not None:
             return (await asyncio.shield(running))[0], False
-        task = self._tasks.own(self._create(spec, marks), f"create {spec.name}")
+        task = self._tasks.own(self._create(spec, status), f"create {spec.name}")
         self._creating[spec.name] = task
         task.add_done_callback(lambda _: self._creating.pop(spec.name, None))
         return await asyncio.shield(task)
 
-    async def _create(self, spec: AttemptSpec, marks: AttemptStatus) -> tuple[Attempt, bool]:
-        is_new = await self._guarded("make a record", self._state.make, spec, marks, self._told(spec))
+    async def _create(self, spec: AttemptSpec, status: AttemptStatus) -> tuple[Attempt, bool]:
+        is_new = await self._guarded("make a record", self._state.make, spec, status, self._told(spec))
         if not is_new:
             # A folder that appeared behind our back, or one that was damaged when we looked.
             found = await self._guarded("read a record", self._state.load, spec.name)
@@ -215,7 +215,7 @@ class LocalExecutor:
             await self._adopt(found)
             return self._snapshot(self._records[spec.name]), False
         self._watching.find_again()
-        record = self._remember(spec, marks)
+        record = self._remember(spec, status)
         await self._start(record)
         return self._snapshot(record), True
 
@@ -224,22 +224,28 @@ class LocalExecutor:
         record = self._records.get(name)
         return self._snapshot(record) if record else None
 
-    async def mark(self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]) -> Attempt:
-        """Change the marks as one step, on disk before it returns. Raises RecordMissing, ExecutorUnavailable."""
+    async def update_status(
+        self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]
+    ) -> Attempt:
+        """Change the status as one step, on disk before it returns. Raises RecordMissing, ExecutorUnavailable."""
         # What is being written must not be cut short: the next change starts from what is on disk.
-        return await asyncio.shield(self._tasks.own(self._mark(name, change), f"mark {name}"))
+        return await asyncio.shield(
+            self._tasks.own(self._update_status(name, change), f"update the status of {name}")
+        )
 
-    async def _mark(self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]) -> Attempt:
+    async def _update_status(
+        self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]
+    ) -> Attempt:
         record = self._existing(name)
         async with record.writing:
             if record.removed:
                 raise RecordMissing(f"The record {name} is gone.")
-            marks = change(record.marks)
-            if marks != record.marks:
+            status = change(record.status)
+            if status != record.status:
                 await self._guarded(
-                    "write the marks of a record", self._state.write_marks, name, marks, record=record
+                    "write the status of a record", self._state.write_status, name, status, record=record
                 )
-                record.marks = marks
+                record.status = status
                 self._tell(record)
             return self._snapshot(record)
 
@@ -421,8 +427,8 @@ class LocalExecutor:
 
     # -- records
 
-    def _remember(self, spec: AttemptSpec, marks: AttemptStatus) -> _Record:
-        record = _Record(spec, marks, self._state.path(spec.name))
+    def _remember(self, spec: AttemptSpec, status: AttemptStatus) -> _Record:
+        record = _Record(spec, status, self._state.path(spec.name))
         self._records[spec.name] = record
         self._tell(record)
         return record
@@ -435,11 +441,11 @@ class LocalExecutor:
     def _snapshot(self, record: _Record) -> Attempt:
         return Attempt(
             spec=record.spec,
-            marks=record.marks,
+            status=record.status,
             state=record.state,
             result=record.result,
             waiting_for=record.waiting_for,
-            place=self._place,
+            node=self._place,
             started_at=record.process.started_at if record.process else None,
             ended_at=record.ended_at,
         )
