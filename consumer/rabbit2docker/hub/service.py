@@ -316,7 +316,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             *[await each.check() for each in seldom],
         ]
 
-    looking = partial(queue_depth.looking, settings.amqp, REQUESTS_QUEUE)
+    looking = partial(queue_depth.depth_reader, settings.amqp, REQUESTS_QUEUE)
     application = make_application(
         settings, connection, checks, store, looking, lambda: bool(connection.trouble)
     )

@@ -376,7 +376,7 @@ class BuildHandler(Streaming):
         try:
             self.parts.build_tokens.check(token, provider, spec, origin_of(self.request.headers))
         except InvalidBuildToken as error:
-            metrics.HUB_REFUSALS.labels(limit="token").inc()
+            metrics.HUB_REJECTIONS.labels(limit="token").inc()
             log.info("a build token is not valid", why=str(error))
             raise Forbidden("Invalid build token", 403) from error
         return True

@@ -195,7 +195,7 @@ class Limits:
             return
         for network, label in self._banned:
             if address in network:
-                metrics.HUB_REFUSALS.labels(limit="network").inc()
+                metrics.HUB_REJECTIONS.labels(limit="network").inc()
                 raise BannedNetwork(label)
 
     async def check_rate(self, user: User, address: Address | None) -> Allowance | None:
@@ -213,7 +213,7 @@ class Limits:
             log.warning("a wish is not counted", why=str(error) or "no answer in time")
             return None
         if not allowance.allowed:
-            metrics.HUB_REFUSALS.labels(limit="rate").inc()
+            metrics.HUB_REJECTIONS.labels(limit="rate").inc()
             raise RateLimited(self._words(asker, allowance, now), allowance, at=now)
         return allowance
 

@@ -154,7 +154,7 @@ class QueuePositions:
             try:
                 async with looking() as depth:
                     while self._watched:
-                        metrics.HUB_QUEUE_LOOKS.inc()
+                        metrics.HUB_QUEUE_DEPTH_CHECKS.inc()
                         self.put(await depth())
                         await asyncio.sleep(LOOK_SECONDS)
             except AccessRefused as error:
