@@ -5,7 +5,7 @@ BIN := .venv/bin
 NODE := .run/node
 CHROMIUM := .run/chromium
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo hub-demo test test-hub test-cluster cluster-up cluster-down lint serve bench bench-cluster clean
+.PHONY: help venv up down status demo hub-demo test test-hub test-cluster cluster-up cluster-down lint docs docs-reference serve bench bench-cluster clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 21
@@ -18,7 +18,7 @@ $(BIN)/.complete: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || sh deploy/dev/need python3-venv
 	@echo "  Installing Python packages into .venv ..."
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[local,kubernetes,hub,test,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[local,kubernetes,hub,test,dev,docs]'
 	@touch $@
 
 up: venv  ## start RabbitMQ, Docker, registry and git server where there are none; addresses in .run/env
@@ -69,6 +69,15 @@ lint: venv  ## style, types, import contracts, spelling, documents
 	@$(BIN)/codespell
 	@$(BIN)/python -m rabbit2docker_schemas.documents --check
 	@$(BIN)/python -m deploy.helm.schema --check
+	@$(BIN)/python -m docs.generate --check
+
+docs: venv  ## build the documentation into .run/docs and check its links
+	@$(BIN)/python -m docs .run/docs
+
+docs-reference: venv  ## write the reference pages, schemas and chart schema from the code
+	@$(BIN)/python -m docs.generate
+	@$(BIN)/python -m rabbit2docker_schemas.documents
+	@$(BIN)/python -m deploy.helm.schema
 
 serve: venv  ## run the consumer with the services up, until Ctrl-C
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/rabbit2docker run
