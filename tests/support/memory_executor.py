@@ -233,7 +233,7 @@ class MemoryExecutor:
         elif self.world.obeys_cancel:
             self.world.end(name, "cancelled", exit_code=143)
 
-    async def forget(self, name: AttemptName) -> None:
+    async def delete(self, name: AttemptName) -> None:
         await self._answer()
         record = self.world.records.get(name)
         if record is not None and record.state is AttemptState.ENDED:

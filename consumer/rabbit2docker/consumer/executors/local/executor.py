@@ -292,17 +292,17 @@ class LocalExecutor:
         if record.state is AttemptState.RUNNING:
             await self._terminate(record)
 
-    async def forget(self, name: AttemptName) -> None:
+    async def delete(self, name: AttemptName) -> None:
         """Remove the folder of an attempt that has ended. Raises ExecutorUnavailable."""
         record = self._records.get(name)
         if record is None:
             return
         if record.state is not AttemptState.ENDED:
-            log.warning("an attempt that still runs is not forgotten", name=name)
+            log.warning("record not deleted", name=name, reason="still running")
             return
-        await asyncio.shield(self._tasks.own(self._forget(record), f"forget {name}"))
+        await asyncio.shield(self._tasks.own(self._delete_record(record), f"delete {name}"))
 
-    async def _forget(self, record: _Record) -> None:
+    async def _delete_record(self, record: _Record) -> None:
         async with record.writing:
             if not record.removed:
                 await self._guarded("remove a record", self._state.remove, record.spec.name)
