@@ -44,7 +44,7 @@ from rabbit2docker.consumer.executors.local.inotify import DirectoryWatch
 from rabbit2docker.consumer.executors.local.log_reader import LogReader
 from rabbit2docker.errors import ConfigurationError, RecordMissing
 from rabbit2docker.settings import ENV_PREFIX, Settings
-from rabbit2docker.tasks import Tasks
+from rabbit2docker.tasks import TaskSet
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -110,7 +110,7 @@ class LocalExecutor:
         self._records: dict[AttemptName, _Record] = {}
         self._creating: dict[AttemptName, asyncio.Task[tuple[Attempt, bool]]] = {}
         self._feed = ChangeFeed(lambda: map(self._snapshot, self._records.values()))
-        self._tasks = Tasks()
+        self._tasks = TaskSet()
         self._watching = DirectoryWatch(on_folder=self._on_folder, on_everything=self._check_folders)
         self._environment: dict[str, str] = {}
         self._place = socket.gethostname()
@@ -128,7 +128,7 @@ class LocalExecutor:
         try:
             loaded = await self._in_thread(self._open)
             self._watching.open(self._state.attempts)
-            self._tasks.last(self._watching.run(), "inotify")
+            self._tasks.run_in_background(self._watching.run(), "inotify")
             for found in loaded:
                 await self._adopt(found)
         except BaseException:
@@ -195,7 +195,7 @@ class LocalExecutor:
             return self._snapshot(record), False
         if (running := self._creating.get(spec.name)) is not None:
             return (await asyncio.shield(running))[0], False
-        task = self._tasks.own(self._create(spec, status), f"create {spec.name}")
+        task = self._tasks.run(self._create(spec, status), f"create {spec.name}")
         self._creating[spec.name] = task
         task.add_done_callback(lambda _: self._creating.pop(spec.name, None))
         return await asyncio.shield(task)
@@ -227,7 +227,7 @@ class LocalExecutor:
         """Change the status as one step, on disk before it returns. Raises RecordMissing, ExecutorUnavailable."""
         # What is being written must not be cut short: the next change starts from what is on disk.
         return await asyncio.shield(
-            self._tasks.own(self._update_status(name, change), f"update the status of {name}")
+            self._tasks.run(self._update_status(name, change), f"update the status of {name}")
         )
 
     async def _update_status(
@@ -300,7 +300,7 @@ class LocalExecutor:
         if record.state is not AttemptState.ENDED:
             log.warning("record not deleted", name=name, reason="still running")
             return
-        await asyncio.shield(self._tasks.own(self._delete_record(record), f"delete {name}"))
+        await asyncio.shield(self._tasks.run(self._delete_record(record), f"delete {name}"))
 
     async def _delete_record(self, record: _Record) -> None:
         async with record.writing:
@@ -364,7 +364,7 @@ class LocalExecutor:
             await asyncio.sleep(seconds)
             await self._start(record)
 
-        self._tasks.last(start_again(), f"start {record.spec.name} again")
+        self._tasks.run_in_background(start_again(), f"start {record.spec.name} again")
 
     async def _take_in(self, record: _Record, observed: builder_process.Observed) -> None:
         """Note a builder that was started, and wait for its end unless that has come already."""
@@ -379,7 +379,7 @@ class LocalExecutor:
     def _on_pipe(self, record: _Record) -> None:
         if record.pipe is not None and builder_process.has_ended(record.pipe):
             self._close_pipe(record)
-            self._tasks.own(self._end(record), f"end of {record.spec.name}")
+            self._tasks.run(self._end(record), f"end of {record.spec.name}")
 
     async def _end(self, record: _Record) -> None:
         """Note the end: the builder writes its result before it ends, so what is not there now will never be."""
@@ -400,7 +400,7 @@ class LocalExecutor:
         )
         if not record.is_ending:
             record.is_ending = True
-            self._tasks.last(self._kill_later(record), f"end {record.spec.name}")
+            self._tasks.run_in_background(self._kill_later(record), f"end {record.spec.name}")
 
     async def _kill_later(self, record: _Record) -> None:
         with suppress(TimeoutError):
@@ -451,11 +451,11 @@ class LocalExecutor:
 
     def _on_folder(self, name: str) -> None:
         if (record := self._records.get(AttemptName(name))) is not None:
-            self._tasks.own(self._check_folder(record), f"check {name}")
+            self._tasks.run(self._check_folder(record), f"check {name}")
 
     def _check_folders(self) -> None:
         for record in list(self._records.values()):
-            self._tasks.own(self._check_folder(record), f"check {record.spec.name}")
+            self._tasks.run(self._check_folder(record), f"check {record.spec.name}")
 
     async def _check_folder(self, record: _Record) -> None:
         """Notice a record that was removed from outside; nobody would hear of its builder, so that is ended."""
