@@ -226,7 +226,7 @@ class TestTenants:
     async def test_a_header_does_not_make_a_message_anothers(self, settings: Settings) -> None:
         """Only the retry ladder may say under which key a message was first published."""
         async with running(settings) as broker:
-            await broker.source.set_credit(routing.REQUESTS_QUEUE, 1)
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
             connection = await aio_pika.connect(settings.amqp.url.get_secret_value())
             async with connection:
                 channel = await connection.channel()
@@ -247,23 +247,23 @@ class TestDeliveries:
     ) -> None:
         async with running(settings) as broker:
             await ask(settings, *[REQUEST] * 5)
-            await broker.source.set_credit(routing.REQUESTS_QUEUE, 2)
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 2)
             first = await take(broker, 2)
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(anext(broker.source.deliveries()), 0.5)
-            await broker.source.set_credit(routing.REQUESTS_QUEUE, 0)
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 0)
             for delivery in first:
                 await delivery.ack()
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(anext(broker.source.deliveries()), 0.5)
-            await broker.source.set_credit(routing.REQUESTS_QUEUE, 3)
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 3)
             for delivery in await take(broker, 3):
                 await delivery.ack()
             await eventually(lambda: rabbitmq.depth(vhost, routing.REQUESTS_QUEUE) == 0)
 
     async def test_a_delivery_put_back_comes_again_with_its_key_and_count(self, settings: Settings) -> None:
         async with running(settings) as broker:
-            await broker.source.set_credit(routing.REQUESTS_QUEUE, 1)
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
             await ask(settings, REQUEST)
             [delivery] = await take(broker)
             await delivery.retry(routing.RETRY_LADDER[0])
@@ -279,7 +279,7 @@ class TestDeliveries:
         self, settings: Settings
     ) -> None:
         async with running(settings) as broker:
-            await broker.source.set_credit(routing.REQUESTS_QUEUE, 2)
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 2)
             await ask(settings, REQUEST, REQUEST)
             for delivery in await take(broker, 2):
                 await delivery.dead_letter("not_allowed", "The operator does not allow it.")
@@ -302,7 +302,7 @@ class TestDeliveries:
     async def test_looking_at_dead_letters_often_does_not_lose_them(self, settings: Settings) -> None:
         """Each look is a delivery, and a delivery limit drops messages."""
         async with running(settings) as broker:
-            await broker.source.set_credit(routing.REQUESTS_QUEUE, 1)
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
             await ask(settings, REQUEST)
             [delivery] = await take(broker)
             await delivery.dead_letter("internal", "")
@@ -316,7 +316,7 @@ class TestDeliveries:
         async with Proxy(rabbitmq.port) as proxy:
             through = with_amqp(settings, url=rabbitmq.url(vhost, port=proxy.port))
             async with running(through) as broker:
-                await broker.source.set_credit(routing.REQUESTS_QUEUE, 1)
+                await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
                 await ask(settings, REQUEST)
                 [delivery] = await take(broker)
                 proxy.cut()
@@ -350,7 +350,7 @@ class TestPublishing:
             url = rabbitmq.url(vhost, port=proxy.port)
             through = with_amqp(settings, url=url, publish_timeout=2, heartbeat=5)
             async with running(through) as broker:
-                await broker.source.set_credit(routing.REQUESTS_QUEUE, 1)
+                await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
                 proxy.black_hole()
                 task = asyncio.create_task(broker.publisher.publish(an_end()))
                 await eventually(lambda: any(broker.problems().values()))
@@ -428,7 +428,7 @@ class TestConnections:
         self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
     ) -> None:
         async with running(settings) as broker:
-            await broker.source.set_credit(routing.REQUESTS_QUEUE, 1)
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
             rabbitmq.api("DELETE", f"queues/{vhost}/builds.requests")
             await eventually(lambda: "builds.requests" in broker.problems()["consume"])
             await declare.declare(settings)
@@ -438,7 +438,7 @@ class TestConnections:
 
     async def test_a_channel_that_died_silently_is_found_by_the_watchdog(self, settings: Settings) -> None:
         async with running(with_amqp(settings, watchdog_after=1)) as broker:
-            await broker.source.set_credit(routing.REQUESTS_QUEUE, 1)
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
             channel = await broker.source.link.channel()
             generation = broker.source.link.generation
             underlay = await channel.get_underlay_channel()

@@ -548,7 +548,7 @@ class TestLists:
 class TestLimits:
     async def test_wishes_are_counted_in_a_sliding_window(self, store: Store) -> None:
         async def ask(seconds: float, who: str = "ada") -> tuple[bool, int, datetime]:
-            found = await store.may_ask(who, limit=2, seconds=60, at=at(seconds))
+            found = await store.check_rate_limit(who, limit=2, seconds=60, at=at(seconds))
             return found.allowed, found.remaining, found.reset_at
 
         assert await ask(0) == (True, 1, at(60))
@@ -564,7 +564,7 @@ class TestLimits:
         async with Store(url, "default") as other:
             answers = await asyncio.gather(
                 *(
-                    each.may_ask("ada", limit=5, seconds=60, at=at(0))
+                    each.check_rate_limit("ada", limit=5, seconds=60, at=at(0))
                     for _ in range(10)
                     for each in (store, other)
                 )
@@ -590,7 +590,7 @@ class TestForgetting:
         left = {build.request_id for build in (await store.builds(BuildQuery())).builds}
         assert left == {"r", "joins"}
         assert await store.forget(ended_before=at(500 + 2 * 86_400), now=at(0)) == 2
-        await store.may_ask("ada", limit=1, seconds=60, at=at(0))
+        await store.check_rate_limit("ada", limit=1, seconds=60, at=at(0))
         await store.forget(ended_before=at(0), now=at(100))
         assert await _rows_left(url) == {"r2d_positions": 0}
 

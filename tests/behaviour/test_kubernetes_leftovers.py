@@ -103,7 +103,7 @@ async def test_a_pod_deleted_by_hand_takes_its_credentials_along_when_its_end_is
         kube.cluster.delete(ONE)
         await in_state(executor, ONE, AttemptState.ENDED)
         assert names(kube, SECRETS) == {SECRET}
-        await executor.mark(ONE, reported)
+        await executor.update_status(ONE, reported)
         assert names(kube, SECRETS) == set()
 
 
@@ -169,7 +169,7 @@ async def test_old_programs_that_no_pod_runs_are_removed_and_others_kept(kube: R
         )
         for name in used:
             age(kube, CONFIGMAPS, name, HOURS)
-        await executor.mark(ONE, lambda marks: marks.model_copy(update={"confirmed_line": 3}))
+        await executor.update_status(ONE, lambda status: status.model_copy(update={"confirmed_line": 3}))
         await executor.sweep()
         assert names(kube, CONFIGMAPS) == {
             *used,
@@ -243,7 +243,7 @@ async def test_a_pod_on_a_node_that_is_gone_is_removed_when_its_end_is_told_and_
         kube.cluster.delete(ONE)
         await eventually(lambda: executor._pods.objects and is_leaving(executor))
         if is_told:
-            await executor.mark(ONE, reported)
+            await executor.update_status(ONE, reported)
         await executor.sweep()
         assert kube.cluster.exists(ONE) is not is_told
 

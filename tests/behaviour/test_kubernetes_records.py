@@ -39,16 +39,16 @@ from tests.support.waiting import eventually
 OUTCOME = StoredOutcome(kind="completed", data={"image": "registry.example.org/build-one:0"})
 
 
-def decided(marks: AttemptStatus) -> AttemptStatus:
-    return marks.model_copy(update={"outcome": OUTCOME})
+def decided(status: AttemptStatus) -> AttemptStatus:
+    return status.model_copy(update={"outcome": OUTCOME})
 
 
-def reported(marks: AttemptStatus) -> AttemptStatus:
-    return marks.model_copy(update={"reported": True, "reported_at": utc_now()})
+def reported(status: AttemptStatus) -> AttemptStatus:
+    return status.model_copy(update={"reported": True, "reported_at": utc_now()})
 
 
 def cancelled_by(who: str, message: str) -> Callable[[AttemptStatus], AttemptStatus]:
-    return lambda marks: marks.model_copy(update={"cancelled_by": who, "cancel_message": message})
+    return lambda status: status.model_copy(update={"cancelled_by": who, "cancel_message": message})
 
 
 async def running(executor: KubernetesExecutor, name: AttemptName = ONE) -> Attempt:
@@ -96,7 +96,7 @@ async def test_marks_that_replicas_write_at_once_are_all_kept(kube: Replicas) ->
         await running(one)
         await in_state(two, ONE, AttemptState.RUNNING)
         writers = [
-            executor.mark(ONE, with_request(f"{who}-{number}"))
+            executor.update_status(ONE, with_request(f"{who}-{number}"))
             for number in range(15)
             for who, executor in (("one", one), ("two", two))
         ]
@@ -104,13 +104,13 @@ async def test_marks_that_replicas_write_at_once_are_all_kept(kube: Replicas) ->
         for executor in (one, two):
             attempt = await executor.get(ONE)
             assert attempt is not None
-            assert len(attempt.marks.requests) == 30
+            assert len(attempt.status.requests) == 30
 
 
 async def test_an_outcome_is_decided_once_even_by_two_at_the_same_moment(kube: Replicas) -> None:
     def decide(kind: str) -> Callable[[AttemptStatus], AttemptStatus]:
         outcome = StoredOutcome(kind=kind, data={})
-        return lambda marks: marks if marks.outcome else marks.model_copy(update={"outcome": outcome})
+        return lambda status: status if status.outcome else status.model_copy(update={"outcome": outcome})
 
     async with kube.executor() as one, kube.executor() as two:
         for number in range(10):
@@ -118,9 +118,9 @@ async def test_an_outcome_is_decided_once_even_by_two_at_the_same_moment(kube: R
             await running(one, name)
             await in_state(two, name, AttemptState.RUNNING)
             first, second = await asyncio.gather(
-                one.mark(name, decide("completed")), two.mark(name, decide("failed"))
+                one.update_status(name, decide("completed")), two.update_status(name, decide("failed"))
             )
-            assert first.marks.outcome == second.marks.outcome
+            assert first.status.outcome == second.status.outcome
 
 
 async def test_a_mark_whose_answer_was_lost_is_there_and_may_be_written_again(kube: Replicas) -> None:
@@ -128,11 +128,11 @@ async def test_a_mark_whose_answer_was_lost_is_there_and_may_be_written_again(ku
         await running(executor)
         kube.server.faults.drop_after(verb="patch")
         with pytest.raises(ExecutorUnavailable):
-            await executor.mark(ONE, with_request("wish"))
-        attempt = await executor.mark(ONE, with_request("wish"))
-        assert attempt.marks.requests == {"wish": "digest"}
-        attempt = await executor.mark(ONE, with_request("other"))
-        assert set(attempt.marks.requests) == {"wish", "other"}
+            await executor.update_status(ONE, with_request("wish"))
+        attempt = await executor.update_status(ONE, with_request("wish"))
+        assert attempt.status.requests == {"wish": "digest"}
+        attempt = await executor.update_status(ONE, with_request("other"))
+        assert set(attempt.status.requests) == {"wish", "other"}
 
 
 @pytest.mark.parametrize("status", [409, 422])
@@ -143,9 +143,9 @@ async def test_a_write_that_is_refused_without_a_reason_is_not_tried_for_ever(
         await running(executor)
         fault = kube.server.faults.answer(status, message="a webhook says no", verb="patch", times=None)
         with pytest.raises(ExecutorUnavailable, match="a webhook says no"):
-            await executor.mark(ONE, with_request("wish"))
+            await executor.update_status(ONE, with_request("wish"))
         fault.remove()
-        await executor.mark(ONE, with_request("wish"))
+        await executor.update_status(ONE, with_request("wish"))
 
 
 async def test_any_text_can_be_marked_again_and_again(kube: Replicas) -> None:
@@ -156,8 +156,8 @@ async def test_any_text_can_be_marked_again_and_again(kube: Replicas) -> None:
             ["<a href='x'>&amp;</a>", "\u2028\u2029\x7f", "~1~0/", "\U0001f433 é", '"\\']
         ):
             for who, executor in (("one", one), ("two", two)):
-                marked = await executor.mark(ONE, cancelled_by(f"{number} {who} {text}", text))
-                assert marked.marks.cancel_message == text
+                marked = await executor.update_status(ONE, cancelled_by(f"{number} {who} {text}", text))
+                assert marked.status.cancel_message == text
 
 
 async def test_marks_that_somebody_spoilt_do_not_stop_the_build(kube: Replicas) -> None:
@@ -167,16 +167,16 @@ async def test_marks_that_somebody_spoilt_do_not_stop_the_build(kube: Replicas) 
             ONE, lambda data: data["metadata"]["annotations"].update({manifest.STATUS: "{nonsense"})
         )
         kube.cluster.edit(ONE, lambda data: data["metadata"]["annotations"].pop(manifest.STATUS_VERSION))
-        await executor.mark(ONE, with_request("wish"))
-        attempt = await executor.mark(ONE, decided)
-        assert (set(attempt.marks.requests), attempt.marks.outcome) == ({"wish"}, OUTCOME)
+        await executor.update_status(ONE, with_request("wish"))
+        attempt = await executor.update_status(ONE, decided)
+        assert (set(attempt.status.requests), attempt.status.outcome) == ({"wish"}, OUTCOME)
 
 
 async def test_a_mark_never_lands_on_another_pod_of_the_same_name(kube: Replicas) -> None:
     async with kube.executor() as executor, kube.executor() as other:
         await running(executor)
         fault = kube.server.faults.hang(verb="patch")
-        marking = asyncio.create_task(executor.mark(ONE, with_request("wish")))
+        marking = asyncio.create_task(executor.update_status(ONE, with_request("wish")))
         await eventually(lambda: fault.hits)
         kube.cluster.vanish(ONE)
         assert await other.get(ONE) is None
@@ -186,7 +186,7 @@ async def test_a_mark_never_lands_on_another_pod_of_the_same_name(kube: Replicas
             await marking
         attempt = await other.get(ONE)
         assert attempt is not None
-        assert attempt.marks == AttemptStatus()
+        assert attempt.status == AttemptStatus()
 
 
 # -- creation
@@ -317,7 +317,7 @@ async def test_credentials_that_expire_are_read_again(
         kube.write(ONE, "here")
         token.write_text("second")
         kube.server.token = "second"
-        await executor.mark(ONE, with_request("wish"))
+        await executor.update_status(ONE, with_request("wish"))
         for stream in kube.server.streams("watch"):
             stream.abort()
         kube.end(ONE)
@@ -361,16 +361,16 @@ async def test_a_pod_deleted_by_hand_stays_a_record_until_its_end_is_told_and_th
             kube.cluster.delete(ONE)
             await in_state_of(changes, AttemptState.ENDED)
             assert kube.cluster.exists(ONE)
-            await executor.mark(ONE, decided)
+            await executor.update_status(ONE, decided)
             assert kube.cluster.exists(ONE)
-            attempt = await executor.mark(ONE, reported)
-            assert attempt.marks.reported
+            attempt = await executor.update_status(ONE, reported)
+            assert attempt.status.reported
             await eventually(lambda: not kube.cluster.exists(ONE))
             found = await executor.get(ONE)
             assert found is not None
-            assert found.marks.outcome == OUTCOME
+            assert found.status.outcome == OUTCOME
             with pytest.raises(RecordMissing):
-                await executor.mark(ONE, with_request("late"))
+                await executor.update_status(ONE, with_request("late"))
             while not isinstance(change := await anext(changes), Removed):
                 assert isinstance(change, Changed)
         assert await executor.get(ONE) is None
@@ -392,17 +392,17 @@ async def test_a_told_record_is_kept_even_if_the_watch_is_faster_than_the_answer
         await running(executor)
         kube.cluster.delete(ONE)
         await in_state(executor, ONE, AttemptState.ENDED)
-        await executor.mark(ONE, decided)
+        await executor.update_status(ONE, decided)
         async with synced(executor) as changes:
             async with answers_held(monkeypatch, "PATCH") as arrived:
-                marking = asyncio.create_task(executor.mark(ONE, reported))
+                marking = asyncio.create_task(executor.update_status(ONE, reported))
                 await eventually(lambda: arrived())
                 await in_the_watch(kube, executor)
             attempt = await marking
-            assert attempt.marks.reported
+            assert attempt.status.reported
             found = await executor.get(ONE)
             assert found is not None
-            assert found.marks.reported
+            assert found.status.reported
             await executor.forget(ONE)
             told = [await anext(changes)]
             while told[-1] != Removed(ONE) or executor._records.get(ONE):
@@ -442,9 +442,9 @@ async def test_a_report_whose_answer_was_lost_with_the_pod_is_as_good(kube: Repl
         await in_state(executor, ONE, AttemptState.ENDED)
         kube.server.faults.drop_after(verb="patch")
         with pytest.raises(ExecutorUnavailable):
-            await executor.mark(ONE, reported)
-        attempt = await executor.mark(ONE, reported)
-        assert attempt.marks.reported
+            await executor.update_status(ONE, reported)
+        attempt = await executor.update_status(ONE, reported)
+        assert attempt.status.reported
         assert not kube.cluster.exists(ONE)
         assert await executor.get(ONE) == attempt
 
@@ -461,7 +461,7 @@ async def test_a_build_that_no_node_took_can_be_cancelled(kube: Replicas) -> Non
         attempt = await in_state(executor, ONE, AttemptState.ENDED)
         assert attempt.started_at is None
         assert kube.cluster.exists(ONE)
-        await executor.mark(ONE, reported)
+        await executor.update_status(ONE, reported)
         await eventually(lambda: not kube.cluster.exists(ONE))
 
 
@@ -497,8 +497,8 @@ async def test_a_builder_that_does_not_obey_is_killed(kube: Replicas) -> None:
         await executor.cancel(ONE)
         attempt = await in_state(executor, ONE, AttemptState.ENDED)
         assert attempt.result is None
-        assert attempt.ending is not None
-        assert attempt.ending.reason is FailureReason.POD_DELETED
+        assert attempt.external_end is not None
+        assert attempt.external_end.reason is FailureReason.POD_DELETED
 
 
 async def test_a_build_on_a_node_that_does_not_answer_ends_when_it_is_cancelled(
@@ -510,9 +510,9 @@ async def test_a_build_on_a_node_that_does_not_answer_ends_when_it_is_cancelled(
         kube.cluster.lose_node("node-1")
         await executor.cancel(ONE)
         attempt = await in_state(executor, ONE, AttemptState.ENDED)
-        assert attempt.ending is not None
-        assert attempt.ending.reason is FailureReason.NODE_LOST
-        await executor.mark(ONE, reported)
+        assert attempt.external_end is not None
+        assert attempt.external_end.reason is FailureReason.NODE_LOST
+        await executor.update_status(ONE, reported)
         await executor.forget(ONE)
         assert not kube.cluster.exists(ONE)
 
@@ -611,8 +611,8 @@ async def test_a_build_costs_at_most_six_calls_whatever_the_number_of_replicas_t
         kube.end(ONE)
         assert texts(await reading) == ["first", "second"]
         await in_state(executor, ONE, AttemptState.ENDED)
-        await executor.mark(ONE, decided)
-        await executor.mark(ONE, reported)
+        await executor.update_status(ONE, decided)
+        await executor.update_status(ONE, reported)
         await executor.forget(ONE)
         assert not kube.cluster.exists(ONE)
         calls = [f"{seen.verb} {seen.resource}" for seen in kube.server.requests[before:]]

@@ -39,7 +39,7 @@ class Replica:
         self.executor: KubernetesExecutor = kube.executor(proxy, lease_seconds=lease_seconds)
         self.ownership = Ownership(self.executor)
         self.heard: list[tuple[float, Members]] = []
-        self.ownership.listen(self._on_change)
+        self.ownership.subscribe(self._on_change)
         self._task: asyncio.Task[None] | None = None
 
     @property

@@ -368,16 +368,16 @@ async def test_after_any_troubles_everything_is_known(kube: Replicas, seed: int)
         lambda: cluster.store.compact(),
         lambda: cut_all(kube),
     ]
-    async with kube.executor() as maker, kube.executor() as executor:
+    async with kube.executor() as created_by, kube.executor() as executor:
         mirror: dict[AttemptName, AttemptState] = {}
         reading = asyncio.create_task(_follow(executor, mirror))
         for _ in range(60):
             rng.choice(kinds)()
             name = rng.choice(names)
             if not cluster.exists(name):
-                # What the maker believes of a pod that vanished must not keep it from making another.
-                await maker.get(name)
-                await maker.create(a_spec(name), AttemptStatus())
+                # What the created_by believes of a pod that vanished must not keep it from making another.
+                await created_by.get(name)
+                await created_by.create(a_spec(name), AttemptStatus())
             elif rng.random() < 0.5:
                 cluster.vanish(name)
             elif cluster.pod(name)["status"]["phase"] == "Running":

@@ -138,7 +138,7 @@ async def test_a_cancel_whose_service_died_within_the_grace_is_carried_on_by_the
         stage.command(ONE, {"stubborn": True})
         stage.write(ONE, "will not go")
         await until_line(executor, "will not go")
-        await executor.mark(ONE, lambda marks: marks.model_copy(update={"cancelled_by": "ada"}))
+        await executor.update_status(ONE, lambda status: status.model_copy(update={"cancelled_by": "ada"}))
         await executor.cancel(ONE)
     async with stage.service(kill_after=0.2) as executor:
         assert (await in_state(executor, ONE, AttemptState.ENDED)).result is None
@@ -226,12 +226,12 @@ async def test_a_full_disk_is_said_and_passes(stage: LocalStage, monkeypatch: py
             with pytest.raises(ExecutorUnavailable, match="is full"):
                 await make(stage, executor, "build-two")
             with pytest.raises(ExecutorUnavailable, match="is full"):
-                await executor.mark(ONE, with_request("wish"))
+                await executor.update_status(ONE, with_request("wish"))
         attempt = await executor.get(ONE)
         assert attempt is not None
-        assert attempt.marks == AttemptStatus()
+        assert attempt.status == AttemptStatus()
         assert await executor.get(AttemptName("build-two")) is None
-        assert (await executor.mark(ONE, with_request("wish"))).marks.requests == {"wish": "digest"}
+        assert (await executor.update_status(ONE, with_request("wish"))).status.requests == {"wish": "digest"}
         _, is_new = await make(stage, executor, "build-two")
         assert is_new
         stage.end(ONE)

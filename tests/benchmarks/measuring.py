@@ -108,7 +108,7 @@ def own_vhost() -> Iterator[AmqpSettings]:
 @asynccontextmanager
 async def running_consumer(**variables: str) -> AsyncIterator[tuple[Consumer, Settings, RequestPublisher]]:
     """Run the real consumer, with repo2docker and docker stood in for, and give what it takes to ask it."""
-    limits = {"RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS": "250", "RABBIT2DOCKER_LOGGING__LEVEL": "warning"}
+    limits = {"RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS": "250", "RABBIT2DOCKER_LOG__LEVEL": "warning"}
     with own_vhost() as amqp, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         settings = Settings(amqp=amqp)
         await declare.declare(settings)

@@ -26,9 +26,9 @@ from tests.support.consumer import Consumer
 
 VARIABLES = {
     "RABBIT2DOCKER_EXECUTOR": "kubernetes",
-    "RABBIT2DOCKER_IMAGES__CHECK": "false",
+    "RABBIT2DOCKER_IMAGES__CHECK_REGISTRY": "false",
     "RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS": "2000",
-    "RABBIT2DOCKER_LOGGING__LEVEL": "warning",
+    "RABBIT2DOCKER_LOG__LEVEL": "warning",
     # Where the builder does nothing, what the scheduler sets aside for it would only keep pods waiting.
     "RABBIT2DOCKER_KUBERNETES__MEMORY_REQUEST": "16Mi",
     "RABBIT2DOCKER_KUBERNETES__CPU_REQUEST": "5m",

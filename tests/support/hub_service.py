@@ -149,7 +149,7 @@ class HubService:
         self.variables = {
             "RABBIT2DOCKER_AMQP__URL": amqp.url.get_secret_value(),
             "RABBIT2DOCKER_AMQP__HEARTBEAT": str(amqp.heartbeat),
-            "RABBIT2DOCKER_LOGGING__FORMAT": "json",
+            "RABBIT2DOCKER_LOG__FORMAT": "json",
             "RABBIT2DOCKER_HUB__AUTH": "none",
             "RABBIT2DOCKER_HUB__BIND": self.bind,
             "RABBIT2DOCKER_HUB__STORE_URL": f"sqlite:///{directory / 'hub.sqlite'}",
@@ -218,7 +218,7 @@ class MemoryBuilds:
         self.reading = 0
         self._more = asyncio.Condition()
 
-    async def ask(self, request: BuildRequest) -> RequestId:
+    async def submit(self, request: BuildRequest) -> RequestId:
         if self.problem:
             raise self.problem
         self.asked.append(request)

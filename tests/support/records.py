@@ -45,12 +45,12 @@ def an_attempt(
     *,
     state: AttemptState = AttemptState.RUNNING,
     result: BuilderResult | None = None,
-    marks: AttemptStatus | None = None,
+    status: AttemptStatus | None = None,
     **changes: Any,
 ) -> Attempt:
     return Attempt(
         spec=a_spec(name, **changes),
-        marks=marks or AttemptStatus(),
+        status=status or AttemptStatus(),
         state=state,
         result=result,
         started_at=NOW,

@@ -134,14 +134,14 @@ async def asked(amqp: AmqpSettings, spec: str, **options: Any) -> AsyncIterator[
             await queue.bind(RESULTS_EXCHANGE, key)
         request_id = uuid.uuid4().hex
         request = BuildRequest(provider="git", spec=spec, request_id=request_id, **options)
-        under_way = Asked(request_id, settings)
-        await queue.consume(under_way.hear, no_ack=True)
+        running_count = Asked(request_id, settings)
+        await queue.consume(running_count.hear, no_ack=True)
         async with publishing(settings, wait_seconds=60) as publisher:
             await RequestPublisher(publisher, "default").request(request)
-        yield under_way
+        yield running_count
 
 
 async def build(amqp: AmqpSettings, spec: str, **options: Any) -> Story:
     """Ask and wait for the end."""
-    async with asked(amqp, spec, **options) as under_way:
-        return await under_way.story()
+    async with asked(amqp, spec, **options) as running_count:
+        return await running_count.story()

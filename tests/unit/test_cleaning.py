@@ -17,7 +17,7 @@ def test_an_attempt_is_overdue_a_minute_after_its_own_limit() -> None:
     assert not is_overdue(attempt, NOW + timedelta(seconds=650))
     assert is_overdue(attempt, NOW + timedelta(seconds=661))
     assert not is_overdue(an_attempt(state=AttemptState.ENDED, timeout_seconds=600), LATER)
-    assert not is_overdue(an_attempt(marks=AttemptStatus(cancelled_by="ada"), timeout_seconds=600), LATER)
+    assert not is_overdue(an_attempt(status=AttemptStatus(cancelled_by="ada"), timeout_seconds=600), LATER)
 
 
 async def test_ended_builds_are_forgotten_after_the_keep_time_and_no_sooner() -> None:
@@ -31,11 +31,11 @@ async def test_ended_builds_are_forgotten_after_the_keep_time_and_no_sooner() ->
     for name in names[:2]:
         world.end(name)
     told = AttemptStatus(reported=True, reported_at=NOW)
-    await executor.mark(names[0], lambda _: told)
+    await executor.update_status(names[0], lambda _: told)
     for name in names:
         attempt = await executor.get(name)
         assert attempt is not None
-        attempts.note(attempt.model_copy(update={"started_at": LATER}))
+        attempts.put(attempt.model_copy(update={"started_at": LATER}))
     for moment, kept in ((timedelta(seconds=599), 3), (timedelta(seconds=600), 2)):
         now = NOW + moment
         cleaner = Cleaner(executor, attempts, mine, keep_seconds=600, now=lambda: now)  # noqa: B023

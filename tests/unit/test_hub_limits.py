@@ -125,7 +125,7 @@ class Counting:
         self.left, self.wait, self.away = left, wait, False
         self.asked: list[str] = []
 
-    async def may_ask(self, who: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
+    async def check_rate_limit(self, who: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
         if self.away:
             raise StoreUnavailable("The database is away.")
         self.asked.append(who)
@@ -560,11 +560,11 @@ class TestTally:
         before = [value(name, **labels) for name, labels in (count, bucket, smaller)]
         joined = self.accepted("one", request_id="r2", attached=True)
         await store.put([self.accepted("one"), joined])
-        assert await store.under_way() == 1
+        assert await store.running_count() == 1
         async with a_store(tmp_path) as other:
             await asyncio.gather(*(each.put([self.end("one", kind)]) for each in (store, other)))
             await other.put([self.accepted("one"), joined, self.end("one", kind)])
-        assert await store.under_way() == 0
+        assert await store.running_count() == 0
         after = [value(name, **labels) for name, labels in (count, bucket, smaller)]
         assert [a - b for a, b in zip(after, before, strict=True)] == [1, 1, 0]
 
@@ -577,7 +577,7 @@ class TestTally:
     async def test_an_image_that_existed_is_no_build(self, store: Store) -> None:
         before = value("binderhub_build_count_total", status="success", provider="GitHub")
         await store.put([self.accepted("two", cached=True)])
-        assert await store.under_way() == 0
+        assert await store.running_count() == 0
         await store.put([self.end("two")])
         assert value("binderhub_build_count_total", status="success", provider="GitHub") == before
 

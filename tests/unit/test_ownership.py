@@ -64,7 +64,7 @@ async def an_ownership(me: str, *live: str) -> Ownership:
     """Return the ownership of a replica that has heard who lives."""
     executor = SharedExecutor(MemoryWorld(), me)
     ownership, heard = Ownership(executor), asyncio.Event()
-    ownership.listen(heard.set)
+    ownership.subscribe(heard.set)
     task = asyncio.create_task(ownership.run())
     executor.tell(*live)
     await heard.wait()
@@ -186,8 +186,8 @@ def test_shares_are_as_equal_as_they_can_be() -> None:
     assert shares(2, ["a", "b"], {"a": 5, "b": 1}) == {"a": 0, "b": 0}
 
 
-def held_by(maker: str | None, name: str, state: AttemptState = AttemptState.RUNNING) -> Attempt:
-    return an_attempt(name, state=state).model_copy(update={"maker": maker})
+def held_by(created_by: str | None, name: str, state: AttemptState = AttemptState.RUNNING) -> Attempt:
+    return an_attempt(name, state=state).model_copy(update={"created_by": created_by})
 
 
 async def test_live_attempts_take_the_slots_of_who_made_them() -> None:
@@ -236,8 +236,8 @@ class Replica:
         self.executor = SharedExecutor(world, me)
         self.attempts = AttemptCache(self.executor)
         self.ownership = Ownership(self.executor)
-        announcer = EventPublisher(publisher, instance="test")
-        tools = FollowerContext(self.executor, self.attempts, announcer, self._find_image, Settings())
+        events = EventPublisher(publisher, instance="test")
+        tools = FollowerContext(self.executor, self.attempts, events, self._find_image, Settings())
         self.crew = FollowerSupervisor(tools, self.ownership)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -437,7 +437,7 @@ WAITED_FOR: Final = PendingDeadline(
 
 def hopeless(attempt: Attempt, **changes: Any) -> Attempt:
     return attempt.model_copy(
-        update={"state": AttemptState.PENDING, "started_at": None, "hopeless": WAITED_FOR, **changes}
+        update={"state": AttemptState.PENDING, "started_at": None, "pending_deadline": WAITED_FOR, **changes}
     )
 
 
@@ -449,9 +449,9 @@ def test_a_hopeless_attempt_is_due_at_its_time_and_not_before() -> None:
 
 def test_what_runs_or_has_ended_or_is_cancelled_is_not_given_up() -> None:
     late = WAITED_FOR.at + timedelta(seconds=1)
-    assert due(hopeless(an_attempt(), hopeless=None), late) is None
+    assert due(hopeless(an_attempt(), pending_deadline=None), late) is None
     assert due(hopeless(an_attempt(), state=AttemptState.ENDED), late) is None
-    assert due(hopeless(an_attempt(), marks=AttemptStatus(cancelled_by="ada")), late) is None
+    assert due(hopeless(an_attempt(), status=AttemptStatus(cancelled_by="ada")), late) is None
 
 
 class Cleaning:
@@ -481,7 +481,7 @@ class Cleaning:
 
     async def create(self, name: str, **changes: Any) -> Attempt:
         attempt, _ = await self.executor.create(a_spec(name), AttemptStatus())
-        return self.attempts.note(hopeless(attempt, **changes))
+        return self.attempts.put(hopeless(attempt, **changes))
 
     async def until(self, seconds: float) -> None:
         """Wait until so many seconds after the beginning."""
@@ -500,7 +500,7 @@ async def test_a_hopeless_attempt_is_ended_at_its_time_with_words_for_a_person()
     await bench.end()
     attempt = await bench.executor.get(AttemptName("build-1"))
     assert attempt is not None
-    found = decide(attempt, attempt.marks, Evidence(ImageCheck.THERE, (), 0, 5))
+    found = decide(attempt, attempt.status, Evidence(ImageCheck.THERE, (), 0, 5))
     assert isinstance(found, Failed)
     assert (found.reason, found.message) == (WAITED_FOR.reason, WAITED_FOR.message)
 
@@ -511,7 +511,7 @@ async def test_a_grace_that_is_over_already_is_noticed_within_a_moment() -> None
     await bench.start()
     await bench.until(7)
     at_once = WAITED_FOR.model_copy(update={"at": bench.now() - timedelta(seconds=1)})
-    await bench.create("build-1", hopeless=at_once)
+    await bench.create("build-1", pending_deadline=at_once)
     await bench.until(8.5)
     assert bench.world.cancels == ["build-1"]
     await bench.end()
@@ -523,7 +523,7 @@ async def test_hopeless_attempts_that_keep_coming_do_not_put_off_each_others_end
     await bench.start()
     for number in range(60):
         at_once = WAITED_FOR.model_copy(update={"at": bench.now()})
-        await bench.create(f"build-{number}", hopeless=at_once)
+        await bench.create(f"build-{number}", pending_deadline=at_once)
         await asyncio.sleep(0.5)
     assert len(bench.world.cancels) > 50
     await bench.end()
@@ -535,7 +535,7 @@ async def test_an_attempt_that_starts_after_all_is_left_alone() -> None:
     await bench.start()
     attempt = await bench.create("build-1")
     await bench.until(80)
-    bench.attempts.note(attempt.model_copy(update={"state": AttemptState.RUNNING, "hopeless": None}))
+    bench.attempts.put(attempt.model_copy(update={"state": AttemptState.RUNNING, "pending_deadline": None}))
     await bench.until(200)
     assert bench.world.cancels == []
     await bench.end()
@@ -546,13 +546,13 @@ async def test_what_a_person_cancelled_meanwhile_stays_cancelled() -> None:
     bench = Cleaning()
     await bench.start()
     await bench.create("build-1")
-    await bench.executor.mark(
-        AttemptName("build-1"), lambda marks: marks.model_copy(update={"cancelled_by": "ada"})
+    await bench.executor.update_status(
+        AttemptName("build-1"), lambda status: status.model_copy(update={"cancelled_by": "ada"})
     )
     await bench.until(120)
     attempt = await bench.executor.get(AttemptName("build-1"))
     assert attempt is not None
-    assert (attempt.marks.cancelled_by, attempt.marks.cancel_reason) == ("ada", None)
+    assert (attempt.status.cancelled_by, attempt.status.cancel_reason) == ("ada", None)
     await bench.end()
 
 
@@ -584,11 +584,11 @@ async def test_a_cleaner_touches_only_what_is_its_own() -> None:
         for name in names:
             attempt, _ = await executor.create(a_spec(name), AttemptStatus())
             if name in waiting:
-                attempts.note(hopeless(attempt))
+                attempts.put(hopeless(attempt))
             else:
                 reported = AttemptStatus(reported=True, reported_at=NOW)
-                ended = {"state": AttemptState.ENDED, "marks": reported}
-                attempts.note(attempt.model_copy(update=ended))
+                ended = {"state": AttemptState.ENDED, "status": reported}
+                attempts.put(attempt.model_copy(update=ended))
                 world.records[attempt.name].state = AttemptState.ENDED
         before = set(world.records), set(world.cancels)
         ownership = await an_ownership(me, *members)

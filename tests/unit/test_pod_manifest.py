@@ -61,13 +61,13 @@ def made(
     spec: AttemptSpec | None = None,
     settings: Settings | None = None,
     *,
-    marks: AttemptStatus | None = None,
+    status: AttemptStatus | None = None,
     credentials: str | None = None,
     ready_nodes: Sequence[str] = NODES,
 ) -> Json:
     return build_pod(
         spec or a_spec(),
-        marks or AttemptStatus(),
+        status or AttemptStatus(),
         settings or Settings(),
         replica="replica-1",
         builder_map="rabbit2docker-builder-0",
@@ -407,10 +407,10 @@ all_marks = st.builds(
 
 
 @given(specs, all_marks)
-def test_a_record_reads_back_as_it_was_written(spec: AttemptSpec, marks: AttemptStatus) -> None:
-    pod = as_pod(made(spec, marks=marks))
+def test_a_record_reads_back_as_it_was_written(spec: AttemptSpec, status: AttemptStatus) -> None:
+    pod = as_pod(made(spec, status=status))
     assert read_spec(pod) == spec
-    assert read_status(pod) == marks
+    assert read_status(pod) == status
 
 
 @given(specs)
@@ -447,9 +447,9 @@ def test_marks_are_written_only_over_what_was_read() -> None:
     steps = status_patch(pod, AttemptStatus(confirmed_line=7))
     assert [(step["op"], step["path"]) for step in steps] == [
         ("test", "/metadata/uid"),
-        ("test", "/metadata/annotations/rabbit2docker.io~1marks-version"),
-        ("add", "/metadata/annotations/rabbit2docker.io~1marks-version"),
-        ("add", "/metadata/annotations/rabbit2docker.io~1marks"),
+        ("test", "/metadata/annotations/rabbit2docker.io~1status-version"),
+        ("add", "/metadata/annotations/rabbit2docker.io~1status-version"),
+        ("add", "/metadata/annotations/rabbit2docker.io~1status"),
     ]
     assert [step["value"] for step in steps] == [
         "u-1",
@@ -533,7 +533,7 @@ def test_the_largest_record_with_the_largest_outcome_is_not_refused(character: s
         tail=list(last_of([character * 80] * 1000, max_bytes=TAIL_BYTES)),
         attempt=5,
     )
-    marks = AttemptStatus(
+    status = AttemptStatus(
         requests={f"{number:0128}": "0" * 64 for number in range(150)},
         confirmed_line=10**9,
         cancelled_by="c" * 256,
@@ -541,7 +541,7 @@ def test_the_largest_record_with_the_largest_outcome_is_not_refused(character: s
         reported=True,
         reported_at=NOW,
     )
-    annotations = made(largest_spec(), marks=marks)["metadata"]["annotations"]
+    annotations = made(largest_spec(), status=status)["metadata"]["annotations"]
     assert size_of(annotations) < ANNOTATIONS_BYTES
 
 

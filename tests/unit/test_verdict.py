@@ -24,13 +24,13 @@ PUSHED = BuilderResult(reason="ok", exit_code=0, digest=DIGEST, size=10, timings
 def verdict(
     result: BuilderResult | None,
     *,
-    marks: AttemptStatus | None = None,
+    status: AttemptStatus | None = None,
     where: ImageCheck = ImageCheck.THERE,
     attempts: int = 1,
     digest: str | None = DIGEST,
 ) -> Outcome:
-    attempt = an_attempt(state=AttemptState.ENDED, result=result, marks=marks)
-    return decide(attempt, attempt.marks, Evidence(where, ("the last line",), 7, attempts, digest, 99))
+    attempt = an_attempt(state=AttemptState.ENDED, result=result, status=status)
+    return decide(attempt, attempt.status, Evidence(where, ("the last line",), 7, attempts, digest, 99))
 
 
 def failed(result: BuilderResult | None, **options: object) -> Failed:
@@ -70,18 +70,20 @@ def test_a_forced_build_names_its_image_by_digest() -> None:
 
 
 def test_a_cancelled_build_says_by_whom() -> None:
-    found = verdict(BuilderResult(reason="cancelled", exit_code=143), marks=AttemptStatus(cancelled_by="ada"))
+    found = verdict(
+        BuilderResult(reason="cancelled", exit_code=143), status=AttemptStatus(cancelled_by="ada")
+    )
     assert isinstance(found, Cancelled)
     assert found.by == "ada"
 
 
 def test_a_build_that_was_pushed_before_the_cancel_came_is_completed() -> None:
-    assert isinstance(verdict(PUSHED, marks=AttemptStatus(cancelled_by="ada")), Completed)
+    assert isinstance(verdict(PUSHED, status=AttemptStatus(cancelled_by="ada")), Completed)
 
 
 def test_what_the_service_itself_ended_is_a_timeout_and_no_cancel() -> None:
-    marks = AttemptStatus(cancelled_by="the service", cancel_reason="timeout")
-    found = failed(BuilderResult(reason="cancelled", exit_code=143), marks=marks)
+    status = AttemptStatus(cancelled_by="the service", cancel_reason="timeout")
+    found = failed(BuilderResult(reason="cancelled", exit_code=143), status=status)
     assert (found.reason, found.category) == ("timeout", "timeout")
 
 
@@ -125,7 +127,7 @@ def test_an_attempt_whose_record_is_gone_fails_for_good() -> None:
         verdict(PUSHED),
         verdict(None),
         verdict(None, attempts=2),
-        verdict(None, marks=AttemptStatus(cancelled_by="a")),
+        verdict(None, status=AttemptStatus(cancelled_by="a")),
     ],
 )
 def test_a_verdict_reads_back_from_the_record_as_it_was(found: Outcome) -> None:

@@ -193,7 +193,7 @@ class ManagedChannel:
             await self._up.wait()
         return channel
 
-    def mark_broken(self) -> None:
+    def request_reconnect(self) -> None:
         """Have connection and channel made anew: somebody found that they do not work."""
         self._broken.set()
 

@@ -68,7 +68,7 @@ class EventConsumer:
     async def _on_message(self, message: AbstractIncomingMessage) -> None:
         self._incoming.put_nowait(message)
 
-    async def arrivals(self) -> AsyncGenerator[Event | None, None]:
+    async def events(self) -> AsyncGenerator[Event | None, None]:
         """Yield events, each at least once; one counts as taken when the next is asked for.
 
         None stands where a connection begins: what was published before may have come, be on its way, or be lost.

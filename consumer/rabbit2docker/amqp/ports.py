@@ -54,7 +54,7 @@ class RequestSource(Protocol):
     def deliveries(self) -> AsyncIterator[Delivery]:
         """Yield deliveries of all queues until closed; survives reconnects."""
 
-    async def set_credit(self, queue: str, credit: int) -> None:
+    async def set_prefetch(self, queue: str, credit: int) -> None:
         """Hold at most `credit` deliveries of this queue at once; 0 pauses it. Remembered over reconnects."""
 
 

@@ -160,7 +160,7 @@ class RequestConsumer:
             if not delivery.is_stale:
                 yield delivery
 
-    async def set_credit(self, queue: str, credit: int) -> None:
+    async def set_prefetch(self, queue: str, credit: int) -> None:
         """Consume `queue` with this prefetch from now on, 0 for not at all; remembered while RabbitMQ is away."""
         self._credit[queue] = credit
         # An AMQP call that is cancelled half-way closes the channel: it runs to its end whoever waits for it.
@@ -178,7 +178,7 @@ class RequestConsumer:
                 await self._apply(channel, queue)
             except BROKEN as error:
                 log.info("cannot change a consumer, the connection is renewed", queue=queue, why=str(error))
-                self.link.mark_broken()
+                self.link.request_reconnect()
 
     async def _apply(self, channel: AbstractChannel, queue: str) -> None:
         if consumer := self._consumers.pop(queue, None):

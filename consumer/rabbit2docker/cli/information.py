@@ -31,7 +31,7 @@ def name(
     """Print the names a build would have, without building or asking anyone."""
     with explained():
         settings = load_settings()
-        repository = Providers(settings.providers).get(provider).fixed(spec, ref)
+        repository = Providers(settings.providers).get(provider).pin(spec, ref)
         options = options_digest(
             subdir=subdir,
             build_args=pairs(build_arg, "--build-arg"),

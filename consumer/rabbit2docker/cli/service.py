@@ -35,7 +35,7 @@ def run(
         if declare is not None:
             amqp = settings.amqp.model_copy(update={"declare": declare})
             settings = settings.model_copy(update={"amqp": amqp})
-        logs.configure(settings.logging)
+        logs.configure(settings.log)
         asyncio.run(run_service(settings))
 
 

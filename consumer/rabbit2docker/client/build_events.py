@@ -106,7 +106,7 @@ class BuildEvents:
         """Return why no events come from RabbitMQ now, for people; empty while they do."""
         return "not connected" if self._listening is None else self._listening.problem
 
-    async def ask(self, request: BuildRequest, priority: Priority = Priority.INTERACTIVE) -> RequestId:
+    async def submit(self, request: BuildRequest, priority: Priority = Priority.INTERACTIVE) -> RequestId:
         """Ask for a build and return the request's id, a fresh one if it names none.
 
         Raises BrokerUnavailable when RabbitMQ does not confirm: asking again with the same id builds once.
@@ -198,7 +198,7 @@ class BuildEvents:
     async def _dispatch(self, queue: EventConsumer) -> None:
         now = asyncio.get_running_loop().time
         connections = 0
-        async with aclosing(queue.arrivals()) as arrivals:
+        async with aclosing(queue.events()) as arrivals:
             async for event in arrivals:
                 if event is None:
                     connections += 1

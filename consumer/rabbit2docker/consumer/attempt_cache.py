@@ -18,7 +18,7 @@ Listener = Callable[[Change], None]
 
 def is_reported(attempt: Attempt) -> bool:
     """Tell whether the attempt ended and its end is told: nothing more will come of it."""
-    return attempt.marks.reported
+    return attempt.status.reported
 
 
 class AttemptCache:
@@ -48,12 +48,12 @@ class AttemptCache:
         for listener in self._listeners:
             listener(change)
 
-    def note(self, attempt: Attempt) -> Attempt:
+    def put(self, attempt: Attempt) -> Attempt:
         """Take in a snapshot that one of our own calls returned, without waiting for the executor to tell it."""
         self.apply(Changed(attempt))
         return attempt
 
-    def listen(self, listener: Listener) -> None:
+    def subscribe(self, listener: Listener) -> None:
         """Have `listener` called with each change, in the order they come. It must not block."""
         self._listeners.append(listener)
 
@@ -83,7 +83,7 @@ class AttemptCache:
         return _newest(
             attempt
             for attempt in self._by_name.values()
-            if attempt.spec.tenant == tenant and request_id in attempt.marks.requests
+            if attempt.spec.tenant == tenant and request_id in attempt.status.requests
         )
 
     def unfinished_like(self, fingerprint: str) -> Attempt | None:

@@ -35,7 +35,7 @@ OVERDUE_GRACE_SECONDS: Final = 60
 
 def is_overdue(attempt: Attempt, now: datetime) -> bool:
     """Tell whether the attempt runs though its own deadline should have ended it."""
-    if attempt.state is AttemptState.ENDED or attempt.marks.cancelled_by is not None:
+    if attempt.state is AttemptState.ENDED or attempt.status.cancelled_by is not None:
         return False
     limit = timedelta(seconds=attempt.spec.timeout_seconds + OVERDUE_GRACE_SECONDS)
     return now > (attempt.started_at or attempt.spec.created_at) + limit
@@ -43,10 +43,10 @@ def is_overdue(attempt: Attempt, now: datetime) -> bool:
 
 def due(attempt: Attempt, now: datetime) -> ExternalEnd | None:
     """Return why the attempt is to be ended now; None while it may go on."""
-    if attempt.state is AttemptState.ENDED or attempt.marks.cancelled_by is not None:
+    if attempt.state is AttemptState.ENDED or attempt.status.cancelled_by is not None:
         return None
-    if attempt.hopeless is not None and now >= attempt.hopeless.at:
-        return attempt.hopeless
+    if attempt.pending_deadline is not None and now >= attempt.pending_deadline.at:
+        return attempt.pending_deadline
     if is_overdue(attempt, now):
         return ExternalEnd(
             reason=FailureReason.TIMEOUT,
@@ -65,8 +65,8 @@ def forgettable(attempts: AttemptCache, now: datetime, keep: timedelta) -> list[
         if all(
             is_reported(attempt)
             and attempt.state is AttemptState.ENDED
-            and attempt.marks.reported_at is not None
-            and now >= attempt.marks.reported_at + keep
+            and attempt.status.reported_at is not None
+            and now >= attempt.status.reported_at + keep
             for attempt in build
         ):
             found += build
@@ -98,7 +98,7 @@ class Cleaner:
 
     async def run(self) -> None:
         """Clean until cancelled."""
-        self._attempts.listen(self._on_change)
+        self._attempts.subscribe(self._on_change)
         while True:
             self._next_pass = self._when()
             self._sooner.clear()
@@ -118,10 +118,10 @@ class Cleaner:
         return max(min([*moments, latest]), earliest)
 
     def _due_at(self, attempt: Attempt) -> datetime | None:
-        if attempt.marks.reported_at is not None:
-            return attempt.marks.reported_at + self._keep
-        if attempt.hopeless is not None and attempt.marks.cancelled_by is None:
-            return attempt.hopeless.at
+        if attempt.status.reported_at is not None:
+            return attempt.status.reported_at + self._keep
+        if attempt.pending_deadline is not None and attempt.status.cancelled_by is None:
+            return attempt.pending_deadline.at
         return None
 
     def _on_change(self, change: Change) -> None:
@@ -151,10 +151,10 @@ class Cleaner:
             log.warning("cleaning failed, trying again later", name=name, error=str(error))
 
     async def _end(self, attempt: Attempt, ending: ExternalEnd) -> None:
-        def given_up(marks: AttemptStatus) -> AttemptStatus:
-            if marks.cancelled_by is not None:
-                return marks
-            return marks.model_copy(
+        def given_up(status: AttemptStatus) -> AttemptStatus:
+            if status.cancelled_by is not None:
+                return status
+            return status.model_copy(
                 update={
                     "cancelled_by": "the service",
                     "cancel_reason": ending.reason.value,
@@ -163,5 +163,5 @@ class Cleaner:
             )
 
         log.warning("attempt is given up", build_id=attempt.spec.build_id, reason=ending.reason)
-        self._attempts.note(await self._executor.mark(attempt.name, given_up))
+        self._attempts.put(await self._executor.update_status(attempt.name, given_up))
         await self._executor.cancel(attempt.name)

@@ -32,31 +32,31 @@ class EventPublisher:
             Event(id=event_id, tenant=tenant, time=self._now(), data=data, source=self._source)
         )
 
-    async def accepted(self, tenant: str, data: Accepted) -> None:
+    async def publish_accepted(self, tenant: str, data: Accepted) -> None:
         """Say that a request is a build now."""
         await self._publish(ids.request_event_id(tenant, data.request_id, data.kind), tenant, data)
 
-    async def rejected(self, tenant: str, data: Rejected) -> None:
+    async def publish_rejected(self, tenant: str, data: Rejected) -> None:
         """Say that a request will be no build."""
         await self._publish(ids.request_event_id(tenant, data.request_id, data.kind), tenant, data)
 
-    async def progress(self, tenant: str, data: Progress, *, about: str) -> None:
+    async def publish_progress(self, tenant: str, data: Progress, *, about: str) -> None:
         """Say how far a build is; `about` is the same whenever the same is said again."""
         await self._publish(ids.progress_event_id(data.build_id, data.attempt, about), tenant, data)
 
-    async def lines(self, tenant: str, data: Log) -> None:
+    async def publish_log(self, tenant: str, data: Log) -> None:
         """Tell lines of the log."""
         last = data.n + len(data.lines) - 1
         await self._publish(
             ids.lines_event_id(data.build_id, data.attempt, data.n, last, data.kind), tenant, data
         )
 
-    async def gap(self, tenant: str, data: Gap) -> None:
+    async def publish_gap(self, tenant: str, data: Gap) -> None:
         """Tell that lines are lost."""
         await self._publish(
             ids.lines_event_id(data.build_id, data.attempt, data.first, data.last, data.kind), tenant, data
         )
 
-    async def ended(self, tenant: str, data: TerminalEventData) -> None:
+    async def publish_terminal(self, tenant: str, data: TerminalEventData) -> None:
         """Tell the one end of a build."""
         await self._publish(ids.terminal_event_id(data.build_id), tenant, data)

@@ -49,7 +49,7 @@ class Ownership:
             for listener in self._listeners:
                 listener()
 
-    def listen(self, listener: Callable[[], None]) -> None:
+    def subscribe(self, listener: Callable[[], None]) -> None:
         """Have `listener` called when builds change hands. It must not block."""
         self._listeners.append(listener)
 
@@ -66,8 +66,12 @@ class Ownership:
         held: Counter[str] = Counter()
         for attempt in attempts:
             if attempt.is_live:
-                maker = attempt.maker
-                held[maker if maker in members.live else ranked(attempt.spec.build_id, members.live)[0]] += 1
+                created_by = attempt.created_by
+                held[
+                    created_by
+                    if created_by in members.live
+                    else ranked(attempt.spec.build_id, members.live)[0]
+                ] += 1
         free = shares(limits.concurrent_builds, members.live, held)[members.me]
         rank, count = sorted(members.live).index(members.me), len(members.live)
         reserved = limits.reserved_for_interactive

@@ -15,12 +15,11 @@ from rabbit2docker.consumer.cleaner import Cleaner
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.executors.base import Executor
 from rabbit2docker.consumer.executors.local.executor import LocalExecutor
-from rabbit2docker.consumer.following import follower
+from rabbit2docker.consumer.following.follower import FollowerContext
 from rabbit2docker.consumer.following.supervisor import FollowerSupervisor
 from rabbit2docker.consumer.health import Check, Health
 from rabbit2docker.consumer.images.registry import Registry
-from rabbit2docker.consumer.intake import admission
-from rabbit2docker.consumer.intake.admission import Admission, AdmissionOutcome
+from rabbit2docker.consumer.intake.admission import Admission, AdmissionContext, AdmissionOutcome
 from rabbit2docker.consumer.intake.cancellation import Cancellation
 from rabbit2docker.consumer.intake.capacity import Capacity
 from rabbit2docker.consumer.intake.worker import IntakeWorker
@@ -62,7 +61,7 @@ class Service:
         self._executor = make_executor(settings)
         self._broker = Broker(settings)
         self._attempts = AttemptCache(self._executor)
-        self._announcer = EventPublisher(self._broker.publisher, instance=settings.instance)
+        self._events = EventPublisher(self._broker.publisher, instance=settings.instance)
         self._ownership = Ownership(self._executor)
         self._capacity = Capacity(self._broker.source, self._attempts, self._ownership, settings)
         self._cancelling = Cancellation(self._executor, self._attempts)
@@ -77,20 +76,20 @@ class Service:
         session = await self._stack.enter_async_context(open_session(self._settings.providers))
         registry = Registry(session, self._settings.images, self._settings.docker)
         self._crew = FollowerSupervisor(
-            follower.FollowerContext(
+            FollowerContext(
                 executor=self._executor,
                 attempts=self._attempts,
-                announcer=self._announcer,
+                events=self._events,
                 find_image=registry.find,
                 settings=self._settings,
             ),
             self._ownership,
         )
-        fulfilling = Admission(
-            admission.AdmissionContext(
+        admission = Admission(
+            AdmissionContext(
                 executor=self._executor,
                 attempts=self._attempts,
-                announcer=self._announcer,
+                events=self._events,
                 catalog=Providers(self._settings.providers, session),
                 find_image=registry.find,
                 settings=self._settings,
@@ -100,8 +99,8 @@ class Service:
         )
         self._intake = IntakeWorker(
             source=self._broker.source,
-            announcer=self._announcer,
-            fulfilling=fulfilling,
+            events=self._events,
+            admission=admission,
             cancelling=self._cancelling,
             capacity=self._capacity,
             max_bytes=self._settings.limits.message_bytes,
@@ -154,7 +153,7 @@ class Service:
         log.info("stopping: no further requests are taken, builds run on")
         await _end(intake)
         for queue in (REQUESTS_QUEUE, BULK_QUEUE, CANCEL_QUEUE):
-            await self._broker.source.set_credit(queue, 0)
+            await self._broker.source.set_prefetch(queue, 0)
         await self._intake.drain(DRAIN_SECONDS)
 
     def _checks(self) -> list[Check]:

@@ -96,7 +96,7 @@ class Ingester:
         position = await self._insist(self._store.position)
         since = BEGINNING if position is None else position - SLACK
         self._store.tally.begin(datetime.now(UTC) if position is None else None)
-        self._under_way = await self._insist(self._store.under_way)
+        self._under_way = await self._insist(self._store.running_count)
         log.info("the store is fed", since=since.isoformat(), store=self._store.address)
         inbox: asyncio.Queue[Event] = asyncio.Queue(BATCH_EVENTS)
         await _together(self._read(events, since, inbox), self._write(inbox))
@@ -116,7 +116,7 @@ class Ingester:
                 batch.append(inbox.get_nowait())
             await self._keep(batch)
             if any(event.is_terminal or isinstance(event.data, Accepted) for event in batch):
-                self._under_way = await self._insist(self._store.under_way)
+                self._under_way = await self._insist(self._store.running_count)
             self._waiting_since = None if inbox.empty() else batch[-1].time
 
     async def _keep(self, batch: list[Event]) -> None:

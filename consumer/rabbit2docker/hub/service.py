@@ -106,9 +106,9 @@ class Connection:
             raise BrokerUnavailable(f"RabbitMQ is not there ({self.problem}).") from error
         return self._events
 
-    async def ask(self, request: BuildRequest) -> RequestId:
+    async def submit(self, request: BuildRequest) -> RequestId:
         """Ask for a build. Raises BrokerUnavailable."""
-        return await (await self._connected()).ask(request)
+        return await (await self._connected()).submit(request)
 
     async def cancel(self, id_: str, *, by: str, spare_joined: bool = False) -> None:
         """End a build, or take back a request. Raises BrokerUnavailable."""
@@ -176,7 +176,7 @@ def make_application(
     """
     hub, base = settings.hub, base_url_of(settings.hub)
     guard = make_authenticator(hub, base)
-    asking = Submissions(
+    submissions = Submissions(
         builds,
         records,
         QueuePositions(looking),
@@ -190,7 +190,7 @@ def make_application(
             guard=guard,
             builds=builds,
             records=records,
-            asking=asking,
+            submissions=submissions,
             checks=checks,
             limits=Limits(hub, records, is_away),
             build_tokens=BuildTokens(hub.build_token_secret),

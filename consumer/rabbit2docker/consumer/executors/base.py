@@ -123,19 +123,19 @@ class Attempt(Stored):
     """A snapshot of a record."""
 
     spec: AttemptSpec
-    marks: AttemptStatus
+    status: AttemptStatus
     state: AttemptState
     result: BuilderResult | None = None
     """What the builder wrote; absent while it runs, and when it was ended before it could write."""
-    ending: ExternalEnd | None = None
+    external_end: ExternalEnd | None = None
     """What ended the builder from outside; absent where the builder's own words say it, or nobody knows."""
     waiting_for: str | None = None
     """Why a pending attempt does not run yet, in words for a person."""
-    hopeless: PendingDeadline | None = None
+    pending_deadline: PendingDeadline | None = None
     """When and why waiting any longer makes no sense."""
-    place: str | None = None
+    node: str | None = None
     """Node or machine of the attempt."""
-    maker: str | None = None
+    created_by: str | None = None
     """The replica that made it; None where there is only one."""
     started_at: AwareDatetime | None = None
     ended_at: AwareDatetime | None = None
@@ -220,7 +220,7 @@ class Executor(Protocol):
     ) -> None:
         """Close it; attempts run on."""
 
-    async def create(self, spec: AttemptSpec, marks: AttemptStatus) -> tuple[Attempt, bool]:
+    async def create(self, spec: AttemptSpec, status: AttemptStatus) -> tuple[Attempt, bool]:
         """Make the record and start the builder, or return the record of that name, whatever it is about.
 
         The flag tells whether it was made now. Safe to repeat after a crash at any point: a record without a
@@ -230,8 +230,10 @@ class Executor(Protocol):
     async def get(self, name: AttemptName) -> Attempt | None:
         """Return a fresh snapshot, or None when there is no such record."""
 
-    async def mark(self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]) -> Attempt:
-        """Change the marks as one step: `change` is given the current ones and may be called again on conflict.
+    async def update_status(
+        self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]
+    ) -> Attempt:
+        """Change the status as one step: `change` is given the current ones and may be called again on conflict.
 
         Returns the snapshot after it. Raises RecordMissing.
         """

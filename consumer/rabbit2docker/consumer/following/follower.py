@@ -67,7 +67,7 @@ class FollowerContext:
 
     executor: Executor
     attempts: AttemptCache
-    announcer: EventPublisher
+    events: EventPublisher
     find_image: Callable[[str], Awaitable[Verified | None]]
     """Asks the registry; raises TransientError when it cannot tell."""
     settings: Settings
@@ -81,10 +81,10 @@ class Follower:
         self._spec = attempt.spec
         self._last_seen = attempt
         self._tools = tools
-        self._confirmed = attempt.marks.confirmed_line
+        self._confirmed = attempt.status.confirmed_line
         self._written = self._confirmed
         self._written_at = asyncio.get_running_loop().time()
-        self._tail: deque[str] = deque(maxlen=tools.settings.logs.tail_lines)
+        self._tail: deque[str] = deque(maxlen=tools.settings.build_logs.tail_lines)
         self._reader = ProgressReader(self._spec.build_id, self._spec.attempt)
 
     async def run(self) -> None:
@@ -118,10 +118,10 @@ class Follower:
             message=message,
             detail=detail or ProgressDetail(),
         )
-        await self._tools.announcer.progress(self._spec.tenant, data, about=about)
+        await self._tools.events.publish_progress(self._spec.tenant, data, about=about)
 
     async def _follow_lines(self) -> None:
-        limits = self._tools.settings.logs
+        limits = self._tools.settings.build_logs
         with suppress(RecordMissing):
             async for lines in self._tools.executor.lines(self._spec.name, after=self._confirmed):
                 if isinstance(lines, MissingLines):
@@ -141,25 +141,25 @@ class Follower:
             last=missing.last,
             message="These lines were lost where the build ran.",
         )
-        await self._tools.announcer.gap(self._spec.tenant, gap)
+        await self._tools.events.publish_gap(self._spec.tenant, gap)
         self._confirmed = missing.last
 
     async def _tell_lines(self, lines: list[BuilderLine], *, max_bytes: int) -> int:
-        tenant, announcer = self._spec.tenant, self._tools.announcer
+        tenant, events = self._spec.tenant, self._tools.events
         rest = lines
         for told in self._reader.read(lines):
             # In the order in which it happened: the lines before a new phase or step, then that, then the others.
             before = told.line - rest[0].n
             await self._tell_log(rest[:before], max_bytes=max_bytes)
             rest = rest[before:]
-            await announcer.progress(tenant, told.data, about=f"line{told.line}")
+            await events.publish_progress(tenant, told.data, about=f"line{told.line}")
         await self._tell_log(rest, max_bytes=max_bytes)
         self._tail.extend(line.text for line in lines)
         return sum(len(line.text) for line in lines)
 
     async def _tell_log(self, lines: list[BuilderLine], *, max_bytes: int) -> None:
         for event in as_log_events(self._spec.build_id, self._spec.attempt, lines, max_bytes=max_bytes):
-            await self._tools.announcer.lines(self._spec.tenant, event)
+            await self._tools.events.publish_log(self._spec.tenant, event)
             self._confirmed = event.n + len(event.lines) - 1
 
     async def _checkpoint(self, *, force: bool = False) -> None:
@@ -170,11 +170,11 @@ class Follower:
         number = self._confirmed
         # A full disk must not stop the log: after a crash, lines are told again and readers drop them.
         with suppress(TransientError, RecordMissing):
-            await self._mark(lambda marks: marks.model_copy(update={"confirmed_line": number}))
+            await self._update_status(lambda status: status.model_copy(update={"confirmed_line": number}))
 
-    async def _mark(self, change: Callable[[AttemptStatus], AttemptStatus]) -> Attempt:
-        attempt = await self._tools.executor.mark(self._spec.name, change)
-        return self._tools.attempts.note(attempt)
+    async def _update_status(self, change: Callable[[AttemptStatus], AttemptStatus]) -> Attempt:
+        attempt = await self._tools.executor.update_status(self._spec.name, change)
+        return self._tools.attempts.put(attempt)
 
     async def _conclude(self) -> None:
         """Decide, write the decision down, tell it, and write down that it was told."""
@@ -207,7 +207,7 @@ class Follower:
             if attempt.result is not None and attempt.result.reason == "ok":
                 where, found = await self._look_in_registry()
         return Evidence(
-            in_registry=where,
+            image_check=where,
             tail=last_of(self._tail, max_bytes=TAIL_BYTES),
             lines=lines,
             attempts_allowed=self._tools.settings.limits.attempts,
@@ -216,14 +216,14 @@ class Follower:
         )
 
     async def _read_tail(self) -> None:
-        after = max(-1, self._confirmed - self._tools.settings.logs.tail_lines)
+        after = max(-1, self._confirmed - self._tools.settings.build_logs.tail_lines)
         with suppress(RecordMissing):
             async for lines in self._tools.executor.lines(self._spec.name, after=after):
                 if not isinstance(lines, MissingLines):
                     self._tail.extend(line.text for line in lines)
 
     async def _look_in_registry(self) -> tuple[ImageCheck, Verified | None]:
-        if not self._tools.settings.images.check:
+        if not self._tools.settings.images.check_registry:
             return ImageCheck.UNKNOWN, None
         for seconds in RETRY_SECONDS[:REGISTRY_TRIES]:
             try:
@@ -238,17 +238,17 @@ class Follower:
     async def _decide(self, attempt: Attempt, evidence: Evidence) -> Outcome:
         """Write the verdict unless one is there: two followers cannot disagree."""
 
-        def with_outcome(marks: AttemptStatus) -> AttemptStatus:
-            if marks.outcome is not None:
-                return marks
-            return marks.model_copy(update={"outcome": stored(decide(attempt, marks, evidence))})
+        def with_outcome(status: AttemptStatus) -> AttemptStatus:
+            if status.outcome is not None:
+                return status
+            return status.model_copy(update={"outcome": stored(decide(attempt, status, evidence))})
 
         try:
-            marked = await self._mark(with_outcome)
+            marked = await self._update_status(with_outcome)
         except RecordMissing:
             return lost(attempt, evidence)
-        assert marked.marks.outcome is not None
-        return restored(marked.marks.outcome)
+        assert marked.status.outcome is not None
+        return restored(marked.status.outcome)
 
     async def _retry(self, verdict: Retry) -> None:
         """Make the next attempt, which inherits the requests; repeating this changes nothing."""
@@ -260,10 +260,10 @@ class Follower:
                 "attempt": number,
                 "name": next_attempt(self._spec.name, number),
                 "created_at": utc_now(),
-                "avoid": (*self._spec.avoid, *([current.place] if current.place else [])),
+                "avoid": (*self._spec.avoid, *([current.node] if current.node else [])),
             }
         )
-        await self._tools.announcer.progress(
+        await self._tools.events.publish_progress(
             self._spec.tenant,
             Progress(
                 build_id=self._spec.build_id,
@@ -274,19 +274,21 @@ class Follower:
             ),
             about="retry",
         )
-        created, is_new = await executor.create(spec, AttemptStatus(requests=current.marks.requests))
-        attempts.note(created)
+        created, is_new = await executor.create(spec, AttemptStatus(requests=current.status.requests))
+        attempts.put(created)
         if is_new:
             metrics.ATTEMPTS_RETRIED.labels(reason=verdict.reason).inc()
             log.warning("attempt failed, another one is made", reason=verdict.reason, attempt=number)
         # A cancel that came between the verdict and the new record marked the old one.
-        if (before := await executor.get(self._spec.name)) and before.marks.cancelled_by is not None:
-            wish = {"cancelled_by": before.marks.cancelled_by, "cancel_reason": before.marks.cancel_reason}
-            attempts.note(await executor.mark(created.name, lambda marks: marks.model_copy(update=wish)))
+        if (before := await executor.get(self._spec.name)) and before.status.cancelled_by is not None:
+            wish = {"cancelled_by": before.status.cancelled_by, "cancel_reason": before.status.cancel_reason}
+            attempts.put(
+                await executor.update_status(created.name, lambda status: status.model_copy(update=wish))
+            )
             await executor.cancel(created.name)
 
     async def _tell_end(self, verdict: TerminalEventData) -> None:
-        await self._tools.announcer.ended(self._spec.tenant, verdict)
+        await self._tools.events.publish_terminal(self._spec.tenant, verdict)
         result = verdict.reason if isinstance(verdict, Failed) else verdict.kind
         metrics.BUILDS_ENDED.labels(result=result).inc()
         seconds = (utc_now() - self._spec.created_at).total_seconds()
@@ -295,8 +297,8 @@ class Follower:
 
     async def _note_reported(self) -> None:
         number = self._confirmed
-        await self._mark(
-            lambda marks: marks.model_copy(
+        await self._update_status(
+            lambda status: status.model_copy(
                 update={"reported": True, "reported_at": utc_now(), "confirmed_line": number}
             )
         )

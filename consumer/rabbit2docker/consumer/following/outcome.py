@@ -43,7 +43,7 @@ Outcome = TerminalEventData | Retry
 class Evidence:
     """What is known about the end beside the record."""
 
-    in_registry: ImageCheck
+    image_check: ImageCheck
     tail: tuple[str, ...]
     """The last log lines."""
     lines: int
@@ -64,27 +64,27 @@ _WHEN_SILENT: Final = {
 }
 
 
-def decide(attempt: Attempt, marks: AttemptStatus, evidence: Evidence) -> Outcome:
+def decide(attempt: Attempt, status: AttemptStatus, evidence: Evidence) -> Outcome:
     """Decide the end of an attempt that is over.
 
     The order is: success, our own wish, what the executor saw from outside, what the builder says.
     """
     result = attempt.result
     if result is not None and result.reason == "ok":
-        if evidence.in_registry is not ImageCheck.ABSENT:
+        if evidence.image_check is not ImageCheck.ABSENT:
             return _completed(attempt, result, evidence)
         return _failed(attempt, FailureReason.IMAGE_MISSING, evidence)
-    if marks.cancelled_by is not None:
-        if marks.cancel_reason in (None, CANCELLED):
+    if status.cancelled_by is not None:
+        if status.cancel_reason in (None, CANCELLED):
             return Cancelled(
                 build_id=attempt.spec.build_id,
-                by=marks.cancelled_by,
+                by=status.cancelled_by,
                 attempt=attempt.spec.attempt,
                 lines=evidence.lines,
             )
-        return _failed(attempt, FailureReason(marks.cancel_reason), evidence, said=marks.cancel_message)
-    if attempt.ending is not None:
-        return _failed(attempt, attempt.ending.reason, evidence, said=attempt.ending.message)
+        return _failed(attempt, FailureReason(status.cancel_reason), evidence, said=status.cancel_message)
+    if attempt.external_end is not None:
+        return _failed(attempt, attempt.external_end.reason, evidence, said=attempt.external_end.message)
     return _failed(attempt, _reason_of(result), evidence)
 
 

@@ -38,8 +38,8 @@ class FollowerSupervisor:
     async def run(self) -> None:
         """Follow everything until cancelled; then each follower writes down how far it came."""
         self._open = True
-        self._tools.attempts.listen(self._on_change)
-        self._ownership.listen(self._on_ownership)
+        self._tools.attempts.subscribe(self._on_change)
+        self._ownership.subscribe(self._on_ownership)
         self._on_ownership()
         try:
             await asyncio.Event().wait()

@@ -163,7 +163,7 @@ class Registry:
             return
         raise RegistryUnavailable(
             f"{reference.registry} does not let the configured account read {reference.repository} "
-            f"(status {answer.status}). The operator must give it the right to pull, or set images.check to false."
+            f"(status {answer.status}). The operator must give it the right to pull, or set images.check_registry to false."
         )
 
     async def _ask(self, method: str, reference: Reference) -> _Answer:

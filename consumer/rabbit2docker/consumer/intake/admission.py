@@ -74,7 +74,7 @@ class AdmissionContext:
 
     executor: Executor
     attempts: AttemptCache
-    announcer: EventPublisher
+    events: EventPublisher
     catalog: Catalog
     find_image: Callable[[str], Awaitable[FoundImage | None]]
     settings: Settings
@@ -94,7 +94,7 @@ class Admission:
         keep = tools.settings.limits.keep_ended_seconds
         self._answered: TTLCache[tuple[str, str], str] = TTLCache(REMEMBERED, keep)
 
-    async def fulfil(self, wish: IncomingRequest) -> AdmissionOutcome:
+    async def admit(self, wish: IncomingRequest) -> AdmissionOutcome:
         """Answer the wish. Safe to repeat after a crash at any point.
 
         Raises RequestRejected, or TransientError when something needed is away.
@@ -107,7 +107,7 @@ class Admission:
             running, wish
         ):
             return AdmissionOutcome.ATTACHED
-        if not wish.request.force and self._tools.settings.images.check:
+        if not wish.request.force and self._tools.settings.images.check_registry:
             found = await self._tools.find_image(plan.image)
             if found is not None:
                 await self._tell_cached(plan, found)
@@ -118,7 +118,7 @@ class Admission:
         """Tell where the build of a known request id stands."""
         known = self._tools.attempts.of_request(wish.tenant, wish.request_id)
         digest = (
-            known.marks.requests[wish.request_id]
+            known.status.requests[wish.request_id]
             if known
             else self._answered.get((wish.tenant, wish.request_id))
         )
@@ -132,17 +132,19 @@ class Admission:
         if known is None:
             return False  # answered from the registry: asking it again gives the same answer, or a build
         attached = known.spec.request_id != wish.request_id
-        await self._tools.announcer.accepted(wish.tenant, accepted_from(known.spec, wish, attached=attached))
+        await self._tools.events.publish_accepted(
+            wish.tenant, accepted_from(known.spec, wish, attached=attached)
+        )
         await self._tell_end_again(known)
         return True
 
     async def _tell_end_again(self, attempt: Attempt) -> None:
-        outcome = attempt.marks.outcome
+        outcome = attempt.status.outcome
         if outcome is None or outcome.kind not in TERMINAL_KINDS:
             return
         data = MODEL_OF[Kind(outcome.kind)].model_validate(outcome.data)
         assert isinstance(data, Completed | Failed | Cancelled)
-        await self._tools.announcer.ended(attempt.spec.tenant, data)
+        await self._tools.events.publish_terminal(attempt.spec.tenant, data)
 
     def _check_current(self, wish: IncomingRequest) -> None:
         if by := self._tools.cancelling.taken_back_by(wish.tenant, wish.request_id):
@@ -168,29 +170,33 @@ class Admission:
     async def _join(self, attempt: Attempt, wish: IncomingRequest) -> bool:
         """Add the request to a build that runs; False when it ended at this moment, or has joiners enough."""
 
-        def with_request(marks: AttemptStatus) -> AttemptStatus:
-            if marks.reported or len(marks.requests) >= MAX_JOINED:
-                return marks
-            return marks.model_copy(
-                update={"requests": {**marks.requests, wish.request_id: wish.request.digest()}}
+        def with_request(status: AttemptStatus) -> AttemptStatus:
+            if status.reported or len(status.requests) >= MAX_JOINED:
+                return status
+            return status.model_copy(
+                update={"requests": {**status.requests, wish.request_id: wish.request.digest()}}
             )
 
         try:
-            marked = self._tools.attempts.note(await self._tools.executor.mark(attempt.name, with_request))
+            marked = self._tools.attempts.put(
+                await self._tools.executor.update_status(attempt.name, with_request)
+            )
         except RecordMissing:
             return False
-        if wish.request_id not in marked.marks.requests:
+        if wish.request_id not in marked.status.requests:
             return False
         attached = marked.spec.request_id != wish.request_id
-        await self._tools.announcer.accepted(wish.tenant, accepted_from(marked.spec, wish, attached=attached))
+        await self._tools.events.publish_accepted(
+            wish.tenant, accepted_from(marked.spec, wish, attached=attached)
+        )
         return True
 
     async def _tell_cached(self, plan: Plan, found: FoundImage) -> None:
-        wish, announcer = plan.wish, self._tools.announcer
+        wish, events = plan.wish, self._tools.events
         self._answered[wish.tenant, wish.request_id] = wish.request.digest()
-        await announcer.accepted(wish.tenant, plan.accepted(cached=True))
+        await events.publish_accepted(wish.tenant, plan.accepted(cached=True))
         queued = max(0.0, (self._tools.now() - wish.queued_at).total_seconds())
-        await announcer.ended(
+        await events.publish_terminal(
             wish.tenant,
             Completed(
                 build_id=wish.build_id,
@@ -207,20 +213,20 @@ class Admission:
         """Create the attempt, or join the one that somebody created first."""
         wish = plan.wish
         spec = plan.spec(self._tools.settings, now=self._tools.now())
-        marks = AttemptStatus(requests={wish.request_id: wish.request.digest()})
+        status = AttemptStatus(requests={wish.request_id: wish.request.digest()})
         for name in (spec.name, name_if_taken(spec)):
             try:
                 attempt, is_new = await self._tools.executor.create(
-                    spec.model_copy(update={"name": name}), marks
+                    spec.model_copy(update={"name": name}), status
                 )
             except NameTaken as error:
                 log.warning("another name is needed", name=name, error=str(error))
                 continue
-            self._tools.attempts.note(attempt)
+            self._tools.attempts.put(attempt)
             if is_new:
                 log.info("attempt created", build_id=spec.build_id, name=name, image=spec.image)
                 await self._tools.before_ack()
-                await self._tools.announcer.accepted(wish.tenant, plan.accepted())
+                await self._tools.events.publish_accepted(wish.tenant, plan.accepted())
                 return AdmissionOutcome.ACCEPTED
             same = attempt.spec.fingerprint == spec.fingerprint and not is_reported(attempt)
             if same and await self._join(attempt, wish):

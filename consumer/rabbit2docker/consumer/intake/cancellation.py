@@ -54,10 +54,10 @@ class Cancellation:
         return attempt if attempt and attempt.spec.tenant == tenant else None
 
     async def _end(self, attempt: Attempt, by: str) -> None:
-        def with_wish(marks: AttemptStatus) -> AttemptStatus:
-            return marks if marks.cancelled_by else marks.model_copy(update={"cancelled_by": by})
+        def with_wish(status: AttemptStatus) -> AttemptStatus:
+            return status if status.cancelled_by else status.model_copy(update={"cancelled_by": by})
 
-        self._attempts.note(await self._executor.mark(attempt.name, with_wish))
+        self._attempts.put(await self._executor.update_status(attempt.name, with_wish))
         await self._executor.cancel(attempt.name)
         log.info("build cancelled", build_id=attempt.spec.build_id, by=by)
 

@@ -24,7 +24,7 @@ QUIET_SECONDS = 1.0
 """A consumer with credit to which nothing was delivered for this long has an empty queue."""
 
 
-def split_credit(
+def split_prefetch(
     free: int, *, limit: int, prefetch: int, reserved: int, is_quiet: bool = False
 ) -> dict[str, int]:
     """Share free slots among the queues: bulk gets up to half of what is left above the reserved ones.
@@ -75,7 +75,7 @@ class Capacity:
     def _target(self, *, is_quiet: bool = False) -> dict[str, int]:
         metrics.BUILDS_LIVE.set(self._attempts.live_count())
         self._slots = slots = self._ownership.slots(self._limits, self._attempts)
-        return split_credit(
+        return split_prefetch(
             slots.free,
             limit=slots.part,
             prefetch=self._prefetch,
@@ -88,14 +88,14 @@ class Capacity:
         for queue, target in self._target().items():
             if target < self._credit[queue]:
                 self._credit[queue] = 0
-                await self._source.set_credit(queue, 0)
+                await self._source.set_prefetch(queue, 0)
         self._changed.set()
 
     async def run(self) -> None:
         """Adjust the credit whenever a slot is taken or freed, until cancelled."""
-        self._attempts.listen(lambda _: self._changed.set())
-        self._ownership.listen(self._changed.set)
-        await self._source.set_credit(CANCEL_QUEUE, self._prefetch)
+        self._attempts.subscribe(lambda _: self._changed.set())
+        self._ownership.subscribe(self._changed.set)
+        await self._source.set_prefetch(CANCEL_QUEUE, self._prefetch)
         self._changed.set()
         while True:
             is_quiet = await self._until_changed()
@@ -121,11 +121,11 @@ class Capacity:
                 continue
             if self._credit[queue]:
                 self._credit[queue] = 0
-                await self._source.set_credit(queue, 0)
+                await self._source.set_prefetch(queue, 0)
             # A new consumer's credit does not count what an older one holds: wait until that is settled.
             if credit and not self._in_hand[queue]:
                 self._credit[queue] = credit
-                await self._source.set_credit(queue, credit)
+                await self._source.set_prefetch(queue, credit)
 
     def _report(self, *, is_full: bool) -> None:
         if is_full != self._full:

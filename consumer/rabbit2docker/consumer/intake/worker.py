@@ -59,16 +59,16 @@ class IntakeWorker:
         self,
         *,
         source: RequestSource,
-        announcer: EventPublisher,
-        fulfilling: Admission,
+        events: EventPublisher,
+        admission: Admission,
         cancelling: Cancellation,
         capacity: Capacity,
         max_bytes: int,
     ) -> None:
         """Take the parts; nothing is consumed before `run`."""
         self._source = source
-        self._announcer = announcer
-        self._fulfilling = fulfilling
+        self._events = events
+        self._admission = admission
         self._cancelling = cancelling
         self._capacity = capacity
         self._max_bytes = max_bytes
@@ -142,16 +142,16 @@ class IntakeWorker:
             request=request,
             queued_at=received.timestamp or utc_now(),
         )
-        return await self._fulfil(delivery, wish)
+        return await self._admit(delivery, wish)
 
-    async def _fulfil(self, delivery: Delivery, wish: IncomingRequest) -> str:
+    async def _admit(self, delivery: Delivery, wish: IncomingRequest) -> str:
         structlog.contextvars.bind_contextvars(
             tenant=wish.tenant, request_id=wish.request_id, build_id=wish.build_id
         )
         turn = self._one_at_a_time.setdefault((wish.tenant, wish.request_id), asyncio.Lock())
         try:
             async with turn:
-                outcome = await self._fulfilling.fulfil(wish)
+                outcome = await self._admission.admit(wish)
         except RequestRejected as rejection:
             return await self._reject(delivery, wish.tenant, wish.request_id, rejection)
         except BrokerUnavailable:
@@ -169,7 +169,7 @@ class IntakeWorker:
         log.info(
             "request rejected", request_id=request_id, reason=str(rejection.reason), why=rejection.message
         )
-        await self._announcer.rejected(
+        await self._events.publish_rejected(
             tenant,
             Rejected(
                 request_id=request_id,
@@ -194,7 +194,7 @@ class IntakeWorker:
             return await self._give_up(delivery, message, wish)
         log.warning("request put off", seconds=rung.seconds, why=message)
         if wish is not None:
-            await self._announcer.progress(
+            await self._events.publish_progress(
                 wish.tenant,
                 Progress(
                     build_id=wish.build_id,

@@ -39,5 +39,5 @@ class Provider(Protocol):
         ProviderUnavailable (the host is away, slow or limits the rate).
         """
 
-    def fixed(self, spec: str, ref: str) -> Repository:
+    def pin(self, spec: str, ref: str) -> Repository:
         """Return the repository as if `resolve` had answered `ref`; asks nobody. Raises RequestRejected."""

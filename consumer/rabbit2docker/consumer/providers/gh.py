@@ -106,9 +106,9 @@ class GitHubProvider:
                 f"{parsed.path} on {self._host} has no branch, tag or commit {parsed.ref!r}. "
                 f"HEAD stands for the default branch: {parsed.path}/HEAD.",
             )
-        return self.fixed(spec, found)
+        return self.pin(spec, found)
 
-    def fixed(self, spec: str, ref: str) -> Repository:
+    def pin(self, spec: str, ref: str) -> Repository:
         """Return the repository at `ref`."""
         parsed = _parse(spec)
         return Repository(

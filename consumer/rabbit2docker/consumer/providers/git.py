@@ -95,10 +95,10 @@ class GitProvider:
         parsed = _parse(spec)
         addresses = await self._policy.resolve(parsed.url)
         if is_full_commit(parsed.ref):
-            return self.fixed(spec, parsed.ref.lower())
-        return self.fixed(spec, await self._look_up(parsed, addresses))
+            return self.pin(spec, parsed.ref.lower())
+        return self.pin(spec, await self._look_up(parsed, addresses))
 
-    def fixed(self, spec: str, ref: str) -> Repository:
+    def pin(self, spec: str, ref: str) -> Repository:
         """Return the repository at `ref`; the build slug is the whole URL, as in BinderHub."""
         url = _parse(spec).url
         return Repository(

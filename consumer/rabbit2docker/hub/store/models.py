@@ -168,7 +168,7 @@ class BuildRecords(Protocol):
     ) -> AsyncGenerator[StoredLine, None]:
         """Yield the kept lines `first` to `last`, both included, of an attempt, by default the latest."""
 
-    async def may_ask(self, who: str, *, limit: int, seconds: float, at: datetime) -> "Allowance":
+    async def check_rate_limit(self, who: str, *, limit: int, seconds: float, at: datetime) -> "Allowance":
         """Count a wish of somebody who may have `limit` of them in any `seconds`, and tell whether it is one too many."""
 
 

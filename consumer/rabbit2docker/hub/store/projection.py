@@ -31,7 +31,7 @@ class BuildRow:
 
     id: str
     tenant: str
-    touched_at: datetime
+    last_event_at: datetime
     state: str = BuildState.QUEUED
     request_id: str | None = None
     provider: str | None = None
@@ -135,7 +135,7 @@ def begin(row: BuildRow, requests: list[RequestRow]) -> None:
     row.request_id, row.provider, row.spec = first.id, first.provider, first.spec
     row.requester, row.options = first.requester, first.options
     row.requested_at = min(moment for moment in (first.asked_at, first.accepted_at) if moment is not None)
-    row.touched_at = max(row.touched_at, row.requested_at)
+    row.last_event_at = max(row.last_event_at, row.requested_at)
     answered = [request for request in requests if request.accepted]
     if answered:
         answer = min(answered, key=place)
@@ -149,7 +149,7 @@ def begin(row: BuildRow, requests: list[RequestRow]) -> None:
 
 def fold(row: BuildRow, event: Event) -> None:
     """Enter an event of the build, or the rejection of the request with its id."""
-    row.touched_at = max(row.touched_at, event.time)
+    row.last_event_at = max(row.last_event_at, event.time)
     row.attempt = max(row.attempt, attempt_of(event))
     data = event.data
     match data:
@@ -214,7 +214,7 @@ def as_build(row: BuildRow, requesters: list[str], logs: list[LogExtent]) -> Bui
         requester=row.requester,
         requesters=sorted(requesters, key=lambda name: (name != row.requester, name)),
         request_id=row.request_id or "",
-        requested_at=row.requested_at or row.touched_at,
+        requested_at=row.requested_at or row.last_event_at,
         started_at=row.started_at,
         ended_at=row.ended_at,
         build_name=row.build_name,

@@ -128,7 +128,7 @@ class Store:
             wanted = select(POSITIONS.c.moment).where(POSITIONS.c.tenant == self._tenant)
             return (await connection.execute(wanted)).scalar_one_or_none()
 
-    async def under_way(self) -> int:
+    async def running_count(self) -> int:
         """Return how many builds have begun and not ended."""
         states = [state.value for state in BuildState if not state.is_end and state is not BuildState.QUEUED]
         wanted = (
@@ -231,7 +231,7 @@ class Store:
                 for number, line in enumerate(chunk.lines, chunk.first):
                     yield StoredLine(n=number, phase=line.phase, text=line.text, ts=line.ts)
 
-    async def may_ask(self, who: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
+    async def check_rate_limit(self, who: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
         """Count a wish of somebody who may have `limit` of them in any `seconds`, and tell whether it is one too many.
 
         A wish that is one too many is not counted.
@@ -266,7 +266,7 @@ class Store:
             await connection.execute(delete(RATE_LIMIT_HITS).where(RATE_LIMIT_HITS.c.until < now))
         old = or_(
             BUILDS.c.ended_at < ended_before,
-            and_(BUILDS.c.ended_at.is_(None), BUILDS.c.touched_at < ended_before - LONGEST_BUILD),
+            and_(BUILDS.c.ended_at.is_(None), BUILDS.c.last_event_at < ended_before - LONGEST_BUILD),
         )
         wanted = select(BUILDS.c.id).where(BUILDS.c.tenant == self._tenant, old).limit(FORGET_AT_ONCE)
         forgotten = 0

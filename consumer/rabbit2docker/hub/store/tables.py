@@ -127,7 +127,7 @@ BUILDS: Final = Table(
     Column("started_at", Moment),
     Column("ended_at", Moment),
     # Of whatever was last heard about it, for those that never end.
-    Column("touched_at", Moment, nullable=False),
+    Column("last_event_at", Moment, nullable=False),
     Column("build_name", CleanText),
     Column("repo_url", CleanText),
     Column("resolved_ref", CleanText),
@@ -217,7 +217,7 @@ CHUNKS: Final = Table(
 """Consecutive lines; no two chunks hold the same one."""
 
 RATE_LIMIT_HITS: Final = Table(
-    "r2d_wishes",
+    "r2d_rate_limit_hits",
     metadata,
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
     Column("tenant", CleanText, nullable=False),

@@ -91,7 +91,7 @@ class ApiHandler(JsonHandler):
     async def build(self, id_: str) -> Build:
         """Return a build by its id or that of a request. Raises Refusal: what is somebody else's does not exist."""
         build = await self.parts.records.build(id_) if _ID.fullmatch(id_) else None
-        if build is None or not self.user.sees(build):
+        if build is None or not self.user.can_view(build):
             raise HttpError("There is no such build.", 404)
         return build
 
@@ -123,7 +123,7 @@ class ApiHandler(JsonHandler):
         at = datetime.now(UTC)
         request_id = new_request_id(request.provider, request.spec)
         named = request.model_copy(update={"request_id": request_id})
-        await self.parts.asking.ask_anew(named, at=at)
+        await self.parts.submissions.submit(named, at=at)
         build = queued(named, tenant=self.parts.settings.tenant, at=at)
         self.set_header("Location", self.address_of(build))
         self.tell(build, 202)
@@ -184,7 +184,7 @@ class OneHandler(ApiHandler):
         build = await self.build(id_)
         if build.state.is_end:
             raise HttpError(f"This build has ended already: it is {build.state}.", 409)
-        if not self.user.may_cancel(build):
+        if not self.user.can_cancel(build):
             others = ", ".join(sorted(set(build.requesters) - {self.user.name})) or "others"
             raise HttpError(
                 f"Not only you wait for this build ({others}): only an administrator may end it.", 409
@@ -192,7 +192,7 @@ class OneHandler(ApiHandler):
         # What is no build yet can only be taken back by the id of the request; and by the time this is heard of, the
         # request may have joined a build that others wait for.
         id_ = build.request_id if build.state is BuildState.QUEUED else build.id
-        self.parts.asking.forget(build.request_id)
+        self.parts.submissions.forget(build.request_id)
         await self.parts.builds.cancel(id_, by=self.user.name or SOMEBODY, spare_joined=not self.user.admin)
         self.tell(build, 202)
 
@@ -315,7 +315,7 @@ class EventsHandler(Streaming, ApiHandler):
         yield RETRY
         keepalive = self.parts.settings.hub.keepalive_seconds
         since = build.requested_at.timestamp() if build.state is BuildState.QUEUED else None
-        with self.parts.asking.queueing.watching(build.request_id, since) as waiting:
+        with self.parts.submissions.queueing.watching(build.request_id, since) as waiting:
             items = with_keepalive(self._events(build), lambda: keepalive, waiting.news)
             async with aclosing(items) as events:
                 async for event in events:

@@ -62,11 +62,11 @@ class User:
     by_browser: bool = False
     """Known by what a browser sends by itself, on the wish of whichever page: a cookie, or a password it remembers."""
 
-    def sees(self, build: Build) -> bool:
+    def can_view(self, build: Build) -> bool:
         """Tell whether a build is theirs to see; to others it does not exist."""
         return self.admin or (self.name is not None and self.name in build.requesters)
 
-    def may_cancel(self, build: Build) -> bool:
+    def can_cancel(self, build: Build) -> bool:
         """Tell whether ending a build takes it from nobody else."""
         return self.admin or (self.name is not None and set(build.requesters) == {self.name})
 

@@ -63,7 +63,7 @@ class AppContext:
     guard: Authenticator
     builds: Builds
     records: BuildRecords
-    asking: Submissions
+    submissions: Submissions
     checks: Callable[[], Awaitable[list[HealthCheck]]]
     limits: Limits
     build_tokens: BuildTokens
@@ -341,7 +341,7 @@ class BuildHandler(Streaming):
                 if not is_free:
                     await self.check_rate(user)
 
-            telling = await start(self.parts.asking, request, resumed, permit)
+            telling = await start(self.parts.submissions, request, resumed, permit)
         except HttpError as refusal:
             self._result = "refused"
             if isinstance(refusal, RateLimited):
@@ -357,7 +357,7 @@ class BuildHandler(Streaming):
                 failure("Builds cannot be asked for at the moment. Please try again in a minute.", 503)
             )
             return
-        async with aclosing(self.parts.asking.follow(telling)) as chunks:
+        async with aclosing(self.parts.submissions.follow(telling)) as chunks:
             async for chunk in chunks:
                 self._result = telling.result or self._result
                 yield chunk

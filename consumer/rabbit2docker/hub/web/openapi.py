@@ -121,9 +121,9 @@ def _paths() -> Json:
                 },
             },
             "post": {
-                "operationId": "askForBuild",
+                "operationId": "createBuild",
                 "summary": "Ask for a build",
-                "requestBody": {"required": True, "content": _json("Wish")},
+                "requestBody": {"required": True, "content": _json("CreateBuildRequest")},
                 "responses": {
                     "202": _asked(),
                     **_errors("400", "403", "413", "415", "429", "503"),
@@ -173,7 +173,7 @@ def _paths() -> Json:
         "/api/builds/{id}/events": {
             "parameters": [_ID],
             "get": {
-                "operationId": "followBuild",
+                "operationId": "streamBuildEvents",
                 "summary": "Tell what happens, from the beginning to the end",
                 "description": (
                     "Server-sent events: `event` is the kind, `data` is `Told`, `id` is the place to go on from. While "
@@ -201,7 +201,7 @@ def _paths() -> Json:
         "/api/builds/{id}/rebuild": {
             "parameters": [_ID],
             "post": {
-                "operationId": "buildAgain",
+                "operationId": "rebuild",
                 "summary": "Ask for the same once more, even if its image exists",
                 "responses": {
                     "202": _asked(),
@@ -243,7 +243,7 @@ def document(base_url: str, auth: HubAuth) -> Json:
     """Return the description of the API under this address. It is shared: do not change it."""
     inputs: list[tuple[type[BaseModel], Literal["validation"]]] = [(model, "validation") for model in _MODELS]
     _, made = models_json_schema(inputs, ref_template=f"{_REF}{{model}}")
-    schemas = made["$defs"] | {"Wish": _create_request()}
+    schemas = made["$defs"] | {"CreateBuildRequest": _create_request()}
     for name, about in ListQuery.model_json_schema(ref_template=f"{_REF}{{model}}").get("$defs", {}).items():
         schemas.setdefault(name, about)
     security = _security(auth)

@@ -233,7 +233,7 @@ class BuildPage(Page):
         if not (user := await self.viewer()):
             return
         build = await self.parts.records.build(build_id)
-        if build is None or not user.sees(build):
+        if build is None or not user.can_view(build):
             raise HttpError("There is no such build, it is forgotten by now, or it is somebody else's.", 404)
         self.show("build.html", user, title="Build", build=build)
 

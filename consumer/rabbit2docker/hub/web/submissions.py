@@ -51,7 +51,7 @@ async def _anybody() -> None:
 class Builds(Protocol):
     """What this needs of `BuildEvents`; tests have one in memory."""
 
-    async def ask(self, request: BuildRequest) -> RequestId:
+    async def submit(self, request: BuildRequest) -> RequestId:
         """Ask for a build. Raises BrokerUnavailable."""
 
     async def cancel(self, id_: str, *, by: str, spare_joined: bool = False) -> None:
@@ -98,7 +98,7 @@ class Submissions:
         self._keepalive_seconds = keepalive_seconds
         self._shared: dict[tuple[str, str], _Shared] = {}
 
-    async def ask(self, request: BuildRequest, permit: RateCheck = _anybody) -> str:
+    async def submit_shared(self, request: BuildRequest, permit: RateCheck = _anybody) -> str:
         """Return the id of a request for this, one that another viewer has just made, or else an own if it is permitted.
 
         Raises BrokerUnavailable, AccessRefused, TopologyMismatch, or what `permit` raises.
@@ -127,19 +127,19 @@ class Submissions:
     def _begin(self, request: BuildRequest) -> _Shared:
         request_id = new_request_id(request.provider, request.spec)
         named = request.model_copy(update={"request_id": request_id})
-        asking = asyncio.create_task(self.ask_anew(named), name=f"asking for {request_id}")
+        asking = asyncio.create_task(self.submit(named), name=f"asking for {request_id}")
         asking.add_done_callback(lambda task: task.cancelled() or task.exception())
         until = asyncio.get_running_loop().time() + self._share_seconds
         return _Shared(request_id, until, asking, {request.requester})
 
-    async def ask_anew(self, request: BuildRequest, *, at: datetime | None = None) -> RequestId:
+    async def submit(self, request: BuildRequest, *, at: datetime | None = None) -> RequestId:
         """Ask for this under its own id, and remember who did. Raises BrokerUnavailable and what asking raises."""
         await self._recorded(self._records.asked(request, at=at or datetime.now(UTC)))
         outcome, request_id = "unavailable", str(request.request_id)
         self.queueing.asked(request_id)
         try:
             async with asyncio.timeout(ASK_SECONDS):
-                asked = await self._builds.ask(request)
+                asked = await self._builds.submit(request)
             outcome = "asked"
             return asked
         except TimeoutError as error:
@@ -238,12 +238,15 @@ class Submissions:
 
 
 async def start(
-    asking: Submissions, request: BuildRequest, resumed: BinderHubCursor | None, permit: RateCheck = _anybody
+    submissions: Submissions,
+    request: BuildRequest,
+    resumed: BinderHubCursor | None,
+    permit: RateCheck = _anybody,
 ) -> BinderHubStream:
     """Ask for a build if that is permitted, or go on where a viewer has stopped. Raises what asking raises."""
     if resumed is not None:
         metrics.HUB_REQUESTS.labels(outcome="resumed").inc()
-    cursor = resumed or BinderHubCursor(await asking.ask(request, permit))
+    cursor = resumed or BinderHubCursor(await submissions.submit_shared(request, permit))
     return BinderHubStream(request.provider, request.spec, cursor)
 
 

@@ -50,7 +50,7 @@ from rabbit2docker.consumer.executors.kubernetes.pod_status import (
 from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority
 from rabbit2docker.errors import ExecutorUnavailable, NameTaken, RecordMissing
 from rabbit2docker.settings import Settings
-from rabbit2docker.tasks import Tasks
+from rabbit2docker.tasks import TaskSet
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -72,7 +72,7 @@ class _Record:
 
     spec: AttemptSpec
     pod: Pod
-    marks: AttemptStatus
+    status: AttemptStatus
     sight: PodObservation
     events: list[Event] | None = None
     examined: int = 0
@@ -107,14 +107,14 @@ class _Record:
         sight = self.sight
         return Attempt(
             spec=self.spec,
-            marks=self.marks,
+            status=self.status,
             state=sight.state,
             result=sight.result,
-            ending=sight.ending,
+            external_end=sight.external_end,
             waiting_for=sight.waiting_for,
-            hopeless=sight.hopeless,
-            place=self.pod.spec.node_name,
-            maker=self.pod.metadata.labels.get(manifest.REPLICA),
+            pending_deadline=sight.pending_deadline,
+            node=self.pod.spec.node_name,
+            created_by=self.pod.metadata.labels.get(manifest.REPLICA),
             started_at=sight.started_at,
             ended_at=sight.ended_at,
         )
@@ -137,7 +137,7 @@ class KubernetesExecutor:
         self._forgotten: TTLCache[str, bool] = TTLCache(REMEMBERED, 3600)
         self._unreadable: TTLCache[str, bool] = TTLCache(REMEMBERED, 3600)
         self._changes: asyncio.Queue[Change | None] | None = None
-        self._tasks = Tasks()
+        self._tasks = TaskSet()
         self._members: Leases | None = None
         self._pods = Informer(
             self._api,
@@ -167,8 +167,8 @@ class KubernetesExecutor:
     async def __aenter__(self) -> Self:
         """Find the cluster and begin to watch it. Raises ConfigurationError when nothing says where it is."""
         await self._api.open()
-        self._tasks.last(self._pods.run(), "watch of builds")
-        self._tasks.last(self._docker_api.run(), "watch of docker-api")
+        self._tasks.run_in_background(self._pods.run(), "watch of builds")
+        self._tasks.run_in_background(self._docker_api.run(), "watch of docker-api")
         return self
 
     async def __aexit__(
@@ -196,15 +196,15 @@ class KubernetesExecutor:
 
     # -- the protocol
 
-    async def create(self, spec: AttemptSpec, marks: AttemptStatus) -> tuple[Attempt, bool]:
+    async def create(self, spec: AttemptSpec, status: AttemptStatus) -> tuple[Attempt, bool]:
         """Make the pod, or return the record of that name.
 
         Raises NameTaken when a pod that is not ours has the name, ExecutorUnavailable when the API server is away or
         does not take the pod; its words say why.
         """
-        return await asyncio.shield(self._tasks.own(self._create(spec, marks), f"create {spec.name}"))
+        return await asyncio.shield(self._tasks.run(self._create(spec, status), f"create {spec.name}"))
 
-    async def _create(self, spec: AttemptSpec, marks: AttemptStatus) -> tuple[Attempt, bool]:
+    async def _create(self, spec: AttemptSpec, status: AttemptStatus) -> tuple[Attempt, bool]:
         known = self._records.get(spec.name)
         if known is not None and not known.is_memory:
             return known.snapshot(), False
@@ -212,7 +212,7 @@ class KubernetesExecutor:
         credentials = await self._provisions.provide_credentials(spec)
         body = manifest.build_pod(
             spec,
-            marks,
+            status,
             self._settings,
             replica=self.replica,
             builder_map=self._provisions.builder_map,
@@ -256,34 +256,40 @@ class KubernetesExecutor:
         record = await self._find(name)
         return record.snapshot() if record else None
 
-    async def mark(self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]) -> Attempt:
-        """Change the marks as one step. Raises RecordMissing, ExecutorUnavailable."""
+    async def update_status(
+        self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]
+    ) -> Attempt:
+        """Change the status as one step. Raises RecordMissing, ExecutorUnavailable."""
         # What is being written must not be cut short: nobody would know whether it was.
-        return await asyncio.shield(self._tasks.own(self._mark(name, change), f"mark {name}"))
+        return await asyncio.shield(
+            self._tasks.run(self._update_status(name, change), f"update the status of {name}")
+        )
 
-    async def _mark(self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]) -> Attempt:
+    async def _update_status(
+        self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]
+    ) -> Attempt:
         record = await self._existing(name)
         async with record.writing:
             for _ in range(CONFLICTS):
-                marks = change(record.marks)
-                is_last = record.is_memory and marks.reported and not record.marks.reported
+                status = change(record.status)
+                is_last = record.is_memory and status.reported and not record.status.reported
                 if record.removed or (record.is_memory and not is_last):
                     raise RecordMissing(f"The record {name} is gone.")
-                if marks == record.marks:
+                if status == record.status:
                     return record.snapshot()
-                record.end_is_told |= marks.reported
+                record.end_is_told |= status.reported
                 if is_last:
-                    self._complete(record, marks)
+                    self._complete(record, status)
                     return record.snapshot()
-                if await self._patch_marks(record, marks):
+                if await self._patch_status(record, status):
                     return record.snapshot()
         raise ExecutorUnavailable(f"The record {name} is being written by many at once.")
 
-    async def _patch_marks(self, record: _Record, marks: AttemptStatus) -> bool:
-        """Write the marks if they are still what we think; False when they were not, and are read anew."""
+    async def _patch_status(self, record: _Record, status: AttemptStatus) -> bool:
+        """Write the status if they are still what we think; False when they were not, and are read anew."""
         metadata = record.pod.metadata
-        steps = manifest.status_patch(record.pod, marks)
-        if marks.reported:
+        steps = manifest.status_patch(record.pod, status)
+        if status.reported:
             # From here on nobody needs the record: whoever deletes the pod may have it.
             steps += manifest.without_finalizer(record.pod)
         path = f"{self._core}/pods/{metadata.name}"
@@ -306,12 +312,12 @@ class KubernetesExecutor:
             return False
         self._take(Pod.model_validate_json(data))
         if record.is_memory:
-            self._complete(record, marks)
+            self._complete(record, status)
         return True
 
-    def _complete(self, record: _Record, marks: AttemptStatus) -> None:
+    def _complete(self, record: _Record, status: AttemptStatus) -> None:
         """Note what is left to note of a pod that went with its finalizer, which the watch may tell before the answer."""
-        record.marks = marks
+        record.status = status
         self._tell(record)
 
     async def changes(self) -> AsyncIterator[Change]:
@@ -353,7 +359,7 @@ class KubernetesExecutor:
         if not record.is_over:
             log.warning("an attempt that still runs is not forgotten", name=name)
             return
-        await asyncio.shield(self._tasks.own(self._forget(record), f"forget {name}"))
+        await asyncio.shield(self._tasks.run(self._forget(record), f"forget {name}"))
 
     async def _forget(self, record: _Record) -> None:
         async with record.writing:
@@ -370,8 +376,8 @@ class KubernetesExecutor:
     async def members(self) -> AsyncIterator[Members]:
         """Tell which replicas live; from here on this one does, and others see it."""
         self._members = Leases(self._api, self._settings, self.replica)
-        self._tasks.last(self._members.mirror.run(), "watch of leases")
-        self._tasks.last(self._members.run(), "lease")
+        self._tasks.run_in_background(self._members.mirror.run(), "watch of leases")
+        self._tasks.run_in_background(self._members.run(), "lease")
         async for members in self._members.follow():
             yield members
 
@@ -412,8 +418,8 @@ class KubernetesExecutor:
                 return
             self._records[name] = record
         record.pod = pod
-        record.marks = manifest.read_status(pod)
-        record.end_is_told |= record.marks.reported
+        record.status = manifest.read_status(pod)
+        record.end_is_told |= record.status.reported
         self._refresh(record)
 
     def _read_record(self, pod: Pod) -> _Record | None:
@@ -439,7 +445,7 @@ class KubernetesExecutor:
         """Keep what answers duplicates, for as long as the pod would have been kept."""
         record.is_memory = True
         _stop_timer(record)
-        told_at = record.marks.reported_at or utc_now()
+        told_at = record.status.reported_at or utc_now()
         left = self._settings.limits.keep_ended_seconds - (utc_now() - told_at).total_seconds()
         record.timer = asyncio.get_running_loop().call_later(max(0.0, left), self._drop, record)
 
@@ -474,7 +480,7 @@ class KubernetesExecutor:
         record.sight = sight = observe_pod(record.pod, around)
         if sight.examine_at is not None and around.now >= sight.examine_at and not record.examining:
             record.examining = True
-            self._tasks.last(self._examine(record), f"events of {record.spec.name}")
+            self._tasks.run_in_background(self._examine(record), f"events of {record.spec.name}")
         coming = [at for at in (sight.examine_at, sight.look_again_at) if at is not None and at > around.now]
         if coming:
             seconds = (min(coming) - around.now).total_seconds()

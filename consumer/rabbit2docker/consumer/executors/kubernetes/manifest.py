@@ -20,11 +20,11 @@ Manifest = dict[str, Any]
 
 OURS: Final = "rabbit2docker.io/"
 SPEC: Final = f"{OURS}spec"
-STATUS: Final = f"{OURS}marks"
-STATUS_VERSION: Final = f"{OURS}marks-version"
-"""Counts the writings of the marks: what a compare-and-swap compares.
+STATUS: Final = f"{OURS}status"
+STATUS_VERSION: Final = f"{OURS}status-version"
+"""Counts the writings of the status: what a compare-and-swap compares.
 
-Not the marks themselves, as the API server compares text as it is escaped, and escapes `<`, `>` and `&` where we do not.
+Not the status themselves, as the API server compares text as it is escaped, and escapes `<`, `>` and `&` where we do not.
 """
 FINALIZER: Final = f"{OURS}outcome"
 """Keeps the record readable when somebody deletes the pod, until the build's end is told."""
@@ -107,7 +107,7 @@ def credentials_secret(settings: Settings, spec: AttemptSpec, git_credentials: s
 
 def build_pod(
     spec: AttemptSpec,
-    marks: AttemptStatus,
+    status: AttemptStatus,
     settings: Settings,
     *,
     replica: str,
@@ -141,7 +141,7 @@ def build_pod(
                 f"{OURS}image": spec.image,
                 BUILDER_MAP: builder_map,
                 SPEC: spec.model_dump_json(exclude_defaults=True),
-                STATUS: encode_status(marks),
+                STATUS: encode_status(status),
                 STATUS_VERSION: "0",
             },
             "finalizers": [FINALIZER],
@@ -346,9 +346,9 @@ def _pod_security(settings: Settings) -> Manifest:
 # -- reading back
 
 
-def encode_status(marks: AttemptStatus) -> str:
-    """Return the marks as they are written."""
-    return marks.model_dump_json(exclude_defaults=True)
+def encode_status(status: AttemptStatus) -> str:
+    """Return the status as they are written."""
+    return status.model_dump_json(exclude_defaults=True)
 
 
 def read_spec(pod: Pod) -> AttemptSpec | None:
@@ -361,15 +361,15 @@ def read_spec(pod: Pod) -> AttemptSpec | None:
 
 
 def read_status(pod: Pod) -> AttemptStatus:
-    """Return the marks; empty ones when somebody spoilt them."""
+    """Return the status; empty ones when somebody spoilt them."""
     try:
         return AttemptStatus.model_validate_json(pod.metadata.annotations.get(STATUS, "{}"))
     except ValidationError:
         return AttemptStatus()
 
 
-def status_patch(pod: Pod, marks: AttemptStatus) -> list[Manifest]:
-    """Return the JSON patch that writes the marks, if nobody has written them since `pod` was read."""
+def status_patch(pod: Pod, status: AttemptStatus) -> list[Manifest]:
+    """Return the JSON patch that writes the status, if nobody has written them since `pod` was read."""
     version = pod.metadata.annotations.get(STATUS_VERSION, "")
     steps: list[Manifest] = [{"op": "test", "path": "/metadata/uid", "value": pod.metadata.uid}]
     if version:
@@ -378,7 +378,7 @@ def status_patch(pod: Pod, marks: AttemptStatus) -> list[Manifest]:
     return [
         *steps,
         {"op": "add", "path": _annotation(STATUS_VERSION), "value": following},
-        {"op": "add", "path": _annotation(STATUS), "value": encode_status(marks)},
+        {"op": "add", "path": _annotation(STATUS), "value": encode_status(status)},
     ]
 
 

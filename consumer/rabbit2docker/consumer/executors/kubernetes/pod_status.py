@@ -55,9 +55,9 @@ class PodObservation:
 
     state: AttemptState
     result: BuilderResult | None = None
-    ending: ExternalEnd | None = None
+    external_end: ExternalEnd | None = None
     waiting_for: str | None = None
-    hopeless: PendingDeadline | None = None
+    pending_deadline: PendingDeadline | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
     examine_at: datetime | None = None
@@ -199,7 +199,7 @@ def _ended(
     return PodObservation(
         AttemptState.ENDED,
         result=result,
-        ending=_ending(pod, terminated, result),
+        external_end=_ending(pod, terminated, result),
         # A node that is gone never tells that the container has ended.
         started_at=_real(terminated.started_at) if terminated else started_at,
         ended_at=_real(ended_at) or pod.status.start_time or pod.metadata.creation_timestamp or around.now,
@@ -286,12 +286,14 @@ def _leaving(pod: Pod, around: ObservationContext, started_at: datetime | None) 
     lost_at = until + timedelta(seconds=LOST_SECONDS)
     if pod.spec.node_name is None:
         # Nobody will end it, as no node has it.
-        return PodObservation(AttemptState.ENDED, ending=_ending(pod, None, None), ended_at=until)
+        return PodObservation(AttemptState.ENDED, external_end=_ending(pod, None, None), ended_at=until)
     if around.now >= lost_at:
         ending = _disruption(pod) or _ending_of(
             Reason.NODE_LOST, "The node {} stopped responding.", pod.spec.node_name
         )
-        return PodObservation(AttemptState.ENDED, ending=ending, started_at=started_at, ended_at=lost_at)
+        return PodObservation(
+            AttemptState.ENDED, external_end=ending, started_at=started_at, ended_at=lost_at
+        )
     state = AttemptState.RUNNING if started_at else AttemptState.PENDING
     waiting = None if started_at else "The build pod is being ended."
     return PodObservation(state, waiting_for=waiting, started_at=started_at, look_again_at=lost_at)
@@ -315,7 +317,10 @@ def _pending(pod: Pod, builder: ContainerStatus | None, around: ObservationConte
         grace, said = found
         sight = _given_up_later(grace, said, since, latest)
         return PodObservation(
-            sight.state, waiting_for=sight.waiting_for, hopeless=sight.hopeless, examine_at=examine_at
+            sight.state,
+            waiting_for=sight.waiting_for,
+            pending_deadline=sight.pending_deadline,
+            examine_at=examine_at,
         )
     node = pod.spec.node_name
     last = around.events[-1].reason if around.events else None
@@ -326,7 +331,7 @@ def _pending(pod: Pod, builder: ContainerStatus | None, around: ObservationConte
     return PodObservation(
         AttemptState.PENDING,
         waiting_for=words,
-        hopeless=PendingDeadline(reason=late.reason, message=late.message, at=latest),
+        pending_deadline=PendingDeadline(reason=late.reason, message=late.message, at=latest),
         examine_at=examine_at,
     )
 
@@ -348,7 +353,7 @@ def _unscheduled(pod: Pod, around: ObservationContext, latest: datetime) -> PodO
     return PodObservation(
         AttemptState.PENDING,
         waiting_for=words,
-        hopeless=PendingDeadline(reason=Reason.NO_NODE, message=message, at=latest),
+        pending_deadline=PendingDeadline(reason=Reason.NO_NODE, message=message, at=latest),
     )
 
 
@@ -358,7 +363,7 @@ def _given_up_later(grace: StuckRule, said: str, since: datetime, latest: dateti
     return PodObservation(
         AttemptState.PENDING,
         waiting_for=ending.message,
-        hopeless=PendingDeadline(reason=ending.reason, message=ending.message, at=at),
+        pending_deadline=PendingDeadline(reason=ending.reason, message=ending.message, at=at),
     )
 
 

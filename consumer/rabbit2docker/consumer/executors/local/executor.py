@@ -46,7 +46,7 @@ from rabbit2docker.consumer.executors.local.inotify import DirectoryWatch
 from rabbit2docker.consumer.executors.local.log_reader import LogReader
 from rabbit2docker.errors import ConfigurationError, RecordMissing
 from rabbit2docker.settings import ENV_PREFIX, Settings
-from rabbit2docker.tasks import Tasks
+from rabbit2docker.tasks import TaskSet
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class _Record:
     """What is known of one attempt; the files are written first, this follows."""
 
     spec: AttemptSpec
-    marks: AttemptStatus
+    status: AttemptStatus
     path: Path
     state: AttemptState = AttemptState.PENDING
     result: BuilderResult | None = None
@@ -112,7 +112,7 @@ class LocalExecutor:
         self._records: dict[AttemptName, _Record] = {}
         self._creating: dict[AttemptName, asyncio.Task[tuple[Attempt, bool]]] = {}
         self._changes: asyncio.Queue[Change | None] | None = None
-        self._tasks = Tasks()
+        self._tasks = TaskSet()
         self._watching = DirectoryWatch(on_folder=self._on_folder, on_everything=self._check_folders)
         self._environment: dict[str, str] = {}
         self._place = socket.gethostname()
@@ -130,7 +130,7 @@ class LocalExecutor:
         try:
             loaded = await self._in_thread(self._open)
             self._watching.open(self._state.attempts)
-            self._tasks.last(self._watching.run(), "inotify")
+            self._tasks.run_in_background(self._watching.run(), "inotify")
             for found in loaded:
                 await self._adopt(found)
         except BaseException:
@@ -166,13 +166,13 @@ class LocalExecutor:
         self._version = importlib.metadata.version("jupyter-repo2docker")
 
     async def _adopt(self, found: state_directory.Loaded) -> None:
-        record = self._remember(found.spec, found.marks)
+        record = self._remember(found.spec, found.status)
         observed = await self._guarded("look for a builder", builder_process.observe, record.path)
         if observed.started:
             await self._take_in(record, observed)
-        elif record.marks.cancelled_by is None:
+        elif record.status.cancelled_by is None:
             await self._start(record)
-        if record.marks.cancelled_by is not None:
+        if record.status.cancelled_by is not None:
             await self.cancel(record.spec.name)
 
     async def _close(self) -> None:
@@ -188,7 +188,7 @@ class LocalExecutor:
 
     # -- the protocol
 
-    async def create(self, spec: AttemptSpec, marks: AttemptStatus) -> tuple[Attempt, bool]:
+    async def create(self, spec: AttemptSpec, status: AttemptStatus) -> tuple[Attempt, bool]:
         """Make the record and start the builder, or return the record of that name.
 
         A builder that cannot be started leaves the attempt pending, and is tried again until it can. Raises
@@ -198,13 +198,13 @@ class LocalExecutor:
             return self._snapshot(record), False
         if (running := self._creating.get(spec.name)) is not None:
             return (await asyncio.shield(running))[0], False
-        task = self._tasks.own(self._create(spec, marks), f"create {spec.name}")
+        task = self._tasks.run(self._create(spec, status), f"create {spec.name}")
         self._creating[spec.name] = task
         task.add_done_callback(lambda _: self._creating.pop(spec.name, None))
         return await asyncio.shield(task)
 
-    async def _create(self, spec: AttemptSpec, marks: AttemptStatus) -> tuple[Attempt, bool]:
-        is_new = await self._guarded("make a record", self._state.make, spec, marks, self._told(spec))
+    async def _create(self, spec: AttemptSpec, status: AttemptStatus) -> tuple[Attempt, bool]:
+        is_new = await self._guarded("make a record", self._state.make, spec, status, self._told(spec))
         if not is_new:
             # A folder that appeared behind our back, or one that was damaged when we looked.
             found = await self._guarded("read a record", self._state.load, spec.name)
@@ -215,7 +215,7 @@ class LocalExecutor:
             await self._adopt(found)
             return self._snapshot(self._records[spec.name]), False
         self._watching.find_again()
-        record = self._remember(spec, marks)
+        record = self._remember(spec, status)
         await self._start(record)
         return self._snapshot(record), True
 
@@ -224,22 +224,28 @@ class LocalExecutor:
         record = self._records.get(name)
         return self._snapshot(record) if record else None
 
-    async def mark(self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]) -> Attempt:
-        """Change the marks as one step, on disk before it returns. Raises RecordMissing, ExecutorUnavailable."""
+    async def update_status(
+        self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]
+    ) -> Attempt:
+        """Change the status as one step, on disk before it returns. Raises RecordMissing, ExecutorUnavailable."""
         # What is being written must not be cut short: the next change starts from what is on disk.
-        return await asyncio.shield(self._tasks.own(self._mark(name, change), f"mark {name}"))
+        return await asyncio.shield(
+            self._tasks.run(self._update_status(name, change), f"update the status of {name}")
+        )
 
-    async def _mark(self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]) -> Attempt:
+    async def _update_status(
+        self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]
+    ) -> Attempt:
         record = self._existing(name)
         async with record.writing:
             if record.removed:
                 raise RecordMissing(f"The record {name} is gone.")
-            marks = change(record.marks)
-            if marks != record.marks:
+            status = change(record.status)
+            if status != record.status:
                 await self._guarded(
-                    "write the marks of a record", self._state.write_marks, name, marks, record=record
+                    "write the status of a record", self._state.write_status, name, status, record=record
                 )
-                record.marks = marks
+                record.status = status
                 self._tell(record)
             return self._snapshot(record)
 
@@ -309,7 +315,7 @@ class LocalExecutor:
         if record.state is not AttemptState.ENDED:
             log.warning("an attempt that still runs is not forgotten", name=name)
             return
-        await asyncio.shield(self._tasks.own(self._forget(record), f"forget {name}"))
+        await asyncio.shield(self._tasks.run(self._forget(record), f"forget {name}"))
 
     async def _forget(self, record: _Record) -> None:
         async with record.writing:
@@ -373,7 +379,7 @@ class LocalExecutor:
             await asyncio.sleep(seconds)
             await self._start(record)
 
-        self._tasks.last(start_again(), f"start {record.spec.name} again")
+        self._tasks.run_in_background(start_again(), f"start {record.spec.name} again")
 
     async def _take_in(self, record: _Record, observed: builder_process.Observed) -> None:
         """Note a builder that was started, and wait for its end unless that has come already."""
@@ -388,7 +394,7 @@ class LocalExecutor:
     def _on_pipe(self, record: _Record) -> None:
         if record.pipe is not None and builder_process.has_ended(record.pipe):
             self._close_pipe(record)
-            self._tasks.own(self._end(record), f"end of {record.spec.name}")
+            self._tasks.run(self._end(record), f"end of {record.spec.name}")
 
     async def _end(self, record: _Record) -> None:
         """Note the end: the builder writes its result before it ends, so what is not there now will never be."""
@@ -409,7 +415,7 @@ class LocalExecutor:
         )
         if not record.is_ending:
             record.is_ending = True
-            self._tasks.last(self._kill_later(record), f"end {record.spec.name}")
+            self._tasks.run_in_background(self._kill_later(record), f"end {record.spec.name}")
 
     async def _kill_later(self, record: _Record) -> None:
         with suppress(TimeoutError):
@@ -421,8 +427,8 @@ class LocalExecutor:
 
     # -- records
 
-    def _remember(self, spec: AttemptSpec, marks: AttemptStatus) -> _Record:
-        record = _Record(spec, marks, self._state.path(spec.name))
+    def _remember(self, spec: AttemptSpec, status: AttemptStatus) -> _Record:
+        record = _Record(spec, status, self._state.path(spec.name))
         self._records[spec.name] = record
         self._tell(record)
         return record
@@ -435,11 +441,11 @@ class LocalExecutor:
     def _snapshot(self, record: _Record) -> Attempt:
         return Attempt(
             spec=record.spec,
-            marks=record.marks,
+            status=record.status,
             state=record.state,
             result=record.result,
             waiting_for=record.waiting_for,
-            place=self._place,
+            node=self._place,
             started_at=record.process.started_at if record.process else None,
             ended_at=record.ended_at,
         )
@@ -461,11 +467,11 @@ class LocalExecutor:
 
     def _on_folder(self, name: str) -> None:
         if (record := self._records.get(AttemptName(name))) is not None:
-            self._tasks.own(self._check_folder(record), f"check {name}")
+            self._tasks.run(self._check_folder(record), f"check {name}")
 
     def _check_folders(self) -> None:
         for record in list(self._records.values()):
-            self._tasks.own(self._check_folder(record), f"check {record.spec.name}")
+            self._tasks.run(self._check_folder(record), f"check {record.spec.name}")
 
     async def _check_folder(self, record: _Record) -> None:
         """Notice a record that was removed from outside; nobody would hear of its builder, so that is ended."""

@@ -3,7 +3,7 @@
 Everything here blocks and is called in threads. One folder an attempt, complete from the moment it has its name:
 
     build.json    AttemptSpec, never changed
-    marks.json    Marks, replaced as a whole
+    status.json    Marks, replaced as a whole
     builder.json  what the builder is told
     log.jsonl     the builder's lines
     running       a named pipe, open in the builder for as long as it lives
@@ -35,7 +35,7 @@ log = structlog.get_logger()
 ATTEMPTS: Final = "attempts"
 LOCK: Final = "lock"
 SPEC: Final = "build.json"
-STATUS: Final = "marks.json"
+STATUS: Final = "status.json"
 TOLD: Final = "builder.json"
 LINES: Final = "log.jsonl"
 RUNNING: Final = "running"
@@ -53,7 +53,7 @@ class Loaded:
     """A record as it was found."""
 
     spec: AttemptSpec
-    marks: AttemptStatus
+    status: AttemptStatus
 
 
 def unavailable(error: OSError, what: str, root: Path) -> ExecutorUnavailable:
@@ -169,13 +169,15 @@ class StateDirectory:
             log.error("a record lies under another's name and is left alone", path=str(path), name=spec.name)
             return None
         try:
-            marks = AttemptStatus.model_validate_json((path / STATUS).read_bytes())
+            status = AttemptStatus.model_validate_json((path / STATUS).read_bytes())
         except (OSError, ValidationError) as error:
-            log.error("the marks of a record cannot be read, starting anew", path=str(path), error=str(error))
-            marks = AttemptStatus()
-        return Loaded(spec, marks)
+            log.error(
+                "the status of a record cannot be read, starting anew", path=str(path), error=str(error)
+            )
+            status = AttemptStatus()
+        return Loaded(spec, status)
 
-    def make(self, spec: AttemptSpec, marks: AttemptStatus, told: dict[str, Any]) -> bool:
+    def make(self, spec: AttemptSpec, status: AttemptStatus, told: dict[str, Any]) -> bool:
         """Make a record as one step; False when there is one of that name."""
         path = self.path(spec.name)
         if path.exists():
@@ -184,7 +186,7 @@ class StateDirectory:
         try:
             temporary.mkdir(mode=0o700, parents=True)
             write_whole(temporary / SPEC, spec.model_dump_json())
-            write_whole(temporary / STATUS, marks.model_dump_json())
+            write_whole(temporary / STATUS, status.model_dump_json())
             write_whole(temporary / TOLD, json.dumps(told))
             (temporary / LINES).touch(mode=0o600)
             os.mkfifo(temporary / RUNNING, 0o600)
@@ -200,9 +202,9 @@ class StateDirectory:
         path = self.path(name)
         return self._load(path) if path.is_dir() else None
 
-    def write_marks(self, name: AttemptName, marks: AttemptStatus) -> None:
-        """Replace the marks. Raises FileNotFoundError when the record is gone."""
-        write_whole(self.path(name) / STATUS, marks.model_dump_json())
+    def write_status(self, name: AttemptName, status: AttemptStatus) -> None:
+        """Replace the status. Raises FileNotFoundError when the record is gone."""
+        write_whole(self.path(name) / STATUS, status.model_dump_json())
 
     def remove(self, name: AttemptName) -> None:
         """Remove a record: as one step for whoever reads the directory after a crash."""

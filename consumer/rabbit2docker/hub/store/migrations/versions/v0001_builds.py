@@ -37,7 +37,7 @@ def _make_builds() -> None:
         sa.Column("requested_at", sa.BigInteger),
         sa.Column("started_at", sa.BigInteger),
         sa.Column("ended_at", sa.BigInteger),
-        sa.Column("touched_at", sa.BigInteger, nullable=False),
+        sa.Column("last_event_at", sa.BigInteger, nullable=False),
         sa.Column("build_name", sa.Text),
         sa.Column("repo_url", sa.Text),
         sa.Column("resolved_ref", sa.Text),
@@ -113,7 +113,7 @@ def _make_logs() -> None:
 
 def _make_limits() -> None:
     op.create_table(
-        "r2d_wishes",
+        "r2d_rate_limit_hits",
         sa.Column(
             "id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True
         ),
@@ -122,8 +122,8 @@ def _make_limits() -> None:
         sa.Column("at", sa.BigInteger, nullable=False),
         sa.Column("until", sa.BigInteger, nullable=False),
     )
-    op.create_index("r2d_wishes_by_who", "r2d_wishes", ["tenant", "who", "at"])
-    op.create_index("r2d_wishes_by_until", "r2d_wishes", ["until"])
+    op.create_index("r2d_wishes_by_who", "r2d_rate_limit_hits", ["tenant", "who", "at"])
+    op.create_index("r2d_wishes_by_until", "r2d_rate_limit_hits", ["until"])
     op.create_table(
         "r2d_positions",
         sa.Column("tenant", sa.Text, primary_key=True),
