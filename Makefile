@@ -5,7 +5,7 @@ BIN := .venv/bin
 NODE := .run/node
 CHROMIUM := .run/chromium
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo hub-demo test test-hub test-cluster cluster-up cluster-down lint serve bench bench-cluster clean
+.PHONY: help venv up down status demo hub-demo test test-hub test-cluster cluster-prepare cluster-up cluster-down lint serve bench bench-cluster clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 21
@@ -40,7 +40,7 @@ test: venv  ## run all tests against real services; ARGS='-k cancel' chooses som
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/pytest $(ARGS)
 
 test-cluster: venv  ## run the tests that need Kubernetes; KUBECONFIG chooses a cluster, without it one is made
-	@$(BIN)/python -m tests.cluster.harness run -- $(BIN)/pytest -m cluster tests/cluster $(ARGS)
+	@$(BIN)/python -m tests.cluster.harness test -- $(ARGS)
 
 test-hub: venv $(NODE)/.complete $(CHROMIUM)/.complete  ## run the tests that need a JupyterHub, its proxy, BinderHub's client and Chromium
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/pytest -m hub tests/hub $(ARGS)
@@ -54,6 +54,9 @@ $(CHROMIUM)/.complete:
 	@for name in "$${RABBIT2DOCKER_TEST_CHROMIUM:-chromium}" chromium-browser google-chrome google-chrome-stable; do \
 		command -v "$$name" >/dev/null && exit 0; done; sh deploy/dev/need chromium fonts-dejavu-core
 	@mkdir -p $(CHROMIUM) && touch $@
+
+cluster-prepare: venv  ## compile, download and build everything that the cluster needs, and start nothing
+	@$(BIN)/python -m tests.cluster.harness prepare
 
 cluster-up: venv  ## start that cluster and keep it; addresses in .run/cluster/env
 	@$(BIN)/python -m tests.cluster.harness up
