@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from rabbit2docker.settings import AmqpSettings, Settings
@@ -9,6 +10,10 @@ from tests.support import postgresql
 from tests.support import rabbitmq as brokers
 from tests.support.postgresql import PostgreSQL
 from tests.support.rabbitmq import RabbitMQ
+
+# A busy machine makes single examples slow; time is no property of the code under test.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,1 @@
-"""rabbit2docker: build requests from RabbitMQ become images, and everybody who asked sees how."""
+"""Image builds for JupyterHubs: requests arrive in RabbitMQ, results leave as events."""

@@ -6,10 +6,10 @@ from typing import Any
 
 import structlog
 
-from rabbit2docker.settings import LoggingSettings
+from rabbit2docker.settings import LogSettings
 
 
-def configure(settings: LoggingSettings) -> None:
+def configure(settings: LogSettings) -> None:
     """Set up structlog, and route the standard library's loggers (aio-pika, aiohttp) through it. To stderr."""
     console = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
     level = logging.getLevelNamesMapping()[settings.level.upper()]

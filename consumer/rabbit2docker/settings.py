@@ -96,7 +96,7 @@ class ImageSettings(Group):
     """Base URL of the registry API; unset: derived from the prefix (https, but http for loopback)."""
     registry_timeout: Seconds = 10.0
     """Seconds for one answer of the registry."""
-    check: bool = True
+    check_registry: bool = True
     """Ask the registry before building. Off: every request builds."""
 
 
@@ -136,7 +136,7 @@ class BuilderSettings(Group):
     """Id of the user in the image; repo2docker refuses 0."""
 
 
-class LogSettings(Group):
+class BuildLogSettings(Group):
     """How log lines of builds become events."""
 
     batch_seconds: Seconds = 0.25
@@ -218,7 +218,7 @@ class HubSettings(Group):
     """Hexadecimal secret of BinderHub's build tokens (`?build_token=…`), the same as where they are made; unset: none is valid."""
 
 
-class LoggingSettings(Group):
+class LogSettings(Group):
     """The service's own log."""
 
     level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
@@ -316,11 +316,11 @@ class Settings(BaseSettings):
     images: ImageSettings = ImageSettings()
     limits: LimitSettings = LimitSettings()
     builder: BuilderSettings = BuilderSettings()
-    logs: LogSettings = LogSettings()
+    build_logs: BuildLogSettings = BuildLogSettings()
     providers: ProviderSettings = ProviderSettings()
     http: HttpSettings = HttpSettings()
     hub: HubSettings = HubSettings()
-    logging: LoggingSettings = LoggingSettings()
+    log: LogSettings = LogSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
 
     @classmethod

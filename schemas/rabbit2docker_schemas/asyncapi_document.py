@@ -6,7 +6,7 @@ from typing import Any, Final
 from rabbit2docker_schemas import examples, ids
 from rabbit2docker_schemas.cloudevents import CONTENT_TYPE, SCHEMA_PREFIX, event_type, schema_name
 from rabbit2docker_schemas.events import MODEL_OF, REQUEST_KINDS, Kind
-from rabbit2docker_schemas.reading import MAX_BYTES
+from rabbit2docker_schemas.parsing import MAX_BYTES
 from rabbit2docker_schemas.requests import CANCEL_TYPE, REQUEST_TYPE, BuildRequest, CancelRequest, Message
 from rabbit2docker_schemas.routing import (
     BULK_QUEUE,

@@ -11,15 +11,15 @@ import aio_pika
 import pytest
 
 from rabbit2docker import metrics
-from rabbit2docker.broker import declare
-from rabbit2docker.broker.base import Delivery
-from rabbit2docker.broker.broker import Broker, publishing
-from rabbit2docker.broker.dead_letters import dead_letters
-from rabbit2docker.broker.requester import Requester
-from rabbit2docker.broker.topology import as_definitions, make_topology
+from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.broker import Broker, publishing
+from rabbit2docker.amqp.dead_letters import dead_letters
+from rabbit2docker.amqp.ports import Delivery
+from rabbit2docker.amqp.request_publisher import RequestPublisher
+from rabbit2docker.amqp.topology import as_definitions, make_topology
+from rabbit2docker.client import History
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
 from rabbit2docker.settings import AmqpSettings, Settings
-from rabbit2docker_hub import History
 from rabbit2docker_schemas import ids, routing
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Completed
@@ -55,7 +55,7 @@ async def running(settings: Settings) -> AsyncIterator[Broker]:
 
 async def ask(settings: Settings, *requests: BuildRequest) -> None:
     async with publishing(settings, wait_seconds=20) as publisher:
-        requester = Requester(publisher, settings.tenant)
+        requester = RequestPublisher(publisher, settings.tenant)
         for request in requests:
             await requester.request(request)
 
@@ -163,7 +163,7 @@ class TestEvents:
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         await declare.declare(settings)
-        monkeypatch.setattr("rabbit2docker.broker.publisher.UNHEARD_SECONDS", 1.0)
+        monkeypatch.setattr("rabbit2docker.amqp.publisher.UNHEARD_SECONDS", 1.0)
         before = unrouted()
         async with publishing(settings, wait_seconds=20) as publisher:
             for _ in range(20):  # only the first of them is waited for
@@ -225,7 +225,7 @@ class TestTenants:
     async def test_a_header_does_not_make_a_message_anothers(self, settings: Settings) -> None:
         """Only the retry ladder may say under which key a message was first published."""
         async with running(settings) as broker:
-            await broker.source.set_credit(routing.REQUESTS_QUEUE, 1)
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
             connection = await aio_pika.connect(settings.amqp.url.get_secret_value())
             async with connection:
                 channel = await connection.channel()
@@ -246,23 +246,23 @@ class TestDeliveries:
     ) -> None:
         async with running(settings) as broker:
             await ask(settings, *[REQUEST] * 5)
-            await broker.source.set_credit(routing.REQUESTS_QUEUE, 2)
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 2)
             first = await take(broker, 2)
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(anext(broker.source.deliveries()), 0.5)
-            await broker.source.set_credit(routing.REQUESTS_QUEUE, 0)
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 0)
             for delivery in first:
                 await delivery.ack()
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(anext(broker.source.deliveries()), 0.5)
-            await broker.source.set_credit(routing.REQUESTS_QUEUE, 3)
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 3)
             for delivery in await take(broker, 3):
                 await delivery.ack()
             await eventually(lambda: rabbitmq.depth(vhost, routing.REQUESTS_QUEUE) == 0)
 
     async def test_a_delivery_put_back_comes_again_with_its_key_and_count(self, settings: Settings) -> None:
         async with running(settings) as broker:
-            await broker.source.set_credit(routing.REQUESTS_QUEUE, 1)
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
             await ask(settings, REQUEST)
             [delivery] = await take(broker)
             await delivery.retry(routing.RETRY_LADDER[0])
@@ -278,7 +278,7 @@ class TestDeliveries:
         self, settings: Settings
     ) -> None:
         async with running(settings) as broker:
-            await broker.source.set_credit(routing.REQUESTS_QUEUE, 2)
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 2)
             await ask(settings, REQUEST, REQUEST)
             for delivery in await take(broker, 2):
                 await delivery.dead_letter("not_allowed", "The operator does not allow it.")
@@ -301,7 +301,7 @@ class TestDeliveries:
     async def test_looking_at_dead_letters_often_does_not_lose_them(self, settings: Settings) -> None:
         """Each look is a delivery, and a delivery limit drops messages."""
         async with running(settings) as broker:
-            await broker.source.set_credit(routing.REQUESTS_QUEUE, 1)
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
             await ask(settings, REQUEST)
             [delivery] = await take(broker)
             await delivery.dead_letter("internal", "")
@@ -315,7 +315,7 @@ class TestDeliveries:
         async with Proxy(rabbitmq.port) as proxy:
             through = with_amqp(settings, url=rabbitmq.url(vhost, port=proxy.port))
             async with running(through) as broker:
-                await broker.source.set_credit(routing.REQUESTS_QUEUE, 1)
+                await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
                 await ask(settings, REQUEST)
                 [delivery] = await take(broker)
                 proxy.cut()
@@ -349,7 +349,7 @@ class TestPublishing:
             url = rabbitmq.url(vhost, port=proxy.port)
             through = with_amqp(settings, url=url, publish_timeout=2, heartbeat=5)
             async with running(through) as broker:
-                await broker.source.set_credit(routing.REQUESTS_QUEUE, 1)
+                await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
                 proxy.black_hole()
                 task = asyncio.create_task(broker.publisher.publish(an_end()))
                 await eventually(lambda: any(broker.problems().values()))
@@ -423,7 +423,7 @@ class TestConnections:
         self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
     ) -> None:
         async with running(settings) as broker:
-            await broker.source.set_credit(routing.REQUESTS_QUEUE, 1)
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
             rabbitmq.api("DELETE", f"queues/{vhost}/builds.requests")
             await eventually(lambda: "builds.requests" in broker.problems()["consume"])
             await declare.declare(settings)
@@ -433,7 +433,7 @@ class TestConnections:
 
     async def test_a_channel_that_died_silently_is_found_by_the_watchdog(self, settings: Settings) -> None:
         async with running(with_amqp(settings, watchdog_after=1)) as broker:
-            await broker.source.set_credit(routing.REQUESTS_QUEUE, 1)
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
             channel = await broker.source.link.channel()
             generation = broker.source.link.generation
             underlay = await channel.get_underlay_channel()

@@ -9,22 +9,22 @@ from typing import TypeVar, cast
 import pytest
 from blockbuster import blockbuster_ctx
 
-from rabbit2docker.errors import RecordMissing
-from rabbit2docker.executors.base import (
+from rabbit2docker.consumer.executors.base import (
     Attempt,
     AttemptName,
     AttemptState,
+    AttemptStatus,
     BuilderLine,
     Change,
     Changed,
     Executor,
     Lines,
-    Marks,
     MissingLines,
     Removed,
     Synced,
 )
-from rabbit2docker.executors.kubernetes import KubernetesExecutor
+from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor
+from rabbit2docker.errors import RecordMissing
 from tests.support.kube.stage import KubernetesStage
 from tests.support.records import a_spec
 from tests.support.stages import LocalStage, MemoryStage, Stage
@@ -54,9 +54,11 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         stage.close()
 
 
-async def make(stage: Stage, executor: Executor, name: str = ONE, marks: Marks | None = None) -> Made:
+async def make(
+    stage: Stage, executor: Executor, name: str = ONE, status: AttemptStatus | None = None
+) -> Made:
     stage.prepare(name)
-    return await executor.create(a_spec(name), marks or Marks())
+    return await executor.create(a_spec(name), status or AttemptStatus())
 
 
 def left(iterator: AsyncIterator[T]) -> aclosing[AsyncGenerator[T, None]]:
@@ -116,20 +118,20 @@ def flat(batches: list[Lines]) -> list[BuilderLine]:
     return [line for batch in batches if isinstance(batch, list) for line in batch]
 
 
-def with_request(name: str) -> Callable[[Marks], Marks]:
-    return lambda marks: marks.model_copy(update={"requests": {**marks.requests, name: "digest"}})
+def with_request(name: str) -> Callable[[AttemptStatus], AttemptStatus]:
+    return lambda status: status.model_copy(update={"requests": {**status.requests, name: "digest"}})
 
 
 async def test_making_a_record_starts_its_builder(stage: Stage) -> None:
     async with stage.service() as executor:
-        made, is_new = await make(stage, executor, marks=Marks(requests={"wish": "digest"}))
+        made, is_new = await make(stage, executor, status=AttemptStatus(requests={"wish": "digest"}))
         assert is_new
         assert made.spec == a_spec(ONE)
-        assert made.marks.requests == {"wish": "digest"}
+        assert made.status.requests == {"wish": "digest"}
         running = await in_state(executor, ONE, AttemptState.RUNNING)
         assert running.is_live
         assert running.started_at is not None
-        assert running.place
+        assert running.node
         stage.end(ONE)
 
 
@@ -137,10 +139,10 @@ async def test_a_second_record_of_the_same_name_is_the_first(stage: Stage) -> No
     async with stage.service() as executor:
         await make(stage, executor)
         other = a_spec(ONE, image="registry.example/other:1")
-        again, is_new = await executor.create(other, Marks(requests={"other": "digest"}))
+        again, is_new = await executor.create(other, AttemptStatus(requests={"other": "digest"}))
         assert not is_new
         assert again.spec == a_spec(ONE)
-        assert again.marks == Marks()
+        assert again.status == AttemptStatus()
         stage.end(ONE)
 
 
@@ -181,7 +183,7 @@ async def test_changes_tell_what_is_there_then_that_this_was_all_then_what_comes
             async for change in changes:
                 if isinstance(change, Changed) and change.attempt.name == "build-c":
                     break
-            marked = await executor.mark(AttemptName("build-a"), with_request("wish"))
+            marked = await executor.update_status(AttemptName("build-a"), with_request("wish"))
             async for change in changes:
                 if isinstance(change, Changed) and change.attempt == marked:
                     break
@@ -198,10 +200,10 @@ async def test_no_mark_of_many_at_once_is_lost(stage: Stage) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
         wishes = {f"wish-{number}" for number in range(50)}
-        await asyncio.gather(*(executor.mark(ONE, with_request(wish)) for wish in wishes))
+        await asyncio.gather(*(executor.update_status(ONE, with_request(wish)) for wish in wishes))
         attempt = await executor.get(ONE)
         assert attempt is not None
-        assert set(attempt.marks.requests) == wishes
+        assert set(attempt.status.requests) == wishes
         stage.end(ONE)
 
 
@@ -209,16 +211,16 @@ async def test_a_mark_whose_caller_is_cancelled_is_made_or_not_but_loses_no_othe
     async with stage.service() as executor:
         await make(stage, executor)
         for number in range(10):
-            cancelled = asyncio.create_task(executor.mark(ONE, with_request(f"cancelled-{number}")))
+            cancelled = asyncio.create_task(executor.update_status(ONE, with_request(f"cancelled-{number}")))
             await asyncio.sleep(0)
             cancelled.cancel()
-            await executor.mark(ONE, with_request(f"kept-{number}"))
+            await executor.update_status(ONE, with_request(f"kept-{number}"))
             await asyncio.gather(cancelled, return_exceptions=True)
         stage.end(ONE)
     async with stage.service() as executor:
         attempt = await executor.get(ONE)
         assert attempt is not None
-        assert {f"kept-{number}" for number in range(10)} <= set(attempt.marks.requests)
+        assert {f"kept-{number}" for number in range(10)} <= set(attempt.status.requests)
 
 
 async def test_unknown_records_are_none_missing_or_nothing(stage: Stage) -> None:
@@ -226,7 +228,7 @@ async def test_unknown_records_are_none_missing_or_nothing(stage: Stage) -> None
     async with stage.service() as executor:
         assert await executor.get(unknown) is None
         with pytest.raises(RecordMissing):
-            await executor.mark(unknown, with_request("wish"))
+            await executor.update_status(unknown, with_request("wish"))
         with pytest.raises(RecordMissing):
             await read_all(executor, name=unknown)
         await executor.cancel(unknown)
@@ -395,7 +397,7 @@ async def test_the_next_service_finds_records_as_they_were_and_their_later_lines
         await make(stage, executor)
         stage.write(ONE, "before")
         await until_line(executor, "before")
-        running = await executor.mark(ONE, with_request("wish"))
+        running = await executor.update_status(ONE, with_request("wish"))
     stage.write(ONE, "between")
     async with stage.service() as executor:
         assert await executor.get(AttemptName("build-ended")) == ended

@@ -269,7 +269,7 @@ class TestTheServiceItself:
         hub = make_hub(
             RABBIT2DOCKER_HUB__AUTH="tokens",
             RABBIT2DOCKER_HUB__TOKENS=tokens,
-            RABBIT2DOCKER_LOGGING__LEVEL="debug",
+            RABBIT2DOCKER_LOG__LEVEL="debug",
         )
         await running(make_consumer(), hub)
         nobody = Api(hub.address)

@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from rabbit2docker.broker import declare
-from rabbit2docker.broker.broker import publishing
-from rabbit2docker.broker.publisher import ConfirmedPublisher
-from rabbit2docker.broker.topology import as_definitions, make_topology
+from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.publisher import ConfirmedPublisher
+from rabbit2docker.amqp.topology import as_definitions, make_topology
+from rabbit2docker.client import BuildEvents, build_events
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
 from rabbit2docker.settings import AmqpSettings, Settings
-from rabbit2docker_hub import BuildEvents, build_events
 from rabbit2docker_schemas import ids, routing
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Accepted, Completed, Gap, Log, LogLine, Phase, Progress, Rejected
@@ -246,7 +246,7 @@ class TestRequests:
         """An earlier build of the same request id, whose end has the same id, is not taken for this one's."""
         await publish(publisher, accepted(), lines(0, 3), the_end(count=3))
         async with BuildEvents(settings.amqp) as events:
-            assert await events.ask(REQUEST.model_copy(update={"request_id": "r"})) == "r"
+            assert await events.submit(REQUEST.model_copy(update={"request_id": "r"})) == "r"
             reader = Reader(events.of_request("r"))
             await publish(publisher, rejected(reason=RejectReason.REQUEST_ID_REUSED))
             assert kinds(await reader.to_the_end()) == ["rejected"]
@@ -267,7 +267,7 @@ class TestRequests:
         self, settings: Settings, publisher: ConfirmedPublisher, rabbitmq: RabbitMQ, vhost: str
     ) -> None:
         async with BuildEvents(settings.amqp) as events:
-            first, second = await events.ask(REQUEST), await events.ask(REQUEST)
+            first, second = await events.submit(REQUEST), await events.submit(REQUEST)
             assert first != second
             await events.cancel(first, by="ada")
         await eventually(lambda: rabbitmq.depth(vhost, routing.REQUESTS_QUEUE) == 2)
@@ -570,7 +570,7 @@ class TestHubs:
         url = rabbitmq.url(vhost, user="hub-default:hub-default")
         for name in (None, "default"):
             async with BuildEvents(url, name=name, wait_seconds=20) as events:
-                asked = await events.ask(REQUEST)
+                asked = await events.submit(REQUEST)
                 reader = Reader(events.of_request(asked))
                 await publish(publisher, rejected(asked))
                 assert kinds(await reader.to_the_end()) == ["rejected"]

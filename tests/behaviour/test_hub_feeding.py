@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 import structlog
 
-from rabbit2docker.broker import declare
-from rabbit2docker.broker.broker import publishing
-from rabbit2docker.broker.publisher import ConfirmedPublisher
+from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.publisher import ConfirmedPublisher
 from rabbit2docker.errors import AccessRefused
+from rabbit2docker.hub import ingest
+from rabbit2docker.hub.ingest import Ingester
+from rabbit2docker.hub.store.models import BuildQuery, BuildState
+from rabbit2docker.hub.store.store import Store
 from rabbit2docker.settings import AmqpSettings, HubSettings, Settings
-from rabbit2docker_hub.store import feeding
-from rabbit2docker_hub.store.feeding import Feeder
-from rabbit2docker_hub.store.records import BuildQuery, BuildState
-from rabbit2docker_hub.store.store import Store
 from rabbit2docker_schemas import ids, routing
 from rabbit2docker_schemas.cloudevents import Event
 from tests.behaviour.test_hub_events import BUILD, accepted, lines, progress, publish, the_end
@@ -36,8 +36,8 @@ QUEUE = routing.hub_queue("default.service")
 PROGRAM = """
 import asyncio, sys
 from rabbit2docker.settings import Settings
-from rabbit2docker_hub.store.feeding import Feeder
-from rabbit2docker_hub.store.store import Store
+from rabbit2docker.hub.ingest import Feeder
+from rabbit2docker.hub.store.store import Store
 
 async def main():
     settings = Settings()
@@ -64,9 +64,9 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 
 @asynccontextmanager
-async def fed(store: Store, settings: Settings) -> AsyncIterator[Feeder]:
+async def fed(store: Store, settings: Settings) -> AsyncIterator[Ingester]:
     """Feed the store for a time."""
-    feeder = Feeder(store, settings)
+    feeder = Ingester(store, settings)
     running = asyncio.create_task(feeder.run())
     try:
         yield feeder
@@ -227,7 +227,7 @@ class TestAbsences:
         vhost: str,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(feeding, "SLACK", timedelta(0))
+        monkeypatch.setattr(ingest, "SLACK", timedelta(0))
         async with fed(store, settings):
             await publish(publisher, *story("before"))
             await eventually(lambda: has_ended(store, ids.build_id_of("default", "before")))
@@ -319,7 +319,7 @@ class TestAbsences:
     ) -> None:
         amqp = AmqpSettings.model_validate({"url": rabbitmq.url(vhost, user="guest:wrong")})
         with pytest.raises(AccessRefused, match="check user and password"):
-            await Feeder(store, settings.model_copy(update={"amqp": amqp})).run()
+            await Ingester(store, settings.model_copy(update={"amqp": amqp})).run()
 
 
 class TestSeveralServices:

@@ -7,11 +7,11 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 import aiohttp
 import pytest
 
-from rabbit2docker.broker import declare
-from rabbit2docker.broker.broker import publishing
-from rabbit2docker.broker.depth import looking
-from rabbit2docker.broker.requester import Requester
-from rabbit2docker.broker.topology import as_definitions, make_topology
+from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.queue_depth import looking
+from rabbit2docker.amqp.request_publisher import RequestPublisher
+from rabbit2docker.amqp.topology import as_definitions, make_topology
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.requests import CancelRequest
@@ -61,7 +61,7 @@ class Slot:
     async def free(self, request_id: str) -> None:
         async with publishing(self._settings, wait_seconds=60) as publisher:
             wish = CancelRequest(request_id=request_id, requester="ada")
-            await Requester(publisher, "default").cancel(wish)
+            await RequestPublisher(publisher, "default").cancel(wish)
 
 
 class Waiter:

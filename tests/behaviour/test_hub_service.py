@@ -119,7 +119,7 @@ class TestBuilds:
     ) -> None:
         async with registry_that_has_everything() as registry:
             consumer = make_consumer(
-                RABBIT2DOCKER_IMAGES__CHECK="true", RABBIT2DOCKER_IMAGES__PREFIX=f"{registry}/r2d-"
+                RABBIT2DOCKER_IMAGES__CHECK_REGISTRY="true", RABBIT2DOCKER_IMAGES__PREFIX=f"{registry}/r2d-"
             )
             hub = make_hub()
             await asyncio.to_thread(consumer.start_and_wait)

@@ -22,10 +22,10 @@ from pydantic import SecretStr
 from sqlalchemy import NullPool, create_engine
 
 from rabbit2docker.errors import ConfigurationError, StoreRefused, StoreUnavailable
-from rabbit2docker_hub.store.database import migrate, parse_url
-from rabbit2docker_hub.store.records import Build, BuildQuery, BuildState
-from rabbit2docker_hub.store.store import Store
-from rabbit2docker_hub.store.tables import VERSION_TABLE, metadata
+from rabbit2docker.hub.store.database import migrate, parse_url
+from rabbit2docker.hub.store.models import Build, BuildQuery, BuildState
+from rabbit2docker.hub.store.store import Store
+from rabbit2docker.hub.store.tables import VERSION_TABLE, metadata
 from rabbit2docker_schemas import ids
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import (
@@ -149,7 +149,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 async def store(url: str) -> AsyncIterator[Store]:
     """A store that is empty, in this process, which may not block."""
-    with blockbuster_ctx("rabbit2docker_hub") as blocking:
+    with blockbuster_ctx("rabbit2docker.hub") as blocking:
         for function in blocking.functions.values():
             function.can_block_in("store/database.py", {"_engines"})  # once, and not for the database
         async with Store(url, "default", log_bytes=16_384) as found:
@@ -548,7 +548,7 @@ class TestLists:
 class TestLimits:
     async def test_wishes_are_counted_in_a_sliding_window(self, store: Store) -> None:
         async def ask(seconds: float, who: str = "ada") -> tuple[bool, int, datetime]:
-            found = await store.may_ask(who, limit=2, seconds=60, at=at(seconds))
+            found = await store.check_rate_limit(who, limit=2, seconds=60, at=at(seconds))
             return found.allowed, found.remaining, found.reset_at
 
         assert await ask(0) == (True, 1, at(60))
@@ -564,7 +564,7 @@ class TestLimits:
         async with Store(url, "default") as other:
             answers = await asyncio.gather(
                 *(
-                    each.may_ask("ada", limit=5, seconds=60, at=at(0))
+                    each.check_rate_limit("ada", limit=5, seconds=60, at=at(0))
                     for _ in range(10)
                     for each in (store, other)
                 )
@@ -590,7 +590,7 @@ class TestForgetting:
         left = {build.request_id for build in (await store.builds(BuildQuery())).builds}
         assert left == {"r", "joins"}
         assert await store.forget(ended_before=at(500 + 2 * 86_400), now=at(0)) == 2
-        await store.may_ask("ada", limit=1, seconds=60, at=at(0))
+        await store.check_rate_limit("ada", limit=1, seconds=60, at=at(0))
         await store.forget(ended_before=at(0), now=at(100))
         assert await _rows_left(url) == {"r2d_positions": 0}
 
@@ -624,7 +624,7 @@ class TestDatabases:
 
     def test_services_that_start_at_the_same_moment_do_not_clash(self, url: str) -> None:
         program = (
-            "import sys; from rabbit2docker_hub.store.database import migrate, parse_url; "
+            "import sys; from rabbit2docker.hub.store.database import migrate, parse_url; "
             "migrate(parse_url(sys.argv[1]))"
         )
         running = [

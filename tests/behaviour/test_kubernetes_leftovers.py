@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from rabbit2docker.consumer.executors.base import AttemptName, AttemptState, AttemptStatus
+from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor, gc, manifest
 from rabbit2docker.errors import ExecutorUnavailable
-from rabbit2docker.executors.base import AttemptName, AttemptState, Marks
-from rabbit2docker.executors.kubernetes import KubernetesExecutor, leftovers, manifest
 from rabbit2docker.settings import Settings, TenantCredentials
 from rabbit2docker_schemas.ids import build_id_of
 from tests.behaviour.test_executors import ONE, in_state
@@ -61,7 +61,7 @@ def content(kube: Replicas, name: str = SECRET) -> str:
 
 
 async def made(executor: KubernetesExecutor, tenant: str = "physics") -> None:
-    await executor.create(a_spec(ONE, tenant=tenant), Marks())
+    await executor.create(a_spec(ONE, tenant=tenant), AttemptStatus())
     await in_state(executor, ONE, AttemptState.RUNNING)
 
 
@@ -86,7 +86,7 @@ async def test_git_credentials_of_a_tenant_are_in_a_secret_that_goes_with_the_po
 async def test_a_tenant_pushes_with_its_own_secret_and_others_with_the_common_one(kube: Replicas) -> None:
     async with kube.executor(tenants=TENANTS, push_secret="common-push") as executor:
         await made(executor)
-        await executor.create(a_spec("build-two", tenant="biology"), Marks())
+        await executor.create(a_spec("build-two", tenant="biology"), AttemptStatus())
 
     def pushes_with(name: str) -> list[str]:
         volumes = kube.cluster.pod(name)["spec"]["volumes"]
@@ -103,7 +103,7 @@ async def test_a_pod_deleted_by_hand_takes_its_credentials_along_when_its_end_is
         kube.cluster.delete(ONE)
         await in_state(executor, ONE, AttemptState.ENDED)
         assert names(kube, SECRETS) == {SECRET}
-        await executor.mark(ONE, reported)
+        await executor.update_status(ONE, reported)
         assert names(kube, SECRETS) == set()
 
 
@@ -126,7 +126,7 @@ async def test_credentials_whose_creation_was_not_answered_are_used_when_it_is_r
     async with kube.executor(tenants=TENANTS) as executor:
         kube.server.faults.drop_after(verb="create", resource="secrets")
         with pytest.raises(ExecutorUnavailable):
-            await executor.create(a_spec(ONE, tenant="physics"), Marks())
+            await executor.create(a_spec(ONE, tenant="physics"), AttemptStatus())
         await made(executor)
         assert content(kube) == CREDENTIALS + "\n"
         assert "ownerReferences" in data_of(kube, SECRETS, SECRET)["metadata"]
@@ -169,7 +169,7 @@ async def test_old_programs_that_no_pod_runs_are_removed_and_others_kept(kube: R
         )
         for name in used:
             age(kube, CONFIGMAPS, name, HOURS)
-        await executor.mark(ONE, lambda marks: marks.model_copy(update={"confirmed_line": 3}))
+        await executor.update_status(ONE, lambda status: status.model_copy(update={"confirmed_line": 3}))
         await executor.sweep()
         assert names(kube, CONFIGMAPS) == {
             *used,
@@ -236,14 +236,14 @@ async def test_pods_that_are_no_records_are_removed_when_they_are_old(kube: Repl
 async def test_a_pod_on_a_node_that_is_gone_is_removed_when_its_end_is_told_and_not_before(
     kube: Replicas, is_told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leftovers, "STUCK_AFTER", timedelta(seconds=-60))
+    monkeypatch.setattr(gc, "STUCK_AFTER", timedelta(seconds=-60))
     kube.cluster.stops = Stops.HANGS
     async with kube.executor() as executor:
         await running(executor)
         kube.cluster.delete(ONE)
         await eventually(lambda: executor._pods.objects and is_leaving(executor))
         if is_told:
-            await executor.mark(ONE, reported)
+            await executor.update_status(ONE, reported)
         await executor.sweep()
         assert kube.cluster.exists(ONE) is not is_told
 

@@ -7,8 +7,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from rabbit2docker.executors.base import AttemptName, AttemptState, Lines, Marks, MissingLines
-from rabbit2docker.executors.kubernetes import KubernetesExecutor, logs
+from rabbit2docker.consumer.executors.base import (
+    AttemptName,
+    AttemptState,
+    AttemptStatus,
+    Lines,
+    MissingLines,
+)
+from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor, logs
 from tests.behaviour.test_executors import ONE, flat, in_state, left, read_all, texts, until_line
 from tests.support.kube.replicas import Replicas
 from tests.support.records import a_spec
@@ -57,7 +63,7 @@ class Writer:
 
 
 async def running(kube: Replicas, executor: KubernetesExecutor, name: AttemptName = ONE) -> Writer:
-    await executor.create(a_spec(name), Marks())
+    await executor.create(a_spec(name), AttemptStatus())
     await in_state(executor, name, AttemptState.RUNNING)
     return Writer(kube, name)
 
@@ -173,7 +179,7 @@ async def test_a_log_that_is_refused_while_the_build_runs_is_asked_for_until_it_
 async def test_no_log_is_asked_for_before_there_is_one(kube: Replicas) -> None:
     kube.cluster.automatic = False
     async with kube.executor() as executor:
-        await executor.create(a_spec(ONE), Marks())
+        await executor.create(a_spec(ONE), AttemptStatus())
         reading = asyncio.create_task(read_all(executor))
         kube.cluster.schedule(ONE)
         kube.cluster.waiting(ONE, "ImagePullBackOff", "Back-off pulling image")
@@ -190,7 +196,7 @@ async def test_no_log_is_asked_for_before_there_is_one(kube: Replicas) -> None:
 async def test_the_log_of_a_pod_that_never_ran_is_empty_and_costs_no_call(kube: Replicas) -> None:
     kube.cluster.automatic = False
     async with kube.executor() as executor:
-        await executor.create(a_spec(ONE), Marks())
+        await executor.create(a_spec(ONE), AttemptStatus())
         kube.cluster.schedule(ONE)
         kube.cluster.fail(ONE, "OutOfcpu", "Node didn't have enough resource: cpu")
         await in_state(executor, ONE, AttemptState.ENDED)
@@ -463,10 +469,10 @@ async def test_more_logs_than_a_usual_pool_has_connections_keep_no_call_waiting(
     names = [AttemptName(f"build-{number}") for number in range(130)]
     async with kube.executor() as executor:
         for name in names:
-            await executor.create(a_spec(name), Marks())
+            await executor.create(a_spec(name), AttemptStatus())
         readings = [asyncio.create_task(read_all(executor, name=name)) for name in names]
         await eventually(lambda: len(kube.server.streams("log")) == len(names))
-        await executor.create(a_spec(ONE), Marks())
+        await executor.create(a_spec(ONE), AttemptStatus())
         await in_state(executor, ONE, AttemptState.RUNNING)
         await executor.cancel(ONE)
         await in_state(executor, ONE, AttemptState.ENDED)
@@ -480,9 +486,9 @@ async def test_more_logs_than_a_usual_pool_has_connections_keep_no_call_waiting(
 async def test_logs_that_never_answer_keep_no_watch_and_no_other_log_waiting(kube: Replicas) -> None:
     names = [AttemptName(f"build-{number}") for number in range(130)]
     async with kube.executor() as executor:
-        await executor.create(a_spec(ONE), Marks())
+        await executor.create(a_spec(ONE), AttemptStatus())
         for name in names:
-            await executor.create(a_spec(name), Marks())
+            await executor.create(a_spec(name), AttemptStatus())
         # A node behind a broken network, or builders without a first line: the kubelet answers only with that.
         fault = kube.server.faults.hang(verb="log", times=len(names))
         readings = [asyncio.create_task(read_all(executor, name=name)) for name in names]

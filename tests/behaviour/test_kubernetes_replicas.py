@@ -8,9 +8,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from rabbit2docker.executors.base import Members
-from rabbit2docker.executors.kubernetes import KubernetesExecutor, manifest, membership, watching
-from rabbit2docker.ownership import Ownership
+from rabbit2docker.consumer.executors.base import Members
+from rabbit2docker.consumer.executors.kubernetes import (
+    KubernetesExecutor,
+    informer,
+    leases,
+    manifest,
+)
+from rabbit2docker.consumer.ownership import Ownership
 from rabbit2docker.settings import Settings
 from tests.support.kube.objects import LEASES
 from tests.support.kube.replicas import Replicas
@@ -23,7 +28,7 @@ BUILDS = [f"build-{number}" for number in range(60)]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "BACKOFF_SECONDS", (0.02, 0.1))
+    monkeypatch.setattr(informer, "BACKOFF_SECONDS", (0.02, 0.1))
 
 
 class Replica:
@@ -34,7 +39,7 @@ class Replica:
         self.executor: KubernetesExecutor = kube.executor(proxy, lease_seconds=lease_seconds)
         self.ownership = Ownership(self.executor)
         self.heard: list[tuple[float, Members]] = []
-        self.ownership.listen(self._on_change)
+        self.ownership.subscribe(self._on_change)
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -102,13 +107,13 @@ def split_once(live: Iterable[Replica]) -> None:
     assert sorted(build for part in owned for build in part) == sorted(BUILDS)
 
 
-def leases(kube: Replicas) -> set[str]:
+def lease_names(kube: Replicas) -> set[str]:
     return {stored.name for stored in kube.cluster.store._objects[LEASES].values()}
 
 
 def put_lease(kube: Replicas, name: str, renewed: datetime, *, settings: Settings | None = None) -> None:
     data = {
-        "metadata": {"name": name, "labels": manifest.labels(settings or Settings(), membership.COMPONENT)},
+        "metadata": {"name": name, "labels": manifest.labels(settings or Settings(), leases.COMPONENT)},
         "spec": {
             "holderIdentity": name,
             "leaseDurationSeconds": 10,
@@ -124,7 +129,7 @@ async def test_each_build_has_one_owner_among_those_who_live(kube: Replicas, cou
         split_once(live)
         assert all(replica.owned() for replica in live)
         assert all(replica.executor.problems()["lease"] is None for replica in live)
-    assert leases(kube) == set()
+    assert lease_names(kube) == set()
 
 
 async def test_a_replica_that_dies_silently_is_followed_within_its_lease(kube: Replicas) -> None:
@@ -146,7 +151,7 @@ async def test_a_replica_that_ends_in_good_order_is_followed_at_once(kube: Repli
         await one.close()
         await agreed([two, three])
         split_once([two, three])
-        assert leases(kube) == {two.name, three.name}
+        assert lease_names(kube) == {two.name, three.name}
 
 
 async def test_a_replica_that_is_cut_off_knows_it_before_the_others_act(kube: Replicas) -> None:
@@ -222,7 +227,7 @@ async def test_a_rolling_restart_leaves_no_build_without_an_owner_and_no_lease_b
                 await live.pop(0).close()
                 await agreed(live)
             split_once(live)
-    assert leases(kube) == set()
+    assert lease_names(kube) == set()
 
 
 async def test_an_api_server_that_is_away_takes_all_builds_from_all_until_it_is_back(kube: Replicas) -> None:
@@ -335,14 +340,14 @@ async def test_leases_of_the_long_dead_are_swept_and_those_of_the_living_kept(ku
     async with replicas(kube, 2) as (one, two):
         await eventually(lambda: not any(one.executor.problems().values()))
         await one.executor.sweep()
-        assert leases(kube) == {one.name, two.name, "just-died", "of-another-installation"}
+        assert lease_names(kube) == {one.name, two.name, "just-died", "of-another-installation"}
 
 
 async def test_a_lease_without_sense_hurts_nobody(kube: Replicas) -> None:
     for number, spec in enumerate(
         [{}, {"renewTime": "yesterday"}, {"renewTime": None}, {"holderIdentity": ""}]
     ):
-        labels = manifest.labels(Settings(), membership.COMPONENT)
+        labels = manifest.labels(Settings(), leases.COMPONENT)
         data = {"metadata": {"name": f"strange-{number}", "labels": labels}, "spec": spec}
         kube.cluster.store.create(LEASES, kube.cluster.namespace, data)
     async with AsyncExitStack() as stack:

@@ -7,9 +7,16 @@ from collections.abc import Callable
 
 import pytest
 
-from rabbit2docker.executors.base import AttemptName, AttemptState, Change, Changed, Marks, Removed
-from rabbit2docker.executors.kubernetes import KubernetesExecutor, watching
-from rabbit2docker.executors.kubernetes import executor as executor_module
+from rabbit2docker.consumer.executors.base import (
+    AttemptName,
+    AttemptState,
+    AttemptStatus,
+    Change,
+    Changed,
+    Removed,
+)
+from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor, informer
+from rabbit2docker.consumer.executors.kubernetes import executor as executor_module
 from tests.behaviour.test_executors import ONE, in_state, left, synced, told
 from tests.support.kube.replicas import Replicas
 from tests.support.records import a_spec
@@ -21,7 +28,7 @@ BUILDS, DOCKER_API = "watch of builds", "watch of docker-api"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "BACKOFF_SECONDS", (0.02, 0.1))
+    monkeypatch.setattr(informer, "BACKOFF_SECONDS", (0.02, 0.1))
 
 
 async def watched(kube: Replicas, count: int = 2) -> None:
@@ -90,7 +97,7 @@ BROKEN: dict[str, Callable[[Replicas], None]] = {
 @pytest.mark.parametrize("how", TOO_OLD)
 async def test_a_version_that_is_too_old_costs_a_list_and_no_change(kube: Replicas, how: str) -> None:
     async with kube.executor() as executor:
-        await executor.create(a_spec(ONE), Marks())
+        await executor.create(a_spec(ONE), AttemptStatus())
         await in_state(executor, ONE, AttemptState.RUNNING)
         await watched(kube)
         before = lists(kube)
@@ -104,7 +111,7 @@ async def test_a_version_that_is_too_old_costs_a_list_and_no_change(kube: Replic
 @pytest.mark.parametrize("how", BROKEN)
 async def test_a_broken_watch_goes_on_where_it_was(kube: Replicas, how: str) -> None:
     async with kube.executor() as executor:
-        await executor.create(a_spec(ONE), Marks())
+        await executor.create(a_spec(ONE), AttemptStatus())
         await in_state(executor, ONE, AttemptState.RUNNING)
         await watched(kube)
         before = lists(kube)
@@ -121,9 +128,9 @@ async def test_a_broken_watch_goes_on_where_it_was(kube: Replicas, how: str) -> 
 async def test_a_watch_that_falls_silent_is_opened_anew(
     kube: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor_module, "Mirror", functools.partial(watching.Mirror, silence_seconds=0.5))
+    monkeypatch.setattr(executor_module, "Mirror", functools.partial(informer.Informer, silence_seconds=0.5))
     async with kube.executor() as executor:
-        await executor.create(a_spec(ONE), Marks())
+        await executor.create(a_spec(ONE), AttemptStatus())
         await in_state(executor, ONE, AttemptState.RUNNING)
         await watched(kube)
         silence_all(kube)
@@ -149,7 +156,7 @@ async def test_a_replica_whose_watch_is_silent_for_long_says_so_until_it_hears_a
 async def test_watches_that_end_at_once_are_not_opened_as_fast_as_possible(
     kube: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "BACKOFF_SECONDS", (0.2, 30.0))
+    monkeypatch.setattr(informer, "BACKOFF_SECONDS", (0.2, 30.0))
     fault = kube.server.faults.empty(verb="watch", times=None)
     async with kube.executor() as executor:
         await eventually(lambda: len(kube.server.calls(verb="watch")) >= 2)
@@ -157,7 +164,7 @@ async def test_watches_that_end_at_once_are_not_opened_as_fast_as_possible(
         assert len(kube.server.calls(verb="watch")) <= 12
         assert lists(kube) == 2
         fault.remove()
-        await executor.create(a_spec(ONE), Marks())
+        await executor.create(a_spec(ONE), AttemptStatus())
         await in_state(executor, ONE, AttemptState.RUNNING)
         await well(executor)
 
@@ -165,14 +172,14 @@ async def test_watches_that_end_at_once_are_not_opened_as_fast_as_possible(
 async def test_versions_that_are_always_too_old_do_not_make_lists_follow_each_other_at_once(
     kube: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "BACKOFF_SECONDS", (0.2, 30.0))
+    monkeypatch.setattr(informer, "BACKOFF_SECONDS", (0.2, 30.0))
     fault = kube.server.faults.gone(times=None)
     async with kube.executor() as executor:
         await eventually(lambda: fault.hits >= 2)
         await asyncio.sleep(1.5)
         assert lists(kube) <= 14
         fault.remove()
-        await executor.create(a_spec(ONE), Marks())
+        await executor.create(a_spec(ONE), AttemptStatus())
         await in_state(executor, ONE, AttemptState.RUNNING)
 
 
@@ -192,7 +199,7 @@ async def test_a_bookmark_keeps_a_quiet_watch_from_growing_too_old(kube: Replica
                 len(kube.server.streams("watch")) == 2 and not set(broken) & set(kube.server.streams("watch"))
             )
         )
-        await executor.create(a_spec(ONE), Marks())
+        await executor.create(a_spec(ONE), AttemptStatus())
         await in_state(executor, ONE, AttemptState.RUNNING)
         assert lists(kube) == before
 
@@ -202,7 +209,7 @@ async def test_an_object_that_cannot_be_read_leaves_itself_as_it_was_and_all_oth
 ) -> None:
     async with kube.executor() as executor:
         for name in (ONE, TWO):
-            await executor.create(a_spec(name), Marks())
+            await executor.create(a_spec(name), AttemptStatus())
             await in_state(executor, name, AttemptState.RUNNING)
         await watched(kube)
         async with synced(executor) as changes:
@@ -224,7 +231,7 @@ async def test_an_object_that_cannot_be_read_leaves_itself_as_it_was_and_all_oth
 
 async def test_nonsense_in_a_watch_is_survived(kube: Replicas) -> None:
     async with kube.executor() as executor:
-        await executor.create(a_spec(ONE), Marks())
+        await executor.create(a_spec(ONE), AttemptStatus())
         await watched(kube)
         for nonsense in (b"nonsense\n", b"\xff\xfe\n", b"{}\n", b'{"type":"NEWS","object":{}}\n', b"\n"):
             for watcher in kube.cluster.store.watchers():
@@ -246,7 +253,7 @@ async def test_a_permission_that_lacks_is_named_until_it_is_given(kube: Replicas
         assert why in (executor.problems()[DOCKER_API] or why)
         fault.remove()
         await well(executor)
-        await executor.create(a_spec(ONE), Marks())
+        await executor.create(a_spec(ONE), AttemptStatus())
         await in_state(executor, ONE, AttemptState.RUNNING)
 
 
@@ -257,14 +264,14 @@ async def test_an_api_server_that_is_away_at_the_start_is_waited_for(kube: Repli
         await eventually(lambda: "does not answer" in (executor.problems()[BUILDS] or ""))
         await kube.server.start()
         await well(executor)
-        await executor.create(a_spec(ONE), Marks())
+        await executor.create(a_spec(ONE), AttemptStatus())
         await reading
 
 
 async def test_an_api_server_that_goes_away_and_comes_back_has_lost_us_no_change(kube: Replicas) -> None:
     async with kube.executor() as executor:
         for name in (ONE, TWO):
-            await executor.create(a_spec(name), Marks())
+            await executor.create(a_spec(name), AttemptStatus())
             await in_state(executor, name, AttemptState.RUNNING)
         async with synced(executor) as changes:
             await kube.server.stop()
@@ -281,7 +288,7 @@ async def test_an_api_server_that_goes_away_and_comes_back_has_lost_us_no_change
 async def test_pods_that_vanished_unseen_are_told_by_the_next_list(kube: Replicas) -> None:
     async with kube.executor() as executor:
         for name in (ONE, TWO):
-            await executor.create(a_spec(name), Marks())
+            await executor.create(a_spec(name), AttemptStatus())
             await in_state(executor, name, AttemptState.RUNNING)
         async with synced(executor) as changes:
             silence_all(kube)
@@ -296,14 +303,14 @@ async def test_pods_that_vanished_unseen_are_told_by_the_next_list(kube: Replica
 
 async def test_another_pod_of_the_same_name_is_another_record(kube: Replicas) -> None:
     async with kube.executor() as executor, kube.executor() as other:
-        await executor.create(a_spec(ONE, image="registry.example.org/old:0"), Marks())
+        await executor.create(a_spec(ONE, image="registry.example.org/old:0"), AttemptStatus())
         await in_state(executor, ONE, AttemptState.RUNNING)
         await in_state(other, ONE, AttemptState.RUNNING)
         async with synced(other) as changes:
             silence_all(kube)
             kube.cluster.vanish(ONE)
             assert await executor.get(ONE) is None
-            await executor.create(a_spec(ONE, image="registry.example.org/new:0"), Marks())
+            await executor.create(a_spec(ONE, image="registry.example.org/new:0"), AttemptStatus())
             kube.cluster.store.compact()
             cut_all(kube)
             found = [await anext(changes)]
@@ -317,11 +324,11 @@ async def test_another_pod_of_the_same_name_is_another_record(kube: Replicas) ->
 async def test_a_list_longer_than_a_page_is_read_whole_and_begun_anew_when_it_is_interrupted(
     kube: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "PAGE_OBJECTS", 3)
+    monkeypatch.setattr(informer, "PAGE_OBJECTS", 3)
     names = {f"build-{number}" for number in range(10)}
     async with kube.executor() as executor:
         for name in names:
-            await executor.create(a_spec(name), Marks())
+            await executor.create(a_spec(name), AttemptStatus())
     fault = kube.server.faults.answer(410, verb="list", times=1)
     fault.wanted = lambda seen: "continue" in seen.query
     async with kube.executor() as executor:
@@ -361,16 +368,16 @@ async def test_after_any_troubles_everything_is_known(kube: Replicas, seed: int)
         lambda: cluster.store.compact(),
         lambda: cut_all(kube),
     ]
-    async with kube.executor() as maker, kube.executor() as executor:
+    async with kube.executor() as created_by, kube.executor() as executor:
         mirror: dict[AttemptName, AttemptState] = {}
         reading = asyncio.create_task(_follow(executor, mirror))
         for _ in range(60):
             rng.choice(kinds)()
             name = rng.choice(names)
             if not cluster.exists(name):
-                # What the maker believes of a pod that vanished must not keep it from making another.
-                await maker.get(name)
-                await maker.create(a_spec(name), Marks())
+                # What the created_by believes of a pod that vanished must not keep it from making another.
+                await created_by.get(name)
+                await created_by.create(a_spec(name), AttemptStatus())
             elif rng.random() < 0.5:
                 cluster.vanish(name)
             elif cluster.pod(name)["status"]["phase"] == "Running":

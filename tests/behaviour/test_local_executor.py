@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from blockbuster import blockbuster_ctx
 
+from rabbit2docker.consumer.executors.base import AttemptName, AttemptState, AttemptStatus, MissingLines
+from rabbit2docker.consumer.executors.local import LocalExecutor, state_directory
 from rabbit2docker.errors import ConfigurationError, ExecutorUnavailable
-from rabbit2docker.executors.base import AttemptName, AttemptState, Marks, MissingLines
-from rabbit2docker.executors.local import LocalExecutor, files
 from rabbit2docker.settings import DockerSettings, LocalSettings, Settings
 from tests.behaviour.test_executors import (
     ONE,
@@ -53,13 +53,13 @@ async def test_a_state_directory_that_cannot_be_made_is_a_wrong_setting(tmp_path
 
 
 async def test_a_record_whose_service_died_before_the_builder_started_gets_one(stage: LocalStage) -> None:
-    dying = files.StateDirectory(stage.state)
+    dying = state_directory.StateDirectory(stage.state)
     await asyncio.to_thread(dying.open)
-    await asyncio.to_thread(dying.make, a_spec(ONE), Marks(), {})
+    await asyncio.to_thread(dying.make, a_spec(ONE), AttemptStatus(), {})
     await asyncio.to_thread(dying.close)
     stage.prepare(ONE)
     async with stage.service() as executor:
-        again, is_new = await executor.create(a_spec(ONE), Marks())
+        again, is_new = await executor.create(a_spec(ONE), AttemptStatus())
         assert not is_new
         assert again.is_live
         stage.write(ONE, "here")
@@ -138,7 +138,7 @@ async def test_a_cancel_whose_service_died_within_the_grace_is_carried_on_by_the
         stage.command(ONE, {"stubborn": True})
         stage.write(ONE, "will not go")
         await until_line(executor, "will not go")
-        await executor.mark(ONE, lambda marks: marks.model_copy(update={"cancelled_by": "ada"}))
+        await executor.update_status(ONE, lambda status: status.model_copy(update={"cancelled_by": "ada"}))
         await executor.cancel(ONE)
     async with stage.service(kill_after=0.2) as executor:
         assert (await in_state(executor, ONE, AttemptState.ENDED)).result is None
@@ -147,7 +147,7 @@ async def test_a_cancel_whose_service_died_within_the_grace_is_carried_on_by_the
 async def test_a_builder_that_cannot_start_says_why_and_can_be_cancelled_for_good(stage: LocalStage) -> None:
     settings = Settings(local=LocalSettings(state_dir=stage.state))
     async with LocalExecutor(settings, builder_command=["/nonexistent/builder"]) as executor:
-        made, is_new = await executor.create(a_spec(ONE), Marks())
+        made, is_new = await executor.create(a_spec(ONE), AttemptStatus())
         assert is_new
         assert made.state is AttemptState.PENDING
         assert made.waiting_for == "The builder cannot be started: No such file or directory."
@@ -166,7 +166,7 @@ async def test_a_builder_that_cannot_start_says_why_and_can_be_cancelled_for_goo
 async def test_a_pending_record_starts_with_the_next_service_that_can(stage: LocalStage) -> None:
     settings = Settings(local=LocalSettings(state_dir=stage.state))
     async with LocalExecutor(settings, builder_command=["/nonexistent/builder"]) as executor:
-        await executor.create(a_spec(ONE), Marks())
+        await executor.create(a_spec(ONE), AttemptStatus())
     stage.prepare(ONE)
     async with stage.service() as executor:
         stage.end(ONE)
@@ -222,16 +222,16 @@ async def test_a_full_disk_is_said_and_passes(stage: LocalStage, monkeypatch: py
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         with monkeypatch.context() as patch:
-            patch.setattr(files, "write_whole", full)
+            patch.setattr(state_directory, "write_whole", full)
             with pytest.raises(ExecutorUnavailable, match="is full"):
                 await make(stage, executor, "build-two")
             with pytest.raises(ExecutorUnavailable, match="is full"):
-                await executor.mark(ONE, with_request("wish"))
+                await executor.update_status(ONE, with_request("wish"))
         attempt = await executor.get(ONE)
         assert attempt is not None
-        assert attempt.marks == Marks()
+        assert attempt.status == AttemptStatus()
         assert await executor.get(AttemptName("build-two")) is None
-        assert (await executor.mark(ONE, with_request("wish"))).marks.requests == {"wish": "digest"}
+        assert (await executor.update_status(ONE, with_request("wish"))).status.requests == {"wish": "digest"}
         _, is_new = await make(stage, executor, "build-two")
         assert is_new
         stage.end(ONE)
@@ -246,7 +246,7 @@ async def test_a_builder_is_told_no_settings_of_the_service(
         local=LocalSettings(state_dir=stage.state), docker=DockerSettings(config=tmp_path / "docker")
     )
     async with LocalExecutor(settings, builder_command=["sh", "-c", "env >&2"]) as executor:
-        await executor.create(a_spec(ONE), Marks())
+        await executor.create(a_spec(ONE), AttemptStatus())
         await in_state(executor, ONE, AttemptState.ENDED)
     environment = (stage.folder(ONE) / "builder.err").read_text()
     assert f"DOCKER_CONFIG={tmp_path / 'docker'}" in environment

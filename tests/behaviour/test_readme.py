@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import rabbit2docker_hub
+from rabbit2docker import client
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.events import Kind
 from rabbit2docker_schemas.requests import BuildRequest
@@ -71,7 +71,7 @@ async def test_a_hubs_own_code_asks_for_a_build_and_follows_it(
 
 
 def test_the_package_says_the_same_as_the_readme() -> None:
-    assert HUB in (rabbit2docker_hub.__doc__ or "")
+    assert HUB in (client.__doc__ or "")
 
 
 @pytest.mark.parametrize("script", [PLAIN, HUB])

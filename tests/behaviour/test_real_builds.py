@@ -410,10 +410,10 @@ class TestFailures:
     ) -> None:
         number = a_number()
         repo = make_repository("cancelled", dockerfile(f"RUN echo it-sleeps; sleep {number}"))
-        async with asked(amqp, repo.spec()) as under_way:
+        async with asked(amqp, repo.spec()) as running_count:
             await eventually(lambda: processes_with(number))
-            await under_way.cancel()
-            story = await under_way.story()
+            await running_count.cancel()
+            story = await running_count.story()
         assert isinstance(story.end, Cancelled)
         assert story.end.by == "ada"
         await eventually(lambda: not processes_with(number))
@@ -423,11 +423,11 @@ class TestFailures:
     ) -> None:
         loop = "for n in $(seq 1 60); do echo line-$n-of-many; sleep 0.1; done"
         repo = make_repository("killed", dockerfile(f"RUN {loop}"))
-        async with asked(amqp, repo.spec()) as under_way:
-            await under_way.until_line("line-10-of-many")
+        async with asked(amqp, repo.spec()) as running_count:
+            await running_count.until_line("line-10-of-many")
             consumer.kill()
             await asyncio.to_thread(consumer.start_and_wait)
-            story = await under_way.story()
+            story = await running_count.story()
         assert story.completed.attempt == 1
         assert story.completed.digest == registry_digest(story.completed.image)
         said = [line.rpartition(" ")[2] for line in story.log if line.endswith("-of-many")]
@@ -554,14 +554,14 @@ async def test_an_engine_killed_in_mid_build_is_waited_for_and_the_build_is_made
     daemon_arguments = f"--bridge\0{made.bridge}\0"
     async with (
         in_thread(other_consumer(tmp_path, own_amqp, RABBIT2DOCKER_DOCKER__HOST=made.host)),
-        asked(own_amqp, repo.spec()) as under_way,
+        asked(own_amqp, repo.spec()) as running_count,
     ):
-        await under_way.until_line("it-works")
+        await running_count.until_line("it-works")
         [daemon] = processes_with(daemon_arguments)
         os.kill(daemon, signal.SIGKILL)
         await eventually(lambda: not processes_with(daemon_arguments))
         await asyncio.to_thread(made.start, ledger)
-        story = await under_way.story()
+        story = await running_count.story()
     assert story.completed.attempt == 2
     reasons = [item.detail.failed_reason for item in story.progress if item.detail.failed_reason]
     assert reasons == ["docker_unavailable"]

@@ -10,9 +10,9 @@ from urllib.parse import quote
 import aio_pika
 import pytest
 
-from rabbit2docker.broker.broker import publishing
-from rabbit2docker.broker.dead_letters import dead_letters
-from rabbit2docker.broker.requester import Requester
+from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.dead_letters import dead_letters
+from rabbit2docker.amqp.request_publisher import RequestPublisher
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.events import Accepted, Cancelled, Completed, Failed, Progress, Rejected
 from rabbit2docker_schemas.ids import build_id_of
@@ -158,7 +158,7 @@ class TestRequests:
         self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
     ) -> None:
         async with publishing(settings, wait_seconds=20) as publisher:
-            await Requester(publisher, "default").request(a_request("bulk"), Priority.BULK)
+            await RequestPublisher(publisher, "default").request(a_request("bulk"), Priority.BULK)
         assert len(await ends(amqp)) == 1
 
 
@@ -300,7 +300,9 @@ class TestEnds:
         await answers(amqp)
         await ask(settings, a_request("second"))
         async with publishing(settings, wait_seconds=20) as publisher:
-            await Requester(publisher, "default").cancel(CancelRequest(request_id="second", requester="ada"))
+            await RequestPublisher(publisher, "default").cancel(
+                CancelRequest(request_id="second", requester="ada")
+            )
         rejected = (await answers(amqp, 2))[1]
         assert isinstance(rejected, Rejected)
         assert rejected.reason == "cancelled"
@@ -313,7 +315,7 @@ class TestEnds:
         await ask(settings, first, first.model_copy(update={"request_id": "two"}))
         await answers(amqp, 2)
         async with publishing(settings, wait_seconds=20) as publisher:
-            await Requester(publisher, "default").cancel(CancelRequest(request_id="two"))
+            await RequestPublisher(publisher, "default").cancel(CancelRequest(request_id="two"))
         [end] = (await ends(amqp)).values()
         assert isinstance(end, Cancelled), consumer.log.read_text()
 
@@ -326,7 +328,7 @@ class TestEnds:
         assert [answer.attached for answer in accepted if isinstance(answer, Accepted)] == [False, True]
         async with publishing(settings, wait_seconds=20) as publisher:
             wish = CancelRequest(request_id="two", requester="bob", spare_joined=True)
-            await Requester(publisher, "default").cancel(wish)
+            await RequestPublisher(publisher, "default").cancel(wish)
         [end] = (await ends(amqp)).values()
         assert isinstance(end, Completed), consumer.log.read_text()
 
@@ -337,7 +339,7 @@ class TestEnds:
         await answers(amqp)
         async with publishing(settings, wait_seconds=20) as publisher:
             wish = CancelRequest(request_id="one", requester="ada", spare_joined=True)
-            await Requester(publisher, "default").cancel(wish)
+            await RequestPublisher(publisher, "default").cancel(wish)
         [end] = (await ends(amqp)).values()
         assert isinstance(end, Cancelled), consumer.log.read_text()
 
@@ -371,7 +373,7 @@ class TestCapacity:
         await ask(settings, a_request("first", lines=300, every=0.05))
         await answers(amqp)
         async with publishing(settings, wait_seconds=20) as publisher:
-            requester = Requester(publisher, "default")
+            requester = RequestPublisher(publisher, "default")
             await requester.request(a_request("bulk"), Priority.BULK)
             await requester.request(a_request("quick"), Priority.INTERACTIVE)
         found = await answers(amqp, 2)

@@ -58,7 +58,7 @@ async def serving() -> AsyncIterator[Serving]:
         limits = {
             "RABBIT2DOCKER_HUB__REQUESTS_PER_USER": "0",
             "RABBIT2DOCKER_HUB__SHARE_SECONDS": "600",
-            "RABBIT2DOCKER_LOGGING__LEVEL": "warning",
+            "RABBIT2DOCKER_LOG__LEVEL": "warning",
         }
         async with playing(Settings(amqp=amqp)) as played:
             hub = HubService(Path(directory), amqp, **limits)

@@ -16,9 +16,9 @@ from typing import Any
 
 from yarl import URL
 
-from rabbit2docker.broker import declare
-from rabbit2docker.broker.broker import publishing
-from rabbit2docker.broker.requester import Requester
+from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.request_publisher import RequestPublisher
 from rabbit2docker.settings import AmqpSettings, Settings, load_settings
 from tests.support.consumer import Consumer
 
@@ -106,9 +106,9 @@ def own_vhost() -> Iterator[AmqpSettings]:
 
 
 @asynccontextmanager
-async def running_consumer(**variables: str) -> AsyncIterator[tuple[Consumer, Settings, Requester]]:
+async def running_consumer(**variables: str) -> AsyncIterator[tuple[Consumer, Settings, RequestPublisher]]:
     """Run the real consumer, with repo2docker and docker stood in for, and give what it takes to ask it."""
-    limits = {"RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS": "250", "RABBIT2DOCKER_LOGGING__LEVEL": "warning"}
+    limits = {"RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS": "250", "RABBIT2DOCKER_LOG__LEVEL": "warning"}
     with own_vhost() as amqp, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         settings = Settings(amqp=amqp)
         await declare.declare(settings)
@@ -116,6 +116,6 @@ async def running_consumer(**variables: str) -> AsyncIterator[tuple[Consumer, Se
         consumer.start_and_wait()
         try:
             async with publishing(settings, wait_seconds=20) as publisher:
-                yield consumer, settings, Requester(publisher, "default")
+                yield consumer, settings, RequestPublisher(publisher, "default")
         finally:
             consumer.end_everything()

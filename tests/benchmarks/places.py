@@ -11,11 +11,11 @@ from pathlib import Path
 
 import psutil
 
-from rabbit2docker.broker import declare
-from rabbit2docker.broker.broker import publishing
-from rabbit2docker.broker.requester import Requester
-from rabbit2docker.builder import BUILDER_PATH
-from rabbit2docker.executors.kubernetes.manifest import builder_config_map
+from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.request_publisher import RequestPublisher
+from rabbit2docker.consumer.builder import BUILDER_PATH
+from rabbit2docker.consumer.executors.kubernetes.manifest import builder_config_map
 from rabbit2docker.settings import AmqpSettings, Settings
 from tests.benchmarks import pod
 from tests.benchmarks.measuring import own_vhost
@@ -26,9 +26,9 @@ from tests.support.consumer import Consumer
 
 VARIABLES = {
     "RABBIT2DOCKER_EXECUTOR": "kubernetes",
-    "RABBIT2DOCKER_IMAGES__CHECK": "false",
+    "RABBIT2DOCKER_IMAGES__CHECK_REGISTRY": "false",
     "RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS": "2000",
-    "RABBIT2DOCKER_LOGGING__LEVEL": "warning",
+    "RABBIT2DOCKER_LOG__LEVEL": "warning",
     # Where the builder does nothing, what the scheduler sets aside for it would only keep pods waiting.
     "RABBIT2DOCKER_KUBERNETES__MEMORY_REQUEST": "16Mi",
     "RABBIT2DOCKER_KUBERNETES__CPU_REQUEST": "5m",
@@ -44,7 +44,7 @@ class Place:
 
     consumer: Consumer
     amqp: AmqpSettings
-    requester: Requester
+    requester: RequestPublisher
     site: Site | None = None
     simulated: Simulated | None = None
 
@@ -94,12 +94,12 @@ async def on_simulation(**variables: str) -> AsyncIterator[Place]:
 
 
 @asynccontextmanager
-async def _running(consumer: Consumer, amqp: AmqpSettings) -> AsyncIterator[Requester]:
+async def _running(consumer: Consumer, amqp: AmqpSettings) -> AsyncIterator[RequestPublisher]:
     settings = Settings(amqp=amqp)
     await declare.declare(settings)
     consumer.start_and_wait()
     async with publishing(settings, wait_seconds=20) as publisher:
-        yield Requester(publisher, "default")
+        yield RequestPublisher(publisher, "default")
 
 
 @contextmanager

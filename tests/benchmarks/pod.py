@@ -8,9 +8,9 @@ import json
 import os
 import time
 
-from rabbit2docker.builder.builder import Log, ResultFile
+from rabbit2docker.consumer.builder.builder import Log, ResultFile
 
-IMPORTED = "from rabbit2docker.builder.builder import Log, ResultFile\n"
+IMPORTED = "from rabbit2docker.consumer.builder.builder import Log, ResultFile\n"
 """Not needed in the pod, where the builder's program comes before."""
 
 

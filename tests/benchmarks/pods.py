@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from rabbit2docker.executors.kubernetes.client import ApiClient
-from rabbit2docker.executors.kubernetes.watching import split_lines
+from rabbit2docker.consumer.executors.kubernetes.client import ApiClient
+from rabbit2docker.consumer.executors.kubernetes.informer import split_lines
 from rabbit2docker.settings import KubernetesSettings
 from tests.benchmarks.listening import listening
 from tests.benchmarks.measuring import Report, percentiles

@@ -8,8 +8,8 @@ from statistics import median
 
 import aio_pika
 
-from rabbit2docker.broker import declare
-from rabbit2docker.broker.broker import publishing
+from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.broker import publishing
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas import ids
 from rabbit2docker_schemas.cloudevents import Event

@@ -18,7 +18,7 @@ _SECONDS = 300
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies here, before marks choose what runs."""
+    """Mark what lies here, before status choose what runs."""
     for item in items:
         if item.path.is_relative_to(_HERE):
             item.add_marker(pytest.mark.cluster)

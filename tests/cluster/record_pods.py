@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from rabbit2docker.consumer.executors.kubernetes.client import JSON_PATCH, ApiClient, ApiStatusError
+from rabbit2docker.consumer.executors.kubernetes.manifest import FINALIZER
+from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority
 from rabbit2docker.errors import ExecutorUnavailable
-from rabbit2docker.executors.kubernetes.client import JSON_PATCH, ApiClient, Refused
-from rabbit2docker.executors.kubernetes.manifest import FINALIZER
-from rabbit2docker.executors.kubernetes.pace import Urgency
 from rabbit2docker.settings import KubernetesSettings
 
 Json = dict[str, Any]
@@ -238,7 +238,9 @@ class Recorder:
         async with asyncio.timeout(PATIENCE):
             while True:
                 with suppress(ExecutorUnavailable):
-                    data = await self._api.call(method, path, urgency=Urgency.RECORD, body=body, **options)
+                    data = await self._api.call(
+                        method, path, urgency=CallPriority.RECORD, body=body, **options
+                    )
                     answer: Json = json.loads(data)
                     return answer
                 await asyncio.sleep(1)
@@ -250,9 +252,9 @@ class Recorder:
         await self.ask("POST", "/api/v1/namespaces", {"metadata": {"name": self._namespace}})
         for name, value in PRIORITIES.items():
             body = {"metadata": {"name": name}, "value": value, "preemptionPolicy": "PreemptLowerPriority"}
-            with suppress(Refused):
+            with suppress(ApiStatusError):
                 await self.ask("POST", "/apis/scheduling.k8s.io/v1/priorityclasses", body)
-        with suppress(Refused):
+        with suppress(ApiStatusError):
             body = {"metadata": {"name": RUNTIME}, "handler": "none-such"}
             await self.ask("POST", "/apis/node.k8s.io/v1/runtimeclasses", body)
         # Pods are refused until the controller has made it.
@@ -265,23 +267,23 @@ class Recorder:
             await self._remove(pod["metadata"]["name"])
         await self.ask("DELETE", f"/api/v1/namespaces/{self._namespace}")
         for name in PRIORITIES:
-            with suppress(Refused):
+            with suppress(ApiStatusError):
                 await self.ask("DELETE", f"/apis/scheduling.k8s.io/v1/priorityclasses/{name}")
-        with suppress(Refused):
+        with suppress(ApiStatusError):
             await self.ask("DELETE", f"/apis/node.k8s.io/v1/runtimeclasses/{RUNTIME}")
 
     async def _remove(self, name: str) -> None:
         path = f"{self._core}/pods/{name}"
         steps = [{"op": "remove", "path": "/metadata/finalizers"}]
-        with suppress(Refused):
+        with suppress(ApiStatusError):
             await self.ask("DELETE", path, {"gracePeriodSeconds": 0})
-        with suppress(Refused):
+        with suppress(ApiStatusError):
             await self.ask("PATCH", path, steps, content_type=JSON_PATCH)
 
     async def record(self, name: str, scenario: Scenario) -> None:
         """Play one scenario and write down how its pod is at the end."""
         # A call that was made before the API server went away is refused when it is made again.
-        with suppress(Refused):
+        with suppress(ApiStatusError):
             await self.ask("POST", f"{self._core}/pods", self._pod(name, scenario))
         if scenario.first is not None:
             await self._wait(name, scenario.first)
@@ -343,7 +345,7 @@ class Recorder:
     async def _until(self, call: Callable[[], Any]) -> None:
         async with asyncio.timeout(PATIENCE):
             while True:
-                with suppress(Refused):
+                with suppress(ApiStatusError):
                     await call()
                     return
                 await asyncio.sleep(0.3)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import tests.behaviour.test_executors as suite
-from rabbit2docker.builder import BUILDER_PATH
-from rabbit2docker.executors.base import Executor
-from rabbit2docker.executors.kubernetes import KubernetesExecutor
+from rabbit2docker.consumer.builder import BUILDER_PATH
+from rabbit2docker.consumer.executors.base import Executor
+from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor
 from rabbit2docker.settings import BuilderSettings, KubernetesSettings, Settings
 from tests.cluster.harness import faults, layout
 from tests.cluster.site import IMAGES, Site, opened

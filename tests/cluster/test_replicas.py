@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rabbit2docker.broker import declare
-from rabbit2docker.broker.broker import publishing
-from rabbit2docker.broker.requester import Requester
+from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.request_publisher import RequestPublisher
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Completed
 from rabbit2docker_schemas.requests import BuildRequest
@@ -158,7 +158,7 @@ async def ask_all(settings: Settings, specs: dict[str, str]) -> None:
     async with publishing(settings, wait_seconds=60) as publisher:
         for request_id, spec in specs.items():
             wish = BuildRequest(provider="git", spec=spec, request_id=request_id)
-            await Requester(publisher, "default").request(wish)
+            await RequestPublisher(publisher, "default").request(wish)
 
 
 @pytest.mark.timeout(500)

@@ -19,10 +19,10 @@ from tornado.web import create_signed_value
 
 from rabbit2docker.cli.information import settings as list_settings
 from rabbit2docker.errors import ConfigurationError
+from rabbit2docker.hub.service import HubApi
+from rabbit2docker.hub.store.store import Store
+from rabbit2docker.hub.web.auth import make_authenticator
 from rabbit2docker.settings import HubSettings
-from rabbit2docker_hub.store.store import Store
-from rabbit2docker_hub.web.guards import make_guard
-from rabbit2docker_hub.web.server import HubApi
 from rabbit2docker_schemas.events import AnyEventData
 from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.requests import BuildRequest
@@ -99,7 +99,7 @@ class TestTokens:
     def test_tokens_have_to_be_there(self, tokens: dict[str, str]) -> None:
         settings = HubSettings.model_validate({"auth": "tokens", "tokens": tokens})
         with pytest.raises(ConfigurationError, match="HUB__TOKENS"):
-            make_guard(settings, "/")
+            make_authenticator(settings, "/")
 
 
 @pytest.fixture
@@ -726,11 +726,11 @@ class TestSettings:
     def test_a_hub_that_gives_no_token_is_a_wrong_setting(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("JUPYTERHUB_API_TOKEN", raising=False)
         with pytest.raises(ConfigurationError, match="JUPYTERHUB_API_TOKEN"):
-            make_guard(HubSettings(), "/")
+            make_authenticator(HubSettings(), "/")
 
     def test_without_a_name_nobody_could_be_kept_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "x")
         for name in ("JUPYTERHUB_SERVICE_NAME", "JUPYTERHUB_OAUTH_ACCESS_SCOPES", "JUPYTERHUB_OAUTH_SCOPES"):
             monkeypatch.delenv(name, raising=False)
         with pytest.raises(ConfigurationError, match="JUPYTERHUB_SERVICE_NAME"):
-            make_guard(HubSettings(), "/")
+            make_authenticator(HubSettings(), "/")

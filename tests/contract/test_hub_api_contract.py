@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from openapi_spec_validator import validate
 
+from rabbit2docker.hub.store.store import Store
+from rabbit2docker.hub.web.openapi import document
 from rabbit2docker.settings import HubAuth
-from rabbit2docker_hub.store.store import Store
-from rabbit2docker_hub.web.openapi import document
 from rabbit2docker_schemas import events
 from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.reasons import RejectReason

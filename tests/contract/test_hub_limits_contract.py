@@ -12,9 +12,9 @@ import aiohttp
 import jwt
 import pytest
 
-from rabbit2docker_hub.store.store import Store
-from rabbit2docker_hub.web import queueing
-from rabbit2docker_hub.web.build_tokens import mint
+from rabbit2docker.hub.store.store import Store
+from rabbit2docker.hub.web import queue_position
+from rabbit2docker.hub.web.build_tokens import mint
 from tests.contract.test_binder_stream import BUILD, PATH, accepted, completed
 from tests.support.hub_service import MemoryBuilds, Sent, Viewer, a_store, parse, serving
 from tests.support.rabbitmq import free_port
@@ -294,7 +294,7 @@ class Line:
         self.answers.set()
 
     @asynccontextmanager
-    async def looking(self) -> AsyncIterator[queueing.Depth]:
+    async def looking(self) -> AsyncIterator[queue_position.Depth]:
         async def depth() -> int:
             self.looks += 1
             await self.answers.wait()
@@ -305,8 +305,8 @@ class Line:
 
 @pytest.fixture
 def line(monkeypatch: pytest.MonkeyPatch) -> Line:
-    monkeypatch.setattr(queueing, "PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(queueing, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(queue_position, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(queue_position, "LOOK_SECONDS", 0.05)
     return Line(4)
 
 

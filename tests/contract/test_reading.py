@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rabbit2docker_schemas.reading import MAX_BYTES, STRUCTURED, InvalidMessage, read_cancel, read_request
+from rabbit2docker_schemas.parsing import MAX_BYTES, STRUCTURED, InvalidMessage, read_cancel, read_request
 from rabbit2docker_schemas.reasons import RejectReason
 from rabbit2docker_schemas.requests import CANCEL_TYPE, REQUEST_TYPE
 

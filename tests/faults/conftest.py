@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rabbit2docker.broker.broker import publishing
-from rabbit2docker.broker.requester import Requester
+from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.request_publisher import RequestPublisher
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.requests import BuildRequest
 from tests.support.consumer import Consumer
@@ -32,6 +32,6 @@ def make_consumer(tmp_path: Path, amqp: AmqpSettings) -> Iterator[MakeConsumer]:
 async def ask(settings: Settings, *requests: BuildRequest) -> None:
     """Publish requests, confirmed."""
     async with publishing(settings, wait_seconds=60) as publisher:
-        requester = Requester(publisher, settings.tenant)
+        requester = RequestPublisher(publisher, settings.tenant)
         for request in requests:
             await requester.request(request)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rabbit2docker.broker import declare
-from rabbit2docker.broker.broker import publishing
-from rabbit2docker.broker.requester import Requester
+from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.request_publisher import RequestPublisher
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.events import Cancelled, Completed, Failed
 from rabbit2docker_schemas.ids import build_id_of
@@ -165,7 +165,7 @@ async def test_cancelling_ends_the_builder_and_says_who_did_it(
     process = await eventually(lambda: _process_of(consumer, attempt=1))
     async with publishing(settings, wait_seconds=20) as publisher:
         cancel = CancelRequest(build_id=build_id_of("default", "one"), requester="ada")
-        await Requester(publisher, "default").cancel(cancel)
+        await RequestPublisher(publisher, "default").cancel(cancel)
     await eventually(lambda: ended(amqp, 1))
     end = check_promises(await captured(amqp), ["one"])["one"]
     assert isinstance(end, Cancelled)

@@ -44,14 +44,14 @@ class Consumer:
             "RABBIT2DOCKER_AMQP__HEARTBEAT": str(amqp.heartbeat),
             "RABBIT2DOCKER_LOCAL__STATE_DIR": str(directory / "state"),
             "RABBIT2DOCKER_HTTP__BIND": self.bind,
-            "RABBIT2DOCKER_LOGGING__FORMAT": "json",
+            "RABBIT2DOCKER_LOG__FORMAT": "json",
             "RABBIT2DOCKER_PROVIDERS__ALLOW_PRIVATE_ADDRESSES": "true",
             "RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS": "20",
             **({"RABBIT2DOCKER_AMQP__MANAGEMENT_URL": management} if management else {}),
         }
         if not real:
             self.variables |= {
-                "RABBIT2DOCKER_IMAGES__CHECK": "false",
+                "RABBIT2DOCKER_IMAGES__CHECK_REGISTRY": "false",
                 "PATH": f"{TOOLS / 'bin'}:{os.environ['PATH']}",
                 "PYTHONPATH": str(TOOLS / "python"),
                 "DOCKER_FAKE_STATE": str(self.fake_docker),

@@ -98,7 +98,10 @@ class Api:
     def checked(self, sent: list[Sent]) -> list[Sent]:
         for each in sent:
             self._valid(
-                {"$ref": f"#/components/schemas/{'Queue' if each.event == 'queue' else 'Told'}"}, each.data
+                {
+                    "$ref": f"#/components/schemas/{'QueuePosition' if each.event == 'queue' else 'BuildEvent'}"
+                },
+                each.data,
             )
         return sent
 

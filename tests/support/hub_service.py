@@ -18,12 +18,12 @@ import aiohttp
 from yarl import URL
 
 from rabbit2docker.errors import BrokerUnavailable
+from rabbit2docker.hub.service import http_server, listening, make_application
+from rabbit2docker.hub.store.models import BuildRecords
+from rabbit2docker.hub.store.store import Store
+from rabbit2docker.hub.web.base import HealthCheck
+from rabbit2docker.hub.web.queue_position import Looking
 from rabbit2docker.settings import AmqpSettings, HubSettings, Settings
-from rabbit2docker_hub.store.records import BuildRecords
-from rabbit2docker_hub.store.store import Store
-from rabbit2docker_hub.web.handlers import HealthCheck
-from rabbit2docker_hub.web.queueing import Looking
-from rabbit2docker_hub.web.server import http_server, listening, make_application
 from rabbit2docker_schemas import events, ids
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.ids import RequestId
@@ -149,7 +149,7 @@ class HubService:
         self.variables = {
             "RABBIT2DOCKER_AMQP__URL": amqp.url.get_secret_value(),
             "RABBIT2DOCKER_AMQP__HEARTBEAT": str(amqp.heartbeat),
-            "RABBIT2DOCKER_LOGGING__FORMAT": "json",
+            "RABBIT2DOCKER_LOG__FORMAT": "json",
             "RABBIT2DOCKER_HUB__AUTH": "none",
             "RABBIT2DOCKER_HUB__BIND": self.bind,
             "RABBIT2DOCKER_HUB__STORE_URL": f"sqlite:///{directory / 'hub.sqlite'}",
@@ -218,7 +218,7 @@ class MemoryBuilds:
         self.reading = 0
         self._more = asyncio.Condition()
 
-    async def ask(self, request: BuildRequest) -> RequestId:
+    async def submit(self, request: BuildRequest) -> RequestId:
         if self.problem:
             raise self.problem
         self.asked.append(request)

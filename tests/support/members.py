@@ -2,8 +2,8 @@
 
 import asyncio
 
-from rabbit2docker.executors.base import Executor
-from rabbit2docker.ownership import Ownership
+from rabbit2docker.consumer.executors.base import Executor
+from rabbit2docker.consumer.ownership import Ownership
 
 
 async def owning(executor: Executor) -> Ownership:

@@ -8,23 +8,23 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
-from rabbit2docker.errors import RecordMissing, TransientError
-from rabbit2docker.executors.base import (
+from rabbit2docker.consumer.executors.base import (
     Attempt,
     AttemptName,
     AttemptSpec,
     AttemptState,
+    AttemptStatus,
     BuilderLine,
     BuilderResult,
     Change,
     Changed,
     Lines,
-    Marks,
     Members,
     MissingLines,
     Removed,
     Synced,
 )
+from rabbit2docker.errors import RecordMissing, TransientError
 from rabbit2docker_schemas.events import Phase
 
 BATCH_LINES = 1000
@@ -37,7 +37,7 @@ def now() -> datetime:
 @dataclass
 class Record:
     spec: AttemptSpec
-    marks: Marks
+    status: AttemptStatus
     state: AttemptState = AttemptState.PENDING
     waiting_for: str | None = None
     lines: list[BuilderLine] = field(default_factory=list)
@@ -50,11 +50,11 @@ class Record:
     def snapshot(self) -> Attempt:
         return Attempt(
             spec=self.spec,
-            marks=self.marks,
+            status=self.status,
             state=self.state,
             result=self.result,
             waiting_for=self.waiting_for,
-            place="memory",
+            node="memory",
             started_at=self.started_at,
             ended_at=self.ended_at,
         )
@@ -175,11 +175,11 @@ class MemoryExecutor:
     ) -> None:
         pass
 
-    async def create(self, spec: AttemptSpec, marks: Marks) -> tuple[Attempt, bool]:
+    async def create(self, spec: AttemptSpec, status: AttemptStatus) -> tuple[Attempt, bool]:
         await self._answer()
         record, is_new = self.world.records.get(spec.name), False
         if record is None:
-            record, is_new = Record(spec, marks), True
+            record, is_new = Record(spec, status), True
             self.world.records[spec.name] = record
             self.world.tell(Changed(record.snapshot()))
             self._start(record)
@@ -194,12 +194,14 @@ class MemoryExecutor:
         record = self.world.records.get(name)
         return record.snapshot() if record else None
 
-    async def mark(self, name: AttemptName, change: Callable[[Marks], Marks]) -> Attempt:
+    async def update_status(
+        self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]
+    ) -> Attempt:
         await self._answer()
         record = self._existing(name)
-        marks = change(record.marks)
-        if marks != record.marks:
-            record.marks = marks
+        status = change(record.status)
+        if status != record.status:
+            record.status = status
             self.world.tell(Changed(record.snapshot()))
         return record.snapshot()
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import aio_pika
 
-from rabbit2docker.broker import declare
-from rabbit2docker.broker.broker import publishing
-from rabbit2docker.broker.publisher import ConfirmedPublisher
+from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.publisher import ConfirmedPublisher
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas import ids
 from rabbit2docker_schemas.cloudevents import Event

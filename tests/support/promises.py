@@ -12,9 +12,9 @@ from typing import Any
 import aio_pika
 from jsonschema import Draft202012Validator, FormatChecker
 
-from rabbit2docker.broker.stream import reading
+from rabbit2docker.amqp.stream import reading
+from rabbit2docker.client.resequencer import Deduplicator
 from rabbit2docker.settings import AmqpSettings
-from rabbit2docker_hub.merging import Merged
 from rabbit2docker_schemas import documents
 from rabbit2docker_schemas.cloudevents import Event, read_event, schema_name
 from rabbit2docker_schemas.events import Accepted, Gap, Log
@@ -78,7 +78,7 @@ async def _captured(amqp: AmqpSettings, tenant: str) -> list[Event]:
 
 def lines_of(events: Iterable[Event]) -> dict[tuple[str, int], list[str]]:
     """Return the log of each attempt as a reader gets it that follows the rule; fails where a line is missing."""
-    merged = Merged()
+    merged = Deduplicator()
     logs: dict[tuple[str, int], list[str]] = defaultdict(list)
     for event in events:
         for new in merged.take(event):

@@ -3,13 +3,13 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from rabbit2docker.executors.base import (
+from rabbit2docker.consumer.executors.base import (
     Attempt,
     AttemptName,
     AttemptSpec,
     AttemptState,
+    AttemptStatus,
     BuilderResult,
-    Marks,
 )
 from rabbit2docker_schemas.ids import RequestId, build_id_of
 from rabbit2docker_schemas.requests import BuildRequest
@@ -45,9 +45,13 @@ def an_attempt(
     *,
     state: AttemptState = AttemptState.RUNNING,
     result: BuilderResult | None = None,
-    marks: Marks | None = None,
+    status: AttemptStatus | None = None,
     **changes: Any,
 ) -> Attempt:
     return Attempt(
-        spec=a_spec(name, **changes), marks=marks or Marks(), state=state, result=result, started_at=NOW
+        spec=a_spec(name, **changes),
+        status=status or AttemptStatus(),
+        state=state,
+        result=result,
+        started_at=NOW,
     )

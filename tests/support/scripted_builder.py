@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from rabbit2docker.builder.builder import Log, ResultFile
+from rabbit2docker.consumer.builder.builder import Log, ResultFile
 
 
 def main() -> None:

@@ -10,9 +10,9 @@ import signal
 import socket
 import time
 
-from rabbit2docker.builder.builder import Log, ResultFile
+from rabbit2docker.consumer.builder.builder import Log, ResultFile
 
-IMPORTED = "from rabbit2docker.builder.builder import Log, ResultFile\n"
+IMPORTED = "from rabbit2docker.consumer.builder.builder import Log, ResultFile\n"
 """Not needed in the pod, where the builder's program comes before."""
 
 

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Protocol
 
-from rabbit2docker.executors.base import AttemptName, Executor
-from rabbit2docker.executors.local import LocalExecutor
+from rabbit2docker.consumer.executors.base import AttemptName, Executor
+from rabbit2docker.consumer.executors.local import LocalExecutor
 from rabbit2docker.settings import LocalSettings, Settings
 from tests.support.memory_executor import MemoryExecutor, MemoryWorld
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import aio_pika
 
-from rabbit2docker.broker import declare
-from rabbit2docker.broker.broker import publishing
-from rabbit2docker.broker.requester import Requester
+from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.request_publisher import RequestPublisher
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Accepted, Cancelled, Completed, Failed, Progress, Rejected
@@ -118,7 +118,7 @@ class Asked:
     async def cancel(self) -> None:
         async with publishing(self._settings, wait_seconds=20) as publisher:
             wish = CancelRequest(request_id=self.request_id, requester="ada")
-            await Requester(publisher, "default").cancel(wish)
+            await RequestPublisher(publisher, "default").cancel(wish)
 
 
 @asynccontextmanager
@@ -134,14 +134,14 @@ async def asked(amqp: AmqpSettings, spec: str, **options: Any) -> AsyncIterator[
             await queue.bind(RESULTS_EXCHANGE, key)
         request_id = uuid.uuid4().hex
         request = BuildRequest(provider="git", spec=spec, request_id=request_id, **options)
-        under_way = Asked(request_id, settings)
-        await queue.consume(under_way.hear, no_ack=True)
+        running_count = Asked(request_id, settings)
+        await queue.consume(running_count.hear, no_ack=True)
         async with publishing(settings, wait_seconds=60) as publisher:
-            await Requester(publisher, "default").request(request)
-        yield under_way
+            await RequestPublisher(publisher, "default").request(request)
+        yield running_count
 
 
 async def build(amqp: AmqpSettings, spec: str, **options: Any) -> Story:
     """Ask and wait for the end."""
-    async with asked(amqp, spec, **options) as under_way:
-        return await under_way.story()
+    async with asked(amqp, spec, **options) as running_count:
+        return await running_count.story()

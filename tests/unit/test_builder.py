@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rabbit2docker.builder import BUILDER_PATH
-from rabbit2docker.builder.builder import (
+from rabbit2docker.consumer.builder import BUILDER_PATH
+from rabbit2docker.consumer.builder.builder import (
     EXIT_CODES,
     MAX_LINE_BYTES,
     MAX_RESULT_BYTES,

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rabbit2docker.intake.capacity import split_credit
+from rabbit2docker.consumer.intake.capacity import split_prefetch
 from rabbit2docker_schemas.routing import BULK_QUEUE, REQUESTS_QUEUE
 
 
@@ -12,7 +12,7 @@ def test_credit_is_never_more_than_what_is_free_unless_all_is_quiet(
     free: int, limit: int, prefetch: int, reserved: int, is_quiet: bool
 ) -> None:
     free = min(free, limit)
-    credit = split_credit(free, limit=limit, prefetch=prefetch, reserved=reserved, is_quiet=is_quiet)
+    credit = split_prefetch(free, limit=limit, prefetch=prefetch, reserved=reserved, is_quiet=is_quiet)
     assert all(0 <= amount <= prefetch for amount in credit.values())
     assert sum(credit.values()) <= free + (is_quiet and limit <= max(1, reserved))
     if free:
@@ -20,11 +20,11 @@ def test_credit_is_never_more_than_what_is_free_unless_all_is_quiet(
 
 
 def test_bulk_gets_up_to_half_of_what_is_not_reserved() -> None:
-    assert split_credit(10, limit=10, prefetch=8, reserved=1) == {REQUESTS_QUEUE: 5, BULK_QUEUE: 5}
-    assert split_credit(1, limit=10, prefetch=8, reserved=1) == {REQUESTS_QUEUE: 1, BULK_QUEUE: 0}
+    assert split_prefetch(10, limit=10, prefetch=8, reserved=1) == {REQUESTS_QUEUE: 5, BULK_QUEUE: 5}
+    assert split_prefetch(1, limit=10, prefetch=8, reserved=1) == {REQUESTS_QUEUE: 1, BULK_QUEUE: 0}
 
 
 def test_with_a_single_slot_bulk_gets_it_when_nobody_waits() -> None:
-    assert split_credit(1, limit=1, prefetch=8, reserved=1)[BULK_QUEUE] == 0
-    assert split_credit(1, limit=1, prefetch=8, reserved=1, is_quiet=True)[BULK_QUEUE] == 1
-    assert split_credit(0, limit=1, prefetch=8, reserved=1, is_quiet=True)[BULK_QUEUE] == 0
+    assert split_prefetch(1, limit=1, prefetch=8, reserved=1)[BULK_QUEUE] == 0
+    assert split_prefetch(1, limit=1, prefetch=8, reserved=1, is_quiet=True)[BULK_QUEUE] == 1
+    assert split_prefetch(0, limit=1, prefetch=8, reserved=1, is_quiet=True)[BULK_QUEUE] == 0

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from rabbit2docker.consumer.images.docker_config import Credentials, DockerConfig
 from rabbit2docker.errors import RegistryUnavailable
-from rabbit2docker.images.docker_config import Credentials, DockerConfig
 from rabbit2docker.settings import DockerSettings
 
 AUTH = base64.b64encode(b"robot:pass:word").decode()

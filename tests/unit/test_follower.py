@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from rabbit2docker.announce import Announcer
-from rabbit2docker.attempts import Attempts
+from rabbit2docker.consumer.attempt_cache import AttemptCache
+from rabbit2docker.consumer.event_publisher import EventPublisher
+from rabbit2docker.consumer.executors.base import Attempt, AttemptName, AttemptStatus
+from rabbit2docker.consumer.following.follower import Follower, FollowerContext
 from rabbit2docker.errors import RegistryUnavailable
-from rabbit2docker.executors.base import Attempt, AttemptName, Marks
-from rabbit2docker.following.follower import Follower, Tools
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Cancelled, Completed, Failed, Log, Phase, Progress
 from tests.support.memory_executor import MemoryExecutor, MemoryWorld
@@ -34,7 +34,7 @@ class Bench:
     def __init__(self) -> None:
         self.world = MemoryWorld()
         self.executor = MemoryExecutor(self.world)
-        self.attempts = Attempts(self.executor)
+        self.attempts = AttemptCache(self.executor)
         self.publisher = RecordingPublisher()
         self.answers: list[Found | RegistryUnavailable | None] = []
         """What the registry says, the last one for ever; nothing: the image is there."""
@@ -48,13 +48,15 @@ class Bench:
         return answer
 
     @property
-    def tools(self) -> Tools:
-        announcer = Announcer(self.publisher, instance="test")
-        return Tools(self.executor, self.attempts, announcer, self.find_image, Settings())
+    def tools(self) -> FollowerContext:
+        events = EventPublisher(self.publisher, instance="test")
+        return FollowerContext(self.executor, self.attempts, events, self.find_image, Settings())
 
-    async def create(self, **marks: object) -> Attempt:
-        attempt, _ = await self.executor.create(a_spec(NAME), Marks(requests={"r": "digest"}, **marks))
-        return self.attempts.note(attempt)
+    async def create(self, **status: object) -> Attempt:
+        attempt, _ = await self.executor.create(
+            a_spec(NAME), AttemptStatus(requests={"r": "digest"}, **status)
+        )
+        return self.attempts.put(attempt)
 
     async def follow(self, name: AttemptName = NAME) -> None:
         attempt = await self.executor.get(name)
@@ -78,10 +80,10 @@ async def bench() -> Bench:
     return bench
 
 
-async def marks_of(bench: Bench, name: AttemptName = NAME) -> Marks:
+async def marks_of(bench: Bench, name: AttemptName = NAME) -> AttemptStatus:
     attempt = await bench.executor.get(name)
     assert attempt is not None
-    return attempt.marks
+    return attempt.status
 
 
 async def test_lines_come_before_the_end_and_the_record_says_that_it_is_told(bench: Bench) -> None:
@@ -92,8 +94,8 @@ async def test_lines_come_before_the_end_and_the_record_says_that_it_is_told(ben
     assert bench.publisher.kinds[-1] == "completed"
     assert isinstance(bench.end, Completed)
     assert (bench.end.digest, bench.end.size, bench.end.lines) == (DIGEST, 7, 2)
-    marks = await marks_of(bench)
-    assert (marks.reported, marks.confirmed_line) == (True, 1)
+    status = await marks_of(bench)
+    assert (status.reported, status.confirmed_line) == (True, 1)
 
 
 async def test_a_line_is_told_while_the_build_runs(bench: Bench) -> None:
@@ -136,7 +138,7 @@ async def test_an_outcome_that_was_written_down_is_told_after_a_crash_whatever_t
     bench.world.end(NAME, digest=DIGEST)
     await bench.follow()
     first = bench.end
-    await bench.executor.mark(NAME, lambda marks: marks.model_copy(update={"reported": False}))
+    await bench.executor.update_status(NAME, lambda status: status.model_copy(update={"reported": False}))
     bench.answers = [None]
     await bench.follow()
     assert bench.end == first
@@ -147,7 +149,7 @@ async def test_the_end_is_told_once_rabbitmq_is_back(bench: Bench) -> None:
     bench.publisher.refusals = 0
     attempt = await bench.executor.get(NAME)
     assert attempt is not None
-    follower = Follower(attempt.model_copy(update={"marks": Marks(confirmed_line=0)}), bench.tools)
+    follower = Follower(attempt.model_copy(update={"status": AttemptStatus(confirmed_line=0)}), bench.tools)
     bench.publisher.refusals = 5
     await follower.run()
     assert isinstance(bench.end, Completed)
@@ -168,7 +170,7 @@ async def test_what_the_infrastructure_failed_gets_another_attempt_that_inherits
     await bench.follow()
     assert not ends_of(bench.publisher.events)
     second = next(attempt for attempt in bench.attempts if attempt.spec.attempt == 2)
-    assert second.marks.requests == {"r": "digest"}
+    assert second.status.requests == {"r": "digest"}
     told = [event.data for event in bench.publisher.events if isinstance(event.data, Progress)]
     assert told[-1].detail.failed_reason == "builder_lost"
     bench.world.kill(second.name)
@@ -188,9 +190,9 @@ async def test_a_cancel_that_comes_between_two_attempts_reaches_the_second(bench
     bench.world.kill(NAME)
     decide = bench.executor.create
 
-    async def cancelled_meanwhile(spec: object, marks: Marks) -> tuple[Attempt, bool]:
-        await bench.executor.mark(NAME, lambda old: old.model_copy(update={"cancelled_by": "ada"}))
-        return await decide(spec, marks)  # type: ignore[arg-type]
+    async def cancelled_meanwhile(spec: object, status: AttemptStatus) -> tuple[Attempt, bool]:
+        await bench.executor.update_status(NAME, lambda old: old.model_copy(update={"cancelled_by": "ada"}))
+        return await decide(spec, status)  # type: ignore[arg-type]
 
     bench.executor.create = cancelled_meanwhile  # type: ignore[method-assign]
     await bench.follow()

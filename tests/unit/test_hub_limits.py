@@ -12,18 +12,17 @@ import jwt
 import pytest
 
 from rabbit2docker import metrics
+from rabbit2docker.consumer.providers.catalog import Providers
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, ConfigurationError, StoreUnavailable
-from rabbit2docker.providers.catalog import Providers
-from rabbit2docker.settings import HubSettings, ProviderSettings
-from rabbit2docker_hub.store.records import Allowance
-from rabbit2docker_hub.store.store import Store
-from rabbit2docker_hub.web import queueing
-from rabbit2docker_hub.web.build_tokens import BuildTokens, InvalidBuildToken, mint, origin_of
-from rabbit2docker_hub.web.guards import User
-from rabbit2docker_hub.web.limits import (
-    Banned,
+from rabbit2docker.hub.store.models import Allowance
+from rabbit2docker.hub.store.store import Store
+from rabbit2docker.hub.web import queue_position
+from rabbit2docker.hub.web.auth import User
+from rabbit2docker.hub.web.build_tokens import BuildTokens, InvalidBuildToken, mint, origin_of
+from rabbit2docker.hub.web.limits import (
+    BannedNetwork,
     Limits,
-    TooMany,
+    RateLimited,
     client_address,
     in_words,
     limit_headers,
@@ -31,8 +30,9 @@ from rabbit2docker_hub.web.limits import (
     read_address,
     read_networks,
 )
-from rabbit2docker_hub.web.queueing import Queueing
-from rabbit2docker_hub.web.repositories import KINDS
+from rabbit2docker.hub.web.queue_position import QueuePositions
+from rabbit2docker.hub.web.repositories import KINDS
+from rabbit2docker.settings import HubSettings, ProviderSettings
 from rabbit2docker_schemas import events, ids
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.reasons import CATEGORY_OF, HINT_OF, FailureReason
@@ -125,7 +125,7 @@ class Counting:
         self.left, self.wait, self.away = left, wait, False
         self.asked: list[str] = []
 
-    async def may_ask(self, who: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
+    async def check_rate_limit(self, who: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
         if self.away:
             raise StoreUnavailable("The database is away.")
         self.asked.append(who)
@@ -140,7 +140,7 @@ ADDRESS = read_address("192.0.2.7")
 class TestLimits:
     async def test_who_is_over_it_learns_which_limit_whose_and_how_long(self) -> None:
         limits = Limits(HubSettings(), Counting(left=0))
-        with pytest.raises(TooMany) as caught:
+        with pytest.raises(RateLimited) as caught:
             await limits.check_rate(User("ada"), ADDRESS)
         assert caught.value.status_code == 429
         assert caught.value.retry_after == 730
@@ -152,7 +152,7 @@ class TestLimits:
     async def test_without_a_name_it_is_the_address_that_has_asked(self) -> None:
         counting = Counting(left=0)
         limits = Limits(HubSettings(requests_per_user=1, requests_period_seconds=20), counting)
-        with pytest.raises(TooMany) as caught:
+        with pytest.raises(RateLimited) as caught:
             await limits.check_rate(User(None, admin=True), ADDRESS)
         words = "Your address (192.0.2.7) has asked for 1 build within 20 seconds, which is the limit here."
         assert words in caught.value.message
@@ -212,15 +212,15 @@ class TestLimits:
         limits = Limits(
             HubSettings(ban_networks={"192.0.2.0/24": "the lab", "2001:db8::/32": "v6"}), Counting()
         )
-        with pytest.raises(Banned) as caught:
+        with pytest.raises(BannedNetwork) as caught:
             limits.check_network(ADDRESS)
         assert (caught.value.message, caught.value.status_code) == (
             "Requests from the lab are not allowed",
             403,
         )
-        with pytest.raises(Banned):
+        with pytest.raises(BannedNetwork):
             limits.check_network(read_address("2001:db8::1"))
-        with pytest.raises(Banned):
+        with pytest.raises(BannedNetwork):
             limits.check_network(read_address("::ffff:192.0.2.1"))
         limits.check_network(read_address("198.51.100.1"))
         limits.check_network(None)
@@ -358,12 +358,12 @@ class Line:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, length: int = 0) -> None:
         for name in ("PATIENCE_SECONDS", "LOOK_SECONDS", "RETRY_SECONDS"):
-            monkeypatch.setattr(queueing, name, 0.01)
+            monkeypatch.setattr(queue_position, name, 0.01)
         self.length, self.looks, self.open, self.times = length, 0, 0, 0
         self.problem: Exception | None = None
 
     @asynccontextmanager
-    async def looking(self) -> AsyncIterator[queueing.Depth]:
+    async def looking(self) -> AsyncIterator[queue_position.Depth]:
         self.times += 1
         if self.problem:
             raise self.problem
@@ -388,7 +388,7 @@ def line(monkeypatch: pytest.MonkeyPatch) -> Line:
 class TestQueue:
     def places(self, *lengths: int) -> list[list[int | None]]:
         """Return where requests a, b and c are told to stand while the queue has these lengths."""
-        knowing = Queueing(None)
+        knowing = QueuePositions(None)
         for at, name in enumerate("abc"):
             knowing.asked(name, float(at))
         seen = []
@@ -405,7 +405,7 @@ class TestQueue:
         assert self.places(4, 9, 4) == [[1, 2, 3], [1, 2, 3], [1, 2, 3]]
 
     def test_who_was_answered_is_in_nobodys_way_and_hears_no_more(self) -> None:
-        knowing = Queueing(None)
+        knowing = QueuePositions(None)
         knowing.asked("a", 1.0)
         knowing.asked("b", 2.0)
         with knowing.watching("a") as a, knowing.watching("b") as b:
@@ -415,22 +415,22 @@ class TestQueue:
             assert (a.ahead, b.ahead) == (None, 1)
 
     def test_a_request_that_nobody_watches_is_forgotten_when_it_has_left(self) -> None:
-        knowing = Queueing(None)
+        knowing = QueuePositions(None)
         for at, name in enumerate("abc"):
             knowing.asked(name, float(at))
         knowing.put(2)
         assert [knowing.find(name) is not None for name in "abc"] == [False, True, True]
 
     def test_requests_that_are_remembered_have_a_bound(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(queueing, "ASKED", 2)
-        knowing = Queueing(None)
+        monkeypatch.setattr(queue_position, "ASKED", 2)
+        knowing = QueuePositions(None)
         for at, name in enumerate("abc"):
             knowing.asked(name, float(at))
         assert [knowing.find(name) is not None for name in "abc"] == [False, True, True]
 
     async def test_each_number_is_taken_once_by_each_viewer(self, line: Line) -> None:
         line.length = 3
-        knowing = Queueing(line.looking)
+        knowing = QueuePositions(line.looking)
         knowing.asked("a", 1.0)
         with knowing.watching("a") as early:
             news = early.news()
@@ -451,7 +451,7 @@ class TestQueue:
 
     async def test_rabbitmq_is_asked_once_for_all_and_no_longer_than_somebody_waits(self, line: Line) -> None:
         line.length = 40
-        knowing = Queueing(line.looking)
+        knowing = QueuePositions(line.looking)
         for number in range(40):
             knowing.asked(str(number), float(number))
         with knowing.watching("39") as one, knowing.watching("38") as other:
@@ -467,7 +467,7 @@ class TestQueue:
         await eventually(lambda: not line.open)
 
     async def test_a_request_that_is_not_known_to_wait_is_not_asked_about(self, line: Line) -> None:
-        knowing = Queueing(line.looking)
+        knowing = QueuePositions(line.looking)
         with knowing.watching("unknown") as place:
             assert (place.ahead, place.news(), place.take()) == (None, None, None)
             await asyncio.sleep(0.05)
@@ -475,7 +475,7 @@ class TestQueue:
 
     async def test_rabbitmq_being_away_is_got_over(self, line: Line) -> None:
         line.length, line.problem = 2, BrokerUnavailable("away")
-        knowing = Queueing(line.looking)
+        knowing = QueuePositions(line.looking)
         knowing.asked("a", 1.0)
         with knowing.watching("a") as place:
             await eventually(lambda: line.times >= 2)
@@ -485,7 +485,7 @@ class TestQueue:
 
     async def test_who_may_not_ask_rabbitmq_asks_once(self, line: Line) -> None:
         line.problem = AccessRefused("no")
-        knowing = Queueing(line.looking)
+        knowing = QueuePositions(line.looking)
         knowing.asked("a", 1.0)
         for _ in range(3):
             with knowing.watching("a"):
@@ -560,11 +560,11 @@ class TestTally:
         before = [value(name, **labels) for name, labels in (count, bucket, smaller)]
         joined = self.accepted("one", request_id="r2", attached=True)
         await store.put([self.accepted("one"), joined])
-        assert await store.under_way() == 1
+        assert await store.running_count() == 1
         async with a_store(tmp_path) as other:
             await asyncio.gather(*(each.put([self.end("one", kind)]) for each in (store, other)))
             await other.put([self.accepted("one"), joined, self.end("one", kind)])
-        assert await store.under_way() == 0
+        assert await store.running_count() == 0
         after = [value(name, **labels) for name, labels in (count, bucket, smaller)]
         assert [a - b for a, b in zip(after, before, strict=True)] == [1, 1, 0]
 
@@ -577,7 +577,7 @@ class TestTally:
     async def test_an_image_that_existed_is_no_build(self, store: Store) -> None:
         before = value("binderhub_build_count_total", status="success", provider="GitHub")
         await store.put([self.accepted("two", cached=True)])
-        assert await store.under_way() == 0
+        assert await store.running_count() == 0
         await store.put([self.end("two")])
         assert value("binderhub_build_count_total", status="success", provider="GitHub") == before
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rabbit2docker_hub.merging import InOrder, Merged, Once
+from rabbit2docker.client.resequencer import Deduplicator, Resequencer, SeenFilter
 from rabbit2docker_schemas import examples, ids
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Completed, Gap, Kind, Log, LogLine, Phase
@@ -30,13 +30,13 @@ def texts(events: list[Event]) -> list[str]:
 
 
 def test_an_event_that_comes_twice_is_given_once() -> None:
-    merged, end = Merged(), examples.EVENTS[Kind.COMPLETED]
+    merged, end = Deduplicator(), examples.EVENTS[Kind.COMPLETED]
     assert merged.take(end) == [end]
     assert merged.take(end) == []
 
 
 def test_of_overlapping_lines_only_the_new_ones_are_given() -> None:
-    merged = Merged()
+    merged = Deduplicator()
     merged.take(log(0, 4))
     [new] = merged.take(log(3, 6))
     assert isinstance(new.data, Log)
@@ -45,13 +45,13 @@ def test_of_overlapping_lines_only_the_new_ones_are_given() -> None:
 
 
 def test_each_attempt_has_a_log_of_its_own() -> None:
-    merged = Merged()
+    merged = Deduplicator()
     assert merged.take(log(0, 4)) != []
     assert merged.take(log(0, 4, attempt=2)) != []
 
 
 def test_a_hole_that_nobody_told_is_given_as_a_gap() -> None:
-    merged = Merged()
+    merged = Deduplicator()
     merged.take(log(0, 1))
     hole, new = merged.take(log(5, 6))
     assert isinstance(hole.data, Gap)
@@ -60,7 +60,7 @@ def test_a_hole_that_nobody_told_is_given_as_a_gap() -> None:
 
 
 def test_a_gap_that_was_told_is_given_once_and_the_log_goes_on_behind_it() -> None:
-    merged = Merged()
+    merged = Deduplicator()
     merged.take(log(0, 1))
     assert len(merged.take(gap(2, 4))) == 1
     assert merged.take(gap(2, 4)) == []
@@ -69,7 +69,7 @@ def test_a_gap_that_was_told_is_given_once_and_the_log_goes_on_behind_it() -> No
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 10)), max_size=30))
 def test_no_line_is_given_twice_or_out_of_order(batches: list[tuple[int, int]]) -> None:
-    merged = Merged()
+    merged = Deduplicator()
     given_lines = [
         int(text) for first, more in batches for text in texts(merged.take(log(first, first + more)))
     ]
@@ -82,7 +82,7 @@ def end(count: int) -> Event:
 
 
 def test_lines_that_come_too_early_wait_for_those_before_them() -> None:
-    order = InOrder()
+    order = Resequencer()
     assert texts(order.take(log(0, 1))) == ["0", "1"]
     assert order.take(log(4, 5)) == []
     assert order.take(log(4, 5)) == []
@@ -92,7 +92,7 @@ def test_lines_that_come_too_early_wait_for_those_before_them() -> None:
 
 
 def test_an_end_waits_for_the_lines_that_it_counts() -> None:
-    order = InOrder()
+    order = Resequencer()
     order.take(log(0, 1))
     assert order.take(end(4)) == []
     *new, last = order.take(log(2, 3))
@@ -101,7 +101,7 @@ def test_an_end_waits_for_the_lines_that_it_counts() -> None:
 
 
 def test_what_never_comes_is_a_gap_before_what_waited_for_it() -> None:
-    order = InOrder()
+    order = Resequencer()
     order.take(log(0, 1))
     assert order.take(end(9)) == order.take(log(4, 5)) == []
     assert [event.kind for event in order.give_up()] == ["gap", "log", "gap", "completed"]
@@ -109,7 +109,7 @@ def test_what_never_comes_is_a_gap_before_what_waited_for_it() -> None:
 
 
 def test_not_more_than_a_few_events_wait() -> None:
-    order = InOrder()
+    order = Resequencer()
     given_events = [event for n in range(1, 300) for event in order.take(log(n, n))]
     assert given_events[0].kind == "gap"
     assert texts(given_events) == [str(n) for n in range(1, 300)]
@@ -117,7 +117,7 @@ def test_not_more_than_a_few_events_wait() -> None:
 
 @given(st.permutations([*range(0, 60, 3)]), st.lists(st.integers(0, 19), max_size=10))
 def test_in_whatever_order_lines_come_they_are_told_in_theirs(firsts: list[int], again: list[int]) -> None:
-    order = InOrder()
+    order = Resequencer()
     given_events: list[Event] = []
     for first in [*firsts[:10], *(firsts[n] for n in again), *firsts[10:]]:
         given_events += order.take(log(first, first + 2))
@@ -127,6 +127,6 @@ def test_in_whatever_order_lines_come_they_are_told_in_theirs(firsts: list[int],
 
 
 def test_of_all_builds_each_event_is_given_once() -> None:
-    once = Once()
+    once = SeenFilter()
     assert once.take(log(0, 1)) == [log(0, 1)]
     assert once.take(log(0, 1)) == once.give_up() == []

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rabbit2docker.consumer.images.names import build_name, image_name, options_digest
 from rabbit2docker.errors import RequestRejected
-from rabbit2docker.images.names import build_name, image_name, options_digest
 from rabbit2docker_schemas.reasons import RejectReason
 
 PREFIX = "quay.io/org/pfx-"

@@ -10,16 +10,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rabbit2docker.announce import Announcer
-from rabbit2docker.attempts import Attempts
-from rabbit2docker.cleaning import Cleaner, due
+from rabbit2docker.consumer.attempt_cache import AttemptCache
+from rabbit2docker.consumer.cleaner import Cleaner, due
+from rabbit2docker.consumer.event_publisher import EventPublisher
+from rabbit2docker.consumer.executors.base import (
+    Attempt,
+    AttemptName,
+    AttemptState,
+    AttemptStatus,
+    Members,
+    PendingDeadline,
+)
+from rabbit2docker.consumer.following.follower import FollowerContext
+from rabbit2docker.consumer.following.outcome import Evidence, ImageCheck, decide
+from rabbit2docker.consumer.following.supervisor import FollowerSupervisor
+from rabbit2docker.consumer.ownership import Ownership, Slots, shares
 from rabbit2docker.errors import ExecutorUnavailable
-from rabbit2docker.executors.base import Attempt, AttemptName, AttemptState, Hopeless, Marks, Members
-from rabbit2docker.following.crew import Crew
-from rabbit2docker.following.follower import Tools
-from rabbit2docker.following.verdict import Evidence, InRegistry, judge
-from rabbit2docker.ownership import Ownership, Slots, shares
-from rabbit2docker.rendezvous import ranked
+from rabbit2docker.hashing import ranked
 from rabbit2docker.settings import LimitSettings, Settings
 from rabbit2docker_schemas.events import Completed, Failed
 from rabbit2docker_schemas.reasons import FailureReason
@@ -57,7 +64,7 @@ async def an_ownership(me: str, *live: str) -> Ownership:
     """Return the ownership of a replica that has heard who lives."""
     executor = SharedExecutor(MemoryWorld(), me)
     ownership, heard = Ownership(executor), asyncio.Event()
-    ownership.listen(heard.set)
+    ownership.subscribe(heard.set)
     task = asyncio.create_task(ownership.run())
     executor.tell(*live)
     await heard.wait()
@@ -179,8 +186,8 @@ def test_shares_are_as_equal_as_they_can_be() -> None:
     assert shares(2, ["a", "b"], {"a": 5, "b": 1}) == {"a": 0, "b": 0}
 
 
-def held_by(maker: str | None, name: str, state: AttemptState = AttemptState.RUNNING) -> Attempt:
-    return an_attempt(name, state=state).model_copy(update={"maker": maker})
+def held_by(created_by: str | None, name: str, state: AttemptState = AttemptState.RUNNING) -> Attempt:
+    return an_attempt(name, state=state).model_copy(update={"created_by": created_by})
 
 
 async def test_live_attempts_take_the_slots_of_who_made_them() -> None:
@@ -227,11 +234,11 @@ class Replica:
 
     def __init__(self, world: MemoryWorld, me: str, publisher: RecordingPublisher) -> None:
         self.executor = SharedExecutor(world, me)
-        self.attempts = Attempts(self.executor)
+        self.attempts = AttemptCache(self.executor)
         self.ownership = Ownership(self.executor)
-        announcer = Announcer(publisher, instance="test")
-        tools = Tools(self.executor, self.attempts, announcer, self._find_image, Settings())
-        self.crew = Crew(tools, self.ownership)
+        events = EventPublisher(publisher, instance="test")
+        tools = FollowerContext(self.executor, self.attempts, events, self._find_image, Settings())
+        self.crew = FollowerSupervisor(tools, self.ownership)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def _find_image(self, image: str) -> Any:
@@ -270,7 +277,7 @@ class Pair:
             replica.executor.tell(*live)
 
     async def create(self, name: str) -> str:
-        await self.replicas["a"].executor.create(a_spec(name), Marks(requests={name: "digest"}))
+        await self.replicas["a"].executor.create(a_spec(name), AttemptStatus(requests={name: "digest"}))
         return name
 
     async def create_for(self, owner: str) -> str:
@@ -421,7 +428,7 @@ async def test_a_build_whose_end_is_told_is_not_taken_over(pair: Pair) -> None:
 # -- what is cleaned
 
 
-WAITED_FOR: Final = Hopeless(
+WAITED_FOR: Final = PendingDeadline(
     reason=FailureReason.BUILDER_IMAGE_UNAVAILABLE,
     message="The builder image cannot be pulled: not found",
     at=NOW + timedelta(seconds=90),
@@ -430,7 +437,7 @@ WAITED_FOR: Final = Hopeless(
 
 def hopeless(attempt: Attempt, **changes: Any) -> Attempt:
     return attempt.model_copy(
-        update={"state": AttemptState.PENDING, "started_at": None, "hopeless": WAITED_FOR, **changes}
+        update={"state": AttemptState.PENDING, "started_at": None, "pending_deadline": WAITED_FOR, **changes}
     )
 
 
@@ -442,9 +449,9 @@ def test_a_hopeless_attempt_is_due_at_its_time_and_not_before() -> None:
 
 def test_what_runs_or_has_ended_or_is_cancelled_is_not_given_up() -> None:
     late = WAITED_FOR.at + timedelta(seconds=1)
-    assert due(hopeless(an_attempt(), hopeless=None), late) is None
+    assert due(hopeless(an_attempt(), pending_deadline=None), late) is None
     assert due(hopeless(an_attempt(), state=AttemptState.ENDED), late) is None
-    assert due(hopeless(an_attempt(), marks=Marks(cancelled_by="ada")), late) is None
+    assert due(hopeless(an_attempt(), status=AttemptStatus(cancelled_by="ada")), late) is None
 
 
 class Cleaning:
@@ -453,7 +460,7 @@ class Cleaning:
     def __init__(self, *live: str) -> None:
         self.world = MemoryWorld(starts_at_once=False)
         self.executor = SharedExecutor(self.world, "a")
-        self.attempts = Attempts(self.executor)
+        self.attempts = AttemptCache(self.executor)
         self.live = live or ("a",)
         self._began = asyncio.get_running_loop().time()
         self._tasks: list[asyncio.Task[None]] = []
@@ -473,8 +480,8 @@ class Cleaning:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def create(self, name: str, **changes: Any) -> Attempt:
-        attempt, _ = await self.executor.create(a_spec(name), Marks())
-        return self.attempts.note(hopeless(attempt, **changes))
+        attempt, _ = await self.executor.create(a_spec(name), AttemptStatus())
+        return self.attempts.put(hopeless(attempt, **changes))
 
     async def until(self, seconds: float) -> None:
         """Wait until so many seconds after the beginning."""
@@ -493,7 +500,7 @@ async def test_a_hopeless_attempt_is_ended_at_its_time_with_words_for_a_person()
     await bench.end()
     attempt = await bench.executor.get(AttemptName("build-1"))
     assert attempt is not None
-    found = judge(attempt, attempt.marks, Evidence(InRegistry.THERE, (), 0, 5))
+    found = decide(attempt, attempt.status, Evidence(ImageCheck.THERE, (), 0, 5))
     assert isinstance(found, Failed)
     assert (found.reason, found.message) == (WAITED_FOR.reason, WAITED_FOR.message)
 
@@ -504,7 +511,7 @@ async def test_a_grace_that_is_over_already_is_noticed_within_a_moment() -> None
     await bench.start()
     await bench.until(7)
     at_once = WAITED_FOR.model_copy(update={"at": bench.now() - timedelta(seconds=1)})
-    await bench.create("build-1", hopeless=at_once)
+    await bench.create("build-1", pending_deadline=at_once)
     await bench.until(8.5)
     assert bench.world.cancels == ["build-1"]
     await bench.end()
@@ -516,7 +523,7 @@ async def test_hopeless_attempts_that_keep_coming_do_not_put_off_each_others_end
     await bench.start()
     for number in range(60):
         at_once = WAITED_FOR.model_copy(update={"at": bench.now()})
-        await bench.create(f"build-{number}", hopeless=at_once)
+        await bench.create(f"build-{number}", pending_deadline=at_once)
         await asyncio.sleep(0.5)
     assert len(bench.world.cancels) > 50
     await bench.end()
@@ -528,7 +535,7 @@ async def test_an_attempt_that_starts_after_all_is_left_alone() -> None:
     await bench.start()
     attempt = await bench.create("build-1")
     await bench.until(80)
-    bench.attempts.note(attempt.model_copy(update={"state": AttemptState.RUNNING, "hopeless": None}))
+    bench.attempts.put(attempt.model_copy(update={"state": AttemptState.RUNNING, "pending_deadline": None}))
     await bench.until(200)
     assert bench.world.cancels == []
     await bench.end()
@@ -539,13 +546,13 @@ async def test_what_a_person_cancelled_meanwhile_stays_cancelled() -> None:
     bench = Cleaning()
     await bench.start()
     await bench.create("build-1")
-    await bench.executor.mark(
-        AttemptName("build-1"), lambda marks: marks.model_copy(update={"cancelled_by": "ada"})
+    await bench.executor.update_status(
+        AttemptName("build-1"), lambda status: status.model_copy(update={"cancelled_by": "ada"})
     )
     await bench.until(120)
     attempt = await bench.executor.get(AttemptName("build-1"))
     assert attempt is not None
-    assert (attempt.marks.cancelled_by, attempt.marks.cancel_reason) == ("ada", None)
+    assert (attempt.status.cancelled_by, attempt.status.cancel_reason) == ("ada", None)
     await bench.end()
 
 
@@ -573,15 +580,15 @@ async def test_a_cleaner_touches_only_what_is_its_own() -> None:
     touched: dict[str, set[str]] = {}
     for me in members:
         executor = SharedExecutor(world, me)
-        attempts = Attempts(executor)
+        attempts = AttemptCache(executor)
         for name in names:
-            attempt, _ = await executor.create(a_spec(name), Marks())
+            attempt, _ = await executor.create(a_spec(name), AttemptStatus())
             if name in waiting:
-                attempts.note(hopeless(attempt))
+                attempts.put(hopeless(attempt))
             else:
-                reported = Marks(reported=True, reported_at=NOW)
-                ended = {"state": AttemptState.ENDED, "marks": reported}
-                attempts.note(attempt.model_copy(update=ended))
+                reported = AttemptStatus(reported=True, reported_at=NOW)
+                ended = {"state": AttemptState.ENDED, "status": reported}
+                attempts.put(attempt.model_copy(update=ended))
                 world.records[attempt.name].state = AttemptState.ENDED
         before = set(world.records), set(world.cancels)
         ownership = await an_ownership(me, *members)
@@ -591,7 +598,7 @@ async def test_a_cleaner_touches_only_what_is_its_own() -> None:
             expected = ranked(a_spec(name).build_id, members)[0] == me
             assert (name in touched[me]) == expected, name
         for name in told:
-            await executor.create(a_spec(name), Marks())
+            await executor.create(a_spec(name), AttemptStatus())
     assert touched["a"] | touched["b"] == set(names)
     assert touched["a"]
     assert touched["b"]
@@ -605,7 +612,7 @@ async def test_one_replica_sweeps_for_all() -> None:
         clock = [NOW]
         cleaner = Cleaner(
             executor,
-            Attempts(executor),
+            AttemptCache(executor),
             ownership,
             keep_seconds=600,
             now=partial(clock.__getitem__, 0),

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from rabbit2docker.executors.kubernetes.pace import Pace, Urgency
+from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority, RateLimiter
 
 pytestmark = pytest.mark.looptime
 
@@ -16,18 +16,18 @@ def now() -> float:
 class Callers:
     """Calls that take turns, and what came of them."""
 
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, pace: RateLimiter) -> None:
         self._pace = pace
         self.passed: list[str] = []
         self.moments: list[float] = []
         self._tasks: list[asyncio.Task[None]] = []
 
-    def call(self, name: str = "", urgency: Urgency = Urgency.READ) -> asyncio.Task[None]:
+    def call(self, name: str = "", urgency: CallPriority = CallPriority.READ) -> asyncio.Task[None]:
         task = asyncio.create_task(self._call(name, urgency))
         self._tasks.append(task)
         return task
 
-    async def _call(self, name: str, urgency: Urgency) -> None:
+    async def _call(self, name: str, urgency: CallPriority) -> None:
         await self._pace.turn(urgency)
         self.passed.append(name)
         self.moments.append(now())
@@ -37,7 +37,7 @@ class Callers:
 
 
 async def test_a_burst_passes_at_once_and_the_rest_at_the_rate() -> None:
-    callers, began = Callers(Pace(per_second=10, burst=5)), now()
+    callers, began = Callers(RateLimiter(per_second=10, burst=5)), now()
     for _ in range(25):
         callers.call()
     await callers.done()
@@ -47,7 +47,7 @@ async def test_a_burst_passes_at_once_and_the_rest_at_the_rate() -> None:
 
 
 async def test_in_the_long_run_no_more_pass_than_the_rate_allows() -> None:
-    callers, began = Callers(Pace(per_second=50, burst=100)), now()
+    callers, began = Callers(RateLimiter(per_second=50, burst=100)), now()
     for _ in range(1100):
         callers.call()
     await callers.done()
@@ -55,9 +55,9 @@ async def test_in_the_long_run_no_more_pass_than_the_rate_allows() -> None:
 
 
 async def test_a_quiet_time_saves_up_one_burst_and_no_more() -> None:
-    pace = Pace(per_second=10, burst=3)
+    pace = RateLimiter(per_second=10, burst=3)
     for _ in range(3):
-        await pace.turn(Urgency.READ)
+        await pace.turn(CallPriority.READ)
     await asyncio.sleep(3600)
     callers, began = Callers(pace), now()
     for _ in range(4):
@@ -68,46 +68,46 @@ async def test_a_quiet_time_saves_up_one_burst_and_no_more() -> None:
 
 
 async def test_callers_who_come_slower_than_the_rate_never_wait() -> None:
-    pace = Pace(per_second=10, burst=1)
+    pace = RateLimiter(per_second=10, burst=1)
     for _ in range(50):
         began = now()
-        await pace.turn(Urgency.CLEAN)
+        await pace.turn(CallPriority.CLEAN)
         assert now() - began == pytest.approx(0, abs=1e-3)
         await asyncio.sleep(0.11)
 
 
 async def test_the_more_urgent_calls_go_first_and_among_equals_who_came_first() -> None:
-    pace = Pace(per_second=10, burst=1)
-    await pace.turn(Urgency.READ)
+    pace = RateLimiter(per_second=10, burst=1)
+    await pace.turn(CallPriority.READ)
     callers = Callers(pace)
     for name, urgency in (
-        ("clean", Urgency.CLEAN),
-        ("read 1", Urgency.READ),
-        ("record", Urgency.RECORD),
-        ("read 2", Urgency.READ),
-        ("create 1", Urgency.CREATE),
+        ("clean", CallPriority.CLEAN),
+        ("read 1", CallPriority.READ),
+        ("record", CallPriority.RECORD),
+        ("read 2", CallPriority.READ),
+        ("create 1", CallPriority.CREATE),
     ):
         callers.call(name, urgency)
     await asyncio.sleep(0.05)
-    callers.call("create 2", Urgency.CREATE)
+    callers.call("create 2", CallPriority.CREATE)
     await callers.done()
     assert callers.passed == ["create 1", "create 2", "record", "read 1", "read 2", "clean"]
 
 
 async def test_nobody_overtakes_by_coming_at_the_right_moment() -> None:
-    pace = Pace(per_second=10, burst=1)
-    await pace.turn(Urgency.READ)
+    pace = RateLimiter(per_second=10, burst=1)
+    await pace.turn(CallPriority.READ)
     callers = Callers(pace)
-    callers.call("first", Urgency.READ)
+    callers.call("first", CallPriority.READ)
     await asyncio.sleep(0.0999)
-    callers.call("second", Urgency.READ)
+    callers.call("second", CallPriority.READ)
     await callers.done()
     assert callers.passed == ["first", "second"]
 
 
 async def test_a_cancelled_caller_takes_no_turn() -> None:
-    pace = Pace(per_second=10, burst=1)
-    await pace.turn(Urgency.READ)
+    pace = RateLimiter(per_second=10, burst=1)
+    await pace.turn(CallPriority.READ)
     callers, began = Callers(pace), now()
     left = callers.call("left")
     callers.call("stayed")
@@ -119,8 +119,8 @@ async def test_a_cancelled_caller_takes_no_turn() -> None:
 
 
 async def test_a_caller_cancelled_in_the_moment_of_its_turn_gives_it_back() -> None:
-    pace = Pace(per_second=10, burst=1)
-    await pace.turn(Urgency.READ)
+    pace = RateLimiter(per_second=10, burst=1)
+    await pace.turn(CallPriority.READ)
     callers, began = Callers(pace), now()
     left = callers.call("left")
     callers.call("stayed")
@@ -134,12 +134,12 @@ async def test_a_caller_cancelled_in_the_moment_of_its_turn_gives_it_back() -> N
 
 
 async def test_calls_go_on_after_all_who_waited_are_gone() -> None:
-    pace = Pace(per_second=10, burst=1)
-    await pace.turn(Urgency.READ)
+    pace = RateLimiter(per_second=10, burst=1)
+    await pace.turn(CallPriority.READ)
     callers = Callers(pace)
     for _ in range(20):
         callers.call().cancel()
     await callers.done()
     began = now()
-    await pace.turn(Urgency.READ)
+    await pace.turn(CallPriority.READ)
     assert now() - began <= 0.1 + 1e-3

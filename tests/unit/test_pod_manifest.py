@@ -9,32 +9,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rabbit2docker.executors.base import AttemptName, AttemptSpec, Marks, StoredOutcome
-from rabbit2docker.executors.kubernetes import manifest
-from rabbit2docker.executors.kubernetes.client import JSON_PATCH
-from rabbit2docker.executors.kubernetes.executor import KubernetesExecutor
-from rabbit2docker.executors.kubernetes.manifest import (
+from rabbit2docker.consumer.executors.base import AttemptName, AttemptSpec, AttemptStatus, StoredOutcome
+from rabbit2docker.consumer.executors.kubernetes import manifest
+from rabbit2docker.consumer.executors.kubernetes.client import JSON_PATCH
+from rabbit2docker.consumer.executors.kubernetes.executor import KubernetesExecutor
+from rabbit2docker.consumer.executors.kubernetes.manifest import (
     FINALIZER,
-    MARKS,
-    MARKS_VERSION,
     SPEC,
+    STATUS,
+    STATUS_VERSION,
     build_pod,
     builder_config_map,
     credentials_name,
     credentials_secret,
-    encode_marks,
+    encode_status,
     git_credentials,
-    marks_patch,
-    read_marks,
+    pod_builder_spec,
     read_spec,
-    told_in_pod,
+    read_status,
+    status_patch,
     without_finalizer,
 )
-from rabbit2docker.executors.kubernetes.models import Pod
-from rabbit2docker.following.follower import TAIL_BYTES
-from rabbit2docker.following.progress import last_of
-from rabbit2docker.following.verdict import stored
-from rabbit2docker.rendezvous import ranked
+from rabbit2docker.consumer.executors.kubernetes.models import Pod
+from rabbit2docker.consumer.following.follower import TAIL_BYTES
+from rabbit2docker.consumer.following.outcome import stored
+from rabbit2docker.consumer.following.progress import last_of
+from rabbit2docker.hashing import ranked
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Failed
 from rabbit2docker_schemas.ids import RequestId, build_id_of
@@ -61,13 +61,13 @@ def made(
     spec: AttemptSpec | None = None,
     settings: Settings | None = None,
     *,
-    marks: Marks | None = None,
+    status: AttemptStatus | None = None,
     credentials: str | None = None,
     ready_nodes: Sequence[str] = NODES,
 ) -> Json:
     return build_pod(
         spec or a_spec(),
-        marks or Marks(),
+        status or AttemptStatus(),
         settings or Settings(),
         replica="replica-1",
         builder_map="rabbit2docker-builder-0",
@@ -164,7 +164,7 @@ def test_credentials_are_mounted_and_never_written_into_the_pod() -> None:
     assert "s3cr3t" not in json.dumps(pod)
     assert not any("valueFrom" in item for item in pod["spec"]["containers"][0]["env"])
     assert "envFrom" not in pod["spec"]["containers"][0]
-    assert "s3cr3t" not in json.dumps(told_in_pod(a_spec(), settings))
+    assert "s3cr3t" not in json.dumps(pod_builder_spec(a_spec(), settings))
     assert all(mounts(pod)[name]["readOnly"] for name in ("git", "docker-config", "builder"))
 
 
@@ -306,7 +306,7 @@ def test_the_operators_own_wishes_are_in_the_pod() -> None:
     assert pod["metadata"]["labels"]["team"] == "a"
     assert pod["metadata"]["labels"][manifest.COMPONENT] == manifest.BUILD
     assert environment(pod)["HTTPS_PROXY"] == "http://proxy.example.org"
-    assert json.loads(environment(pod)["RABBIT2DOCKER_BUILD"]) == told_in_pod(a_spec(), settings)
+    assert json.loads(environment(pod)["RABBIT2DOCKER_BUILD"]) == pod_builder_spec(a_spec(), settings)
 
 
 def test_what_the_operator_did_not_ask_for_is_left_to_the_cluster() -> None:
@@ -394,7 +394,7 @@ outcomes = st.builds(
     data=st.dictionaries(texts, st.none() | texts | st.integers() | st.lists(texts, max_size=3), max_size=3),
 )
 all_marks = st.builds(
-    Marks,
+    AttemptStatus,
     requests=st.dictionaries(words, texts, max_size=3),
     confirmed_line=st.integers(-1, 10**9),
     cancelled_by=st.none() | texts,
@@ -407,10 +407,10 @@ all_marks = st.builds(
 
 
 @given(specs, all_marks)
-def test_a_record_reads_back_as_it_was_written(spec: AttemptSpec, marks: Marks) -> None:
-    pod = as_pod(made(spec, marks=marks))
+def test_a_record_reads_back_as_it_was_written(spec: AttemptSpec, status: AttemptStatus) -> None:
+    pod = as_pod(made(spec, status=status))
     assert read_spec(pod) == spec
-    assert read_marks(pod) == marks
+    assert read_status(pod) == status
 
 
 @given(specs)
@@ -429,42 +429,47 @@ def test_a_pod_that_bears_the_spec_of_another_is_no_record() -> None:
 
 def test_marks_that_somebody_spoilt_read_as_none() -> None:
     pod = as_pod(made())
-    metadata = pod.metadata.model_copy(update={"annotations": {MARKS: "{"}})
-    assert read_marks(pod.model_copy(update={"metadata": metadata})) == Marks()
+    metadata = pod.metadata.model_copy(update={"annotations": {STATUS: "{"}})
+    assert read_status(pod.model_copy(update={"metadata": metadata})) == AttemptStatus()
 
 
 def test_a_newer_versions_fields_do_not_hide_a_record() -> None:
     pod = made()
-    for name in (SPEC, MARKS):
+    for name in (SPEC, STATUS):
         old = json.loads(pod["metadata"]["annotations"][name])
         pod["metadata"]["annotations"][name] = json.dumps({**old, "of_the_future": 1})
     assert read_spec(as_pod(pod)) == a_spec()
-    assert read_marks(as_pod(pod)) == Marks()
+    assert read_status(as_pod(pod)) == AttemptStatus()
 
 
 def test_marks_are_written_only_over_what_was_read() -> None:
     pod = as_pod(made())
-    steps = marks_patch(pod, Marks(confirmed_line=7))
+    steps = status_patch(pod, AttemptStatus(confirmed_line=7))
     assert [(step["op"], step["path"]) for step in steps] == [
         ("test", "/metadata/uid"),
-        ("test", "/metadata/annotations/rabbit2docker.io~1marks-version"),
-        ("add", "/metadata/annotations/rabbit2docker.io~1marks-version"),
-        ("add", "/metadata/annotations/rabbit2docker.io~1marks"),
+        ("test", "/metadata/annotations/rabbit2docker.io~1status-version"),
+        ("add", "/metadata/annotations/rabbit2docker.io~1status-version"),
+        ("add", "/metadata/annotations/rabbit2docker.io~1status"),
     ]
-    assert [step["value"] for step in steps] == ["u-1", "0", "1", encode_marks(Marks(confirmed_line=7))]
+    assert [step["value"] for step in steps] == [
+        "u-1",
+        "0",
+        "1",
+        encode_status(AttemptStatus(confirmed_line=7)),
+    ]
 
 
 @pytest.mark.parametrize("version", [None, "", "spoilt", "41"])
 def test_marks_can_be_written_whatever_became_of_their_version(version: str | None) -> None:
     pod = as_pod(made())
-    annotations = {**pod.metadata.annotations, **({MARKS_VERSION: version} if version is not None else {})}
+    annotations = {**pod.metadata.annotations, **({STATUS_VERSION: version} if version is not None else {})}
     if version is None:
-        del annotations[MARKS_VERSION]
+        del annotations[STATUS_VERSION]
     document = {"metadata": {"uid": "u-1", "annotations": annotations, "name": "build-1"}}
-    steps = marks_patch(Pod.model_validate(document), Marks(reported=True))
+    steps = status_patch(Pod.model_validate(document), AttemptStatus(reported=True))
     changed = Pod.model_validate(read_patch(JSON_PATCH, json.dumps(steps).encode())(document))
-    assert read_marks(changed) == Marks(reported=True)
-    assert changed.metadata.annotations[MARKS_VERSION] == ("42" if version == "41" else "0")
+    assert read_status(changed) == AttemptStatus(reported=True)
+    assert changed.metadata.annotations[STATUS_VERSION] == ("42" if version == "41" else "0")
 
 
 def test_only_our_finalizer_is_taken_off_and_only_from_the_pod_that_was_read() -> None:
@@ -528,7 +533,7 @@ def test_the_largest_record_with_the_largest_outcome_is_not_refused(character: s
         tail=list(last_of([character * 80] * 1000, max_bytes=TAIL_BYTES)),
         attempt=5,
     )
-    marks = Marks(
+    status = AttemptStatus(
         requests={f"{number:0128}": "0" * 64 for number in range(150)},
         confirmed_line=10**9,
         cancelled_by="c" * 256,
@@ -536,7 +541,7 @@ def test_the_largest_record_with_the_largest_outcome_is_not_refused(character: s
         reported=True,
         reported_at=NOW,
     )
-    annotations = made(largest_spec(), marks=marks)["metadata"]["annotations"]
+    annotations = made(largest_spec(), status=status)["metadata"]["annotations"]
     assert size_of(annotations) < ANNOTATIONS_BYTES
 
 
@@ -546,6 +551,6 @@ def test_the_largest_wish_fits_into_the_builders_environment() -> None:
 
 
 def test_a_small_record_is_small() -> None:
-    assert len(encode_marks(Marks())) == 2
+    assert len(encode_status(AttemptStatus())) == 2
     spec = a_spec(name=AttemptName("build-1"), request=REQUEST)
     assert size_of(made(spec)["metadata"]["annotations"]) < 2048

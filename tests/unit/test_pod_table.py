@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rabbit2docker.executors.base import AttemptState, Marks
-from rabbit2docker.executors.kubernetes.leftovers import is_orphan, is_stuck
-from rabbit2docker.executors.kubernetes.manifest import FINALIZER, SPEC
-from rabbit2docker.executors.kubernetes.models import Event, EventList, Pod
-from rabbit2docker.executors.kubernetes.table import (
+from rabbit2docker.consumer.executors.base import AttemptState, AttemptStatus
+from rabbit2docker.consumer.executors.kubernetes.gc import is_orphan, is_stuck
+from rabbit2docker.consumer.executors.kubernetes.manifest import FINALIZER, SPEC
+from rabbit2docker.consumer.executors.kubernetes.models import Event, EventList, Pod
+from rabbit2docker.consumer.executors.kubernetes.pod_status import (
     CONTAINER_REASONS,
     DISRUPTIONS,
     EVENT_REASONS,
@@ -25,13 +25,13 @@ from rabbit2docker.executors.kubernetes.table import (
     LOST_SECONDS,
     STATUS_REASONS,
     WAITING_REASONS,
-    Around,
-    Sight,
+    ObservationContext,
+    PodObservation,
     in_order,
+    observe_pod,
     read_result,
-    see,
 )
-from rabbit2docker.following.verdict import Evidence, InRegistry, RetryWanted, Verdict, judge
+from rabbit2docker.consumer.following.outcome import Evidence, ImageCheck, Outcome, Retry, decide
 from rabbit2docker_schemas.events import Cancelled, Completed, Failed
 from rabbit2docker_schemas.reasons import CATEGORY_OF, Category, FailureReason
 from tests.support.records import a_spec, an_attempt
@@ -70,17 +70,19 @@ def started(pod: Pod) -> datetime:
     return pod.status.start_time
 
 
-def seen(pod: Pod, *, after: float = 10.0, events: list[Event] | None = None, **more: Any) -> Sight:
+def seen(pod: Pod, *, after: float = 10.0, events: list[Event] | None = None, **more: Any) -> PodObservation:
     """Return what the pod means some seconds after it was made."""
     now = created(pod) + timedelta(seconds=after)
-    return see(pod, Around(now=now, pending_seconds=PENDING_SECONDS, events=events, **more))
+    return observe_pod(
+        pod, ObservationContext(now=now, pending_seconds=PENDING_SECONDS, events=events, **more)
+    )
 
 
-def verdict_on(sight: Sight, *, marks: Marks | None = None, attempts: int = 2) -> Verdict:
+def verdict_on(sight: PodObservation, *, status: AttemptStatus | None = None, attempts: int = 2) -> Outcome:
     """Return what becomes of an attempt that is seen so."""
-    attempt = an_attempt(state=sight.state, result=sight.result, marks=marks)
-    attempt = attempt.model_copy(update={"ending": sight.ending})
-    return judge(attempt, attempt.marks, Evidence(InRegistry.THERE, (), 0, attempts))
+    attempt = an_attempt(state=sight.state, result=sight.result, status=status)
+    attempt = attempt.model_copy(update={"external_end": sight.external_end})
+    return decide(attempt, attempt.status, Evidence(ImageCheck.THERE, (), 0, attempts))
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def test_how_a_pod_ended_is_told_for_what_it_is(row: Ends) -> None:
     assert (last.reason, last.category) == (row.reason, CATEGORY_OF[row.reason])
     assert row.says in last.message
     assert last.hint
-    assert isinstance(verdict_on(sight), RetryWanted) == row.retried
+    assert isinstance(verdict_on(sight), Retry) == row.retried
 
 
 @pytest.mark.parametrize("row", WAITS, ids=lambda row: row.document)
@@ -173,13 +175,13 @@ def test_what_keeps_a_pod_from_starting_is_told_and_given_up_in_time(row: Waits)
     pod = a_pod(row.document)
     sight = seen(pod, events=events_of(row.document))
     assert sight.state is AttemptState.PENDING
-    assert sight.hopeless is not None
-    assert (sight.hopeless.reason, sight.hopeless.at) == (
+    assert sight.pending_deadline is not None
+    assert (sight.pending_deadline.reason, sight.pending_deadline.at) == (
         row.reason,
         started(pod) + timedelta(seconds=row.seconds),
     )
-    assert row.says in sight.hopeless.message
-    assert sight.waiting_for == sight.hopeless.message
+    assert row.says in sight.pending_deadline.message
+    assert sight.waiting_for == sight.pending_deadline.message
 
 
 def test_every_document_says_where_it_is_from_and_is_used() -> None:
@@ -201,7 +203,7 @@ def test_every_document_says_where_it_is_from_and_is_used() -> None:
 def test_a_pod_that_pushed_its_image_is_completed() -> None:
     sight = seen(a_pod("succeeded"))
     assert sight.result is not None
-    assert (sight.result.lines, sight.ending) == (9, None)
+    assert (sight.result.lines, sight.external_end) == (9, None)
     assert isinstance(verdict_on(sight), Completed)
 
 
@@ -209,7 +211,12 @@ def test_a_pod_that_runs_waits_for_nothing() -> None:
     sight = seen(a_pod("running"))
     assert sight.state is AttemptState.RUNNING
     assert sight.started_at is not None
-    assert (sight.waiting_for, sight.hopeless, sight.ending, sight.examine_at) == (None, None, None, None)
+    assert (sight.waiting_for, sight.pending_deadline, sight.external_end, sight.examine_at) == (
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 # What clusters say, by the kind of thing that says it. A row that is dropped from the table by accident is missed here.
@@ -236,10 +243,10 @@ def test_every_reason_of_a_waiting_container_has_its_grace(reason: str, where: s
     name = "builder" if where == "containerStatuses" else "somebody-elses"
     pod = a_pod("pulling", status={where: [{"name": name, **waiting}]})
     sight = seen(pod)
-    assert sight.hopeless is not None
-    seconds = (sight.hopeless.at - started(pod)).total_seconds()
-    assert (sight.hopeless.reason, seconds) == WAITING[reason]
-    assert sight.hopeless.message.endswith(": the cluster's words")
+    assert sight.pending_deadline is not None
+    seconds = (sight.pending_deadline.at - started(pod)).total_seconds()
+    assert (sight.pending_deadline.reason, seconds) == WAITING[reason]
+    assert sight.pending_deadline.message.endswith(": the cluster's words")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +254,7 @@ def test_every_reason_of_a_waiting_container_has_its_grace(reason: str, where: s
 )
 def test_every_reason_of_a_failed_pod_is_told_and_none_is_the_users_fault(reason: str) -> None:
     pod = a_pod("out-of-cpu", status={"reason": reason, "message": "the cluster's words"})
-    ending = seen(pod).ending
+    ending = seen(pod).external_end
     assert ending is not None
     assert CATEGORY_OF[ending.reason] in (Category.INFRASTRUCTURE, Category.TIMEOUT)
     assert "{}" not in ending.message
@@ -258,12 +265,12 @@ def test_every_reason_of_a_failed_pod_is_told_and_none_is_the_users_fault(reason
 def test_every_disruption_is_tried_again_on_another_node(reason: str) -> None:
     condition = {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": "its words"}
     sight = seen(a_pod("deleted-and-killed", status={"conditions": [condition]}))
-    assert isinstance(verdict_on(sight), RetryWanted)
+    assert isinstance(verdict_on(sight), Retry)
 
 
 def test_a_disruption_that_was_called_off_is_none() -> None:
     condition = {"type": "DisruptionTarget", "status": "False", "reason": "PreemptionByScheduler"}
-    ending = seen(a_pod("deleted", status={"conditions": [condition]})).ending
+    ending = seen(a_pod("deleted", status={"conditions": [condition]})).external_end
     assert ending is not None
     assert ending.reason is R.POD_DELETED
 
@@ -272,7 +279,7 @@ def test_a_disruption_that_was_called_off_is_none() -> None:
 def test_every_reason_of_an_ended_container_is_told(reason: str) -> None:
     terminated = {"exitCode": 137, "reason": reason, "message": "its words"}
     statuses = [{"name": "builder", "state": {"terminated": terminated}}]
-    ending = seen(a_pod("lost-track", status={"containerStatuses": statuses})).ending
+    ending = seen(a_pod("lost-track", status={"containerStatuses": statuses})).external_end
     assert ending is not None
     assert ending.reason is CONTAINER_REASONS[reason][0]
     assert "{}" not in ending.message
@@ -288,7 +295,7 @@ def test_no_grace_is_longer_than_the_time_a_pod_has_to_start() -> None:
 
 def test_a_cancel_of_ours_counts_before_everything_the_cluster_says() -> None:
     for name in ("deleted", "evicted-by-api", "node-lost", "out-of-memory", "deleted-before-a-node"):
-        found = verdict_on(seen(a_pod(name), after=1e6), marks=Marks(cancelled_by="ada"))
+        found = verdict_on(seen(a_pod(name), after=1e6), status=AttemptStatus(cancelled_by="ada"))
         assert isinstance(found, Cancelled), name
         assert found.by == "ada"
 
@@ -297,7 +304,7 @@ def test_what_the_builder_itself_says_counts_before_what_was_done_to_its_pod() -
     statuses = document("failed-with-a-result")["pod"]["status"]["containerStatuses"]
     for name in ("deleted", "evicted-by-api", "evicted-for-memory", "deadline-exceeded", "preempted"):
         sight = seen(a_pod(name, status={"containerStatuses": statuses}))
-        assert sight.ending is None, name
+        assert sight.external_end is None, name
         found = verdict_on(sight)
         assert isinstance(found, Failed)
         assert found.reason is R.BUILD_STEP_FAILED
@@ -311,21 +318,21 @@ def test_an_image_that_was_pushed_before_the_pod_was_deleted_is_completed() -> N
 
 def test_a_disruption_counts_before_the_pods_own_reason() -> None:
     condition = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
-    ending = seen(a_pod("deadline-exceeded", status={"conditions": [condition]})).ending
+    ending = seen(a_pod("deadline-exceeded", status={"conditions": [condition]})).external_end
     assert ending is not None
     assert ending.reason is R.EVICTED
 
 
 def test_the_pods_own_reason_counts_before_the_containers() -> None:
     statuses = document("out-of-memory")["pod"]["status"]["containerStatuses"]
-    ending = seen(a_pod("evicted-by-kubelet", status={"containerStatuses": statuses})).ending
+    ending = seen(a_pod("evicted-by-kubelet", status={"containerStatuses": statuses})).external_end
     assert ending is not None
     assert ending.reason is R.EVICTED
 
 
 def test_the_containers_reason_counts_before_a_deletion() -> None:
     statuses = document("out-of-memory")["pod"]["status"]["containerStatuses"]
-    ending = seen(a_pod("deleted", status={"containerStatuses": statuses})).ending
+    ending = seen(a_pod("deleted", status={"containerStatuses": statuses})).external_end
     assert ending is not None
     assert ending.reason is R.BUILDER_OUT_OF_MEMORY
 
@@ -333,15 +340,15 @@ def test_the_containers_reason_counts_before_a_deletion() -> None:
 def test_a_container_that_never_was_is_no_lost_node_when_the_pod_was_deleted() -> None:
     # The kubelet writes the same "could not be located" for both.
     deleted, lost = seen(a_pod("deleted-while-starting")), seen(a_pod("lost-track"))
-    assert deleted.ending is not None
-    assert lost.ending is not None
-    assert (deleted.ending.reason, lost.ending.reason) == (R.POD_DELETED, R.NODE_LOST)
+    assert deleted.external_end is not None
+    assert lost.external_end is not None
+    assert (deleted.external_end.reason, lost.external_end.reason) == (R.POD_DELETED, R.NODE_LOST)
 
 
 def test_a_deletion_counts_before_the_last_words_of_the_log() -> None:
     pod = document("failed-with-last-words")["pod"]
     gone = {**pod["metadata"], "deletionTimestamp": "2026-01-01T12:00:00Z"}
-    ending = seen(Pod.model_validate({**pod, "metadata": gone})).ending
+    ending = seen(Pod.model_validate({**pod, "metadata": gone})).external_end
     assert ending is not None
     assert ending.reason is R.POD_DELETED
 
@@ -356,7 +363,7 @@ def test_a_sigterm_from_nobody_knows_where_is_a_builder_that_was_lost() -> None:
         )
     )
     assert sight.result is not None
-    assert isinstance(found := verdict_on(sight), RetryWanted)
+    assert isinstance(found := verdict_on(sight), Retry)
     assert found.reason is R.BUILDER_LOST
 
 
@@ -388,7 +395,7 @@ def test_another_container_of_the_pod_is_not_taken_for_the_builder() -> None:
 def test_the_last_words_of_a_builder_without_a_result_are_told(message: str, said: str) -> None:
     terminated = {"exitCode": 1, "reason": "Error", "message": message}
     statuses = [{"name": "builder", "state": {"terminated": terminated}}]
-    ending = seen(a_pod("lost-track", status={"containerStatuses": statuses})).ending
+    ending = seen(a_pod("lost-track", status={"containerStatuses": statuses})).external_end
     assert ending is not None
     assert ending.message == f"The builder ended with exit code 1 and no result: {said}"
 
@@ -400,7 +407,7 @@ def test_what_is_no_result_is_not_taken_for_one(message: str | None) -> None:
 
 def test_long_words_of_the_cluster_are_cut_and_kept_on_one_line() -> None:
     said = "a very long reason\n" * 100
-    ending = seen(a_pod("out-of-cpu", status={"message": said})).ending
+    ending = seen(a_pod("out-of-cpu", status={"message": said})).external_end
     assert ending is not None
     assert len(ending.message) < 600
     assert "\n" not in ending.message
@@ -408,7 +415,7 @@ def test_long_words_of_the_cluster_are_cut_and_kept_on_one_line() -> None:
 
 
 def test_words_of_the_cluster_that_look_like_a_placeholder_stay_as_they_are() -> None:
-    ending = seen(a_pod("out-of-cpu", status={"message": "{} {0} %s"})).ending
+    ending = seen(a_pod("out-of-cpu", status={"message": "{} {0} %s"})).external_end
     assert ending is not None
     assert ending.message.endswith("{} {0} %s")
 
@@ -436,17 +443,17 @@ def test_a_pod_without_a_node_says_what_the_scheduler_says() -> None:
     sight = seen(a_pod("unschedulable"))
     assert sight.waiting_for is not None
     assert sight.waiting_for.startswith("Waiting for a node with docker-api and room: 0/")
-    assert sight.hopeless is not None
-    assert sight.hopeless.reason is R.NO_NODE
-    assert "within 600 seconds. 0/" in sight.hopeless.message
+    assert sight.pending_deadline is not None
+    assert sight.pending_deadline.reason is R.NO_NODE
+    assert "within 600 seconds. 0/" in sight.pending_deadline.message
     assert sight.examine_at is None, "events say no more than the condition does"
 
 
 def test_without_any_docker_api_pod_that_is_said_first() -> None:
     sight = seen(a_pod("unschedulable"), docker_api_pods=0)
     assert sight.waiting_for == "Waiting for a node with docker-api: no docker-api pod exists"
-    assert sight.hopeless is not None
-    assert "No docker-api pod exists" in sight.hopeless.message
+    assert sight.pending_deadline is not None
+    assert "No docker-api pod exists" in sight.pending_deadline.message
 
 
 def test_a_pod_that_is_held_back_says_so() -> None:
@@ -462,17 +469,17 @@ def test_a_pod_that_the_scheduler_has_not_seen_yet_waits_for_a_node() -> None:
 def test_a_pod_is_given_up_a_time_after_its_creation_whatever_it_waits_for(name: str) -> None:
     pod = a_pod(name)
     sight = seen(pod)
-    assert sight.hopeless is not None
-    assert sight.hopeless.at == created(pod) + timedelta(seconds=PENDING_SECONDS)
+    assert sight.pending_deadline is not None
+    assert sight.pending_deadline.at == created(pod) + timedelta(seconds=PENDING_SECONDS)
 
 
 def test_time_spent_without_a_node_counts() -> None:
     late = created(a_pod("err-image-pull")) + timedelta(seconds=PENDING_SECONDS - 10)
     pod = a_pod("err-image-pull", status={"startTime": late.isoformat()})
     sight = seen(pod, after=PENDING_SECONDS)
-    assert sight.hopeless is not None
-    assert sight.hopeless.at == late + timedelta(seconds=10)
-    assert sight.hopeless.reason is R.BUILDER_IMAGE_UNAVAILABLE
+    assert sight.pending_deadline is not None
+    assert sight.pending_deadline.at == late + timedelta(seconds=10)
+    assert sight.pending_deadline.reason is R.BUILDER_IMAGE_UNAVAILABLE
 
 
 # -- what only events tell
@@ -502,7 +509,7 @@ def test_a_large_image_is_told_as_being_pulled() -> None:
 
 
 def test_a_pod_that_just_does_not_start_is_given_up_with_its_nodes_name() -> None:
-    hopeless = seen(a_pod("pulling"), events=[]).hopeless
+    hopeless = seen(a_pod("pulling"), events=[]).pending_deadline
     assert hopeless is not None
     assert hopeless.reason is R.POD_NOT_STARTED
     assert "node-1" in hopeless.message
@@ -512,8 +519,8 @@ def test_a_pod_that_just_does_not_start_is_given_up_with_its_nodes_name() -> Non
 def test_trouble_that_is_over_is_not_told(good: str) -> None:
     trouble = events_of("missing-secret")
     sight = seen(a_pod("missing-secret"), events=[*trouble, Event(reason=good)])
-    assert sight.hopeless is not None
-    assert sight.hopeless.at == created(a_pod("missing-secret")) + timedelta(seconds=PENDING_SECONDS)
+    assert sight.pending_deadline is not None
+    assert sight.pending_deadline.at == created(a_pod("missing-secret")) + timedelta(seconds=PENDING_SECONDS)
 
 
 def test_events_are_read_in_the_order_in_which_they_happened() -> None:
@@ -532,9 +539,11 @@ def test_a_pod_that_is_being_deleted_still_runs_until_its_container_has_ended() 
     pod = a_pod("being-deleted")
     until = pod.metadata.deletion_timestamp
     assert until is not None
-    around = Around(now=until + timedelta(seconds=LOST_SECONDS - 1), pending_seconds=PENDING_SECONDS)
-    sight = see(pod, around)
-    assert (sight.state, sight.ending) == (AttemptState.RUNNING, None)
+    around = ObservationContext(
+        now=until + timedelta(seconds=LOST_SECONDS - 1), pending_seconds=PENDING_SECONDS
+    )
+    sight = observe_pod(pod, around)
+    assert (sight.state, sight.external_end) == (AttemptState.RUNNING, None)
     assert sight.look_again_at == until + timedelta(seconds=LOST_SECONDS), "no change of the pod will say it"
 
 
@@ -542,31 +551,36 @@ def test_a_pod_that_is_still_there_long_after_it_had_to_end_is_on_a_node_that_is
     pod = a_pod("being-deleted")
     assert pod.metadata.deletion_timestamp is not None
     lost_at = pod.metadata.deletion_timestamp + timedelta(seconds=LOST_SECONDS)
-    sight = see(pod, Around(now=lost_at, pending_seconds=PENDING_SECONDS))
+    sight = observe_pod(pod, ObservationContext(now=lost_at, pending_seconds=PENDING_SECONDS))
     assert (sight.state, sight.ended_at) == (AttemptState.ENDED, lost_at)
-    assert sight.ending is not None
-    assert sight.ending.reason is R.NODE_LOST
-    assert sight.ending.message == f"The node {pod.spec.node_name} stopped responding."
+    assert sight.external_end is not None
+    assert sight.external_end.reason is R.NODE_LOST
+    assert sight.external_end.message == f"The node {pod.spec.node_name} stopped responding."
     assert sight.started_at is not None
-    assert isinstance(verdict_on(sight), RetryWanted)
+    assert isinstance(verdict_on(sight), Retry)
 
 
 def test_a_lost_node_is_told_by_the_taint_managers_word_and_not_before_the_time() -> None:
     pod = a_pod("node-lost")
     assert pod.metadata.deletion_timestamp is not None
     lost_at = pod.metadata.deletion_timestamp + timedelta(seconds=LOST_SECONDS)
-    early = see(pod, Around(now=lost_at - timedelta(seconds=1), pending_seconds=PENDING_SECONDS))
-    late = see(pod, Around(now=lost_at, pending_seconds=PENDING_SECONDS))
+    early = observe_pod(
+        pod, ObservationContext(now=lost_at - timedelta(seconds=1), pending_seconds=PENDING_SECONDS)
+    )
+    late = observe_pod(pod, ObservationContext(now=lost_at, pending_seconds=PENDING_SECONDS))
     assert (early.state, late.state) == (AttemptState.RUNNING, AttemptState.ENDED)
-    assert late.ending is not None
-    assert (late.ending.reason, late.ending.message) == (R.NODE_LOST, "The build's node stopped responding.")
+    assert late.external_end is not None
+    assert (late.external_end.reason, late.external_end.message) == (
+        R.NODE_LOST,
+        "The build's node stopped responding.",
+    )
 
 
 def test_a_pod_that_is_deleted_while_it_starts_is_waited_for_and_not_given_up_twice() -> None:
     gone = {**document("pulling")["pod"]["metadata"], "deletionTimestamp": "2026-01-01T12:01:00Z"}
     sight = seen(Pod.model_validate({**document("pulling")["pod"], "metadata": gone}))
     assert sight.state is AttemptState.PENDING
-    assert (sight.hopeless, sight.waiting_for) == (None, "The build pod is being ended.")
+    assert (sight.pending_deadline, sight.waiting_for) == (None, "The build pod is being ended.")
     assert sight.look_again_at is not None
 
 
@@ -625,9 +639,11 @@ def test_no_pod_waits_for_ever(
     )
     events = [Event(reason=trouble, message="its words")] if trouble else None
     sight = seen(pod, after=after, events=events)
-    assert sight.state is not AttemptState.PENDING or sight.hopeless or sight.look_again_at
+    assert sight.state is not AttemptState.PENDING or sight.pending_deadline or sight.look_again_at
     assert sight.state is not AttemptState.ENDED or sight.ended_at
-    assert sight.hopeless is None or sight.hopeless.at <= created(pod) + timedelta(seconds=PENDING_SECONDS)
+    assert sight.pending_deadline is None or sight.pending_deadline.at <= created(pod) + timedelta(
+        seconds=PENDING_SECONDS
+    )
     if sight.look_again_at is not None:
         assert seen(pod, after=90.0, events=events).state is AttemptState.ENDED
 

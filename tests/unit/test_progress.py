@@ -1,7 +1,7 @@
 """What lines say about how far a build is."""
 
-from rabbit2docker.executors.base import BuilderLine
-from rabbit2docker.following.progress import ProgressReader, as_log_events
+from rabbit2docker.consumer.executors.base import BuilderLine
+from rabbit2docker.consumer.following.progress import ProgressReader, as_log_events
 from rabbit2docker_schemas.events import Phase
 
 TS = "2026-01-01T12:00:00.000Z"

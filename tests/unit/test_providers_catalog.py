@@ -2,8 +2,8 @@
 
 import pytest
 
+from rabbit2docker.consumer.providers.catalog import NOT_YET, Providers
 from rabbit2docker.errors import ConfigurationError, RequestRejected
-from rabbit2docker.providers.catalog import NOT_YET, Providers
 from rabbit2docker.repository_urls import from_url
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.reasons import RejectReason
@@ -17,7 +17,7 @@ def test_every_provider_answers_to_its_prefix_and_names_without_a_connection() -
         provider = providers.get(prefix)
         provider.check(spec)
         assert provider.prefix == prefix
-        assert provider.fixed(spec, "a" * 40).resolved_ref == "a" * 40
+        assert provider.pin(spec, "a" * 40).resolved_ref == "a" * 40
 
 
 @pytest.mark.parametrize("prefix", ["github", "", *NOT_YET])

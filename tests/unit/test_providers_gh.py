@@ -9,8 +9,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from rabbit2docker.consumer.providers.gh import GitHubProvider
 from rabbit2docker.errors import ProviderUnavailable, RequestRejected
-from rabbit2docker.providers.gh import GitHubProvider
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.reasons import RejectReason
 from tests.support.github import FOO_MAIN, MAIN, PULL, SAME_BRANCH, SAME_TAG, TAGGED, FakeGitHub, sha
@@ -124,7 +124,7 @@ def test_a_spec_that_cannot_be_read_is_refused_without_asking(
 
 
 def test_the_repository_is_named_as_by_binderhub() -> None:
-    repository = GitHubProvider(ProviderSettings()).fixed("Jupyterhub/zero-to.git/0.9.1", MAIN)
+    repository = GitHubProvider(ProviderSettings()).pin("Jupyterhub/zero-to.git/0.9.1", MAIN)
     assert repository.repo_url == "https://github.com/Jupyterhub/zero-to"
     assert repository.build_slug == "Jupyterhub-zero-to"
     assert (repository.spec, repository.resolved_ref) == ("Jupyterhub/zero-to.git/0.9.1", MAIN)
@@ -133,7 +133,7 @@ def test_the_repository_is_named_as_by_binderhub() -> None:
 
 def test_an_enterprise_servers_repositories_have_its_address() -> None:
     provider = GitHubProvider(ProviderSettings(github_hostname="git.corp.example"))
-    assert provider.fixed("o/r/HEAD", MAIN).repo_url == "https://git.corp.example/o/r"
+    assert provider.pin("o/r/HEAD", MAIN).repo_url == "https://git.corp.example/o/r"
 
 
 async def test_the_second_question_costs_no_rate_limit(fake: FakeGitHub, provider: GitHubProvider) -> None:

@@ -12,9 +12,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from rabbit2docker.consumer.providers.address_policy import AddressPolicy
+from rabbit2docker.consumer.providers.git import GitProvider
 from rabbit2docker.errors import ProviderUnavailable, RequestRejected
-from rabbit2docker.providers.git import GitProvider
-from rabbit2docker.providers.urls import AddressPolicy
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.reasons import RejectReason
 
@@ -378,6 +378,6 @@ def test_a_spec_that_cannot_be_read_is_refused_without_asking(text: str, reason:
     ],
 )  # fmt: skip
 def test_the_repository_is_named_as_by_binderhub(text: str, url: str) -> None:
-    repository = GitProvider(ProviderSettings()).fixed(text, SHA)
+    repository = GitProvider(ProviderSettings()).pin(text, SHA)
     assert (repository.repo_url, repository.build_slug) == (url, url)
     assert (repository.resolved_ref, repository.content_provider) == (SHA, "Git")

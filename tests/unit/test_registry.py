@@ -14,8 +14,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from rabbit2docker.consumer.images.registry import Found, Reference, Registry, parse_image
 from rabbit2docker.errors import RegistryUnavailable
-from rabbit2docker.images.registry import Found, Reference, Registry, parse_image
 from rabbit2docker.settings import DockerSettings, ImageSettings
 
 MANIFEST = json.dumps(

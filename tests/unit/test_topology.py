@@ -1,6 +1,6 @@
 """What the topology must be, whoever changes it."""
 
-from rabbit2docker.broker.topology import WORK_QUEUES, make_topology
+from rabbit2docker.amqp.topology import WORK_QUEUES, make_topology
 from rabbit2docker_schemas.routing import RETRY_LADDER, retry_queue
 
 TOPOLOGY = make_topology(["one"])

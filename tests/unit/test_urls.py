@@ -5,8 +5,8 @@ import socket
 
 import pytest
 
+from rabbit2docker.consumer.providers.address_policy import AddressPolicy, Target
 from rabbit2docker.errors import ProviderUnavailable, RequestRejected
-from rabbit2docker.providers.urls import AddressPolicy, Target
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.reasons import RejectReason
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from rabbit2docker.executors.base import AttemptState, BuilderResult, Marks
-from rabbit2docker.following.verdict import (
+from rabbit2docker.consumer.executors.base import AttemptState, AttemptStatus, BuilderResult
+from rabbit2docker.consumer.following.outcome import (
     Evidence,
-    InRegistry,
-    RetryWanted,
-    Verdict,
-    judge,
+    ImageCheck,
+    Outcome,
+    Retry,
+    decide,
     lost,
     restored,
     stored,
@@ -24,13 +24,13 @@ PUSHED = BuilderResult(reason="ok", exit_code=0, digest=DIGEST, size=10, timings
 def verdict(
     result: BuilderResult | None,
     *,
-    marks: Marks | None = None,
-    where: InRegistry = InRegistry.THERE,
+    status: AttemptStatus | None = None,
+    where: ImageCheck = ImageCheck.THERE,
     attempts: int = 1,
     digest: str | None = DIGEST,
-) -> Verdict:
-    attempt = an_attempt(state=AttemptState.ENDED, result=result, marks=marks)
-    return judge(attempt, attempt.marks, Evidence(where, ("the last line",), 7, attempts, digest, 99))
+) -> Outcome:
+    attempt = an_attempt(state=AttemptState.ENDED, result=result, status=status)
+    return decide(attempt, attempt.status, Evidence(where, ("the last line",), 7, attempts, digest, 99))
 
 
 def failed(result: BuilderResult | None, **options: object) -> Failed:
@@ -53,35 +53,37 @@ def test_the_registrys_digest_counts_not_the_builders() -> None:
 
 
 def test_a_registry_that_stays_away_does_not_fail_a_confirmed_push() -> None:
-    assert isinstance(verdict(PUSHED, where=InRegistry.UNKNOWN, digest=None), Completed)
+    assert isinstance(verdict(PUSHED, where=ImageCheck.UNKNOWN, digest=None), Completed)
 
 
 def test_an_image_that_the_registry_lost_is_tried_again_and_then_failed() -> None:
-    assert isinstance(verdict(PUSHED, where=InRegistry.ABSENT, attempts=2), RetryWanted)
-    assert failed(PUSHED, where=InRegistry.ABSENT).reason == FailureReason.IMAGE_MISSING
+    assert isinstance(verdict(PUSHED, where=ImageCheck.ABSENT, attempts=2), Retry)
+    assert failed(PUSHED, where=ImageCheck.ABSENT).reason == FailureReason.IMAGE_MISSING
 
 
 def test_a_forced_build_names_its_image_by_digest() -> None:
     request = REQUEST.model_copy(update={"force": True})
     attempt = an_attempt(state=AttemptState.ENDED, result=PUSHED, request=request)
-    found = judge(attempt, Marks(), Evidence(InRegistry.THERE, (), 0, 1, DIGEST))
+    found = decide(attempt, AttemptStatus(), Evidence(ImageCheck.THERE, (), 0, 1, DIGEST))
     assert isinstance(found, Completed)
     assert found.image == f"{attempt.spec.image}@{DIGEST}"
 
 
 def test_a_cancelled_build_says_by_whom() -> None:
-    found = verdict(BuilderResult(reason="cancelled", exit_code=143), marks=Marks(cancelled_by="ada"))
+    found = verdict(
+        BuilderResult(reason="cancelled", exit_code=143), status=AttemptStatus(cancelled_by="ada")
+    )
     assert isinstance(found, Cancelled)
     assert found.by == "ada"
 
 
 def test_a_build_that_was_pushed_before_the_cancel_came_is_completed() -> None:
-    assert isinstance(verdict(PUSHED, marks=Marks(cancelled_by="ada")), Completed)
+    assert isinstance(verdict(PUSHED, status=AttemptStatus(cancelled_by="ada")), Completed)
 
 
 def test_what_the_service_itself_ended_is_a_timeout_and_no_cancel() -> None:
-    marks = Marks(cancelled_by="the service", cancel_reason="timeout")
-    found = failed(BuilderResult(reason="cancelled", exit_code=143), marks=marks)
+    status = AttemptStatus(cancelled_by="the service", cancel_reason="timeout")
+    found = failed(BuilderResult(reason="cancelled", exit_code=143), status=status)
     assert (found.reason, found.category) == ("timeout", "timeout")
 
 
@@ -110,18 +112,23 @@ def test_a_word_that_this_version_does_not_know_is_a_defect_of_the_builder() -> 
 @pytest.mark.parametrize("reason", FailureReason)
 def test_only_what_the_infrastructure_did_is_tried_again(reason: FailureReason) -> None:
     found = verdict(BuilderResult(reason=reason, exit_code=1), attempts=2)
-    assert isinstance(found, RetryWanted) == (CATEGORY_OF[reason] is Category.INFRASTRUCTURE)
+    assert isinstance(found, Retry) == (CATEGORY_OF[reason] is Category.INFRASTRUCTURE)
 
 
 def test_an_attempt_whose_record_is_gone_fails_for_good() -> None:
-    found = lost(an_attempt(), Evidence(InRegistry.UNKNOWN, (), 3, 5))
+    found = lost(an_attempt(), Evidence(ImageCheck.UNKNOWN, (), 3, 5))
     assert isinstance(found, Failed)
     assert found.reason == FailureReason.RECORD_LOST
 
 
 @pytest.mark.parametrize(
     "found",
-    [verdict(PUSHED), verdict(None), verdict(None, attempts=2), verdict(None, marks=Marks(cancelled_by="a"))],
+    [
+        verdict(PUSHED),
+        verdict(None),
+        verdict(None, attempts=2),
+        verdict(None, status=AttemptStatus(cancelled_by="a")),
+    ],
 )
-def test_a_verdict_reads_back_from_the_record_as_it_was(found: Verdict) -> None:
+def test_a_verdict_reads_back_from_the_record_as_it_was(found: Outcome) -> None:
     assert restored(stored(found)) == found

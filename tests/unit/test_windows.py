@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from rabbit2docker_hub.windows import EVENT_BYTES, LINE_BYTES, Recent, Window, weight
+from rabbit2docker.client.buffers import EVENT_BYTES, LINE_BYTES, EventBuffer, RecentEvents, weight
 from rabbit2docker_schemas import ids
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Log, LogLine, Phase, Progress
@@ -19,7 +19,7 @@ def event(number: int, request_id: str = "r") -> Event:
 
 
 def test_events_keep_their_numbers_when_the_oldest_are_forgotten() -> None:
-    window = Window()
+    window = EventBuffer()
     for number in range(10):
         window.append(event(number), limit=4 * EVENT_BYTES)
     assert (window.first, window.end, window.weight) == (6, 10, 4 * EVENT_BYTES)
@@ -27,7 +27,7 @@ def test_events_keep_their_numbers_when_the_oldest_are_forgotten() -> None:
 
 
 def test_an_event_that_is_larger_than_the_bound_is_kept_alone() -> None:
-    window = Window()
+    window = EventBuffer()
     window.append(event(0), limit=1)
     window.append(event(1), limit=1)
     assert (window.first, window.end, window[1]) == (1, 2, event(1))
@@ -40,7 +40,7 @@ def test_a_log_weighs_what_its_lines_do() -> None:
 
 
 def test_what_came_lately_is_found_by_its_build_and_moment() -> None:
-    recent = Recent(1.0, limit=100 * EVENT_BYTES)
+    recent = RecentEvents(1.0, limit=100 * EVENT_BYTES)
     for number in range(6):
         recent.add(event(number, "r" if number % 2 else "other"), 10.0 + number)
     build_id = ids.build_id_of("default", "r")
@@ -50,7 +50,7 @@ def test_what_came_lately_is_found_by_its_build_and_moment() -> None:
 
 
 def test_what_was_forgotten_or_interrupted_is_not_said_to_be_there() -> None:
-    recent = Recent(1.0, limit=3 * EVENT_BYTES)
+    recent = RecentEvents(1.0, limit=3 * EVENT_BYTES)
     for number in range(5):
         recent.add(event(number), 10.0 + number)
     assert not recent.has_all_since(11.0)

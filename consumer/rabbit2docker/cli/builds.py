@@ -22,15 +22,15 @@ from rabbit2docker.cli.exits import EXIT_HELP, Exit, err, explained, fail, out
 from rabbit2docker.cli.options import AsJson, BuildArgs, Labels, Subdir, WaitSeconds, pairs
 from rabbit2docker.cli.overview import BuildRow, rows
 from rabbit2docker.cli.rendering import exit_code, make_view, summary
+from rabbit2docker.client import BuildEvents, History
 from rabbit2docker.repository_urls import from_url
-from rabbit2docker.settings import LoggingSettings, load_settings
-from rabbit2docker_hub import BuildEvents, History
+from rabbit2docker.settings import LogSettings, load_settings
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Log
 from rabbit2docker_schemas.ids import build_id_of
-from rabbit2docker_schemas.problems import describe
 from rabbit2docker_schemas.requests import BuildRequest
 from rabbit2docker_schemas.routing import Priority
+from rabbit2docker_schemas.validation_messages import describe
 
 T = TypeVar("T")
 CANCEL_PATIENCE = 60.0
@@ -72,7 +72,7 @@ class _Interrupted(Exception):
 def _run(go: Callable[[], Coroutine[None, None, T]]) -> T:
     with explained():
         # Only what a person has to know: the answer itself is on standard output.
-        logs_.configure(LoggingSettings(level="warning", format="console"))
+        logs_.configure(LogSettings(level="warning", format="console"))
         try:
             return asyncio.run(_interruptible(go()))
         except _Interrupted:
@@ -188,7 +188,7 @@ def build(
     )
 
     async def ask(events: BuildEvents) -> Exit:
-        named = await events.ask(request, Priority.BULK if bulk else Priority.INTERACTIVE)
+        named = await events.submit(request, Priority.BULK if bulk else Priority.INTERACTIVE)
         if not follow:
             _tell_ids(named, as_json=as_json)
             return Exit.COMPLETED

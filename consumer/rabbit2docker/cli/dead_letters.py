@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.table import Table
 
-from rabbit2docker.broker.dead_letters import DeadLetter, DeadLetters, dead_letters
+from rabbit2docker.amqp.dead_letters import DeadLetter, DeadLetters, dead_letters
 from rabbit2docker.cli.exits import Exit, explained, fail, out
 from rabbit2docker.cli.texts import age
 from rabbit2docker.settings import load_settings

@@ -31,9 +31,9 @@ def hub(
         given: dict[str, Any] = {"auth": auth, "bind": bind}
         changed = {name: value for name, value in given.items() if value is not None}
         settings = settings.model_copy(update={"hub": settings.hub.model_copy(update=changed)})
-        logs.configure(settings.logging)
+        logs.configure(settings.log)
         try:
-            from rabbit2docker_hub.web.server import run
+            from rabbit2docker.hub.service import run
         except ImportError as error:
             raise ConfigurationError(
                 f"The service for a JupyterHub needs {error.name}: pip install 'rabbit2docker[hub]'."

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from rabbit2docker.cli.exits import Exit, explained, fail, out
 from rabbit2docker.cli.options import BuildArgs, Labels, Subdir, pairs
-from rabbit2docker.images.names import build_name, image_name, options_digest
-from rabbit2docker.providers.catalog import Providers
+from rabbit2docker.consumer.images.names import build_name, image_name, options_digest
+from rabbit2docker.consumer.providers.catalog import Providers
 from rabbit2docker.settings import ENV_PREFIX, Settings, load_settings
 from rabbit2docker_schemas import documents
 
@@ -31,7 +31,7 @@ def name(
     """Print the names a build would have, without building or asking anyone."""
     with explained():
         settings = load_settings()
-        repository = Providers(settings.providers).get(provider).fixed(spec, ref)
+        repository = Providers(settings.providers).get(provider).pin(spec, ref)
         options = options_digest(
             subdir=subdir,
             build_args=pairs(build_arg, "--build-arg"),

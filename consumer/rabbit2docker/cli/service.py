@@ -7,7 +7,7 @@ import typer
 
 from rabbit2docker import logs
 from rabbit2docker.cli.exits import explained
-from rabbit2docker.service import run as run_service
+from rabbit2docker.consumer.service import run as run_service
 from rabbit2docker.settings import ExecutorKind, load_settings
 
 
@@ -35,7 +35,7 @@ def run(
         if declare is not None:
             amqp = settings.amqp.model_copy(update={"declare": declare})
             settings = settings.model_copy(update={"amqp": amqp})
-        logs.configure(settings.logging)
+        logs.configure(settings.log)
         asyncio.run(run_service(settings))
 
 

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from rabbit2docker.broker.declare import check as check_topology
-from rabbit2docker.broker.declare import declare as declare_topology
-from rabbit2docker.broker.declare import vhost_of
-from rabbit2docker.broker.topology import as_definitions, make_topology
+from rabbit2docker.amqp.declare import check as check_topology
+from rabbit2docker.amqp.declare import declare as declare_topology
+from rabbit2docker.amqp.declare import vhost_of
+from rabbit2docker.amqp.topology import as_definitions, make_topology
 from rabbit2docker.cli.exits import Exit, err, explained, out
 from rabbit2docker.settings import Settings, load_settings
 

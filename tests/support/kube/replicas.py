@@ -4,7 +4,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rabbit2docker.executors.kubernetes import KubernetesExecutor
+from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor
 from tests.support.kube.cluster import Cluster
 from tests.support.kube.stage import KubernetesStage
 from tests.support.proxy import Proxy

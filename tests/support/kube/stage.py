@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import cast
 
-from rabbit2docker.executors.base import Executor
+from rabbit2docker.consumer.executors.base import Executor
 from rabbit2docker.settings import KubernetesSettings, Settings
 from tests.support.kube.cluster import Cluster
 from tests.support.kube.server import KubeServer

@@ -1,0 +1,209 @@
+"""Requests and cancel messages from their queues, each queue with a credit of its own."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final
+
+import aio_pika
+import structlog
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
+
+from rabbit2docker import metrics
+from rabbit2docker.amqp.connection import BROKEN, ManagedChannel
+from rabbit2docker.amqp.ports import Delivery, RequestMessage
+from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
+from rabbit2docker.settings import AmqpSettings
+from rabbit2docker_schemas.routing import (
+    ATTEMPT_HEADER,
+    DEAD_LETTER_EXCHANGE,
+    MESSAGE_ID_HEADER,
+    QUEUE_HEADER,
+    REASON_HEADER,
+    REQUESTS_EXCHANGE,
+    RETRY_EXCHANGE,
+    ROUTING_KEY_HEADER,
+    RetryRung,
+    retry_queue,
+)
+
+log = structlog.get_logger()
+
+MESSAGE_HEADER: Final = "r2d-message"
+_MAX_REASON: Final = 1000
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) and 0 <= value < 1000 else 0
+
+
+def request_message_from(message: AbstractIncomingMessage, queue: str) -> RequestMessage:
+    """Return the content of a message. What says that it was on the retry ladder counts only if it came from there."""
+    headers, key = dict(message.headers), message.routing_key or ""
+    tries, message_id = 0, message.message_id
+    if message.exchange != REQUESTS_EXCHANGE:
+        # Only the ladder's queues deliver by the default exchange: a requester may write to `builds` alone, so
+        # nobody can pass for another tenant with a header.
+        key = _text(headers.get(ROUTING_KEY_HEADER, key))
+        tries = _number(headers.get(ATTEMPT_HEADER))
+        message_id = _text(headers[MESSAGE_ID_HEADER]) if MESSAGE_ID_HEADER in headers else message_id
+    timestamp = message.timestamp
+    if timestamp is not None and timestamp.tzinfo is None:
+        timestamp = timestamp.replace(tzinfo=UTC)
+    return RequestMessage(
+        body=message.body,
+        routing_key=key,
+        queue=queue,
+        headers=headers,
+        message_id=message_id,
+        content_type=message.content_type,
+        timestamp=timestamp,
+        redelivered=bool(message.redelivered),
+        tries=tries,
+    )
+
+
+class AmqpDelivery:
+    """One message in hand; see broker.base.Delivery."""
+
+    def __init__(
+        self,
+        message: AbstractIncomingMessage,
+        queue: str,
+        link: ManagedChannel,
+        publisher: ConfirmedPublisher,
+    ) -> None:
+        """Belongs to the link's channel of this moment."""
+        self._message = message
+        self._link = link
+        self._generation = link.generation
+        self._publisher = publisher
+        self._received = request_message_from(message, queue)
+
+    @property
+    def received(self) -> RequestMessage:
+        """Return the content."""
+        return self._received
+
+    @property
+    def is_stale(self) -> bool:
+        """Tell whether its channel is gone."""
+        return self._generation != self._link.generation or not self._link.is_channel_open
+
+    async def ack(self) -> None:
+        """Acknowledge."""
+        try:
+            await self._message.ack()
+        except BROKEN:
+            metrics.ACK_FAILURES.inc()
+            log.info("acknowledged too late, the delivery will be repeated")
+
+    async def retry(self, rung: RetryRung) -> None:
+        """Put a copy on the ladder, then acknowledge."""
+        received = self._received
+        headers = {ATTEMPT_HEADER: received.tries + 1, ROUTING_KEY_HEADER: received.routing_key}
+        await self._copy(RETRY_EXCHANGE, retry_queue(rung, received.queue), headers)
+        await self.ack()
+
+    async def dead_letter(self, reason: str, message: str) -> None:
+        """Put a copy with the reason into the dead-letter queue, then acknowledge."""
+        received = self._received
+        headers = {
+            REASON_HEADER: str(reason),
+            MESSAGE_HEADER: message[:_MAX_REASON],
+            QUEUE_HEADER: received.queue,
+            ATTEMPT_HEADER: received.tries,
+            ROUTING_KEY_HEADER: received.routing_key,
+        }
+        await self._copy(DEAD_LETTER_EXCHANGE, received.routing_key, headers)
+        await self.ack()
+
+    async def _copy(self, exchange: str, key: str, headers: dict[str, Any]) -> None:
+        received = self._received
+        kept = {name: value for name, value in received.headers.items() if not name.startswith("x-")}
+        if received.message_id:
+            kept[MESSAGE_ID_HEADER] = received.message_id  # it may be what names the request
+
+        def message() -> aio_pika.Message:
+            return make_message(
+                received.body,
+                {**kept, **headers},
+                content_type=received.content_type,
+                timestamp=received.timestamp or datetime.now(UTC),
+            )
+
+        await self._publisher.send(exchange, key, message, patient=True)
+
+
+class RequestConsumer:
+    """Consumes each queue with as much prefetch as it has credit; see broker.base.RequestSource."""
+
+    def __init__(self, settings: AmqpSettings, publisher: ConfirmedPublisher) -> None:
+        """Make the consuming link; nothing is connected before its `run`."""
+        self.link = ManagedChannel("consume", settings, setup=self._restore, missing=self._what_is_missing)
+        self._publisher = publisher
+        self._credit: dict[str, int] = {}
+        self._consumers: dict[str, tuple[AbstractQueue, str]] = {}
+        self._incoming: asyncio.Queue[Delivery] = asyncio.Queue()
+        self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def deliveries(self) -> AsyncIterator[Delivery]:
+        """Yield deliveries as they come; those whose channel died while they waited here are left out."""
+        while True:
+            delivery = await self._incoming.get()
+            if not delivery.is_stale:
+                yield delivery
+
+    async def set_prefetch(self, queue: str, credit: int) -> None:
+        """Consume `queue` with this prefetch from now on, 0 for not at all; remembered while RabbitMQ is away."""
+        self._credit[queue] = credit
+        # An AMQP call that is cancelled half-way closes the channel: it runs to its end whoever waits for it.
+        task = asyncio.create_task(self._apply_now(queue), name=f"credit of {queue}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
+
+    async def _apply_now(self, queue: str) -> None:
+        async with self._turn:
+            channel = self.link.current()
+            if channel is None:
+                return
+            try:
+                await self._apply(channel, queue)
+            except BROKEN as error:
+                log.info("cannot change a consumer, the connection is renewed", queue=queue, why=str(error))
+                self.link.request_reconnect()
+
+    async def _apply(self, channel: AbstractChannel, queue: str) -> None:
+        if consumer := self._consumers.pop(queue, None):
+            await consumer[0].cancel(consumer[1])
+        credit = self._credit.get(queue, 0)
+        if credit:
+            # The prefetch set on a channel holds for the consumers that begin after it.
+            await channel.set_qos(prefetch_count=credit)
+            source = await channel.get_queue(queue, ensure=False)
+            tag = await source.consume(partial(self._on_message, queue))
+            self._consumers[queue] = (source, tag)
+
+    async def _on_message(self, queue: str, message: AbstractIncomingMessage) -> None:
+        # This runs in a task that ends with the channel: the work is done elsewhere.
+        self._incoming.put_nowait(AmqpDelivery(message, queue, self.link, self._publisher))
+
+    async def _restore(self, channel: AbstractChannel) -> None:
+        async with self._turn:
+            self._consumers.clear()
+            for queue in self._credit:
+                await self._apply(channel, queue)
+
+    async def _what_is_missing(self, channel: AbstractChannel) -> str | None:
+        underlay = await channel.get_underlay_channel()
+        for queue, (_, tag) in self._consumers.items():
+            if tag not in underlay.consumers:  # type: ignore[attr-defined]
+                return f"the consumer of {queue} is gone"
+        return None

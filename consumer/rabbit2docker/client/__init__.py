@@ -1,0 +1,21 @@
+"""rabbit2docker.client: ask for builds and follow them from a hub's own code.
+
+import asyncio, os
+from rabbit2docker.client import BuildEvents, BuildRequest
+
+
+async def main() -> None:
+    async with BuildEvents(os.environ["RABBIT2DOCKER_AMQP__URL"], tenant="default") as events:
+        asked = await events.submit(BuildRequest(provider="gh", spec="binder-examples/requirements/HEAD"))
+        async for event in events.of_request(asked):
+            print(event.kind, event.data.model_dump_json(exclude_none=True))
+
+
+asyncio.run(main())
+"""
+
+from rabbit2docker.client.build_events import BuildEvents
+from rabbit2docker.client.history import History
+from rabbit2docker_schemas.requests import BuildRequest
+
+__all__ = ["BuildEvents", "BuildRequest", "History"]

@@ -1,0 +1,99 @@
+"""What is known of all attempts, indexed the way intake, following and cleaning ask for it."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+
+from rabbit2docker.consumer.executors.base import (
+    Attempt,
+    AttemptName,
+    Change,
+    Changed,
+    Executor,
+    Removed,
+    Synced,
+)
+
+Listener = Callable[[Change], None]
+
+
+def is_reported(attempt: Attempt) -> bool:
+    """Tell whether the attempt ended and its end is told: nothing more will come of it."""
+    return attempt.status.reported
+
+
+class AttemptCache:
+    """A mirror of the executor's records, fed by its changes and, ahead of them, by our own writes."""
+
+    def __init__(self, executor: Executor) -> None:
+        """Start empty; `run` fills it."""
+        self._executor = executor
+        self._by_name: dict[AttemptName, Attempt] = {}
+        self._listeners: list[Listener] = []
+        self.synced = asyncio.Event()
+
+    async def run(self) -> None:
+        """Mirror until cancelled."""
+        async for change in self._executor.changes():
+            self.apply(change)
+
+    def apply(self, change: Change) -> None:
+        """Take in a change and tell the listeners."""
+        match change:
+            case Changed(attempt):
+                self._by_name[attempt.name] = attempt
+            case Removed(name):
+                self._by_name.pop(name, None)
+            case Synced():
+                self.synced.set()
+        for listener in self._listeners:
+            listener(change)
+
+    def put(self, attempt: Attempt) -> Attempt:
+        """Take in a snapshot that one of our own calls returned, without waiting for the executor to tell it."""
+        self.apply(Changed(attempt))
+        return attempt
+
+    def subscribe(self, listener: Listener) -> None:
+        """Have `listener` called with each change, in the order they come. It must not block."""
+        self._listeners.append(listener)
+
+    def __iter__(self) -> Iterator[Attempt]:
+        """Iterate over a copy of all snapshots."""
+        return iter(list(self._by_name.values()))
+
+    def get(self, name: AttemptName) -> Attempt | None:
+        """Return the last snapshot."""
+        return self._by_name.get(name)
+
+    def live_count(self) -> int:
+        """Return how many attempts take a slot."""
+        return sum(attempt.is_live for attempt in self._by_name.values())
+
+    def of_build(self, build_id: str) -> list[Attempt]:
+        """Return the attempts of a build, first to last."""
+        found = (attempt for attempt in self._by_name.values() if attempt.spec.build_id == build_id)
+        return sorted(found, key=lambda attempt: attempt.spec.attempt)
+
+    def newest_of_build(self, build_id: str) -> Attempt | None:
+        """Return the build's last attempt."""
+        return next(reversed(self.of_build(build_id)), None)
+
+    def of_request(self, tenant: str, request_id: str) -> Attempt | None:
+        """Return the last attempt of the build that this request started or joined."""
+        return _newest(
+            attempt
+            for attempt in self._by_name.values()
+            if attempt.spec.tenant == tenant and request_id in attempt.status.requests
+        )
+
+    def unfinished_like(self, fingerprint: str) -> Attempt | None:
+        """Return the last attempt of a build of this fingerprint that a request may still join."""
+        return _newest(
+            attempt
+            for attempt in self._by_name.values()
+            if attempt.spec.fingerprint == fingerprint and not is_reported(attempt)
+        )
+
+
+def _newest(attempts: Iterable[Attempt]) -> Attempt | None:
+    return max(attempts, key=lambda attempt: (attempt.spec.created_at, attempt.spec.attempt), default=None)

@@ -1,0 +1,47 @@
+"""The builder's input and output as every executor shares them: its specification, and its line format."""
+
+import json
+from typing import Any, Final
+
+from rabbit2docker.consumer.executors.base import AttemptSpec, BuilderLine
+from rabbit2docker.settings import BuilderSettings
+from rabbit2docker_schemas.events import Phase
+
+_PHASES: Final[dict[str, Phase]] = {phase.value: phase for phase in Phase}
+
+
+def parse_line(data: bytes) -> BuilderLine | None:
+    """Return the line, or None for what the builder did not write."""
+    try:
+        line: dict[str, Any] = json.loads(data)
+        return BuilderLine(
+            n=int(line["n"]),
+            ts=str(line["ts"]),
+            phase=_PHASES.get(line["phase"], Phase.BUILDING),
+            text=str(line["text"]),
+            progress=line.get("progress"),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def builder_spec(spec: AttemptSpec, settings: BuilderSettings) -> dict[str, Any]:
+    """Return the builder's specification as far as it is the same for every executor. It holds no credentials."""
+    request = spec.request
+    return {
+        "repo_url": spec.repo_url,
+        "ref": spec.resolved_ref,
+        "image": spec.image,
+        "content_provider": spec.content_provider,
+        "subdir": request.subdir,
+        "build_args": request.build_args,
+        "labels": request.labels,
+        "appendix": request.appendix,
+        "timeout_seconds": spec.timeout_seconds,
+        "idle_seconds": spec.idle_seconds,
+        "docker_wait_seconds": settings.docker_wait_seconds,
+        "push_retries": settings.push_retries,
+        "user_name": settings.user_name,
+        "user_id": settings.user_id,
+        "repo2docker_args": settings.repo2docker_args,
+    }

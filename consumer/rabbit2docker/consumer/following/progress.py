@@ -1,0 +1,98 @@
+"""Pure: what the builder's lines say about how far the build is, and lines as `log` events."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from rabbit2docker.consumer.executors.base import BuilderLine
+from rabbit2docker_schemas.events import Log, LogLine, Phase, Progress, ProgressDetail
+
+PHASE_MESSAGES: Final = {
+    Phase.WAITING: "Waiting for the Docker engine",
+    Phase.FETCHING: "Fetching the repository",
+    Phase.BUILDING: "Building the image",
+    Phase.PUSHING: "Pushing the image",
+}
+# BuildKit's plain output: "#8 [2/5] RUN pip install …"; with stages "#8 [build 2/5] …".
+_STEP = re.compile(r"^#\d+ \[(?:[\w.-]+ +)?(\d+)/(\d+)\] (.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressUpdate:
+    """A progress event and the number of the line it comes from, which makes its id."""
+
+    data: Progress
+    line: int
+
+
+@dataclass(slots=True)
+class ProgressReader:
+    """Reads lines in order and tells phase changes, build steps and pushed layers."""
+
+    build_id: str
+    attempt: int
+    phase: Phase | None = None
+    _said: tuple[object, ...] = field(default=())
+
+    def read(self, lines: Iterable[BuilderLine]) -> list[ProgressUpdate]:
+        """Return every change of phase, and of each phase's details only the last one among these lines."""
+        told: list[ProgressUpdate] = []
+        latest: ProgressUpdate | None = None
+        for line in lines:
+            if line.phase is not self.phase:
+                told += [latest] if latest else []
+                latest = None
+                self.phase = line.phase
+                told.append(self._tell(line, PHASE_MESSAGES[line.phase], ProgressDetail()))
+            if detail := _detail_of(line):
+                latest = self._tell(line, detail[0], detail[1])
+        if latest and (said := (latest.data.phase, latest.data.detail)) != self._said:
+            self._said = said
+            told.append(latest)
+        return told
+
+    def _tell(self, line: BuilderLine, message: str, detail: ProgressDetail) -> ProgressUpdate:
+        data = Progress(
+            build_id=self.build_id, attempt=self.attempt, phase=line.phase, message=message, detail=detail
+        )
+        return ProgressUpdate(data, line.n)
+
+
+def _detail_of(line: BuilderLine) -> tuple[str, ProgressDetail] | None:
+    progress = line.progress or {}
+    if "layers_total" in progress:
+        done, total = progress.get("layers_done", 0), progress["layers_total"]
+        return f"Pushed {done} of {total} layers", ProgressDetail(layers_done=done, layers_total=total)
+    if line.phase is Phase.BUILDING and (match := _STEP.match(line.text)):
+        step, steps = int(match[1]), int(match[2])
+        return f"Step {step} of {steps}: {match[3][:200]}", ProgressDetail(step=step, steps=steps)
+    return None
+
+
+def as_log_events(build_id: str, attempt: int, lines: list[BuilderLine], *, max_bytes: int) -> Iterator[Log]:
+    """Cut consecutive lines into `log` events of at most about `max_bytes` of text each."""
+    start = size = 0
+    for index, item in enumerate(lines):
+        size += len(item.text) + 80
+        if size >= max_bytes or index + 1 == len(lines):
+            batch = [_log_line(line) for line in lines[start : index + 1]]
+            yield Log.model_construct(build_id=build_id, attempt=attempt, n=lines[start].n, lines=batch)
+            start, size = index + 1, 0
+
+
+def _log_line(line: BuilderLine) -> LogLine:
+    # Not validated: the executor read it from our own builder, and there are thousands a second.
+    return LogLine.model_construct(phase=line.phase, text=line.text, ts=datetime.fromisoformat(line.ts))
+
+
+def last_of(texts: Iterable[str], *, max_bytes: int) -> tuple[str, ...]:
+    """Return as many of the last lines as fit into about `max_bytes`."""
+    found: list[str] = []
+    for text in reversed(list(texts)):
+        max_bytes -= len(text.encode())
+        if max_bytes < 0:
+            break
+        found.append(text)
+    return tuple(reversed(found))

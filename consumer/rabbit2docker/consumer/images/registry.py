@@ -1,0 +1,373 @@
+"""Whether a registry has an image: yes, no, or cannot tell. The last is an error, never a no.
+
+Speaks the pull side of the OCI distribution specification with Basic and Bearer authentication
+(https://distribution.github.io/distribution/spec/auth/token/).
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from ipaddress import ip_address
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import aiohttp
+from cachetools import TLRUCache
+from yarl import URL
+
+from rabbit2docker.consumer.images.docker_config import DOCKER_HUB, Credentials, DockerConfig
+from rabbit2docker.errors import RegistryUnavailable
+from rabbit2docker.settings import DockerSettings, ImageSettings
+
+MANIFEST_TYPES: Final = (
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # what registries accept
+MAX_TOKENS: Final = 4096
+
+_ACCEPT = {"Accept": ", ".join(MANIFEST_TYPES)}
+_DOCKER_HUB_HOST = "registry-1.docker.io"
+_LATEST = "latest"
+# These answer 401 or 403 for a repository that does not exist yet, even to who may create it with a push.
+_DENIES_WHAT_IS_ABSENT = {DOCKER_HUB, "quay.io"}
+_ABSENT_CODES = {"MANIFEST_UNKNOWN", "NAME_UNKNOWN", "NOT_FOUND"}
+_DIGEST = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[0-9a-fA-F]{32,}")
+_CHALLENGE = re.compile(r"\s*(?P<scheme>[A-Za-z]+)(?:\s+(?P<parameters>.*))?", re.DOTALL)
+_PARAMETER = re.compile(r'([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,]+))')
+_TOKEN_SECONDS = 60.0  # what the specification assumes where a token does not say
+_TOKEN_MARGIN = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An image that is there."""
+
+    digest: str
+    """The manifest's digest."""
+    size: int | None
+    """Bytes of its layers as they are stored; None where asking would cost or the image has several platforms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """An image's name, taken apart."""
+
+    registry: str
+    repository: str
+    version: str
+    """A tag or a digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    text: str
+    seconds: float
+
+
+def parse_image(image: str) -> Reference:
+    """Take `registry/repository:tag` or `…@digest` apart, with docker's defaults for what is left out."""
+    name, _, digest = image.partition("@")
+    first, slash, rest = name.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost"):
+        registry, path = first, rest
+    else:
+        registry, path = DOCKER_HUB, name
+    path, _, tag = path.partition(":")
+    if registry in (DOCKER_HUB, "index.docker.io", _DOCKER_HUB_HOST):
+        registry, path = DOCKER_HUB, path if "/" in path else f"library/{path}"
+    return Reference(registry, path, digest or tag or _LATEST)
+
+
+class Registry:
+    """Looks images up."""
+
+    def __init__(self, session: aiohttp.ClientSession, images: ImageSettings, docker: DockerSettings) -> None:
+        """Ask through `session`, which stays the caller's, with the credentials of the docker configuration."""
+        self._session = session
+        self._timeout = aiohttp.ClientTimeout(total=images.registry_timeout)
+        self._override = images.registry_url
+        self._config = DockerConfig(docker)
+        self._tokens: TLRUCache[tuple[str, str], _Token] = TLRUCache(MAX_TOKENS, _good_until)
+
+    async def find(self, image: str) -> Found | None:
+        """Return the image, None when the registry says that it is absent.
+
+        Raises RegistryUnavailable for everything else: no answer, an error, a refusal, an unclear answer.
+        """
+        reference = parse_image(image)
+        answer = await self._ask("HEAD", reference)
+        if answer.status == 200:
+            return await self._found(reference, answer)
+        if answer.status == 404:
+            await self._confirm_absent(reference, answer)
+            return None
+        if answer.status in (401, 403):
+            await self._confirm_denial_means_absent(reference, answer)
+            return None
+        raise self._unclear(reference, answer)
+
+    async def _found(self, reference: Reference, head: _Answer) -> Found:
+        digest = head.headers.get("Docker-Content-Digest", "")
+        is_known = _DIGEST.fullmatch(digest) is not None
+        # Docker Hub counts each GET of a manifest as a pull; the digest came with the free HEAD.
+        if is_known and reference.registry == DOCKER_HUB:
+            return Found(digest, None)
+        answer = await self._ask("GET", reference)
+        if answer.status != 200:
+            if is_known:
+                return Found(digest, None)
+            raise self._unclear(reference, answer)
+        return Found(
+            digest if is_known else f"sha256:{hashlib.sha256(answer.body).hexdigest()}", _size(answer.body)
+        )
+
+    async def _confirm_absent(self, reference: Reference, answer: _Answer) -> None:
+        """Raise RegistryUnavailable if the 404 comes from something that is no registry."""
+        if "Docker-Distribution-Api-Version" in answer.headers:
+            return
+        answer = await self._ask("GET", reference)
+        if answer.status == 404 and (
+            "Docker-Distribution-Api-Version" in answer.headers or _codes(answer.body) & _ABSENT_CODES
+        ):
+            return
+        raise RegistryUnavailable(
+            f"{self._base(reference)} does not answer like an image registry (status {answer.status}). "
+            "The operator should check images.prefix and images.registry_url."
+        )
+
+    async def _confirm_denial_means_absent(self, reference: Reference, answer: _Answer) -> None:
+        """Raise RegistryUnavailable unless this registry denies what it does not have."""
+        credentials = await self._credentials(reference)
+        if credentials is None:
+            raise RegistryUnavailable(
+                f"{reference.registry} wants credentials for {reference.repository} and there are none. "
+                "The operator must put them into the docker configuration (docker.config)."
+            )
+        is_accepted = self._token_key(reference) in self._tokens
+        if is_accepted and reference.registry in _DENIES_WHAT_IS_ABSENT:
+            return
+        raise RegistryUnavailable(
+            f"{reference.registry} does not let the configured account read {reference.repository} "
+            f"(status {answer.status}). The operator must give it the right to pull, or set images.check_registry to false."
+        )
+
+    async def _ask(self, method: str, reference: Reference) -> _Answer:
+        """Ask for the manifest; authenticate when told to."""
+        url = f"{self._base(reference)}/v2/{reference.repository}/manifests/{reference.version}"
+        key = self._token_key(reference)
+        if (token := self._tokens.get(key)) is not None:
+            answer = await self._send(method, url, _ACCEPT | _bearer(token.text))
+            if answer.status != 401:
+                return answer
+            self._tokens.pop(key, None)
+        answer = await self._send(method, url, _ACCEPT)
+        if answer.status != 401:
+            return answer
+        header = await self._authorization(reference, answer)
+        return await self._send(method, url, _ACCEPT | header) if header else answer
+
+    async def _authorization(self, reference: Reference, refusal: _Answer) -> dict[str, str]:
+        """Return the header that answers the challenge, nothing where that is impossible."""
+        credentials = await self._credentials(reference)
+        challenge = _CHALLENGE.match(refusal.headers.get("WWW-Authenticate", ""))
+        scheme = challenge["scheme"].lower() if challenge else ""
+        if scheme == "bearer" and challenge:
+            if credentials and credentials.registry_token:
+                return _bearer(credentials.registry_token)
+            parameters = _parameters(challenge["parameters"] or "")
+            token = await self._fetch_token(reference, parameters, credentials)
+            self._tokens[self._token_key(reference)] = token
+            return _bearer(token.text)
+        if scheme == "basic" and credentials and credentials.username:
+            return _basic(credentials)
+        return {}
+
+    async def _fetch_token(
+        self, reference: Reference, challenge: dict[str, str], credentials: Credentials | None
+    ) -> _Token:
+        realm = challenge.get("realm", "")
+        base = self._base(reference)
+        if urlsplit(realm).scheme not in ("http", "https"):
+            raise RegistryUnavailable(f"{base} names no address to get a token from.")
+        if credentials and base.startswith("https:") and not realm.startswith("https:"):
+            raise RegistryUnavailable(f"{base} wants credentials sent unencrypted to {realm}; refused.")
+        wanted = {"service": challenge.get("service", "")} if "service" in challenge else {}
+        wanted["scope"] = challenge.get("scope") or f"repository:{reference.repository}:pull"
+        if credentials and credentials.identity_token:
+            form = wanted | {
+                "grant_type": "refresh_token",
+                "refresh_token": credentials.identity_token,
+                "client_id": "rabbit2docker",
+            }
+            answer = await self._send("POST", realm, {}, form=form)
+        else:
+            header = _basic(credentials) if credentials and credentials.username else {}
+            answer = await self._send("GET", realm, header, query=wanted)
+        return self._read_token(reference, realm, answer, is_known=credentials is not None)
+
+    def _read_token(self, reference: Reference, realm: str, answer: _Answer, *, is_known: bool) -> _Token:
+        if answer.status in (400, 401, 403):
+            what = (
+                "refuses the configured credentials"
+                if is_known
+                else "gives no token without credentials, and there are none"
+            )
+            raise RegistryUnavailable(
+                f"{urlsplit(realm).netloc} {what} for {reference.registry}/{reference.repository} "
+                f"(status {answer.status}). The operator must check the docker configuration (docker.config)."
+            )
+        if answer.status != 200:
+            raise self._unclear(reference, answer, url=realm)
+        content = _object(answer.body)
+        text = content.get("token") or content.get("access_token")
+        if not isinstance(text, str) or not text.isascii() or not text.isprintable():
+            raise RegistryUnavailable(f"{realm} answered without a token.")
+        seconds = content.get("expires_in")
+        return _Token(text, float(seconds) if isinstance(seconds, int | float) else _TOKEN_SECONDS)
+
+    async def _send(
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        *,
+        query: dict[str, str] | None = None,
+        form: dict[str, str] | None = None,
+    ) -> _Answer:
+        host = urlsplit(url).netloc
+        try:
+            address = URL(url, encoded=True).update_query(query or {})
+            async with self._session.request(
+                method, address, headers=headers, data=form, timeout=self._timeout
+            ) as response:
+                body = await _read(response)
+                return _Answer(response.status, response.headers.copy(), body)
+        except TimeoutError as error:
+            raise RegistryUnavailable(
+                f"{host} did not answer within {self._timeout.total:g} seconds: waiting for the registry."
+            ) from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise RegistryUnavailable(
+                f"{host} cannot be reached: {error}. Waiting for the registry."
+            ) from error
+
+    async def _credentials(self, reference: Reference) -> Credentials | None:
+        found = await self._config.credentials(reference.registry)
+        if found is None and self._override:
+            found = await self._config.credentials(urlsplit(self._override).netloc.rpartition("@")[2])
+        return found
+
+    def _base(self, reference: Reference) -> str:
+        if self._override:
+            return self._override.rstrip("/").removesuffix("/v2")
+        if reference.registry == DOCKER_HUB:
+            return f"https://{_DOCKER_HUB_HOST}"
+        return f"{'http' if _is_loopback(reference.registry) else 'https'}://{reference.registry}"
+
+    def _token_key(self, reference: Reference) -> tuple[str, str]:
+        return self._base(reference), reference.repository
+
+    def _unclear(self, reference: Reference, answer: _Answer, url: str | None = None) -> RegistryUnavailable:
+        host = urlsplit(url or self._base(reference)).netloc
+        if answer.status == 429:
+            return RegistryUnavailable(
+                f"{host} limits the rate of questions.", retry_after=_retry_after(answer.headers)
+            )
+        codes = ", ".join(sorted(_codes(answer.body)))
+        return RegistryUnavailable(
+            f"{host} cannot tell whether {reference.repository} exists: status {answer.status}"
+            f"{f' ({codes})' if codes else ''}.",
+            retry_after=_retry_after(answer.headers),
+        )
+
+
+def _good_until(_key: tuple[str, str], token: _Token, now: float) -> float:
+    return now + max(token.seconds - _TOKEN_MARGIN, token.seconds / 2)
+
+
+def _bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def _basic(credentials: Credentials) -> dict[str, str]:
+    pair = f"{credentials.username}:{credentials.password}".encode()
+    return {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
+
+
+def _parameters(text: str) -> dict[str, str]:
+    return {
+        name.lower(): re.sub(r"\\(.)", r"\1", quoted) or plain
+        for name, quoted, plain in _PARAMETER.findall(text)
+    }
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > MAX_MANIFEST_BYTES:
+            raise ValueError(f"the answer is larger than {MAX_MANIFEST_BYTES} bytes")
+    return bytes(body)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _codes(body: bytes) -> set[str]:
+    errors = _object(body).get("errors")
+    return (
+        {str(item.get("code")) for item in errors if isinstance(item, dict)}
+        if isinstance(errors, list)
+        else set()
+    )
+
+
+def _size(manifest: bytes) -> int | None:
+    layers = _object(manifest).get("layers")
+    if not isinstance(layers, list):
+        return None
+    sizes = [layer.get("size") if isinstance(layer, dict) else None for layer in layers]
+    known = [size for size in sizes if isinstance(size, int)]
+    return sum(known) if len(known) == len(sizes) else None
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Read seconds or a date (RFC 9110, 10.2.3)."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isdecimal():
+        return float(text)
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return max(0.0, (moment.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+
+
+def _is_loopback(registry: str) -> bool:
+    host = urlsplit(f"//{registry}").hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

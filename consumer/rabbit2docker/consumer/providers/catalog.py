@@ -1,0 +1,77 @@
+"""All providers by prefix, and what the operator lets them build."""
+
+import re
+from functools import lru_cache
+from typing import Final
+from urllib.parse import unquote
+
+import aiohttp
+
+from rabbit2docker.consumer.providers.base import Provider
+from rabbit2docker.consumer.providers.gh import GitHubProvider
+from rabbit2docker.consumer.providers.git import GitProvider
+from rabbit2docker.errors import ConfigurationError, RequestRejected
+from rabbit2docker.settings import ProviderSettings
+from rabbit2docker_schemas.reasons import RejectReason
+
+NOT_YET: Final = ("gist", "gl", "zenodo", "figshare", "dataverse", "hydroshare", "ckan")
+"""Prefixes that BinderHub has and this version has not."""
+
+
+class Providers:
+    """The providers. Each reads its settings once."""
+
+    def __init__(self, settings: ProviderSettings, session: aiohttp.ClientSession | None = None) -> None:
+        """Make all providers; without `session` they can check and name, but not ask GitHub.
+
+        Raises ConfigurationError when a pattern for specs is no regular expression.
+        """
+        made: tuple[Provider, ...] = (GitHubProvider(settings, session), GitProvider(settings, session))
+        self._providers = {provider.prefix: provider for provider in made}
+        self._banned = _compiled("banned_specs", settings.banned_specs)
+        self._allowed = _compiled("allowed_specs", settings.allowed_specs)
+
+    def get(self, prefix: str) -> Provider:
+        """Return the provider. Raises RequestRejected(UNKNOWN_PROVIDER) that names those that exist."""
+        if provider := self._providers.get(prefix):
+            return provider
+        existing = " and ".join(sorted(self._providers))
+        what = (
+            f"The provider {prefix!r} is not available in this version"
+            if prefix in NOT_YET
+            else f"There is no provider {prefix!r}"
+        )
+        raise RequestRejected(RejectReason.UNKNOWN_PROVIDER, f"{what}. There are {existing}.")
+
+    def check_allowed(self, prefix: str, spec: str) -> None:
+        """Raise RequestRejected(NOT_ALLOWED) when a banned pattern matches, or allowed ones exist and none does.
+
+        Patterns of `git` and other specs that are escaped are matched with the spec as it is written and unescaped:
+        a ban shall not be avoided with another spelling.
+        """
+        spellings = {spec, unquote(spec)}
+        if any(pattern.match(text) for pattern in self._banned.get(prefix, ()) for text in spellings):
+            raise RequestRejected(
+                RejectReason.NOT_ALLOWED,
+                f"The operator does not allow builds of {prefix} {spec}. Ask them for the reason.",
+            )
+        allowed = self._allowed.get(prefix, ())
+        if allowed and not any(pattern.match(text) for pattern in allowed for text in spellings):
+            raise RequestRejected(
+                RejectReason.NOT_ALLOWED,
+                f"{prefix} {spec} is not among the repositories that the operator allows. Ask them to add it.",
+            )
+
+
+def _compiled(name: str, patterns: dict[str, list[str]]) -> dict[str, list[re.Pattern[str]]]:
+    return {prefix: [_compile(name, text) for text in texts] for prefix, texts in patterns.items()}
+
+
+@lru_cache(maxsize=1024)
+def _compile(name: str, text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text, re.IGNORECASE)
+    except re.error as error:
+        raise ConfigurationError(
+            f"providers.{name} holds {text!r}, which is no regular expression: {error}."
+        ) from error

@@ -1,0 +1,295 @@
+"""Repositories on GitHub or a GitHub Enterprise server. Spec: `<owner>/<repository>/<ref>`."""
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote, unquote
+
+import aiohttp
+from cachetools import LRUCache
+from yarl import URL
+
+from rabbit2docker.consumer.providers.base import Repository
+from rabbit2docker.consumer.providers.refs import (
+    HEAD,
+    check_ref,
+    full_names,
+    is_full_commit,
+    is_object_id,
+    is_short_commit,
+)
+from rabbit2docker.errors import ProviderUnavailable, RequestRejected
+from rabbit2docker.settings import ProviderSettings
+from rabbit2docker_schemas.reasons import RejectReason
+
+REMEMBERED: Final = 4096
+MAX_TAG_DEPTH: Final = 5
+MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
+
+_NAME = re.compile(r"(?!\.\.?$)[A-Za-z0-9_.-]+")
+_OLD_DEFAULTS = {"main", "master"}
+_PUBLIC_HOST = "github.com"
+_JSON = "application/vnd.github+json"
+_ID_ONLY = "application/vnd.github.sha"
+_API_VERSION = "2022-11-28"
+
+
+@dataclass(frozen=True, slots=True)
+class _Spec:
+    owner: str
+    name: str
+    ref: str
+
+    @property
+    def path(self) -> str:
+        return f"{self.owner}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: str
+
+    def read(self) -> Any:
+        """Return the JSON content. Raises ProviderUnavailable."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError) as error:
+            raise ProviderUnavailable("GitHub answered with something that is no JSON.") from error
+
+    @property
+    def message(self) -> str:
+        """GitHub's own words, empty where it said nothing."""
+        try:
+            content = json.loads(self.body)
+        except (ValueError, RecursionError):
+            return ""
+        return str(content.get("message") or "")[:200] if isinstance(content, dict) else ""
+
+
+class GitHubProvider:
+    """Asks GitHub's REST API. Answers are asked for again with their ETag, which costs no rate limit."""
+
+    prefix = "gh"
+
+    def __init__(self, settings: ProviderSettings, session: aiohttp.ClientSession | None = None) -> None:
+        """Take host, token and time limit from the settings. Without `session` only naming is possible."""
+        self._host = settings.github_hostname
+        derived = (
+            f"https://api.{self._host}" if self._host == _PUBLIC_HOST else f"https://{self._host}/api/v3"
+        )
+        self._api = (settings.github_api_url or derived).rstrip("/")
+        self._token = settings.github_token.get_secret_value() if settings.github_token else None
+        self._timeout = aiohttp.ClientTimeout(total=settings.timeout)
+        self._session = session
+        self._cache: LRUCache[tuple[str, str], _Answer] = LRUCache(REMEMBERED)
+
+    def check(self, spec: str) -> None:
+        """Raise RequestRejected(INVALID_SPEC) when the spec cannot be read."""
+        check_ref(_parse(spec).ref)
+
+    async def resolve(self, spec: str) -> Repository:
+        """Find the commit that a branch, tag, pull request or (short) commit id stands for now."""
+        self.check(spec)
+        parsed = _parse(spec)
+        found = await self._find(parsed, parsed.ref)
+        if found is None and parsed.ref in _OLD_DEFAULTS:
+            # Links from before the default branch was renamed: BinderHub follows them too.
+            found = await self._find(parsed, HEAD)
+        if found is None:
+            raise RequestRejected(
+                RejectReason.REF_NOT_FOUND,
+                f"{parsed.path} on {self._host} has no branch, tag or commit {parsed.ref!r}. "
+                f"HEAD stands for the default branch: {parsed.path}/HEAD.",
+            )
+        return self.pin(spec, found)
+
+    def pin(self, spec: str, ref: str) -> Repository:
+        """Return the repository at `ref`."""
+        parsed = _parse(spec)
+        return Repository(
+            provider=self.prefix,
+            spec=spec,
+            repo_url=f"https://{self._host}/{parsed.path}",
+            resolved_ref=ref,
+            build_slug=f"{parsed.owner}-{parsed.name}",
+            content_provider="Git",
+            display_name=parsed.path,
+        )
+
+    async def _find(self, parsed: _Spec, ref: str) -> str | None:
+        if ref == HEAD:
+            return await self._commit_of(parsed, HEAD)
+        if is_full_commit(ref):
+            # Not `/commits/`: that would also take a branch of this name.
+            answer = await self._ask(parsed, f"git/commits/{ref.lower()}", (200, 404, 409, 422))
+            if answer.status == 200:
+                return ref.lower()
+            await self._require_repository(parsed)
+            return None
+        for name in full_names(ref):
+            if found := await self._ref(parsed, name):
+                return found
+        if is_short_commit(ref):
+            found = await self._commit_of(parsed, ref)
+            return found if found and found.startswith(ref.lower()) else None
+        return None
+
+    async def _ref(self, parsed: _Spec, name: str) -> str | None:
+        """Return the commit of the ref with exactly this full name."""
+        # The API lists what begins with the name, sorted, so the exact one is on the first page; an empty list means
+        # that there is no such ref, while 404 is left for a repository that is not there.
+        short = name.removeprefix("refs/")
+        answer = await self._ask(parsed, f"git/matching-refs/{quote(short)}", (200, 404, 409))
+        if answer.status != 200:
+            await self._require_repository(parsed)
+            return None
+        listed = answer.read()
+        items = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+        target = next((item.get("object") for item in items if item.get("ref") == name), None)
+        return await self._peeled(parsed, target) if target else None
+
+    async def _peeled(self, parsed: _Spec, target: Any) -> str:
+        """Follow annotated tags to their commit."""
+        for _ in range(MAX_TAG_DEPTH):
+            kind, value = (
+                (target.get("type"), target.get("sha")) if isinstance(target, dict) else (None, None)
+            )
+            if not is_object_id(value):
+                break
+            if kind == "commit":
+                return str(value)
+            if kind != "tag":
+                raise RequestRejected(
+                    RejectReason.REF_NOT_FOUND,
+                    f"{parsed.ref!r} in {parsed.path} is a tag on a {kind}, not on a commit. Name another version.",
+                )
+            tag = (await self._ask(parsed, f"git/tags/{value}", (200,))).read()
+            target = tag.get("object") if isinstance(tag, dict) else None
+        raise ProviderUnavailable(f"{self._host} answered with no commit for {parsed.path}/{parsed.ref}.")
+
+    async def _commit_of(self, parsed: _Spec, ref: str) -> str | None:
+        answer = await self._ask(parsed, f"commits/{ref}", (200, 404, 409, 422), accept=_ID_ONLY)
+        if answer.status != 200:
+            await self._require_repository(parsed)
+            return None
+        found = answer.body.strip()
+        if not is_object_id(found):
+            raise ProviderUnavailable(f"{self._host} answered with no commit for {parsed.path}/{ref}.")
+        return found
+
+    async def _require_repository(self, parsed: _Spec) -> None:
+        """Return when the repository is there, and so only the ref is not. Raises RequestRejected otherwise."""
+        answer = await self._ask(parsed, "", (200, 404))
+        if answer.status == 404:
+            raise RequestRejected(
+                RejectReason.REPOSITORY_NOT_FOUND,
+                f"{self._host} shows no repository {parsed.path}: it does not exist, or it is private. Check owner "
+                "and name; for a private one the operator must set a token that may read it.",
+            )
+
+    async def _ask(
+        self, parsed: _Spec, rest: str, expected: tuple[int, ...], *, accept: str = _JSON
+    ) -> _Answer:
+        """Ask the API about the repository; other answers than the expected become errors."""
+        url = f"{self._api}/repos/{parsed.path}/{rest}".rstrip("/")
+        known = self._cache.get((url, accept))
+        answer = await self._send(url, accept, known)
+        if answer.status == 304 and known:
+            return known
+        if answer.status == 200 and answer.headers.get("ETag"):
+            self._cache[url, accept] = answer
+        if answer.status not in expected:
+            raise self._translated(parsed, answer)
+        return answer
+
+    async def _send(self, url: str, accept: str, known: _Answer | None) -> _Answer:
+        if self._session is None:
+            raise ProviderUnavailable("GitHub was to be asked, but there is no connection for that.")
+        headers = {"Accept": accept, "X-GitHub-Api-Version": _API_VERSION}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        if known:
+            headers["If-None-Match"] = known.headers["ETag"]
+        try:
+            async with self._session.get(
+                URL(url, encoded=True), headers=headers, timeout=self._timeout
+            ) as response:
+                body = bytearray()
+                async for chunk in response.content.iter_any():
+                    body += chunk
+                    if len(body) > MAX_ANSWER_BYTES:
+                        raise ProviderUnavailable(f"{self._host} answered with far too much.")
+                return _Answer(response.status, response.headers.copy(), body.decode(errors="replace"))
+        except TimeoutError as error:
+            raise ProviderUnavailable(
+                f"{self._host} did not answer within {self._timeout.total:g} seconds: waiting for it."
+            ) from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise ProviderUnavailable(f"{self._host} cannot be reached: {error}. Waiting for it.") from error
+
+    def _translated(self, parsed: _Spec, answer: _Answer) -> RequestRejected | ProviderUnavailable:
+        status, said = answer.status, answer.message
+        if (wait := _rate_limited(answer)) is not None:
+            advice = "" if self._token else " The operator can raise the limit with providers.github_token."
+            return ProviderUnavailable(
+                f"{self._host} limits our rate of questions.{advice}", retry_after=wait
+            )
+        if status == 401:
+            return ProviderUnavailable(
+                f"{self._host} refuses the token in providers.github_token: the operator must renew it."
+            )
+        if status in (403, 451):
+            return RequestRejected(
+                RejectReason.REPOSITORY_PRIVATE,
+                f"{self._host} does not let us read {parsed.path}: {said or f'status {status}'}. "
+                "Make it public, or ask the operator for a token that may read it.",
+            )
+        if status == 404:
+            return RequestRejected(
+                RejectReason.REF_NOT_FOUND, f"{parsed.path} on {self._host} no longer has {parsed.ref!r}."
+            )
+        return ProviderUnavailable(
+            f"{self._host} answered with status {status}{f' ({said})' if said else ''}: waiting for it.",
+            retry_after=_seconds(answer.headers.get("Retry-After")),
+        )
+
+
+def _parse(spec: str) -> _Spec:
+    parts = spec.rstrip("/").split("/", 2)
+    if len(parts) != 3:
+        hint = f' Did you mean "{"/".join(parts)}/HEAD"?' if len(parts) == 2 else ""
+        raise RequestRejected(
+            RejectReason.INVALID_SPEC,
+            f'The spec must be of the form "owner/repository/ref", not {spec!r}.{hint}',
+        )
+    owner, name = parts[0], parts[1].removesuffix(".git")
+    if wrong := [part for part in (owner, name) if not _NAME.fullmatch(part)]:
+        raise RequestRejected(
+            RejectReason.INVALID_SPEC,
+            f"{wrong[0]!r} cannot be an owner or a repository on GitHub: letters, digits, points, hyphens and "
+            "underscores are possible.",
+        )
+    return _Spec(owner, name, unquote(parts[2]))
+
+
+def _rate_limited(answer: _Answer) -> float | None:
+    """Return the seconds to wait when the answer is a rate limit, primary or secondary."""
+    if answer.status not in (403, 429):
+        return None
+    wait = _seconds(answer.headers.get("Retry-After"))
+    if wait is not None:
+        return wait
+    reset = _seconds(answer.headers.get("X-RateLimit-Reset"))
+    if answer.headers.get("X-RateLimit-Remaining") == "0" and reset is not None:
+        return max(1.0, reset - time.time())
+    # GitHub's documentation asks for a minute where nothing is said.
+    return 60.0 if answer.status == 429 or "rate limit" in answer.message.lower() else None
+
+
+def _seconds(text: str | None) -> float | None:
+    return float(text) if text and text.isdecimal() else None

@@ -1,0 +1,301 @@
+"""Any git repository that can be read without a password. Spec: `<url-escaped URL>/<url-escaped ref>`."""
+
+import asyncio
+import os
+import re
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote, urljoin
+
+import aiohttp
+from yarl import URL
+
+from rabbit2docker.consumer.providers.address_policy import (
+    DEFAULT_PORTS,
+    AddressPolicy,
+    literal_address,
+    shown,
+    split_url,
+)
+from rabbit2docker.consumer.providers.base import Repository
+from rabbit2docker.consumer.providers.refs import (
+    HEAD,
+    PEELED,
+    check_ref,
+    full_names,
+    is_full_commit,
+    is_object_id,
+)
+from rabbit2docker.errors import ProviderUnavailable, RequestRejected
+from rabbit2docker.settings import ProviderSettings
+from rabbit2docker_schemas.reasons import RejectReason
+
+MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
+MAX_REDIRECTS: Final = 3
+
+_SERVICE = "/info/refs?service=git-upload-pack"
+_NAMED_SCHEMES = {*DEFAULT_PORTS, "ssh"}
+_SCP_LIKE = re.compile(r"([\w\-]+@[\w\-.]+):(.+)")
+_REDIRECTED = re.compile(r"returned error: 30[12378]\b")
+_PASSED_ON = re.compile(
+    r"PATH|SSL_CERT_(FILE|DIR)|GIT_SSL_CAINFO|GIT_SSL_CAPATH|(HTTPS?|ALL|NO)_PROXY", re.IGNORECASE
+)
+
+# What git says, in the order in which it must be looked for: later patterns are wider.
+_SAYINGS: Final[tuple[tuple[re.Pattern[str], RejectReason], ...]] = (
+    (re.compile(r"transport '.*' not allowed"), RejectReason.REFUSED_URL),
+    (
+        re.compile(
+            r"could not read (Username|Password)|Authentication failed|returned error: 40[137]\b|"
+            r"terminal prompts disabled|Permission denied",
+            re.IGNORECASE,
+        ),
+        RejectReason.REPOSITORY_PRIVATE,
+    ),
+    (
+        re.compile(
+            r"repository '.*' not found|does not appear to be a git repository|is this a git repository|"
+            r"access denied or repository not exported|no such repository|Repository not found|"
+            r"returned error: (404|410|451)\b|Could not parse|URL (using bad|rejected)",
+            re.IGNORECASE,
+        ),
+        RejectReason.REPOSITORY_NOT_FOUND,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Spec:
+    url: str
+    ref: str
+
+
+class GitProvider:
+    """Asks the repository itself, with `git ls-remote`."""
+
+    prefix = "git"
+
+    def __init__(self, settings: ProviderSettings, session: aiohttp.ClientSession | None = None) -> None:
+        """Take limits from the settings. `session` is needed to go along with redirects, nothing else."""
+        self._policy = AddressPolicy(settings)
+        self._timeout = settings.timeout
+        self._session = session
+
+    def check(self, spec: str) -> None:
+        """Raise RequestRejected when the spec cannot be read or names a refused address."""
+        parsed = _parse(spec)
+        self._policy.check(parsed.url)
+        check_ref(parsed.ref)
+
+    async def resolve(self, spec: str) -> Repository:
+        """Find the commit. A full commit id is taken as it is: only fetching can tell whether it exists."""
+        self.check(spec)
+        parsed = _parse(spec)
+        addresses = await self._policy.resolve(parsed.url)
+        if is_full_commit(parsed.ref):
+            return self.pin(spec, parsed.ref.lower())
+        return self.pin(spec, await self._look_up(parsed, addresses))
+
+    def pin(self, spec: str, ref: str) -> Repository:
+        """Return the repository at `ref`; the build slug is the whole URL, as in BinderHub."""
+        url = _parse(spec).url
+        return Repository(
+            provider=self.prefix,
+            spec=spec,
+            repo_url=url,
+            resolved_ref=ref,
+            build_slug=url,
+            content_provider="Git",
+            display_name=url.partition("://")[2].rstrip("/").removesuffix(".git"),
+        )
+
+    async def _look_up(self, parsed: _Spec, addresses: list[str]) -> str:
+        names = full_names(parsed.ref)
+        refs = await self._list_refs(parsed.url, [*names, *(name + PEELED for name in names)], addresses)
+        for name in names:
+            # The peeled line of an annotated tag has the commit, its own line only the tag object.
+            found = refs.get(name + PEELED) or refs.get(name)
+            if found:
+                return found
+        raise RequestRejected(RejectReason.REF_NOT_FOUND, _no_such_ref(parsed))
+
+    async def _list_refs(self, url: str, patterns: list[str], addresses: list[str]) -> dict[str, str]:
+        """Ask the repository for the named refs, going along with redirects to allowed addresses only."""
+        for _ in range(MAX_REDIRECTS + 1):
+            code, output, complaint = await self._run(self._command(url, addresses, patterns), url)
+            if code == 0:
+                return _read_refs(output)
+            if not _REDIRECTED.search(complaint):
+                raise self._translated(url, complaint)
+            url = await self._redirected(url)
+            addresses = await self._policy.resolve(url)
+        raise RequestRejected(
+            RejectReason.REPOSITORY_NOT_FOUND,
+            f"{shown(url)} redirects again and again. Name its final address.",
+        )
+
+    def _command(self, url: str, addresses: list[str], patterns: list[str]) -> list[str]:
+        options = ["-c", "credential.helper=", "-c", "http.lowSpeedLimit=0"]
+        # A redirect could lead to an address that the policy refuses, so we look at each before git goes there.
+        options += ["-c", f"http.followRedirects={'initial' if self._policy.allows_private else 'false'}"]
+        target = self._policy.check(url)
+        if addresses and not literal_address(target.host):
+            # git (from 2.37) shall connect to the addresses that were judged, not to what the name says a moment
+            # later; a name with a final dot is another name to curl.
+            for host in (target.host, f"{target.host}."):
+                options += ["-c", f"http.curloptResolve={host}:{target.port}:{','.join(addresses)}"]
+        return ["git", *options, "ls-remote", "--symref", "--", url, *patterns]
+
+    async def _run(self, command: list[str], url: str) -> tuple[int, str, str]:
+        """Run git with a time limit; its helpers end with it."""
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=_environment(),
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ProviderUnavailable(
+                f"git cannot be started: {error.strerror}. The operator must install it."
+            ) from error
+        assert process.stdout
+        assert process.stderr
+        try:
+            async with asyncio.timeout(self._timeout):
+                output, complaint = await asyncio.gather(_read(process.stdout), _read(process.stderr))
+                code = await process.wait()
+        except TimeoutError as error:
+            raise ProviderUnavailable(
+                f"{shown(url)} did not answer within {self._timeout:g} seconds: waiting for its host."
+            ) from error
+        except _TooMuch as error:
+            raise ProviderUnavailable(
+                f"{shown(url)} sends more than {MAX_ANSWER_BYTES} bytes about itself."
+            ) from error
+        finally:
+            # git-remote-https outlives a killed git; when all went well the group is gone already.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+        return code, output, complaint
+
+    async def _redirected(self, url: str) -> str:
+        if self._session is None:
+            raise RequestRejected(
+                RejectReason.REPOSITORY_NOT_FOUND, f"{shown(url)} has moved. Name its new address."
+            )
+        question = url.rstrip("/") + _SERVICE
+        try:
+            async with self._session.get(
+                URL(question), allow_redirects=False, timeout=aiohttp.ClientTimeout(total=self._timeout)
+            ) as response:
+                location = urljoin(question, response.headers.get("Location", ""))
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise ProviderUnavailable(f"{shown(url)} did not tell where it has moved to.") from error
+        if not location.endswith(_SERVICE):
+            raise RequestRejected(
+                RejectReason.REPOSITORY_PRIVATE,
+                f"{shown(url)} leads to {shown(location)}, which is no git repository: it does not exist there or "
+                "asks for a login. Check the address; private repositories need credentials set by the operator.",
+            )
+        return location.removesuffix(_SERVICE)
+
+    def _translated(self, url: str, complaint: str) -> RequestRejected | ProviderUnavailable:
+        said = _last_line(complaint)
+        for pattern, reason in _SAYINGS:
+            if not pattern.search(complaint):
+                continue
+            if reason is RejectReason.REPOSITORY_PRIVATE:
+                return RequestRejected(
+                    reason,
+                    f"{shown(url)} asks for a password: it is private, or does not exist. Check the address, make "
+                    "the repository public, or ask the operator to set credentials for it.",
+                )
+            if reason is RejectReason.REPOSITORY_NOT_FOUND:
+                return RequestRejected(
+                    reason, f"There is no git repository at {shown(url)}. Check the address."
+                )
+            return RequestRejected(reason, f"git refuses {shown(url)}: {said}")
+        return ProviderUnavailable(f"{shown(url)} cannot be read at the moment: {said}")
+
+
+class _TooMuch(Exception):
+    pass
+
+
+async def _read(stream: asyncio.StreamReader) -> str:
+    content = bytearray()
+    while chunk := await stream.read(65_536):
+        content += chunk
+        if len(content) > MAX_ANSWER_BYTES:
+            raise _TooMuch
+    return content.decode(errors="replace")
+
+
+def _environment() -> dict[str, str]:
+    """Return git's environment: nothing of ours that could open a door for the requester."""
+    passed_on = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
+    return passed_on | {
+        # With our home directory git would show hosts the passwords in our ~/.netrc and read our ~/.gitconfig.
+        "HOME": "/nonexistent",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_ASKPASS": "",
+        "SSH_ASKPASS": "",
+        "GIT_ALLOW_PROTOCOL": ":".join(DEFAULT_PORTS),
+        # Outside of any repository, whose configuration would count.
+        "GIT_DIR": os.devnull,
+        "LC_ALL": "C",
+    }
+
+
+def _parse(spec: str) -> _Spec:
+    escaped_url, slash, escaped_ref = spec.rstrip("/").partition("/")
+    if not slash or not escaped_url or not escaped_ref:
+        raise RequestRejected(
+            RejectReason.INVALID_SPEC,
+            f'{spec!r} is not of the form "<url-escaped address>/<ref>", such as '
+            "https%3A%2F%2Fexample.org%2Frepository.git/HEAD.",
+        )
+    url = unquote(escaped_url)
+    if scp_like := _SCP_LIKE.match(url):
+        url = f"ssh://{scp_like[1]}/{scp_like[2]}"
+    scheme = split_url(url).scheme
+    if scheme not in _NAMED_SCHEMES:
+        raise RequestRejected(
+            RejectReason.REFUSED_URL,
+            f"{shown(url)} begins with `{scheme}:`, which requests may not use. Name an https:// address.",
+        )
+    return _Spec(url, unquote(escaped_ref))
+
+
+def _read_refs(output: str) -> dict[str, str]:
+    refs = {}
+    for line in output.splitlines():
+        value, _, name = line.partition("\t")
+        if is_object_id(value):
+            refs[name] = value
+    return refs
+
+
+def _no_such_ref(parsed: _Spec) -> str:
+    if parsed.ref == HEAD:
+        return f"{shown(parsed.url)} has no default branch: it may be empty. Name a branch, tag or commit."
+    hint = (
+        "A commit must be given by its full id of 40 characters"
+        if re.fullmatch(r"[0-9a-fA-F]+", parsed.ref)
+        else "Name a branch, a tag, the full id of a commit, or HEAD for the default branch"
+    )
+    return f"{shown(parsed.url)} has no branch or tag {parsed.ref!r}. {hint}."
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    readable = "".join(sign if sign.isprintable() else " " for sign in lines[-1].strip()) if lines else ""
+    return shown(readable) or "git gave no reason."

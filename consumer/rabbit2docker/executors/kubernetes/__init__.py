@@ -1,5 +1,0 @@
-"""Attempts as pods beside docker-api on a Kubernetes cluster."""
-
-from rabbit2docker.executors.kubernetes.executor import KubernetesExecutor
-
-__all__ = ["KubernetesExecutor"]

@@ -1,5 +1,0 @@
-"""Attempts as detached processes beside a Docker engine on the same machine."""
-
-from rabbit2docker.executors.local.executor import LocalExecutor
-
-__all__ = ["LocalExecutor"]

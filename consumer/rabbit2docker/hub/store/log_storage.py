@@ -1,0 +1,302 @@
+"""The lines of builds' logs: each kept once, and of a log that is too long its head and its tail.
+
+What is kept depends on the lines alone, not on the order in which they come. While all of an attempt's lines take at most
+the limit, all are kept. Otherwise the head is the longest beginning that takes at most half of it, the tail the longest
+end that does; what is between them is cut, also when it comes (again) later.
+"""
+
+import json
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Final
+
+from sqlalchemy import RowMapping, and_, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from rabbit2docker.hub.store.database import Database
+from rabbit2docker.hub.store.tables import CHUNKS, LOGS, clean
+from rabbit2docker_schemas.events import Gap, Log, LogLine
+
+PAGE_CHUNKS: Final = 32
+"""Read at once; a chunk is at most what one event held."""
+Line = list[str]
+"""Phase, time and text."""
+
+
+@dataclass(slots=True)
+class LogRow:
+    """A row of logs."""
+
+    build_id: str
+    attempt: int
+    lines: int = 0
+    kept: int = 0
+    head_bytes: int = 0
+    tail_bytes: int = 0
+    cut_first: int | None = None
+    cut_last: int | None = None
+
+    def is_cut(self, number: int) -> bool:
+        """Tell whether a line is among those that were too many."""
+        return self.cut_first is not None and self.cut_first <= number <= (self.cut_last or 0)
+
+    def count(self, chunk: "Chunk", sign: int) -> None:
+        """Add a chunk to what is kept, or take it away."""
+        self.kept += sign * len(chunk.lines)
+        if self.cut_first is None or chunk.first < self.cut_first:
+            self.head_bytes += sign * chunk.bytes
+        else:
+            self.tail_bytes += sign * chunk.bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive lines."""
+
+    first: int
+    lines: list[Line]
+
+    @property
+    def last(self) -> int:
+        """Return the number of the last line."""
+        return self.first + len(self.lines) - 1
+
+    @property
+    def bytes(self) -> int:
+        """Return what it takes."""
+        return sum(map(weight, self.lines))
+
+
+def as_line(line: LogLine) -> Line:
+    """Return a line as it is kept."""
+    return [str(line.phase), line.ts.isoformat(), clean(line.text)]
+
+
+def weight(line: Line) -> int:
+    """Return the bytes that a line takes in the database."""
+    return len(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode()) + 1
+
+
+def runs(lines: Iterable[tuple[int, Line]]) -> list[Chunk]:
+    """Return numbered lines as chunks without holes."""
+    ordered = sorted(lines, key=itemgetter(0))
+    grouped = groupby(enumerate(ordered), key=lambda item: item[1][0] - item[0])
+    found = ([numbered for _, numbered in group] for _, group in grouped)
+    return [Chunk(run[0][0], [line for _, line in run]) for run in found]
+
+
+class LogWriter:
+    """Enters the lines of one attempt, within a transaction that writes."""
+
+    def __init__(self, connection: AsyncConnection, log: LogRow, *, limit: int) -> None:
+        """Take what is known of the log, and the bytes that may be kept of it."""
+        self._connection = connection
+        self._log = log
+        self._half = limit // 2
+        self._limit = limit
+        self._here = and_(CHUNKS.c.build_id == log.build_id, CHUNKS.c.attempt == log.attempt)
+
+    async def enter(self, events: Sequence[Log | Gap]) -> None:
+        """Keep what is new, and cut what is too much."""
+        log = self._log
+        new: dict[int, Line] = {}
+        for event in events:
+            if isinstance(event, Gap):
+                log.lines = max(log.lines, event.last + 1)
+                continue
+            for number, line in enumerate(event.lines, event.n):
+                if number not in new and not log.is_cut(number):
+                    new[number] = as_line(line)
+        if not new:
+            return
+        await self._drop_known(new)
+        await self._insert(chunks := [piece for run in runs(new.items()) for piece in self._pieces(run)])
+        for chunk in chunks:
+            log.lines = max(log.lines, chunk.last + 1)
+            log.count(chunk, 1)
+        await self._cut()
+
+    def _pieces(self, run: Chunk) -> list[Chunk]:
+        """Return a run in pieces that are not too much to read, to move or to cut at once."""
+        size = 500
+        return [
+            Chunk(run.first + start, run.lines[start : start + size])
+            for start in range(0, len(run.lines), size)
+        ]
+
+    async def _drop_known(self, new: dict[int, Line]) -> None:
+        lowest, highest = min(new), max(new)
+        if lowest >= self._log.lines:
+            return  # the usual case: they are behind everything
+        overlapping = select(CHUNKS.c.first, CHUNKS.c.last).where(
+            self._here, CHUNKS.c.last >= lowest, CHUNKS.c.first <= highest
+        )
+        for first, last in await self._connection.execute(overlapping):
+            for number in range(max(first, lowest), min(last, highest) + 1):
+                new.pop(number, None)
+
+    async def _insert(self, chunks: list[Chunk]) -> None:
+        if chunks:
+            rows = [
+                {
+                    "build_id": self._log.build_id,
+                    "attempt": self._log.attempt,
+                    "first": chunk.first,
+                    "last": chunk.last,
+                    "bytes": chunk.bytes,
+                    "lines": chunk.lines,
+                }
+                for chunk in chunks
+            ]
+            await self._connection.execute(insert(CHUNKS), rows)
+
+    async def _cut(self) -> None:
+        log = self._log
+        if log.cut_first is None:
+            if log.head_bytes <= self._limit:
+                return
+            await self._begin_cut()
+        while log.head_bytes > self._half and (chunk := await self._next_to("head")):
+            await self._shorten(chunk, "head")
+        while log.tail_bytes > self._half and (chunk := await self._next_to("tail")):
+            await self._shorten(chunk, "tail")
+
+    async def _begin_cut(self) -> None:
+        """Say where the head ends; what is behind it is the tail, of which nothing has been cut yet."""
+        log, room = self._log, self._half
+        index = select(CHUNKS.c.last, CHUNKS.c.bytes).where(self._here).order_by(CHUNKS.c.last)
+        for last, size in (await self._connection.execute(index)).all():
+            if size > room:
+                chunk = await self._load(last)
+                break
+            room -= size
+        else:
+            raise AssertionError("more than all is no more than half")
+        fitting = _fitting(chunk.lines, room)
+        log.cut_first, log.cut_last = chunk.first + fitting, chunk.first + fitting - 1
+        await self._replace(chunk, *_split(chunk, fitting))
+        total, log.head_bytes = log.head_bytes, self._half - room + sum(map(weight, chunk.lines[:fitting]))
+        log.tail_bytes = total - log.head_bytes
+
+    async def _load(self, last: int) -> Chunk:
+        found = select(CHUNKS.c.first, CHUNKS.c.lines).where(self._here, CHUNKS.c.last == last)
+        return Chunk(*(await self._connection.execute(found)).one())
+
+    async def _next_to(self, side: str) -> Chunk | None:
+        """Return the chunk of that side that is next to the cut."""
+        found = select(CHUNKS.c.first, CHUNKS.c.lines).where(self._here).limit(1)
+        if side == "head":
+            found = found.where(CHUNKS.c.last < self._log.cut_first).order_by(CHUNKS.c.last.desc())
+        else:
+            found = found.where(CHUNKS.c.last > self._log.cut_last).order_by(CHUNKS.c.last)
+        row = (await self._connection.execute(found)).first()
+        return None if row is None else Chunk(*row)
+
+    async def _shorten(self, chunk: Chunk, side: str) -> None:
+        """Take from a chunk what is too much, or all of it."""
+        log = self._log
+        log.count(chunk, -1)
+        if side == "head":
+            kept, _ = _split(chunk, _fitting(chunk.lines, self._half - log.head_bytes))
+            await self._replace(chunk, kept)
+            log.count(kept, 1)
+            log.cut_first = kept.last + 1
+        else:
+            fitting = _fitting(chunk.lines[::-1], self._half - log.tail_bytes)
+            _, kept = _split(chunk, len(chunk.lines) - fitting)
+            await self._replace(chunk, kept)
+            log.cut_last = kept.first - 1
+            log.count(kept, 1)
+
+    async def _replace(self, chunk: Chunk, *others: Chunk) -> None:
+        await self._connection.execute(delete(CHUNKS).where(self._here, CHUNKS.c.last == chunk.last))
+        await self._insert([other for other in others if other.lines])
+
+
+def _fitting(lines: Iterable[Line], room: int) -> int:
+    """Return how many of the lines, from the first on, take at most `room`."""
+    number = 0
+    for line in lines:
+        room -= weight(line)
+        if room < 0:
+            break
+        number += 1
+    return number
+
+
+def _split(chunk: Chunk, number: int) -> tuple[Chunk, Chunk]:
+    return Chunk(chunk.first, chunk.lines[:number]), Chunk(chunk.first + number, chunk.lines[number:])
+
+
+async def write_logs(
+    connection: AsyncConnection, told: dict[tuple[str, int], list[Log | Gap]], *, limit: int
+) -> None:
+    """Enter the lines of some attempts, by build and attempt. Their builds have to be there."""
+    builds = {build_id for build_id, _ in told}
+    rows = await connection.execute(select(LOGS).where(LOGS.c.build_id.in_(builds)))
+    known = {(row["build_id"], row["attempt"]): row for row in rows.mappings()}
+    for key, events in told.items():
+        before = known.get(key)
+        log = LogRow(*key) if before is None else LogRow(**before)
+        await LogWriter(connection, log, limit=limit).enter(events)
+        values = asdict(log)
+        if before is None:
+            await connection.execute(insert(LOGS), values)
+        elif values != dict(before):
+            this = and_(LOGS.c.build_id == log.build_id, LOGS.c.attempt == log.attempt)
+            await connection.execute(update(LOGS).where(this), values)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Consecutive lines that were kept."""
+
+    first: int
+    lines: list[LogLine]
+
+    @property
+    def last(self) -> int:
+        """Return the number of the last line."""
+        return self.first + len(self.lines) - 1
+
+
+async def kept_lines(
+    database: Database, build_id: str, attempt: int, *, first: int = 0, last: int | None = None
+) -> AsyncGenerator[Kept, None]:
+    """Yield the kept lines `first` to `last`; nothing in the database waits for who takes them slowly."""
+    after = first - 1
+    while True:
+        page = await _page(database, build_id, attempt, after=after, last=last)
+        for row in page:
+            chunk = _within(row, first, last)
+            if chunk.lines:
+                yield chunk
+        if len(page) < PAGE_CHUNKS:
+            return
+        after = page[-1]["last"]
+
+
+async def _page(
+    database: Database, build_id: str, attempt: int, *, after: int, last: int | None
+) -> Sequence[RowMapping]:
+    wanted = (
+        select(CHUNKS.c.first, CHUNKS.c.last, CHUNKS.c.lines)
+        .where(CHUNKS.c.build_id == build_id, CHUNKS.c.attempt == attempt, CHUNKS.c.last > after)
+        .order_by(CHUNKS.c.last)
+        .limit(PAGE_CHUNKS)
+    )
+    if last is not None:
+        wanted = wanted.where(CHUNKS.c.first <= last)
+    async with database.reading() as connection:
+        return (await connection.execute(wanted)).mappings().all()
+
+
+def _within(row: RowMapping, first: int, last: int | None) -> Kept:
+    start = max(first - row["first"], 0)
+    end = len(row["lines"]) if last is None else last + 1 - row["first"]
+    lines: list[Any] = row["lines"][start:end]
+    read = [LogLine(phase=phase, ts=datetime.fromisoformat(ts), text=text) for phase, ts, text in lines]
+    return Kept(row["first"] + start, read)

@@ -1,0 +1,285 @@
+"""The store: requests, events and logs of a tenant's builds, in SQLite or PostgreSQL."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Final, Self
+
+import structlog
+from pydantic import SecretStr
+from sqlalchemy import ColumnElement, Select, and_, delete, func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from rabbit2docker.errors import StoreUnavailable
+from rabbit2docker.hub.store.binderhub_metrics import BinderHubMetrics
+from rabbit2docker.hub.store.database import Database
+from rabbit2docker.hub.store.event_replay import told_of
+from rabbit2docker.hub.store.log_storage import kept_lines
+from rabbit2docker.hub.store.models import (
+    Allowance,
+    Build,
+    BuildPage,
+    BuildQuery,
+    BuildState,
+    LogExtent,
+    StoredLine,
+)
+from rabbit2docker.hub.store.projection import BuildRow, as_build
+from rabbit2docker.hub.store.tables import (
+    BUILDS,
+    LOGS,
+    POSITIONS,
+    RATE_LIMIT_HITS,
+    REQUESTERS,
+    REQUESTS,
+    micros,
+    moment_of,
+)
+from rabbit2docker.hub.store.writer import EventWriter
+from rabbit2docker_schemas.cloudevents import Event
+from rabbit2docker_schemas.requests import BuildRequest
+
+log = structlog.get_logger()
+
+DEFAULT_LOG_BYTES: Final = 4 * 1024 * 1024
+PUT_AT_ONCE: Final = 500
+FORGET_AT_ONCE: Final = 20
+"""Builds that go in one transaction: their logs may be megabytes each."""
+LONGEST_BUILD: Final = timedelta(days=1)
+
+
+class Store:
+    """What is remembered of a tenant's builds. Use it with `async with`. Several programs may share its database.
+
+    All methods raise StoreUnavailable while the database is away; they work again when it is back.
+    """
+
+    def __init__(self, url: SecretStr | str, tenant: str, *, log_bytes: int = DEFAULT_LOG_BYTES) -> None:
+        """Take the database's URL, and the bytes that are kept of an attempt's log. Raises ConfigurationError."""
+        self._database = Database(url)
+        self._tenant = tenant
+        self._log_bytes = log_bytes
+        self.tally = BinderHubMetrics()
+        """Counts the builds of which this program is the one that enters the end."""
+
+    async def __aenter__(self) -> Self:
+        """Make the tables or bring them up to date; if the database is away, as soon as it is there."""
+        try:
+            await self._database.prepare()
+        except StoreUnavailable as error:
+            log.warning("builds cannot be remembered yet", why=str(error))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Disconnect."""
+        await self._database.close()
+
+    @property
+    def address(self) -> str:
+        """Return where the database is, for people: no user, no password."""
+        return self._database.address
+
+    async def check(self) -> None:
+        """Return if the database answers. Raises StoreUnavailable."""
+        async with self._database.reading() as connection:
+            await connection.execute(select(1))
+
+    def _writing(self, connection: AsyncConnection) -> EventWriter:
+        return EventWriter(connection, self._tenant, log_bytes=self._log_bytes)
+
+    async def asked(self, request: BuildRequest, *, at: datetime) -> None:
+        """Remember a request that is about to be published, under its request_id and requester. Safe to repeat."""
+        async with self._database.writing("builds", self._tenant) as connection:
+            await self._writing(connection).asked(request, at)
+
+    async def shared(self, request_id: str, requester: str) -> None:
+        """Remember that somebody else watches this request as their own. Safe to repeat."""
+        async with self._database.writing("builds", self._tenant) as connection:
+            await self._writing(connection).shared(request_id, requester)
+
+    async def put(self, events: Sequence[Event], *, position: datetime | None = None) -> None:
+        """Remember events, in one transaction; those that are known already change nothing.
+
+        `position`: all of the tenant's events before this moment are remembered then.
+        Raises StoreRefused when the database will never take one of them.
+        """
+        ended: list[BuildRow] = []
+        async with self._database.writing("builds", self._tenant) as connection:
+            for start in range(0, len(events), PUT_AT_ONCE):
+                ended += await self._writing(connection).put(events[start : start + PUT_AT_ONCE])
+            if position is not None:
+                await self._set_position(connection, position)
+        self.tally.ended(ended)
+
+    async def _set_position(self, connection: AsyncConnection, position: datetime) -> None:
+        here = POSITIONS.c.tenant == self._tenant
+        known = (await connection.execute(select(POSITIONS.c.moment).where(here))).scalar_one_or_none()
+        if known is None:
+            await connection.execute(insert(POSITIONS), {"tenant": self._tenant, "moment": position})
+        elif known < position:
+            await connection.execute(update(POSITIONS).where(here).values(moment=position))
+
+    async def position(self) -> datetime | None:
+        """Return the moment before which all of the tenant's events are remembered; None for an empty store."""
+        async with self._database.reading() as connection:
+            wanted = select(POSITIONS.c.moment).where(POSITIONS.c.tenant == self._tenant)
+            return (await connection.execute(wanted)).scalar_one_or_none()
+
+    async def running_count(self) -> int:
+        """Return how many builds have begun and not ended."""
+        states = [state.value for state in BuildState if not state.is_end and state is not BuildState.QUEUED]
+        wanted = (
+            select(func.count())
+            .select_from(BUILDS)
+            .where(self._known(), BUILDS.c.state.in_(states), BUILDS.c.cached.is_(False))
+        )
+        async with self._database.reading() as connection:
+            return int((await connection.execute(wanted)).scalar_one())
+
+    async def build(self, id_: str) -> Build | None:
+        """Return a build by its own id, the id of a request that led to it, or the id that request would have had."""
+        async with self._database.reading() as connection:
+            row = await self._row(connection, BUILDS.c.id == id_)
+            if row is None:
+                leads_to = func.coalesce(REQUESTS.c.build_id, REQUESTS.c.own_id)
+                asked = select(leads_to).where(
+                    REQUESTS.c.tenant == self._tenant, or_(REQUESTS.c.id == id_, REQUESTS.c.own_id == id_)
+                )
+                row = await self._row(connection, BUILDS.c.id.in_(asked))
+            if row is None:
+                return None
+            names = await self._names(connection, [row.id])
+            return as_build(row, names.get(row.id, []), await self._extents(connection, row.id))
+
+    async def _row(self, connection: AsyncConnection, wanted: ColumnElement[bool]) -> BuildRow | None:
+        found = select(BUILDS).where(wanted, self._known())
+        row = (await connection.execute(found)).mappings().first()
+        return None if row is None else BuildRow(**row)
+
+    def _known(self) -> ColumnElement[bool]:
+        return and_(BUILDS.c.tenant == self._tenant, BUILDS.c.requested_at.is_not(None))
+
+    async def _names(self, connection: AsyncConnection, builds: Sequence[str]) -> dict[str, list[str]]:
+        wanted = select(REQUESTERS.c.build_id, REQUESTERS.c.name).where(REQUESTERS.c.build_id.in_(builds))
+        found: dict[str, list[str]] = {}
+        for build_id, name in await connection.execute(wanted):
+            found.setdefault(build_id, []).append(name)
+        return found
+
+    async def _extents(self, connection: AsyncConnection, build_id: str) -> list[LogExtent]:
+        wanted = select(LOGS).where(LOGS.c.build_id == build_id).order_by(LOGS.c.attempt)
+        return [
+            LogExtent(**{name: row[name] for name in LogExtent.model_fields})
+            for row in (await connection.execute(wanted)).mappings()
+        ]
+
+    async def builds(self, query: BuildQuery) -> BuildPage:
+        """Return builds, newest first. Raises ValueError when `before` is not from a page."""
+        wanted = self._matching(query).order_by(BUILDS.c.requested_at.desc(), BUILDS.c.id.desc())
+        async with self._database.reading() as connection:
+            found = (await connection.execute(wanted.limit(query.limit + 1))).mappings().all()
+            rows = [BuildRow(**row) for row in found[: query.limit]]
+            names = await self._names(connection, [row.id for row in rows])
+        builds = [as_build(row, names.get(row.id, []), []) for row in rows]
+        has_more = len(found) > query.limit
+        return BuildPage(
+            builds=builds, next=f"{micros(builds[-1].requested_at)}.{builds[-1].id}" if has_more else None
+        )
+
+    def _matching(self, query: BuildQuery) -> Select[Any]:
+        wanted = select(BUILDS).where(self._known())
+        for name in {query.visible_to, query.requester} - {None}:
+            theirs = select(REQUESTERS.c.build_id).where(REQUESTERS.c.name == name)
+            wanted = wanted.where(BUILDS.c.id.in_(theirs))
+        if query.state:
+            wanted = wanted.where(BUILDS.c.state.in_([state.value for state in query.state]))
+        if query.text:
+            texts = (BUILDS.c.spec, BUILDS.c.repo_url, BUILDS.c.image)
+            wanted = wanted.where(or_(*(text.icontains(query.text, autoescape=True) for text in texts)))
+        if query.before is not None:
+            number, separator, id_ = query.before.partition(".")
+            if not separator or not number.isdecimal() or len(number) > 17:
+                raise ValueError("`before` is not from a page of builds")
+            at = moment_of(int(number))
+            earlier = and_(BUILDS.c.requested_at == at, BUILDS.c.id < id_)
+            wanted = wanted.where(BUILDS.c.requested_at <= at, or_(BUILDS.c.requested_at < at, earlier))
+        return wanted
+
+    async def events(self, build_id: str) -> AsyncGenerator[Event, None]:
+        """Yield what is known of a build in order: accepted, progress, lines, gaps (also for what was cut), the end."""
+        events = told_of(self._database, self._tenant, build_id)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+    async def lines(
+        self, build_id: str, *, attempt: int | None = None, first: int = 0, last: int | None = None
+    ) -> AsyncGenerator[StoredLine, None]:
+        """Yield the kept lines `first` to `last`, both included, of an attempt, by default the latest."""
+        async with self._database.reading() as connection:
+            here = and_(BUILDS.c.tenant == self._tenant, BUILDS.c.id == build_id)
+            latest = (await connection.execute(select(BUILDS.c.attempt).where(here))).scalar_one_or_none()
+        if latest is None:
+            return
+        number = latest if attempt is None else attempt
+        chunks = kept_lines(self._database, build_id, number, first=first, last=last)
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                for number, line in enumerate(chunk.lines, chunk.first):
+                    yield StoredLine(n=number, phase=line.phase, text=line.text, ts=line.ts)
+
+    async def check_rate_limit(self, who: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
+        """Count a wish of somebody who may have `limit` of them in any `seconds`, and tell whether it is one too many.
+
+        A wish that is one too many is not counted.
+        """
+        period = timedelta(seconds=seconds)
+        here = and_(RATE_LIMIT_HITS.c.tenant == self._tenant, RATE_LIMIT_HITS.c.who == who)
+        async with self._database.writing("wishes", self._tenant, who) as connection:
+            await connection.execute(delete(RATE_LIMIT_HITS).where(here, RATE_LIMIT_HITS.c.until < at))
+            wanted = (
+                select(RATE_LIMIT_HITS.c.at)
+                .where(here, RATE_LIMIT_HITS.c.at > at - period)
+                .order_by(RATE_LIMIT_HITS.c.at)
+            )
+            made = list((await connection.execute(wanted)).scalars())
+            if allowed := len(made) < limit:
+                wish = {"tenant": self._tenant, "who": who, "at": at, "until": at + period}
+                await connection.execute(insert(RATE_LIMIT_HITS), wish)
+                made = sorted([*made, at])
+        remaining = max(0, limit - len(made))
+        if remaining or not made:
+            reset = max([*made, at - period])
+        else:
+            reset = made[len(made) - limit] if limit > 0 else made[-1]
+        return Allowance(allowed=allowed, limit=limit, remaining=remaining, reset_at=reset + period)
+
+    async def forget(self, *, ended_before: datetime, now: datetime) -> int:
+        """Forget builds that ended before a moment, and those whose end was never told. Return how many there were.
+
+        `now`: wishes that no limit counts any more go, too.
+        """
+        async with self._database.writing("wishes", self._tenant, "all") as connection:
+            await connection.execute(delete(RATE_LIMIT_HITS).where(RATE_LIMIT_HITS.c.until < now))
+        old = or_(
+            BUILDS.c.ended_at < ended_before,
+            and_(BUILDS.c.ended_at.is_(None), BUILDS.c.last_event_at < ended_before - LONGEST_BUILD),
+        )
+        wanted = select(BUILDS.c.id).where(BUILDS.c.tenant == self._tenant, old).limit(FORGET_AT_ONCE)
+        forgotten = 0
+        while True:
+            async with self._database.writing("builds", self._tenant) as connection:
+                builds = list((await connection.execute(wanted)).scalars())
+                if builds:
+                    await self._delete(connection, builds)
+            forgotten += len(builds)
+            if len(builds) < FORGET_AT_ONCE:
+                return forgotten
+
+    async def _delete(self, connection: AsyncConnection, builds: Sequence[str]) -> None:
+        own = and_(REQUESTS.c.own_id.in_(builds), REQUESTS.c.build_id.is_(None))
+        await connection.execute(delete(REQUESTS).where(or_(REQUESTS.c.build_id.in_(builds), own)))
+        await connection.execute(delete(BUILDS).where(BUILDS.c.id.in_(builds)))  # and all that is about them

@@ -1,0 +1,238 @@
+"""The tables. What changes here needs a migration; a test compares the two.
+
+All names begin with `r2d_`, so that the database may be one that others use, too, such as the JupyterHub's. Moments are
+microseconds since 1970, which SQLite and PostgreSQL keep and compare in the same way.
+"""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+)
+
+VERSION_TABLE: Final = "r2d_version"
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+def micros(moment: datetime) -> int:
+    """Return microseconds since 1970."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def moment_of(number: int) -> datetime:
+    """Return the moment so many microseconds after 1970."""
+    return _EPOCH + timedelta(microseconds=number)
+
+
+def clean(text: str) -> str:
+    """Return a text that every database takes: without null characters and halves of surrogate pairs."""
+    if "\0" in text:
+        text = text.replace("\0", "\ufffd")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def cleaned(value: Any) -> Any:
+    """Return the same JSON value with clean texts."""
+    match value:
+        case str():
+            return clean(value)
+        case list():
+            return [cleaned(item) for item in value]
+        case dict():
+            return {clean(str(name)): cleaned(item) for name, item in value.items()}
+        case _:
+            return value
+
+
+class CleanText(TypeDecorator[str]):
+    """A text, cleaned."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Clean it."""
+        return None if value is None else clean(value)
+
+
+class Json(TypeDecorator[Any]):
+    """A JSON value as text; the database never looks into it."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """Write it."""
+        if value is None:
+            return None
+        return json.dumps(cleaned(value), ensure_ascii=False, separators=(",", ":"))
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        """Read it."""
+        return None if value is None else json.loads(value)
+
+
+class Moment(TypeDecorator[datetime]):
+    """A moment with its zone."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        """Write it."""
+        return None if value is None else micros(value)
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
+        """Read it."""
+        return None if value is None else moment_of(value)
+
+
+metadata: Final = MetaData()
+
+
+def _of_build() -> Column[str]:
+    return Column("build_id", CleanText, ForeignKey("r2d_builds.id", ondelete="CASCADE"), primary_key=True)
+
+
+BUILDS: Final = Table(
+    "r2d_builds",
+    metadata,
+    Column("id", CleanText, primary_key=True),
+    Column("tenant", CleanText, nullable=False),
+    Column("state", CleanText, nullable=False),
+    # Absent until the request or its acceptance is known: events of a build may come before.
+    Column("request_id", CleanText),
+    Column("provider", CleanText),
+    Column("spec", CleanText),
+    Column("requester", CleanText),
+    Column("options", Json),
+    Column("requested_at", Moment),
+    Column("started_at", Moment),
+    Column("ended_at", Moment),
+    # Of whatever was last heard about it, for those that never end.
+    Column("last_event_at", Moment, nullable=False),
+    Column("build_name", CleanText),
+    Column("repo_url", CleanText),
+    Column("resolved_ref", CleanText),
+    Column("image", CleanText),
+    Column("digest", CleanText),
+    Column("size", BigInteger),
+    Column("cached", Boolean, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    # The latest progress, and what tells that another one is later.
+    Column("phase", CleanText),
+    Column("message", CleanText, nullable=False),
+    Column("progress_key", CleanText),
+    # What the terminal event and the rejection of its own request have said.
+    Column("ending", Json),
+    Column("rejection", Json),
+    Index("r2d_builds_by_time", "tenant", "requested_at", "id"),
+    Index("r2d_builds_by_state", "tenant", "state", "requested_at", "id"),
+    Index("r2d_builds_by_end", "tenant", "ended_at"),
+)
+
+REQUESTS: Final = Table(
+    "r2d_requests",
+    metadata,
+    Column("tenant", CleanText, primary_key=True),
+    Column("id", CleanText, primary_key=True),
+    # The build that the request starts unless it joins another one, and the one that it has led to.
+    Column("own_id", CleanText, nullable=False),
+    Column("build_id", CleanText),
+    Column("provider", CleanText, nullable=False),
+    Column("spec", CleanText, nullable=False),
+    Column("requester", CleanText),
+    Column("options", Json),
+    Column("asked_at", Moment),
+    Column("accepted_at", Moment),
+    Column("accepted", Json),
+    Index("r2d_requests_by_own_id", "own_id"),
+    Index("r2d_requests_by_build", "build_id"),
+)
+
+REQUESTERS: Final = Table(
+    "r2d_requesters",
+    metadata,
+    _of_build(),
+    Column("name", CleanText, primary_key=True),
+    Index("r2d_requesters_by_name", "name", "build_id"),
+)
+
+EVENTS: Final = Table(
+    "r2d_events",
+    metadata,
+    _of_build(),
+    Column("id", CleanText, primary_key=True),
+    Column("kind", CleanText, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("time", Moment, nullable=False),
+    Column("source", CleanText, nullable=False),
+    Column("data", Json, nullable=False),
+)
+"""All but lines, as they came."""
+
+LOGS: Final = Table(
+    "r2d_logs",
+    metadata,
+    _of_build(),
+    Column("attempt", Integer, primary_key=True),
+    # The number of the last line that is known of, plus one; how many of them are kept.
+    Column("lines", BigInteger, nullable=False),
+    Column("kept", BigInteger, nullable=False),
+    # Bytes before and behind the cut; all are before it while there is none.
+    Column("head_bytes", BigInteger, nullable=False),
+    Column("tail_bytes", BigInteger, nullable=False),
+    Column("cut_first", BigInteger),
+    Column("cut_last", BigInteger),
+)
+
+CHUNKS: Final = Table(
+    "r2d_chunks",
+    metadata,
+    _of_build(),
+    Column("attempt", Integer, primary_key=True),
+    # The last line is part of the key: what is new is behind everything, and looked for from there.
+    Column("last", BigInteger, primary_key=True),
+    Column("first", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("lines", Json, nullable=False),
+)
+"""Consecutive lines; no two chunks hold the same one."""
+
+RATE_LIMIT_HITS: Final = Table(
+    "r2d_rate_limit_hits",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("tenant", CleanText, nullable=False),
+    Column("who", CleanText, nullable=False),
+    Column("at", Moment, nullable=False),
+    # From when on nobody counts it any more.
+    Column("until", Moment, nullable=False),
+    Index("r2d_wishes_by_who", "tenant", "who", "at"),
+    Index("r2d_wishes_by_until", "until"),
+)
+
+POSITIONS: Final = Table(
+    "r2d_positions",
+    metadata,
+    Column("tenant", CleanText, primary_key=True),
+    Column("moment", Moment, nullable=False),
+)
+"""Up to when the events of a tenant's stream are here."""

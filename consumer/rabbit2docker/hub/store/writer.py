@@ -1,0 +1,231 @@
+"""Enters requests and events, within a transaction that no other writer of the tenant's builds is in."""
+
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import and_, bindparam, delete, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from rabbit2docker.hub.store import projection
+from rabbit2docker.hub.store.log_storage import write_logs
+from rabbit2docker.hub.store.projection import NAME_CHARACTERS, BuildRow, RequestRow, attempt_of
+from rabbit2docker.hub.store.tables import BUILDS, EVENTS, REQUESTERS, REQUESTS, clean
+from rabbit2docker_schemas.cloudevents import Event
+from rabbit2docker_schemas.events import Accepted, Gap, Log, Rejected
+from rabbit2docker_schemas.ids import build_id_of
+from rabbit2docker_schemas.requests import BuildRequest
+
+
+class EventWriter:
+    """One transaction's look at builds and requests, and what changes in them."""
+
+    def __init__(self, connection: AsyncConnection, tenant: str, *, log_bytes: int) -> None:
+        """Take the transaction, and the bytes that are kept of an attempt's log."""
+        self._connection = connection
+        self._tenant = tenant
+        self._log_bytes = log_bytes
+        self._builds: dict[str, BuildRow] = {}
+        self._requests: dict[str, RequestRow] = {}
+        self._before: dict[str, BuildRow | RequestRow] = {}
+        self._names: set[tuple[str, str]] = set()
+
+    async def asked(self, request: BuildRequest, at: datetime) -> None:
+        """Enter a request that is about to be published."""
+        if request.request_id is None:
+            raise ValueError("a request without an id cannot be found again")
+        await self._load_requests([request.request_id])
+        row = self._request(request.request_id, request.provider, request.spec)
+        projection.note_asked(row, request, at)
+        await self._load_builds([row.leads_to])
+        self._build(row.leads_to, at)
+        self._add_name(row.leads_to, row.requester)
+        await self._begin([row.leads_to])
+        await self._write()
+
+    async def shared(self, request_id: str, requester: str) -> None:
+        """Enter somebody who shares a request."""
+        await self._load_requests([request_id])
+        row = self._requests.get(request_id)
+        build_id = row.leads_to if row else build_id_of(self._tenant, request_id)
+        await self._load_builds([build_id])
+        if build_id in self._builds:  # else it was forgotten meanwhile
+            self._add_name(build_id, requester)
+        await self._write()
+
+    async def put(self, events: Sequence[Event]) -> list[BuildRow]:
+        """Enter events, and return the builds of which beginning and end are known only now."""
+        mine = [event for event in events if event.tenant == self._tenant]
+        own_ids = {
+            request_id: build_id_of(self._tenant, request_id)
+            for event in mine
+            if isinstance(event.data, Accepted | Rejected)
+            for request_id in [event.data.request_id]
+        }
+        await self._load_requests(own_ids)
+        places = {self._place(event) for event in mine}
+        await self._load_builds(places | set(own_ids.values()))
+        new = await self._new(mine, places)
+        for event in new:
+            if isinstance(event.data, Accepted):
+                await self._accept(event, event.data)
+        kept = self._fold(new)
+        logs: dict[tuple[str, int], list[Log | Gap]] = {}
+        for event in mine:
+            if isinstance(event.data, Log | Gap):
+                row = self._build(event.data.build_id, event.time)
+                row.attempt = max(row.attempt, event.data.attempt)
+                projection.settle(row)
+                logs.setdefault((row.id, event.data.attempt), []).append(event.data)
+        await self._begin({event.data.build_id for event in new if isinstance(event.data, Accepted)})
+        await self._write()
+        await self._insert_events(kept)
+        await write_logs(self._connection, logs, limit=self._log_bytes)
+        return [row for row in self._builds.values() if row.is_whole and not self._was_whole(row)]
+
+    def _was_whole(self, row: BuildRow) -> bool:
+        before = self._before.get(row.id)
+        return isinstance(before, BuildRow) and before.is_whole
+
+    def _place(self, event: Event) -> str:
+        """Return the id of the build that an event is about, or that its request would have been."""
+        if isinstance(event.data, Rejected):
+            return build_id_of(self._tenant, event.data.request_id)
+        return clean(event.subject)
+
+    async def _new(self, events: Iterable[Event], places: Iterable[str]) -> list[Event]:
+        """Return those that are not known yet, without lines."""
+        unique = {
+            (self._place(event), clean(event.id)): event
+            for event in events
+            if not isinstance(event.data, Log)
+        }
+        wanted = select(EVENTS.c.build_id, EVENTS.c.id).where(
+            EVENTS.c.build_id.in_(places), EVENTS.c.id.in_({id_ for _, id_ in unique})
+        )
+        for build_id, id_ in await self._connection.execute(wanted):
+            unique.pop((build_id, id_), None)
+        return list(unique.values())
+
+    async def _accept(self, event: Event, accepted: Accepted) -> None:
+        """Enter that a request has led to a build: what was its own until then goes there with it."""
+        request = self._request(accepted.request_id, accepted.provider, accepted.spec)
+        projection.note_accepted(request, accepted, event.time)
+        target = self._build(accepted.build_id, event.time)
+        self._add_name(target.id, request.requester)
+        waiting = self._builds.get(request.own_id)
+        if waiting is None or waiting.id == target.id or waiting.has_begun:
+            return
+        moved = await self._connection.execute(
+            select(REQUESTERS.c.name).where(REQUESTERS.c.build_id == waiting.id)
+        )
+        for name in [*moved.scalars(), *(name for build_id, name in self._names if build_id == waiting.id)]:
+            self._add_name(target.id, name)
+        self._names = {(build_id, name) for build_id, name in self._names if build_id != waiting.id}
+        del self._builds[waiting.id]
+        if self._before.pop(waiting.id, None) is not None:
+            await self._connection.execute(delete(BUILDS).where(BUILDS.c.id == waiting.id))
+
+    def _fold(self, events: Iterable[Event]) -> list[Event]:
+        """Enter events beside lines; return those that are to be kept as they are."""
+        kept = []
+        for event in events:
+            if isinstance(event.data, Rejected):
+                request = self._requests.get(event.data.request_id)
+                if request is not None and request.leads_to != request.own_id:
+                    continue  # it has led to a build: this is about another one that took its id
+            projection.fold(self._build(self._place(event), event.time), event)
+            kept.append(event)
+        return kept
+
+    async def _begin(self, builds: Iterable[str]) -> None:
+        """Enter what the requests say that led to these builds."""
+        wanted = {id_ for id_ in builds if id_ in self._builds}
+        if not wanted:
+            return
+        leads_here = or_(
+            REQUESTS.c.build_id.in_(wanted),
+            and_(REQUESTS.c.build_id.is_(None), REQUESTS.c.own_id.in_(wanted)),
+        )
+        found = await self._connection.execute(
+            select(REQUESTS).where(REQUESTS.c.tenant == self._tenant, leads_here)
+        )
+        all_requests = {row["id"]: RequestRow(**row) for row in found.mappings()} | self._requests
+        for id_ in wanted:
+            projection.begin(
+                self._builds[id_], [request for request in all_requests.values() if request.leads_to == id_]
+            )
+
+    async def _load_requests(self, ids: Iterable[str]) -> None:
+        wanted = select(REQUESTS).where(REQUESTS.c.tenant == self._tenant, REQUESTS.c.id.in_(set(ids)))
+        for row in (await self._connection.execute(wanted)).mappings():
+            self._requests[row["id"]] = request = RequestRow(**row)
+            self._before[f"request {request.id}"] = deepcopy(request)
+
+    async def _load_builds(self, ids: Iterable[str]) -> None:
+        wanted = select(BUILDS).where(BUILDS.c.tenant == self._tenant, BUILDS.c.id.in_(set(ids)))
+        for row in (await self._connection.execute(wanted)).mappings():
+            self._builds[row["id"]] = build = BuildRow(**row)
+            self._before[build.id] = deepcopy(build)
+
+    def _request(self, id_: str, provider: str, spec: str) -> RequestRow:
+        if id_ not in self._requests:
+            own_id = build_id_of(self._tenant, id_)
+            self._requests[id_] = RequestRow(self._tenant, id_, own_id, provider, spec)
+        return self._requests[id_]
+
+    def _build(self, id_: str, at: datetime) -> BuildRow:
+        id_ = clean(id_)
+        if id_ not in self._builds:
+            self._builds[id_] = BuildRow(id_, self._tenant, at)
+        return self._builds[id_]
+
+    def _add_name(self, build_id: str, name: str | None) -> None:
+        if name:
+            self._names.add((build_id, clean(name)[:NAME_CHARACTERS]))
+
+    async def _write(self) -> None:
+        """Write what has changed."""
+        for table, rows in ((BUILDS, self._builds), (REQUESTS, self._requests)):
+            new, changed = [], []
+            for row in rows.values():
+                before = self._before.get(row.id if isinstance(row, BuildRow) else f"request {row.id}")
+                if before is None:
+                    new.append(asdict(row))
+                elif before != row:
+                    changed.append({f"_{name}": value for name, value in asdict(row).items()})
+            if new:
+                await self._connection.execute(insert(table), new)
+            if changed:
+                this = and_(table.c.id == bindparam("_id"), table.c.tenant == bindparam("_tenant"))
+                values: dict[str, Any] = {column.name: bindparam(f"_{column.name}") for column in table.c}
+                await self._connection.execute(update(table).where(this).values(values), changed)
+        await self._write_names()
+
+    async def _write_names(self) -> None:
+        if not self._names:
+            return
+        builds = {build_id for build_id, _ in self._names}
+        wanted = select(REQUESTERS.c.build_id, REQUESTERS.c.name).where(REQUESTERS.c.build_id.in_(builds))
+        known = {(build_id, name) for build_id, name in await self._connection.execute(wanted)}
+        if new := self._names - known:
+            rows = [{"build_id": build_id, "name": name} for build_id, name in sorted(new)]
+            await self._connection.execute(insert(REQUESTERS), rows)
+
+    async def _insert_events(self, events: Iterable[Event]) -> None:
+        rows = [
+            {
+                "build_id": self._place(event),
+                "id": event.id,
+                "kind": event.kind.value,
+                "attempt": attempt_of(event),
+                "time": event.time,
+                "source": event.source,
+                "data": event.data.model_dump(mode="json", exclude_none=True),
+            }
+            for event in events
+        ]
+        if rows:
+            await self._connection.execute(insert(EVENTS), rows)

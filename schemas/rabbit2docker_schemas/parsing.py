@@ -1,0 +1,264 @@
+"""Reads messages to the service from bytes that anybody may have written.
+
+Whatever comes in, the answer is a valid message or InvalidMessage: nothing else is raised.
+"""
+
+import base64
+import json
+import re
+from typing import Any, Final, NoReturn, TypeVar
+
+from pydantic import ValidationError
+
+from rabbit2docker_schemas.ids import routable_request_id
+from rabbit2docker_schemas.reasons import RejectReason
+from rabbit2docker_schemas.requests import CANCEL_TYPE, REQUEST_TYPE, BuildRequest, CancelRequest, Message
+from rabbit2docker_schemas.validation_messages import describe, kind_of, shown
+
+MAX_BYTES: Final = 65_536
+"""Largest body in bytes unless the service is told otherwise."""
+MAX_DEPTH: Final = 16
+"""Objects and lists within each other; our own messages need three."""
+STRUCTURED: Final = "application/cloudevents+json"
+"""Content type of a whole CloudEvent, with its attributes, in the body."""
+
+_MAX_DIGITS: Final = 20
+# Clients that do not ask for a content type get one of the last two: they say nothing about the body.
+_PLAIN_TYPES: Final = frozenset({"application/json", "text/json", "text/plain", "application/octet-stream"})
+_REQUEST_ID: Final = re.compile(rb'"request_id"\s*:\s*"([A-Za-z0-9_-]{1,128})"')
+_MessageT = TypeVar("_MessageT", bound=Message)
+
+
+class InvalidMessage(ValueError):
+    """A message that cannot be carried out: `reason` for programs, `message` for a person, never worth a retry.
+
+    `request_id` is what the message seems to call itself, in its own spelling, if that could be told.
+    """
+
+    def __init__(self, reason: RejectReason, message: str, request_id: str | None = None) -> None:
+        """Take what is told to whoever wrote the message."""
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.request_id = request_id
+
+
+def read_request(
+    body: bytes, *, content_type: str | None = None, ce_type: str | None = None, max_bytes: int = MAX_BYTES
+) -> BuildRequest:
+    """Read a build request, alone or inside a structured CloudEvent, whose id then serves as request_id.
+
+    `content_type` and `ce_type` are the AMQP property and the `ce-type` header, None where absent.
+    Raises InvalidMessage.
+    """
+    value, event_id = _content(body, content_type, ce_type, max_bytes, expected=REQUEST_TYPE)
+    request = _validated(BuildRequest, value, event_id)
+    if request.request_id is None and event_id:
+        return request.model_copy(update={"request_id": routable_request_id(event_id)})
+    return request
+
+
+def read_cancel(
+    body: bytes, *, content_type: str | None = None, ce_type: str | None = None, max_bytes: int = MAX_BYTES
+) -> CancelRequest:
+    """Read a cancel message, alone or inside a structured CloudEvent. Raises InvalidMessage."""
+    value, _ = _content(body, content_type, ce_type, max_bytes, expected=CANCEL_TYPE)
+    return _validated(CancelRequest, value, None)
+
+
+def _content(
+    body: bytes, content_type: str | None, ce_type: str | None, max_bytes: int, *, expected: str
+) -> tuple[dict[str, Any], str | None]:
+    """Return the message's own object and the id of the CloudEvent around it, if there is one."""
+    try:
+        _check_size(body, max_bytes)
+        is_structured = _check_content_type(content_type)
+        if ce_type:
+            _check_type(ce_type, expected)
+        value = _object(body)
+        return _unwrapped(value, expected) if is_structured else (value, None)
+    except InvalidMessage as error:
+        error.request_id = error.request_id or _apparent_id(body[:max_bytes])
+        raise
+
+
+def _check_size(body: bytes, max_bytes: int) -> None:
+    if len(body) > max_bytes:
+        raise InvalidMessage(
+            RejectReason.TOO_LARGE,
+            f"The body has {len(body):,} bytes, at most {max_bytes:,} are allowed. "
+            "Keep large files in the repository.",
+        )
+
+
+def _check_content_type(content_type: str | None) -> bool:
+    """Tell whether the body is a whole CloudEvent."""
+    media_type = (content_type or "application/json").partition(";")[0].strip().lower()
+    if media_type == STRUCTURED:
+        return True
+    is_batch = media_type == "application/cloudevents-batch+json"
+    if not is_batch and (media_type in _PLAIN_TYPES or media_type.endswith("+json")):
+        return False
+    raise InvalidMessage(
+        RejectReason.UNSUPPORTED_TYPE,
+        f"The content type `{shown(media_type)}` is not read here; use application/json or {STRUCTURED}"
+        + (", one event a message." if is_batch else "."),
+    )
+
+
+def _check_type(found: object, expected: str) -> None:
+    if found != expected:
+        raise InvalidMessage(
+            RejectReason.UNSUPPORTED_TYPE,
+            f"Messages of type `{shown(str(found))}` are not read here; the type must be `{expected}`.",
+        )
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    value = _json(body)
+    if not isinstance(value, dict):
+        raise InvalidMessage(
+            RejectReason.INVALID_REQUEST, f"The body must be a JSON object, not {kind_of(value)}."
+        )
+    return value
+
+
+def _json(body: bytes) -> Any:
+    """Parse JSON as strictly as its standard says, and a little more so: see the four refusals below."""
+    try:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _not_json(f"byte {error.start + 1} is not UTF-8") from error
+    if not text.strip():
+        raise InvalidMessage(RejectReason.INVALID_JSON, "The body is empty; it must be a JSON object.")
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_without_duplicates,
+            parse_constant=_refuse_constant,
+            parse_int=_bounded_int,
+            parse_float=_finite_float,
+        )
+        json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        what = error.msg.removesuffix(" at").removesuffix(" starting")
+        raise _not_json(f"{what[:1].lower()}{what[1:]} at character {error.pos + 1}") from error
+    except UnicodeEncodeError as error:
+        raise _not_json("a \\u escape stands for half a character") from error
+    except RecursionError as error:
+        raise _too_deep() from error
+    if _is_deep(value):
+        raise _too_deep()
+    return value
+
+
+def _not_json(why: str) -> InvalidMessage:
+    return InvalidMessage(RejectReason.INVALID_JSON, f"The body is not JSON: {why}.")
+
+
+def _too_deep() -> InvalidMessage:
+    return InvalidMessage(
+        RejectReason.INVALID_JSON,
+        f"The body is nested more than {MAX_DEPTH} levels deep, no message needs that.",
+    )
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    seen: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in seen:
+            # Parsers disagree on which of the two counts: what was checked might not be what is done.
+            raise InvalidMessage(RejectReason.INVALID_JSON, f"The body names `{shown(name)}` twice.")
+        seen[name] = value
+    return seen
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _not_json(f"{name} is no JSON value")
+
+
+def _bounded_int(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise InvalidMessage(
+            RejectReason.INVALID_JSON,
+            f"The body holds a number of {len(digits):,} digits, no field needs that.",
+        )
+    return int(digits)
+
+
+def _finite_float(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise InvalidMessage(
+            RejectReason.INVALID_JSON, f"The number {shown(digits)} in the body is too large."
+        )
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, dict | list)
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _unwrapped(event: dict[str, Any], expected: str) -> tuple[dict[str, Any], str | None]:
+    """Return data and id of a structured CloudEvent."""
+    event_id = event.get("id")
+    if event.get("specversion") != "1.0" or not isinstance(event_id, str) or not event_id:
+        raise InvalidMessage(
+            RejectReason.INVALID_REQUEST,
+            'A structured CloudEvent needs `"specversion": "1.0"`, `id`, `type`, `source` and `data`.',
+        )
+    try:
+        _check_type(event.get("type"), expected)
+        return _data(event), event_id
+    except InvalidMessage as error:
+        error.request_id = error.request_id or _named_id(event.get("data")) or event_id
+        raise
+
+
+def _data(event: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(encoded := event.get("data_base64"), str):
+        try:
+            return _object(base64.b64decode(encoded, validate=True))
+        except ValueError as error:
+            if isinstance(error, InvalidMessage):
+                raise
+            raise InvalidMessage(
+                RejectReason.INVALID_REQUEST, "`data_base64` of the CloudEvent is not base64."
+            ) from error
+    data = event.get("data")
+    if not isinstance(data, dict):
+        raise InvalidMessage(
+            RejectReason.INVALID_REQUEST, f"`data` of the CloudEvent must be an object, not {kind_of(data)}."
+        )
+    return data
+
+
+def _validated(model: type[_MessageT], value: dict[str, Any], event_id: str | None) -> _MessageT:
+    try:
+        # From JSON and not from the parsed value: only there is a text a time, and nothing else converted.
+        return model.model_validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        raise InvalidMessage(
+            RejectReason.INVALID_REQUEST, describe(error, model.model_fields), _named_id(value) or event_id
+        ) from error
+
+
+def _named_id(value: object) -> str | None:
+    found = value.get("request_id") if isinstance(value, dict) else None
+    return found if isinstance(found, str) and found else None
+
+
+def _apparent_id(body: bytes) -> str | None:
+    """Look for the request_id in a body that is no JSON; several different ones are none."""
+    found = set(_REQUEST_ID.findall(body))
+    return found.pop().decode() if len(found) == 1 else None
