@@ -7,7 +7,7 @@ CHROMIUM := .run/chromium
 # Most tests wait, for processes and services: more of them at a time than there are cores.
 WORKERS ?= 4
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo hub-demo test test-fast test-hub test-cluster cluster-up cluster-down lint docs docs-reference serve bench bench-cluster clean
+.PHONY: help venv up down status demo hub-demo test test-fast test-hub test-cluster cluster-prepare cluster-up cluster-down lint docs docs-reference serve bench bench-cluster clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 21
@@ -45,7 +45,7 @@ test-fast: venv  ## run the tests that need no service
 	@$(BIN)/pytest tests/unit tests/contract $(ARGS)
 
 test-cluster: venv  ## run the tests that need Kubernetes; KUBECONFIG chooses a cluster, without it one is made
-	@$(BIN)/python -m tests.cluster.harness run -- $(BIN)/pytest -m cluster tests/cluster $(ARGS)
+	@$(BIN)/python -m tests.cluster.harness test -- $(ARGS)
 
 test-hub: venv $(NODE)/.complete $(CHROMIUM)/.complete  ## run the tests that need a JupyterHub, its proxy, BinderHub's client and Chromium
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/pytest -m hub tests/hub $(ARGS)
@@ -59,6 +59,9 @@ $(CHROMIUM)/.complete:
 	@for name in "$${RABBIT2DOCKER_TEST_CHROMIUM:-chromium}" chromium-browser google-chrome google-chrome-stable; do \
 		command -v "$$name" >/dev/null && exit 0; done; sh deploy/dev/need chromium fonts-dejavu-core
 	@mkdir -p $(CHROMIUM) && touch $@
+
+cluster-prepare: venv  ## compile, download and build everything that the cluster needs, and start nothing
+	@$(BIN)/python -m tests.cluster.harness prepare
 
 cluster-up: venv  ## start that cluster and keep it; addresses in .run/cluster/env
 	@$(BIN)/python -m tests.cluster.harness up
