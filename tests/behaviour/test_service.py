@@ -399,7 +399,7 @@ class TestOperators:
     ) -> None:
         await ask(settings, a_request("one"))
         await ends(amqp)
-        about = {"attempt created", "request taken", "build ended"}
+        about = {"attempt created", "request settled", "build ended"}
         lines = await eventually(
             lambda: (
                 [line for line in consumer.lines() if line["event"] in about]

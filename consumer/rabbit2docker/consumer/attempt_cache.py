@@ -7,9 +7,9 @@ from typing import assert_never
 from rabbit2docker.consumer.executors.base import (
     Attempt,
     AttemptName,
+    AttemptStore,
     Change,
     Changed,
-    Executor,
     Removed,
     StoredOutcome,
     Synced,
@@ -43,7 +43,7 @@ def terminal_event_of(outcome: StoredOutcome) -> TerminalEventData:
 class AttemptCache:
     """A cache of the executor's records, fed by its changes and, ahead of them, by this replica's own writes."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: AttemptStore) -> None:
         """Start empty; `run` fills it."""
         self._executor = executor
         self._by_name: dict[AttemptName, Attempt] = {}

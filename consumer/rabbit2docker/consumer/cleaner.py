@@ -15,9 +15,9 @@ from rabbit2docker.consumer.executors.base import (
     Attempt,
     AttemptState,
     AttemptStatus,
+    AttemptStore,
     Change,
     Changed,
-    Executor,
     ExternalEnd,
 )
 from rabbit2docker.consumer.ownership import Ownership
@@ -85,7 +85,7 @@ class Cleaner:
 
     def __init__(
         self,
-        executor: Executor,
+        executor: AttemptStore,
         attempts: AttemptCache,
         ownership: Ownership,
         *,
@@ -125,7 +125,7 @@ class Cleaner:
                 await self._try(self._end(attempt, end), attempt.name)
         for attempt in expired(self._attempts, now, self._keep):
             if self._ownership.is_mine(attempt.spec.build_id):
-                await self._try(self._executor.forget(attempt.name), attempt.name)
+                await self._try(self._executor.delete(attempt.name), attempt.name)
         if now >= self._next_sweep:
             self._next_sweep = now + timedelta(seconds=SWEEP_SECONDS)
             if self._ownership.is_mine(SWEEP_KEY):

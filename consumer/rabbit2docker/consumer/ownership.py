@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from rabbit2docker.consumer.executors.base import Attempt, Executor, Members
+from rabbit2docker.consumer.executors.base import Attempt, Members, Membership
 from rabbit2docker.hashing import ranked
 from rabbit2docker.settings import LimitSettings
 
@@ -32,7 +32,7 @@ class Slots:
 class Ownership:
     """Decides what this replica owns: nothing before the first list of members, nor while it is not on the list."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Membership) -> None:
         """Take the members from `executor`; `run` reads them."""
         self._executor = executor
         self._members = Members("", frozenset())

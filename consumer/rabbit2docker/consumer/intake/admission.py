@@ -13,7 +13,7 @@ from rabbit2docker.clock import utc_now
 from rabbit2docker.consumer.attempt_cache import AttemptCache, is_reported, terminal_event_of
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.executors.attempt_names import fallback_name
-from rabbit2docker.consumer.executors.base import Attempt, AttemptStatus, Executor
+from rabbit2docker.consumer.executors.base import Attempt, AttemptStatus, AttemptStore
 from rabbit2docker.consumer.images.base import FindImage, ImageInfo
 from rabbit2docker.consumer.intake.cancellation import Cancellation
 from rabbit2docker.consumer.intake.parsing import IncomingRequest
@@ -54,7 +54,7 @@ class Catalog(Protocol):
 class AdmissionContext:
     """The services that admission works with."""
 
-    executor: Executor
+    executor: AttemptStore
     attempts: AttemptCache
     events: EventPublisher
     catalog: Catalog

@@ -6,7 +6,7 @@ import structlog
 from cachetools import TTLCache
 
 from rabbit2docker.consumer.attempt_cache import AttemptCache, is_reported
-from rabbit2docker.consumer.executors.base import Attempt, AttemptStatus, Executor
+from rabbit2docker.consumer.executors.base import Attempt, AttemptStatus, AttemptStore
 from rabbit2docker.consumer.intake.parsing import IncomingCancel
 from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.requests import CancelRequest
@@ -21,7 +21,7 @@ UNNAMED_REQUESTER: Final = "an unnamed requester"
 class Cancellation:
     """Carries out cancel messages."""
 
-    def __init__(self, executor: Executor, attempts: AttemptCache) -> None:
+    def __init__(self, executor: AttemptStore, attempts: AttemptCache) -> None:
         """Start with no withdrawn requests."""
         self._executor = executor
         self._attempts = attempts

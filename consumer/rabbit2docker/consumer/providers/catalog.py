@@ -12,10 +12,11 @@ from rabbit2docker.consumer.providers.gh import GitHubProvider
 from rabbit2docker.consumer.providers.git import GitProvider
 from rabbit2docker.errors import ConfigurationError, RequestRejected
 from rabbit2docker.settings import ProviderSettings
+from rabbit2docker_schemas.providers import PROVIDERS, in_words
 from rabbit2docker_schemas.reasons import RejectReason
 
-NOT_YET: Final = ("gist", "gl", "zenodo", "figshare", "dataverse", "hydroshare", "ckan")
-"""Prefixes that BinderHub has and this version has not."""
+_PROVIDERS: Final = (GitHubProvider, GitProvider)
+"""One class per available descriptor."""
 
 
 class Providers:
@@ -26,8 +27,9 @@ class Providers:
 
         Raises ConfigurationError when a pattern for specs is not a regular expression.
         """
-        made: tuple[Provider, ...] = (GitHubProvider(settings, session), GitProvider(settings, session))
-        self._providers = {provider.prefix: provider for provider in made}
+        self._providers: dict[str, Provider] = {
+            provider.prefix: provider(settings, session) for provider in _PROVIDERS
+        }
         self._banned = _compiled("banned_specs", settings.banned_specs)
         self._allowed = _compiled("allowed_specs", settings.allowed_specs)
 
@@ -35,10 +37,10 @@ class Providers:
         """Return the provider. Raises RequestRejected(UNKNOWN_PROVIDER), which lists the existing ones."""
         if provider := self._providers.get(prefix):
             return provider
-        existing = " and ".join(sorted(self._providers))
+        existing = in_words(sorted(self._providers))
         what = (
             f"The provider {prefix!r} is not available in this version"
-            if prefix in NOT_YET
+            if prefix in PROVIDERS
             else f"There is no provider {prefix!r}"
         )
         raise RequestRejected(RejectReason.UNKNOWN_PROVIDER, f"{what}. There are {existing}.")

@@ -23,6 +23,7 @@ from rabbit2docker.consumer.providers.refs import (
 )
 from rabbit2docker.errors import ProviderUnavailable, RequestRejected
 from rabbit2docker.settings import ProviderSettings
+from rabbit2docker_schemas.providers import PROVIDERS
 from rabbit2docker_schemas.reasons import RejectReason
 
 MAX_CACHED_RESPONSES: Final = 4096
@@ -31,7 +32,7 @@ MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
 
 _NAME = re.compile(r"(?!\.\.?$)[A-Za-z0-9_.-]+")
 _OLD_DEFAULTS = {"main", "master"}
-_PUBLIC_HOST = "github.com"
+_DESCRIPTOR = PROVIDERS["gh"]
 _JSON = "application/vnd.github+json"
 _ID_ONLY = "application/vnd.github.sha"
 _API_VERSION = "2022-11-28"
@@ -74,13 +75,13 @@ class _Response:
 class GitHubProvider:
     """Resolves specs with GitHub's REST API. Cached responses are revalidated by ETag, which costs no rate limit."""
 
-    prefix = "gh"
+    prefix = _DESCRIPTOR.prefix
 
     def __init__(self, settings: ProviderSettings, session: aiohttp.ClientSession | None = None) -> None:
         """Take host, token and timeout from the settings. Without `session`, `resolve` is not possible."""
         self._host = settings.github_hostname
         derived = (
-            f"https://api.{self._host}" if self._host == _PUBLIC_HOST else f"https://{self._host}/api/v3"
+            f"https://api.{self._host}" if self._host == _DESCRIPTOR.host else f"https://{self._host}/api/v3"
         )
         self._api = (settings.github_api_url or derived).rstrip("/")
         self._token = settings.github_token.get_secret_value() if settings.github_token else None

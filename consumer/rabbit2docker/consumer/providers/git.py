@@ -30,6 +30,7 @@ from rabbit2docker.consumer.providers.refs import (
 )
 from rabbit2docker.errors import ProviderUnavailable, RequestRejected
 from rabbit2docker.settings import ProviderSettings
+from rabbit2docker_schemas.providers import PROVIDERS
 from rabbit2docker_schemas.reasons import RejectReason
 
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
@@ -75,7 +76,7 @@ class _Spec:
 class GitProvider:
     """Resolves specs with `git ls-remote`."""
 
-    prefix = "git"
+    prefix = PROVIDERS["git"].prefix
 
     def __init__(self, settings: ProviderSettings, session: aiohttp.ClientSession | None = None) -> None:
         """Take limits from the settings. `session` is needed only to follow redirects."""
