@@ -113,7 +113,7 @@ async def test_an_unknown_name_is_rejected_while_a_dns_failure_is_transient(
 ) -> None:
     answer_with(monkeypatch, error=socket.gaierror(socket.EAI_NONAME, "unknown"))
     with pytest.raises(RequestRejected, match="There is no host") as caught:
-        await STRICT.resolve("https://nobody.example.org/a")
+        await STRICT.resolve("https://unknown.example.org/a")
     assert caught.value.reason is RejectReason.REPOSITORY_NOT_FOUND
     answer_with(monkeypatch, error=socket.gaierror(socket.EAI_AGAIN, "try again"))
     with pytest.raises(ProviderUnavailable, match="DNS"):

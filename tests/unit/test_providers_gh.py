@@ -137,7 +137,7 @@ async def test_a_repeated_request_is_revalidated_and_costs_no_rate_limit(
 ) -> None:
     for _ in range(3):
         assert (await provider.resolve("o/r/main")).resolved_ref == MAIN
-    assert (len(fake.asked), fake.not_modified) == (3, 2)
+    assert (len(fake.requests), fake.not_modified) == (3, 2)
 
 
 async def test_a_moved_branch_is_seen_at_once(fake: FakeGitHub, provider: GitHubProvider) -> None:
@@ -174,8 +174,8 @@ async def test_a_rate_limit_carries_the_time_that_github_asks_for(
     least: float,
     most: float,
 ) -> None:
-    told = {name: value.replace("in 600", str(int(time.time()) + 600)) for name, value in headers.items()}
-    fake.always = lambda: web.json_response({"message": "limit"}, status=status, headers=told)
+    sent = {name: value.replace("in 600", str(int(time.time()) + 600)) for name, value in headers.items()}
+    fake.always = lambda: web.json_response({"message": "limit"}, status=status, headers=sent)
     with pytest.raises(ProviderUnavailable, match="github_token") as caught:
         await provider.resolve("o/r/main")
     assert caught.value.retry_after is not None
