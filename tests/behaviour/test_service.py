@@ -72,6 +72,11 @@ async def ends(amqp: AmqpSettings, count: int = 1) -> dict[str, Any]:
     return found
 
 
+async def all_ended(amqp: AmqpSettings, count: int) -> list[Any]:
+    await ends(amqp, count)
+    return await captured(amqp)
+
+
 class TestRequests:
     async def test_a_plain_json_message_becomes_a_build(self, consumer: Consumer, amqp: AmqpSettings) -> None:
         request = a_request("plain").model_dump(exclude={"request_id"}, exclude_defaults=True)
@@ -109,7 +114,7 @@ class TestRequests:
             True,
         ]
         assert len({answer.build_id for answer in found if isinstance(answer, Accepted)}) == 1
-        check_promises(await _all_ended(amqp, 1), [f"r{n}" for n in range(3)])
+        check_promises(await all_ended(amqp, 1), [f"r{n}" for n in range(3)])
 
     async def test_a_reused_request_id_is_rejected_and_the_first_build_continues(
         self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
@@ -290,6 +295,8 @@ class TestBuildEnds:
         ]
         assert [progress.attempt for progress in retries] == [2]
 
+
+class TestCancel:
     async def test_a_request_cancelled_while_it_waits_for_a_slot_is_rejected(
         self, make_consumer: MakeConsumer, amqp: AmqpSettings, settings: Settings
     ) -> None:
@@ -362,7 +369,7 @@ class TestCapacity:
         ready = json.loads(consumer.get("/health/ready")[1])
         assert ready["ok"]
         assert "all slots are taken" in json.dumps(ready)
-        await _all_ended(amqp, 6)
+        await all_ended(amqp, 6)
         check_promises(await captured(amqp), names)
 
     async def test_interactive_requests_overtake_bulk_ones(
@@ -419,8 +426,3 @@ class TestOperators:
         assert second.process is not None
         assert second.process.returncode == 78
         assert "Traceback" not in second.log.read_text()
-
-
-async def _all_ended(amqp: AmqpSettings, count: int) -> list[Any]:
-    await ends(amqp, count)
-    return await captured(amqp)

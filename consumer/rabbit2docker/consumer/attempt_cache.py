@@ -64,6 +64,8 @@ class AttemptCache:
                 self._by_name.pop(name, None)
             case Synced():
                 self.synced.set()
+            case unhandled:
+                assert_never(unhandled)
         for listener in self._listeners:
             listener(change)
 

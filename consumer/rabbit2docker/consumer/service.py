@@ -67,6 +67,12 @@ class Service:
         self._ownership = Ownership(self._executor)
         self._capacity = Capacity(self._broker.source, self._attempts, self._ownership, settings)
         self._cancellation = Cancellation(self._executor, self._attempts)
+        self._cleaner = Cleaner(
+            self._executor,
+            self._attempts,
+            self._ownership,
+            keep_seconds=settings.limits.keep_ended_seconds,
+        )
         self._health = Health(settings.http.bind, self._checks)
         self._stack = AsyncExitStack()
         self._stopping = False
@@ -102,7 +108,7 @@ class Service:
             executor=self._executor,
             attempts=self._attempts,
             events=self._events,
-            catalog=providers,
+            providers=providers,
             find_image=find_image,
             settings=self._settings,
             cancellation=self._cancellation,
@@ -122,12 +128,6 @@ class Service:
 
         Raises an error that retries cannot cure: ConfigurationError, AccessRefused, TopologyMismatch.
         """
-        cleaner = Cleaner(
-            self._executor,
-            self._attempts,
-            self._ownership,
-            keep_seconds=self._settings.limits.keep_ended_seconds,
-        )
         async with asyncio.TaskGroup() as group:
 
             def start(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -145,7 +145,7 @@ class Service:
             intake = [
                 start("capacity", self._capacity.run()),
                 start("intake", self._intake.run()),
-                start("cleaner", cleaner.run()),
+                start("cleaner", self._cleaner.run()),
             ]
             log.info("ready to take requests", executor=self._settings.executor.value)
             await stop.wait()

@@ -47,7 +47,7 @@ def options_digest(
     labels: Mapping[str, str] | None = None,
     appendix: str | None = None,
 ) -> str | None:
-    """Return a hexadecimal digest of the options that are set, None when there are none; an empty option counts as not set."""
+    """Return a hexadecimal digest of the options that are not empty; None if there are none."""
     options = {"subdir": subdir, "build_args": build_args, "labels": labels, "appendix": appendix}
     present = {
         name: dict(value) if isinstance(value, Mapping) else value for name, value in options.items() if value

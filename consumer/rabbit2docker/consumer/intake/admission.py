@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 from cachetools import TTLCache
@@ -18,7 +18,7 @@ from rabbit2docker.consumer.images.base import FindImage, ImageInfo
 from rabbit2docker.consumer.intake.cancellation import Cancellation
 from rabbit2docker.consumer.intake.parsing import IncomingRequest
 from rabbit2docker.consumer.intake.plan import Plan, accepted, make_plan
-from rabbit2docker.consumer.providers.base import Provider
+from rabbit2docker.consumer.providers.catalog import Providers
 from rabbit2docker.errors import ExecutorUnavailable, NameTaken, RecordMissing, RequestRejected
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import TERMINAL_KINDS, Completed, Timings
@@ -40,16 +40,6 @@ class AdmissionOutcome(StrEnum):
     DUPLICATE = "duplicate"
 
 
-class Catalog(Protocol):
-    """The providers."""
-
-    def get(self, prefix: str) -> Provider:
-        """Return the provider; raises RequestRejected."""
-
-    def check_allowed(self, prefix: str, spec: str) -> None:
-        """Raise RequestRejected when the operator does not allow the spec."""
-
-
 @dataclass(frozen=True, slots=True)
 class AdmissionContext:
     """The services that admission works with."""
@@ -57,7 +47,7 @@ class AdmissionContext:
     executor: AttemptStore
     attempts: AttemptCache
     events: EventPublisher
-    catalog: Catalog
+    providers: Providers
     find_image: FindImage
     settings: Settings
     cancellation: Cancellation
@@ -137,9 +127,9 @@ class Admission:
             )
 
     async def _plan(self, incoming: IncomingRequest) -> Plan:
-        request, catalog = incoming.request, self._context.catalog
-        provider = catalog.get(request.provider)
-        catalog.check_allowed(request.provider, request.spec)
+        request, providers = incoming.request, self._context.providers
+        provider = providers.get(request.provider)
+        providers.check_allowed(request.provider, request.spec)
         provider.check(request.spec)
         repository = await provider.resolve(request.spec)
         return make_plan(incoming, repository, self._context.settings.images.prefix)

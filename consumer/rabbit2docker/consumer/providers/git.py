@@ -252,7 +252,7 @@ def _environment() -> dict[str, str]:
         "GIT_ASKPASS": "",
         "SSH_ASKPASS": "",
         "GIT_ALLOW_PROTOCOL": ":".join(DEFAULT_PORTS),
-        # Not a repository: its configuration would be applied.
+        # Not a repository: the configuration of one would be applied.
         "GIT_DIR": os.devnull,
         "LC_ALL": "C",
     }
