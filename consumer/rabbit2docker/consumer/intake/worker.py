@@ -17,6 +17,7 @@ from rabbit2docker.consumer.intake.parsing import (
     IncomingCancel,
     IncomingRequest,
     InvalidRequest,
+    ParsedDelivery,
     UndeliverableMessage,
     parse_delivery,
     sender_of,
@@ -24,6 +25,7 @@ from rabbit2docker.consumer.intake.parsing import (
 from rabbit2docker.errors import BrokerUnavailable, RequestRejected, TransientError
 from rabbit2docker.tasks import TaskSet
 from rabbit2docker_schemas.events import Phase, Progress, ProgressDetail, Rejected
+from rabbit2docker_schemas.ids import RequestId
 from rabbit2docker_schemas.reasons import RejectReason
 from rabbit2docker_schemas.routing import RETRY_LADDER, RetryRung
 
@@ -89,11 +91,16 @@ class IntakeWorker:
 
     async def _handle(self, delivery: Delivery) -> None:
         received = delivery.received
+        parsed: ParsedDelivery | None = None
         structlog.contextvars.clear_contextvars()
         metrics.REQUESTS_RECEIVED.labels(queue=received.queue).inc()
         try:
             with metrics.INTAKE_SECONDS.time():
-                outcome = "stale" if delivery.is_stale else await self._settle(delivery)
+                if delivery.is_stale:
+                    outcome = "stale"
+                else:
+                    parsed = parse_delivery(received, max_bytes=self._max_bytes)
+                    outcome = await self._settle(delivery, parsed)
             metrics.REQUESTS_SETTLED.labels(outcome=outcome).inc()
         except BrokerUnavailable as error:
             # Unacknowledged: RabbitMQ redelivers it when the channel is closed or renewed.
@@ -102,12 +109,12 @@ class IntakeWorker:
             metrics.REQUESTS_SETTLED.labels(outcome="error").inc()
             log.exception("intake failed")
             with suppress(TransientError):
-                await self._requeue_after_defect(delivery)
+                await self._requeue_after_defect(delivery, parsed)
         finally:
             self._capacity.release(received.queue)
 
-    async def _settle(self, delivery: Delivery) -> str:
-        match parse_delivery(delivery.received, max_bytes=self._max_bytes):
+    async def _settle(self, delivery: Delivery, parsed: ParsedDelivery) -> str:
+        match parsed:
             case IncomingRequest() as incoming:
                 return await self._settle_request(delivery, incoming)
             case IncomingCancel() as incoming:
@@ -212,10 +219,16 @@ class IntakeWorker:
         await delivery.retry(rung)
         return RETRIED
 
-    async def _requeue_after_defect(self, delivery: Delivery) -> None:
-        """Put a message that intake failed on with a defect on the ladder; answer its sender after the last rung."""
+    async def _requeue_after_defect(self, delivery: Delivery, parsed: ParsedDelivery | None) -> None:
+        """Put a message on the ladder after a defect; reject a request after the last rung.
+
+        `parsed` is None where parsing itself failed: then the request has the id of its envelope.
+        """
         received = delivery.received
-        sender = sender_of(received)
+        if isinstance(parsed, IncomingRequest | InvalidRequest):
+            sender: tuple[str, RequestId] | None = parsed.tenant, parsed.request_id
+        else:
+            sender = sender_of(received)
         if sender is not None and next_rung(received.tries, None) is None:
             rejection = RequestRejected(
                 RejectReason.INTERNAL,
