@@ -1,14 +1,12 @@
-"""RabbitMQ goes away in every way it can, and nothing is lost."""
+"""Outages of RabbitMQ lose no request and no log line."""
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.events import Completed
 from tests.faults.conftest import MakeConsumer, ask
-from tests.support import rabbitmq as brokers
 from tests.support.consumer import a_request
 from tests.support.promises import captured, check_promises, ends_of, lines_of
 from tests.support.proxy import Proxy
@@ -18,33 +16,33 @@ from tests.support.waiting import eventually
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
 
 
-@pytest.fixture(scope="module")
-def mortal() -> Iterator[RabbitMQ]:
-    """A broker that tests may kill."""
-    with brokers.running() as broker:
-        broker.settle()
-        yield broker
+MORTAL = pytest.mark.xdist_group("mortal-rabbitmq")
 
 
 async def ended(amqp: AmqpSettings, count: int) -> bool:
     return len(ends_of(await captured(amqp))) >= count
 
 
+@MORTAL
 async def test_rabbitmq_killed_during_builds_loses_no_request_and_no_line(
-    make_consumer: MakeConsumer, mortal: RabbitMQ
+    make_consumer: MakeConsumer, mortal_rabbitmq: RabbitMQ
 ) -> None:
     amqp = AmqpSettings.model_validate(
-        {"url": mortal.url(mortal.new_vhost()), "management_url": mortal.management_url, "heartbeat": 5}
+        {
+            "url": mortal_rabbitmq.url(mortal_rabbitmq.new_vhost()),
+            "management_url": mortal_rabbitmq.management_url,
+            "heartbeat": 5,
+        }
     )
     consumer = make_consumer(amqp_settings=amqp)
     consumer.start_and_wait()
     names = [f"build-{n}" for n in range(5)]
     await ask(Settings(amqp=amqp), *[a_request(name, lines=300, every=0.02) for name in names])
     await eventually(lambda: len(consumer.records()) == len(names))
-    await asyncio.to_thread(mortal.kill)
+    await asyncio.to_thread(mortal_rabbitmq.kill)
     await eventually(lambda: not consumer.is_ready())
     assert not consumer.has_ended()
-    await asyncio.to_thread(mortal.start_again)
+    await asyncio.to_thread(mortal_rabbitmq.start_again)
     await eventually(lambda: ended(amqp, len(names)), seconds=180)
     events = await captured(amqp)
     ends = check_promises(events, names)
@@ -80,7 +78,7 @@ async def test_cut_and_black_holed_connections_lose_no_line(
     )
 
 
-async def test_without_a_broker_at_the_start_the_consumer_waits_and_says_so(
+async def test_the_consumer_waits_when_rabbitmq_is_away_at_its_start(
     make_consumer: MakeConsumer, rabbitmq: RabbitMQ, vhost: str, amqp: AmqpSettings, settings: Settings
 ) -> None:
     async with Proxy(rabbitmq.port) as proxy:
@@ -101,7 +99,7 @@ async def test_without_a_broker_at_the_start_the_consumer_waits_and_says_so(
         assert await asyncio.to_thread(consumer.stop) == 0
 
 
-async def test_a_wrong_password_is_named_and_ends_the_consumer(
+async def test_a_wrong_password_is_reported_and_ends_the_consumer(
     make_consumer: MakeConsumer, rabbitmq: RabbitMQ, vhost: str, amqp: AmqpSettings
 ) -> None:
     wrong = AmqpSettings.model_validate({"url": rabbitmq.url(vhost, user="guest:secret-word")})
@@ -110,23 +108,28 @@ async def test_a_wrong_password_is_named_and_ends_the_consumer(
     await eventually(consumer.has_ended)
     assert consumer.process is not None
     assert consumer.process.returncode == 4
-    said = consumer.log.read_text()
-    assert "check user and password" in said
-    assert "secret-word" not in said
-    assert "Traceback" not in said
+    output = consumer.log.read_text()
+    assert "check user and password" in output
+    assert "secret-word" not in output
+    assert "Traceback" not in output
 
 
+@MORTAL
 async def test_a_memory_alarm_holds_events_back_and_loses_none(
-    make_consumer: MakeConsumer, mortal: RabbitMQ
+    make_consumer: MakeConsumer, mortal_rabbitmq: RabbitMQ
 ) -> None:
     amqp = AmqpSettings.model_validate(
-        {"url": mortal.url(mortal.new_vhost()), "management_url": mortal.management_url, "heartbeat": 5}
+        {
+            "url": mortal_rabbitmq.url(mortal_rabbitmq.new_vhost()),
+            "management_url": mortal_rabbitmq.management_url,
+            "heartbeat": 5,
+        }
     )
     consumer = make_consumer(amqp_settings=amqp)
     consumer.start_and_wait()
     await ask(Settings(amqp=amqp), a_request("one", lines=200, every=0.02))
     await eventually(consumer.records)
-    with mortal.memory_alarm():
+    with mortal_rabbitmq.memory_alarm():
         await asyncio.sleep(6)
         assert not consumer.has_ended()
     await eventually(lambda: ended(amqp, 1))

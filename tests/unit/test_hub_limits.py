@@ -31,10 +31,10 @@ from rabbit2docker.hub.web.limits import (
     read_networks,
 )
 from rabbit2docker.hub.web.queue_position import QueuePositions
-from rabbit2docker.hub.web.repositories import KINDS
 from rabbit2docker.settings import HubSettings, ProviderSettings
 from rabbit2docker_schemas import events, ids
 from rabbit2docker_schemas.cloudevents import Event
+from rabbit2docker_schemas.providers import AVAILABLE
 from rabbit2docker_schemas.reasons import CATEGORY_OF, HINT_OF, FailureReason
 from tests.support.hub_service import a_store
 from tests.support.waiting import eventually
@@ -125,7 +125,7 @@ class Counting:
         self.left, self.wait, self.away = left, wait, False
         self.asked: list[str] = []
 
-    async def check_rate_limit(self, who: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
+    async def check_rate(self, who: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
         if self.away:
             raise StoreUnavailable("The database is away.")
         self.asked.append(who)
@@ -258,7 +258,7 @@ class TestLimits:
 
 
 def test_every_provider_that_the_service_has_is_told_to_forms_and_no_other() -> None:
-    assert sorted(kind["id"] for kind in KINDS) == sorted(Providers(ProviderSettings())._providers)
+    assert sorted(AVAILABLE) == sorted(Providers(ProviderSettings())._providers)
 
 
 def made_elsewhere(
@@ -588,7 +588,7 @@ class TestTally:
 
     async def test_what_an_empty_store_learns_of_the_past_is_no_news(self, store: Store) -> None:
         before = value("binderhub_build_count_total", status="success", provider="GitHub")
-        store.tally.begin(since=self.AT + timedelta(hours=1))
+        store.metrics.begin(since=self.AT + timedelta(hours=1))
         await store.put([self.accepted("old"), self.end("old")])
         await store.put([self.accepted("new"), self.end("new", seconds=4000)])
         assert value("binderhub_build_count_total", status="success", provider="GitHub") == before + 1
