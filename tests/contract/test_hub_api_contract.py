@@ -313,7 +313,9 @@ class TestLogs:
             [extent] = (await api.get(f"api/builds/{build_id}")).json["logs"]
         first, last = extent["cut_first"], extent["cut_last"]
         assert 0 < first < last < 1999
-        assert said[first] == f"[lines {first} to {last} are missing: the log is too long to be kept whole]"
+        assert (
+            said[first] == f"[lines {first} to {last} are missing: the log is too long to be stored in full]"
+        )
         assert said[first - 1].startswith(f"line {first - 1} ")
         assert said[first + 1].startswith(f"line {last + 1} ")
         assert said[-1].startswith("line 1999 ")

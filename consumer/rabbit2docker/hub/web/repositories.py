@@ -1,8 +1,8 @@
-"""Which kinds of repositories can be built, as BinderHub's `/api/repoproviders` tells its forms."""
+"""Providers of repositories, as BinderHub's `/api/repoproviders` describes them for forms."""
 
 from typing import Any, Final
 
-from rabbit2docker.hub.web.auth import HttpError
+from rabbit2docker.hub.web.errors import UnknownProvider
 
 KINDS: Final[list[dict[str, Any]]] = [
     {
@@ -31,13 +31,9 @@ KINDS: Final[list[dict[str, Any]]] = [
 PREFIXES: Final = tuple(str(kind["id"]) for kind in KINDS)
 
 
-class NoProvider(HttpError):
-    """There is no such kind of repository."""
-
-
 def check_provider(prefix: str) -> None:
-    """Raise NoProvider, with BinderHub's sentence and what there is: what can be no build is not even asked for."""
+    """Raise UnknownProvider, with BinderHub's sentence and the known prefixes, before anything is published."""
     if prefix not in PREFIXES:
-        raise NoProvider(
+        raise UnknownProvider(
             f"No provider found for prefix {prefix[:64]}. There are {' and '.join(PREFIXES)}.", 404
         )
