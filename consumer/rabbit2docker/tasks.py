@@ -1,57 +1,115 @@
-"""The background work of an executor: what closing waits for, and what it cancels."""
+"""Tasks: the one place that starts, watches and ends background work."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import structlog
 
 from rabbit2docker.errors import Rabbit2DockerError
+from rabbit2docker.retry import Backoff
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
 
-class Tasks:
-    """Keeps tasks alive, and tells of those that break."""
+class TaskSet:
+    """Named tasks with an owner: `close` ends them all, and a failure is logged even if its result is never awaited."""
 
     def __init__(self) -> None:
-        """Start with none."""
-        self._owned: set[asyncio.Task[Any]] = set()
-        self._lasting: set[asyncio.Task[Any]] = set()
+        """Start empty."""
+        self._finishing: set[asyncio.Task[Any]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
 
-    def own(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-        """Carry out work that closing waits for, even if whoever asked is cancelled."""
-        return self._keep(self._owned, work, name)
+    def __len__(self) -> int:
+        """Return how many tasks run."""
+        return len(self._finishing) + len(self._background)
 
-    def last(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-        """Carry out work that closing cancels."""
-        return self._keep(self._lasting, work, name)
+    def run(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """Start work that `close` lets finish, even when its caller is cancelled."""
+        return self._start(self._finishing, work, name)
+
+    def run_in_background(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """Start work that `close` cancels."""
+        return self._start(self._background, work, name)
 
     async def close(self, *, seconds: float | None = None) -> None:
-        """Cancel what lasts and wait for the rest; what takes longer than `seconds` is cancelled, too."""
-        for task in self._lasting:
-            task.cancel()
-        await asyncio.gather(*self._lasting, return_exceptions=True)
-        if seconds is not None and self._owned:
-            await asyncio.wait(self._owned, timeout=seconds)
-            for task in self._owned:
+        """Cancel the background work and wait for the rest; cancel what takes longer than `seconds`."""
+        await cancel_and_wait(self._background)
+        if seconds is not None and self._finishing:
+            await asyncio.wait(self._finishing, timeout=seconds)
+            for task in self._finishing:
                 task.cancel()
-        while self._owned:
-            await asyncio.gather(*self._owned, return_exceptions=True)
+        while self._finishing:
+            await asyncio.gather(*self._finishing, return_exceptions=True)
 
-    def _keep(
+    def _start(
         self, where: set[asyncio.Task[Any]], work: Coroutine[Any, Any, T], name: str
     ) -> asyncio.Task[T]:
         task = asyncio.create_task(work, name=name)
         where.add(task)
         task.add_done_callback(where.discard)
-        task.add_done_callback(_tell_failure)
+        task.add_done_callback(_log_defect)
         return task
 
 
-def _tell_failure(task: asyncio.Task[Any]) -> None:
-    """Fetch the exception, as whoever asked may be gone; what is not raised on purpose is a defect and is told."""
+def _log_defect(task: asyncio.Task[Any]) -> None:
+    """Retrieve the exception, as the caller may be gone. One that is not raised on purpose is a defect."""
     if task.cancelled() or (error := task.exception()) is None or isinstance(error, Rabbit2DockerError):
         return
-    log.error("the executor broke", task=task.get_name(), exc_info=error)
+    log.error("task failed", task=task.get_name(), exc_info=error)
+
+
+@asynccontextmanager
+async def running(work: Coroutine[Any, Any, T], name: str) -> AsyncIterator[asyncio.Task[T]]:
+    """Run a task for as long as the body of the `async with` lasts, then cancel it and wait for its end."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield task
+    finally:
+        await cancel_and_wait([task])
+
+
+async def restart_forever(
+    work: Callable[[], Awaitable[T]],
+    *,
+    pauses: Sequence[float],
+    report: Callable[[Exception], None],
+) -> T:
+    """Run work until it returns, starting it anew after each crash. `report` is called with every exception."""
+    backoff = Backoff(pauses)
+    while True:
+        try:
+            return await work()
+        except Exception as error:  # noqa: BLE001  # whatever it was, the work goes on
+            report(error)
+            await backoff.sleep()
+
+
+async def cancel_and_wait(tasks: Collection[asyncio.Task[Any]], *, seconds: float | None = None) -> None:
+    """Cancel tasks and wait until they have ended, for at most `seconds`; their exceptions are dropped."""
+    running_tasks = list(tasks)
+    for task in running_tasks:
+        task.cancel()
+    if running_tasks:
+        done, _ = await asyncio.wait(running_tasks, timeout=seconds)
+        for task in done:
+            _ = task.cancelled() or task.exception()
+
+
+async def first_set(*events: asyncio.Event) -> None:
+    """Wait until one of the events is set."""
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await cancel_and_wait(waiting)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the exception to report out of a group: one of ours if there is any, else the first one."""
+    while isinstance(error, BaseExceptionGroup):
+        ours = [item for item in error.exceptions if isinstance(item, Rabbit2DockerError)]
+        error = (ours or error.exceptions)[0]
+    return error

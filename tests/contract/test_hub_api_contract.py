@@ -10,6 +10,7 @@ import pytest
 from openapi_spec_validator import validate
 
 from rabbit2docker.hub.store.store import Store
+from rabbit2docker.hub.web.errors import NO_SUCH_PAGE
 from rabbit2docker.hub.web.openapi import document
 from rabbit2docker.settings import HubAuth
 from rabbit2docker_schemas import events
@@ -18,7 +19,7 @@ from rabbit2docker_schemas.reasons import RejectReason
 from tests.contract.test_binder_stream import BUILD, IMAGE, accepted, completed, failed, lines, rejected
 from tests.support.hub_api import Api, happened, kinds, lines_of, shape
 from tests.support.hub_service import AWAY, MemoryBuilds, a_store, serving
-from tests.support.rabbitmq import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 GH = {"provider": "gh", "spec": "ada/thesis/HEAD"}
@@ -441,14 +442,14 @@ class TestEnding:
     async def test_a_build_is_ended(self, api: Api, builds: MemoryBuilds, store: Store) -> None:
         id_ = await a_build(store, accepted(), lines(0, "x"))
         assert (await api.delete(f"api/builds/{id_}")).status == 202
-        assert builds.cancelled == [(id_, "somebody")]
+        assert builds.cancelled == [(id_, "an anonymous user")]
 
     async def test_a_request_that_waits_is_taken_back_under_its_own_id(
         self, api: Api, builds: MemoryBuilds
     ) -> None:
         build = (await api.post("api/builds", GH)).json
         assert (await api.delete(f"api/builds/{build['id']}")).status == 202
-        assert builds.cancelled == [(build["request_id"], "somebody")]
+        assert builds.cancelled == [(build["request_id"], "an anonymous user")]
 
     async def test_what_has_ended_cannot_be_ended(self, api: Api, builds: MemoryBuilds, store: Store) -> None:
         id_ = await a_build(store, *BUILD, completed())
@@ -505,4 +506,4 @@ class TestTheDescription:
                 path = template.lstrip("/").replace("{id}", "nobody")
                 answer = await api.call(method.upper(), path)
                 assert answer.status != 405
-                assert "nothing here" not in answer.text
+                assert NO_SUCH_PAGE not in answer.text

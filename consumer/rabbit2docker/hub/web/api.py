@@ -12,10 +12,9 @@ from rabbit2docker.hub.store.models import Build, BuildQuery, BuildState
 from rabbit2docker.hub.web.api_stream import RETRY, ApiCursor, ApiStream, queue_frame
 from rabbit2docker.hub.web.base import JsonHandler, StreamHandler
 from rabbit2docker.hub.web.binderhub_stream import KEEPALIVE
-from rabbit2docker.hub.web.build_form import read_create_request, rebuild_request
+from rabbit2docker.hub.web.build_form import check_provider, read_create_request, rebuild_request
 from rabbit2docker.hub.web.errors import HttpError
 from rabbit2docker.hub.web.log_response import LogWriter
-from rabbit2docker.hub.web.repositories import check_provider
 from rabbit2docker.hub.web.resume import new_request_id
 from rabbit2docker.hub.web.viewers import with_keepalive
 from rabbit2docker_schemas.cloudevents import Event
@@ -24,7 +23,7 @@ from rabbit2docker_schemas.ids import REQUEST_ID_PATTERN, build_id_of
 from rabbit2docker_schemas.requests import BuildRequest
 from rabbit2docker_schemas.validation_messages import describe
 
-UNNAMED: Final = "somebody"
+UNNAMED: Final = "an anonymous user"
 """The canceller's name without authentication."""
 CHUNK_BYTES: Final = 64 * 1024
 """The part of a log that is in memory at once."""

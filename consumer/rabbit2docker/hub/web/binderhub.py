@@ -13,7 +13,7 @@ from rabbit2docker import metrics
 from rabbit2docker.hub.web.auth import User, check_browser
 from rabbit2docker.hub.web.base import Handler, StreamHandler
 from rabbit2docker.hub.web.binderhub_stream import BinderHubStream, failure, frame
-from rabbit2docker.hub.web.build_form import check_password
+from rabbit2docker.hub.web.build_form import check_password, check_provider
 from rabbit2docker.hub.web.build_tokens import InvalidBuildToken, origin_of
 from rabbit2docker.hub.web.errors import (
     BROKER_ERRORS,
@@ -24,8 +24,8 @@ from rabbit2docker.hub.web.errors import (
     RateLimited,
     UnknownProvider,
 )
-from rabbit2docker.hub.web.repositories import KINDS, check_provider
 from rabbit2docker.hub.web.resume import BinderHubCursor
+from rabbit2docker_schemas.providers import AVAILABLE
 from rabbit2docker_schemas.requests import BuildRequest
 from rabbit2docker_schemas.validation_messages import describe
 
@@ -203,7 +203,7 @@ class ProvidersHandler(Handler):
 
     def get(self) -> None:
         """Answer with the list."""
-        self.write_json(KINDS)
+        self.write_json([provider.as_repoprovider() for provider in AVAILABLE.values()])
 
 
 BUILD_ROUTE: Final[tuple[str, type[Handler]]] = (r"build/([^/]+)/(.+)", BuildHandler)

@@ -9,8 +9,9 @@ from pydantic import Field, ValidationError
 
 from rabbit2docker.errors import RequestRejected
 from rabbit2docker.hub.store.models import Build
-from rabbit2docker.hub.web.errors import HttpError
+from rabbit2docker.hub.web.errors import HttpError, UnknownProvider
 from rabbit2docker.repository_urls import from_url
+from rabbit2docker_schemas.providers import AVAILABLE, in_words
 from rabbit2docker_schemas.requests import BuildRequest, Message
 from rabbit2docker_schemas.validation_messages import describe
 
@@ -69,6 +70,14 @@ def rebuild_request(build: Build, *, requester: str | None) -> BuildRequest:
     return _validate(
         provider=build.provider, spec=build.spec, requester=requester, **{**options, "force": True}
     )
+
+
+def check_provider(prefix: str) -> None:
+    """Raise UnknownProvider, with BinderHub's sentence and the available prefixes, before anything is published."""
+    if prefix not in AVAILABLE:
+        raise UnknownProvider(
+            f"No provider found for prefix {prefix[:64]}. There are {in_words(list(AVAILABLE))}.", 404
+        )
 
 
 def check_password(spec: str) -> None:

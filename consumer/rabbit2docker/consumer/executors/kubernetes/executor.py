@@ -50,7 +50,7 @@ from rabbit2docker.consumer.executors.kubernetes.pod_status import (
 from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority
 from rabbit2docker.errors import ExecutorUnavailable, NameTaken, RecordMissing
 from rabbit2docker.settings import Settings
-from rabbit2docker.tasks import Tasks
+from rabbit2docker.tasks import TaskSet
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -137,7 +137,7 @@ class KubernetesExecutor:
         self._forgotten: TTLCache[str, bool] = TTLCache(REMEMBERED, 3600)
         self._unreadable: TTLCache[str, bool] = TTLCache(REMEMBERED, 3600)
         self._changes: asyncio.Queue[Change | None] | None = None
-        self._tasks = Tasks()
+        self._tasks = TaskSet()
         self._members: Leases | None = None
         self._pods = Informer(
             self._api,
@@ -167,8 +167,8 @@ class KubernetesExecutor:
     async def __aenter__(self) -> Self:
         """Find the cluster and begin to watch it. Raises ConfigurationError when nothing says where it is."""
         await self._api.open()
-        self._tasks.last(self._pods.run(), "watch of builds")
-        self._tasks.last(self._docker_api.run(), "watch of docker-api")
+        self._tasks.run_in_background(self._pods.run(), "watch of builds")
+        self._tasks.run_in_background(self._docker_api.run(), "watch of docker-api")
         return self
 
     async def __aexit__(
@@ -202,7 +202,7 @@ class KubernetesExecutor:
         Raises NameTaken when a pod that is not ours has the name, ExecutorUnavailable when the API server is away or
         does not take the pod; its words say why.
         """
-        return await asyncio.shield(self._tasks.own(self._create(spec, status), f"create {spec.name}"))
+        return await asyncio.shield(self._tasks.run(self._create(spec, status), f"create {spec.name}"))
 
     async def _create(self, spec: AttemptSpec, status: AttemptStatus) -> tuple[Attempt, bool]:
         known = self._records.get(spec.name)
@@ -262,7 +262,7 @@ class KubernetesExecutor:
         """Change the status as one step. Raises RecordMissing, ExecutorUnavailable."""
         # What is being written must not be cut short: nobody would know whether it was.
         return await asyncio.shield(
-            self._tasks.own(self._update_status(name, change), f"update the status of {name}")
+            self._tasks.run(self._update_status(name, change), f"update the status of {name}")
         )
 
     async def _update_status(
@@ -351,17 +351,17 @@ class KubernetesExecutor:
             return
         await self._delete(record.pod, grace=self._settings.kubernetes.termination_seconds)
 
-    async def forget(self, name: AttemptName) -> None:
+    async def delete(self, name: AttemptName) -> None:
         """Remove the pod of an attempt that has ended. Raises ExecutorUnavailable."""
         record = self._records.get(name) or await self._find(name)
         if record is None:
             return
         if not record.is_over:
-            log.warning("an attempt that still runs is not forgotten", name=name)
+            log.warning("record not deleted", name=name, reason="still running")
             return
-        await asyncio.shield(self._tasks.own(self._forget(record), f"forget {name}"))
+        await asyncio.shield(self._tasks.run(self._delete_record(record), f"delete {name}"))
 
-    async def _forget(self, record: _Record) -> None:
+    async def _delete_record(self, record: _Record) -> None:
         async with record.writing:
             if record.removed:
                 return
@@ -376,8 +376,8 @@ class KubernetesExecutor:
     async def members(self) -> AsyncIterator[Members]:
         """Tell which replicas live; from here on this one does, and others see it."""
         self._members = Leases(self._api, self._settings, self.replica)
-        self._tasks.last(self._members.mirror.run(), "watch of leases")
-        self._tasks.last(self._members.run(), "lease")
+        self._tasks.run_in_background(self._members.mirror.run(), "watch of leases")
+        self._tasks.run_in_background(self._members.run(), "lease")
         async for members in self._members.follow():
             yield members
 
@@ -480,7 +480,7 @@ class KubernetesExecutor:
         record.sight = sight = observe_pod(record.pod, around)
         if sight.examine_at is not None and around.now >= sight.examine_at and not record.examining:
             record.examining = True
-            self._tasks.last(self._examine(record), f"events of {record.spec.name}")
+            self._tasks.run_in_background(self._examine(record), f"events of {record.spec.name}")
         coming = [at for at in (sight.examine_at, sight.look_again_at) if at is not None and at > around.now]
         if coming:
             seconds = (min(coming) - around.now).total_seconds()

@@ -33,20 +33,18 @@ from rabbit2docker.consumer.executors.base import (
     AttemptStatus,
     BuilderResult,
     Change,
-    Changed,
     Lines,
     Members,
-    Removed,
-    Synced,
 )
 from rabbit2docker.consumer.executors.builder_io import builder_spec
+from rabbit2docker.consumer.executors.change_feed import ChangeFeed
 from rabbit2docker.consumer.executors.local import process as builder_process
 from rabbit2docker.consumer.executors.local import state_directory
 from rabbit2docker.consumer.executors.local.inotify import DirectoryWatch
 from rabbit2docker.consumer.executors.local.log_reader import LogReader
 from rabbit2docker.errors import ConfigurationError, RecordMissing
 from rabbit2docker.settings import ENV_PREFIX, Settings
-from rabbit2docker.tasks import Tasks
+from rabbit2docker.tasks import TaskSet
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -111,8 +109,8 @@ class LocalExecutor:
         self._state = state_directory.StateDirectory(settings.local.state_dir)
         self._records: dict[AttemptName, _Record] = {}
         self._creating: dict[AttemptName, asyncio.Task[tuple[Attempt, bool]]] = {}
-        self._changes: asyncio.Queue[Change | None] | None = None
-        self._tasks = Tasks()
+        self._feed = ChangeFeed(lambda: map(self._snapshot, self._records.values()))
+        self._tasks = TaskSet()
         self._watching = DirectoryWatch(on_folder=self._on_folder, on_everything=self._check_folders)
         self._environment: dict[str, str] = {}
         self._place = socket.gethostname()
@@ -130,7 +128,7 @@ class LocalExecutor:
         try:
             loaded = await self._in_thread(self._open)
             self._watching.open(self._state.attempts)
-            self._tasks.last(self._watching.run(), "inotify")
+            self._tasks.run_in_background(self._watching.run(), "inotify")
             for found in loaded:
                 await self._adopt(found)
         except BaseException:
@@ -181,8 +179,7 @@ class LocalExecutor:
         for record in self._records.values():
             self._close_pipe(record)
         self._records.clear()
-        if self._changes is not None:
-            self._changes.put_nowait(None)
+        self._feed.close()
         await asyncio.to_thread(self._threads.shutdown)
         await asyncio.to_thread(self._state.close)
 
@@ -198,7 +195,7 @@ class LocalExecutor:
             return self._snapshot(record), False
         if (running := self._creating.get(spec.name)) is not None:
             return (await asyncio.shield(running))[0], False
-        task = self._tasks.own(self._create(spec, status), f"create {spec.name}")
+        task = self._tasks.run(self._create(spec, status), f"create {spec.name}")
         self._creating[spec.name] = task
         task.add_done_callback(lambda _: self._creating.pop(spec.name, None))
         return await asyncio.shield(task)
@@ -230,7 +227,7 @@ class LocalExecutor:
         """Change the status as one step, on disk before it returns. Raises RecordMissing, ExecutorUnavailable."""
         # What is being written must not be cut short: the next change starts from what is on disk.
         return await asyncio.shield(
-            self._tasks.own(self._update_status(name, change), f"update the status of {name}")
+            self._tasks.run(self._update_status(name, change), f"update the status of {name}")
         )
 
     async def _update_status(
@@ -246,24 +243,12 @@ class LocalExecutor:
                     "write the status of a record", self._state.write_status, name, status, record=record
                 )
                 record.status = status
-                self._tell(record)
+                self._publish(record)
             return self._snapshot(record)
 
-    async def changes(self) -> AsyncIterator[Change]:
-        """Tell every record, then Synced, then each change. A second reader ends the first."""
-        if self._changes is not None:
-            self._changes.put_nowait(None)
-        queue: asyncio.Queue[Change | None] = asyncio.Queue()
-        for record in self._records.values():
-            queue.put_nowait(Changed(self._snapshot(record)))
-        queue.put_nowait(Synced())
-        self._changes = queue
-        try:
-            while (change := await queue.get()) is not None:
-                yield change
-        finally:
-            if self._changes is queue:
-                self._changes = None
+    def changes(self) -> AsyncIterator[Change]:
+        """Yield every record, then Synced, then each change. A second reader ends the first."""
+        return self._feed.read()
 
     async def lines(self, name: AttemptName, *, after: int) -> AsyncIterator[Lines]:
         """Read the lines above number `after` as they are written. Raises RecordMissing, ExecutorUnavailable."""
@@ -307,17 +292,17 @@ class LocalExecutor:
         if record.state is AttemptState.RUNNING:
             await self._terminate(record)
 
-    async def forget(self, name: AttemptName) -> None:
+    async def delete(self, name: AttemptName) -> None:
         """Remove the folder of an attempt that has ended. Raises ExecutorUnavailable."""
         record = self._records.get(name)
         if record is None:
             return
         if record.state is not AttemptState.ENDED:
-            log.warning("an attempt that still runs is not forgotten", name=name)
+            log.warning("record not deleted", name=name, reason="still running")
             return
-        await asyncio.shield(self._tasks.own(self._forget(record), f"forget {name}"))
+        await asyncio.shield(self._tasks.run(self._delete_record(record), f"delete {name}"))
 
-    async def _forget(self, record: _Record) -> None:
+    async def _delete_record(self, record: _Record) -> None:
         async with record.writing:
             if not record.removed:
                 await self._guarded("remove a record", self._state.remove, record.spec.name)
@@ -373,13 +358,13 @@ class LocalExecutor:
         log.warning("the builder cannot be started, trying again", name=record.spec.name, error=str(error))
         seconds = START_AGAIN_SECONDS[min(record.failed_starts, len(START_AGAIN_SECONDS) - 1)]
         record.failed_starts += 1
-        self._tell(record)
+        self._publish(record)
 
         async def start_again() -> None:
             await asyncio.sleep(seconds)
             await self._start(record)
 
-        self._tasks.last(start_again(), f"start {record.spec.name} again")
+        self._tasks.run_in_background(start_again(), f"start {record.spec.name} again")
 
     async def _take_in(self, record: _Record, observed: builder_process.Observed) -> None:
         """Note a builder that was started, and wait for its end unless that has come already."""
@@ -389,12 +374,12 @@ class LocalExecutor:
             return
         record.state, record.pipe = AttemptState.RUNNING, observed.pipe
         asyncio.get_running_loop().add_reader(observed.pipe, self._on_pipe, record)
-        self._tell(record)
+        self._publish(record)
 
     def _on_pipe(self, record: _Record) -> None:
         if record.pipe is not None and builder_process.has_ended(record.pipe):
             self._close_pipe(record)
-            self._tasks.own(self._end(record), f"end of {record.spec.name}")
+            self._tasks.run(self._end(record), f"end of {record.spec.name}")
 
     async def _end(self, record: _Record) -> None:
         """Note the end: the builder writes its result before it ends, so what is not there now will never be."""
@@ -406,7 +391,7 @@ class LocalExecutor:
         record.state, record.waiting_for = AttemptState.ENDED, None
         record.over.set()
         record.wake_readers()
-        self._tell(record)
+        self._publish(record)
 
     async def _terminate(self, record: _Record) -> None:
         """Send SIGTERM, and SIGKILL when that has not ended the builder within the grace."""
@@ -415,7 +400,7 @@ class LocalExecutor:
         )
         if not record.is_ending:
             record.is_ending = True
-            self._tasks.last(self._kill_later(record), f"end {record.spec.name}")
+            self._tasks.run_in_background(self._kill_later(record), f"end {record.spec.name}")
 
     async def _kill_later(self, record: _Record) -> None:
         with suppress(TimeoutError):
@@ -430,7 +415,7 @@ class LocalExecutor:
     def _remember(self, spec: AttemptSpec, status: AttemptStatus) -> _Record:
         record = _Record(spec, status, self._state.path(spec.name))
         self._records[spec.name] = record
-        self._tell(record)
+        self._publish(record)
         return record
 
     def _existing(self, name: AttemptName) -> _Record:
@@ -450,9 +435,9 @@ class LocalExecutor:
             ended_at=record.ended_at,
         )
 
-    def _tell(self, record: _Record) -> None:
-        if self._changes is not None and not record.removed:
-            self._changes.put_nowait(Changed(self._snapshot(record)))
+    def _publish(self, record: _Record) -> None:
+        if not record.removed:
+            self._feed.publish(self._snapshot(record))
 
     def _drop(self, record: _Record) -> None:
         """Take back a record whose folder is gone."""
@@ -462,16 +447,15 @@ class LocalExecutor:
         self._close_pipe(record)
         record.over.set()
         record.wake_readers()
-        if self._changes is not None:
-            self._changes.put_nowait(Removed(record.spec.name))
+        self._feed.publish_removed(record.spec.name)
 
     def _on_folder(self, name: str) -> None:
         if (record := self._records.get(AttemptName(name))) is not None:
-            self._tasks.own(self._check_folder(record), f"check {name}")
+            self._tasks.run(self._check_folder(record), f"check {name}")
 
     def _check_folders(self) -> None:
         for record in list(self._records.values()):
-            self._tasks.own(self._check_folder(record), f"check {record.spec.name}")
+            self._tasks.run(self._check_folder(record), f"check {record.spec.name}")
 
     async def _check_folder(self, record: _Record) -> None:
         """Notice a record that was removed from outside; nobody would hear of its builder, so that is ended."""

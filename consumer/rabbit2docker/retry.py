@@ -1,0 +1,96 @@
+"""Retries: the pauses between tries, and a step repeated until it succeeds.
+
+Each module keeps its own pauses as a named constant in seconds; how they are walked through, varied and reset is here.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import chain, repeat
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+JITTER: Final = 0.5
+"""Each pause is varied by this share of itself either way, so that replicas do not return all at once."""
+
+
+def doubling(first: float, longest: float) -> tuple[float, ...]:
+    """Return pauses in seconds that double from `first` up to `longest`."""
+    pauses = [first]
+    while pauses[-1] < longest:
+        pauses.append(min(pauses[-1] * 2, longest))
+    return tuple(pauses)
+
+
+class Backoff:
+    """The pauses after consecutive failures: each step in turn, then the last one again and again."""
+
+    def __init__(self, pauses: Sequence[float], *, jitter: float = JITTER) -> None:
+        """Take the pauses in seconds, at least one."""
+        self._pauses = tuple(pauses)
+        self._jitter = jitter
+        self.failures = 0
+        """Consecutive failures so far."""
+
+    def next(self, *, at_least: float = 0.0) -> float:
+        """Count a failure and return the pause after it in seconds, never shorter than `at_least`."""
+        pause = self._pauses[min(self.failures, len(self._pauses) - 1)]
+        self.failures += 1
+        return max(pause * random.uniform(1 - self._jitter, 1 + self._jitter), at_least)
+
+    async def sleep(self, *, at_least: float = 0.0) -> None:
+        """Count a failure and wait out the pause after it."""
+        await asyncio.sleep(self.next(at_least=at_least))
+
+    def reset(self) -> None:
+        """Start over with the first pause, after a success."""
+        self.failures = 0
+
+
+async def retry_forever(
+    step: Callable[[], Awaitable[T]],
+    *,
+    on: type[Exception] | tuple[type[Exception], ...],
+    pauses: Sequence[float],
+    report: Callable[[Exception, float], None] | None = None,
+) -> T:
+    """Repeat a step until it succeeds, and return its result.
+
+    `on`: the errors that pass by themselves; any other one is raised. `report` is called with each of them and the
+    pause in seconds that follows.
+    """
+    backoff = Backoff(pauses)
+    while True:
+        try:
+            return await step()
+        except on as error:
+            pause = backoff.next()
+            if report is not None:
+                report(error, pause)
+            await asyncio.sleep(pause)
+
+
+async def retry(
+    step: Callable[[], Awaitable[T]],
+    *,
+    on: type[Exception] | tuple[type[Exception], ...],
+    pauses: Sequence[float],
+    report: Callable[[Exception, float], None] | None = None,
+) -> T:
+    """Repeat a step with one pause after each failure, and return its result.
+
+    Raises the last error when the pauses are used up: there is one try more than there are pauses.
+    """
+    backoff = Backoff(pauses)
+    attempts_left: Iterator[bool] = chain(repeat(True, len(pauses)), repeat(False))
+    while True:
+        try:
+            return await step()
+        except on as error:
+            if not next(attempts_left):
+                raise
+            pause = backoff.next()
+            if report is not None:
+                report(error, pause)
+            await asyncio.sleep(pause)

@@ -1,0 +1,1 @@
+"""Checks that `make lint` runs on the project's own texts and structure."""
