@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.cluster.harness import faults, kubectl
-from tests.cluster.site import REGISTRY, Site, opened
+from tests.cluster.site import IMAGES, REGISTRY, Site, opened
 from tests.support.consumer import Consumer
 from tests.support.stories import Story, asked, build
 from tests.support.waiting import eventually, eventually_blocking
 
 Start = Callable[..., Consumer]
-# What waits for something that will not come is given up after this many seconds.
-PENDING = "20"
+GIVES_UP = {"RABBIT2DOCKER_KUBERNETES__PENDING_SECONDS": "12"}
+"""Of a consumer whose pods wait for something that will not come; long enough for it to ask what they wait for."""
+LOSES_NODES = {"RABBIT2DOCKER_KUBERNETES__TERMINATION_SECONDS": "2"}
+"""Of a consumer whose pod's node is gone: no process is left that would use the time to end."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,6 @@ def start(site: Site) -> Iterator[Start]:
         consumer = site.consumer(
             **{
                 "RABBIT2DOCKER_LIMITS__KEEP_ENDED_SECONDS": "3",
-                "RABBIT2DOCKER_KUBERNETES__PENDING_SECONDS": PENDING,
                 **variables,
             }
         )
@@ -64,7 +65,7 @@ def waits(story: Story) -> list[str]:
 
 class TestPodsThatNeverStart:
     async def test_a_missing_push_secret_is_named(self, site: Site, start: Start) -> None:
-        start(RABBIT2DOCKER_KUBERNETES__PUSH_SECRET="no-such-secret")
+        start(**GIVES_UP, RABBIT2DOCKER_KUBERNETES__PUSH_SECRET="no-such-secret")
         story = await build(site.amqp, site.quick("no-secret").spec())
         assert story.failed.reason == "pod_misconfigured"
         assert story.failed.category == "operator"
@@ -74,7 +75,7 @@ class TestPodsThatNeverStart:
         )
 
     async def test_a_secret_that_comes_late_is_in_time(self, site: Site, start: Start) -> None:
-        start(RABBIT2DOCKER_KUBERNETES__PUSH_SECRET="late", RABBIT2DOCKER_KUBERNETES__PENDING_SECONDS="180")
+        start(RABBIT2DOCKER_KUBERNETES__PUSH_SECRET="late")
         async with asked(site.amqp, site.quick("late-secret").spec()) as request:
             await request.until(lambda event: "late" in str(getattr(event.data, "detail", "")))
             config = json.dumps({"auths": {REGISTRY: {"auth": "bm9ib2R5Om5vdGhpbmc="}}})
@@ -91,13 +92,13 @@ class TestPodsThatNeverStart:
 
     async def test_a_builder_image_that_cannot_be_pulled_is_named(self, site: Site, start: Start) -> None:
         image = f"{REGISTRY}/no-such-image:1"
-        start(RABBIT2DOCKER_BUILDER__IMAGE=image)
+        start(**GIVES_UP, RABBIT2DOCKER_BUILDER__IMAGE=image)
         story = await build(site.amqp, site.quick("no-image").spec())
         assert story.failed.reason == "builder_image_unavailable"
         assert image in story.failed.message
 
     async def test_an_image_that_is_no_builder_is_told(self, site: Site, start: Start) -> None:
-        start(RABBIT2DOCKER_BUILDER__IMAGE="rabbit2docker.test/busybox:1")
+        start(**GIVES_UP, RABBIT2DOCKER_BUILDER__IMAGE=f"{IMAGES}busybox:1")
         story = await build(site.amqp, site.quick("no-builder").spec())
         assert story.failed.reason == "pod_misconfigured"
         assert "python3" in story.failed.message
@@ -107,7 +108,7 @@ class TestPodsThatNeverStart:
     ) -> None:
         site.remove_docker_api()
         try:
-            start()
+            start(**GIVES_UP)
             story = await build(site.amqp, site.quick("no-engine").spec())
             assert story.failed.reason == "no_node"
             assert "docker-api" in story.failed.message
@@ -120,7 +121,7 @@ class TestPodsThatNeverStart:
     ) -> None:
         site.remove_docker_api()
         try:
-            start(RABBIT2DOCKER_KUBERNETES__PENDING_SECONDS="180")
+            start()
             async with asked(site.amqp, site.quick("engine-late").spec()) as request:
                 await request.until(lambda event: "docker-api" in str(getattr(event.data, "message", "")))
                 await asyncio.to_thread(site.provide_docker_api)
@@ -252,7 +253,7 @@ class TestTheClusterBreaks:
     async def test_a_node_that_dies_has_its_build_tried_again_on_another(
         self, site: Site, start: Start
     ) -> None:
-        start(RABBIT2DOCKER_KUBERNETES__PENDING_SECONDS="180")
+        start(**LOSES_NODES)
         # The first node's address is the control plane's, too: the other one has to die.
         kubectl.kubectl("cordon", "node-1")
         try:
@@ -271,7 +272,7 @@ class TestTheClusterBreaks:
     async def test_a_node_that_falls_silent_has_its_build_tried_again_on_another(
         self, site: Site, start: Start
     ) -> None:
-        start(RABBIT2DOCKER_KUBERNETES__PENDING_SECONDS="180")
+        start(**LOSES_NODES)
         kubectl.kubectl("cordon", "node-1")
         try:
             async with asked(

@@ -16,8 +16,8 @@ _NOTHING_CHOSEN = 5
 
 def run(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run both parts and return pytest's exit code; 5 only if the arguments choose no test of either."""
-    # A file's tests share what they have installed, so they stay with one worker.
-    parallel = ("-n", _WORKERS, "--dist", "loadfile")
+    # The groups, and the order in which they are given out, are those of the tests' conftest.py.
+    parallel = ("-n", _WORKERS, "--dist", "loadgroup", "--no-loadscope-reorder")
     codes = [
         _pytest(f"cluster and not {DISRUPTIVE}", [*parallel, *arguments], environment),
         _pytest(f"cluster and {DISRUPTIVE}", arguments, environment),
