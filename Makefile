@@ -4,8 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 NODE := .run/node
 CHROMIUM := .run/chromium
+# Most tests wait, for processes and services: more of them at a time than there are cores.
+WORKERS ?= 4
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo hub-demo test test-hub test-cluster cluster-prepare cluster-up cluster-down lint serve bench bench-cluster clean
+.PHONY: help venv up down status demo hub-demo test test-fast test-hub test-cluster cluster-prepare cluster-up cluster-down lint docs docs-reference serve bench bench-cluster clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 21
@@ -18,7 +20,7 @@ $(BIN)/.complete: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || sh deploy/dev/need python3-venv
 	@echo "  Installing Python packages into .venv ..."
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[local,kubernetes,hub,test,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[local,kubernetes,hub,test,dev,docs]'
 	@touch $@
 
 up: venv  ## start RabbitMQ, Docker, registry and git server where there are none; addresses in .run/env
@@ -36,8 +38,11 @@ demo: venv  ## build an image end to end and run it; REPO=https://... takes anot
 hub-demo: venv $(NODE)/.complete  ## run a JupyterHub whose people build images, until Ctrl-C; ARGS=--check looks whether it works
 	@$(BIN)/python -m deploy.dev hub-demo $(ARGS)
 
-test: venv  ## run all tests against real services; ARGS='-k cancel' chooses some
-	@$(BIN)/python -m deploy.dev run -- $(BIN)/pytest $(ARGS)
+test: venv  ## run all tests against real services, in parallel; ARGS='-k cancel' chooses some, one after the other
+	@$(BIN)/python -m deploy.dev run -- $(BIN)/pytest $(or $(ARGS),--numprocesses $(WORKERS))
+
+test-fast: venv  ## run the tests that need no service
+	@$(BIN)/pytest tests/unit tests/contract $(ARGS)
 
 test-cluster: venv  ## run the tests that need Kubernetes; KUBECONFIG chooses a cluster, without it one is made
 	@$(BIN)/python -m tests.cluster.harness test -- $(ARGS)
@@ -72,6 +77,15 @@ lint: venv  ## style, types, import contracts, spelling, documents
 	@$(BIN)/codespell
 	@$(BIN)/python -m rabbit2docker_schemas.documents --check
 	@$(BIN)/python -m deploy.helm.schema --check
+	@$(BIN)/python -m docs.generate --check
+
+docs: venv  ## build the documentation into .run/docs and check its links
+	@$(BIN)/python -m docs .run/docs
+
+docs-reference: venv  ## write the reference pages, schemas and chart schema from the code
+	@$(BIN)/python -m docs.generate
+	@$(BIN)/python -m rabbit2docker_schemas.documents
+	@$(BIN)/python -m deploy.helm.schema
 
 serve: venv  ## run the consumer with the services up, until Ctrl-C
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/rabbit2docker run

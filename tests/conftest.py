@@ -6,8 +6,9 @@ import hypothesis
 import pytest
 
 from rabbit2docker.settings import AmqpSettings, Settings
-from tests.support import postgresql
+from tests.support import parallel
 from tests.support import rabbitmq as brokers
+from tests.support.containers import begin_run
 from tests.support.postgresql import PostgreSQL
 from tests.support.rabbitmq import RabbitMQ
 
@@ -16,10 +17,44 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin a run, unless this is a worker of one."""
+    if not hasattr(config, "workerinput"):
+        config.add_cleanup(begin_run())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that wait longest first."""
+    parallel.sort_longest_first(items)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let the scheduler know which tests must not be separated, before it hears of the tests."""
+    if hasattr(session.config, "workerinput"):
+        parallel.write_groups(session.items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> parallel.GroupScheduling | None:
+    """Schedule by group, unless the command line asks for another distribution."""
+    return parallel.GroupScheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
 @pytest.fixture(scope="session")
-def rabbitmq() -> Iterator[RabbitMQ]:
-    """A broker for the whole run; tests do not stop it."""
+def rabbitmq() -> RabbitMQ:
+    """A broker for the whole run, shared by all workers; tests do not stop it."""
+    return RabbitMQ.shared()
+
+
+@pytest.fixture(scope="session")
+def mortal_rabbitmq() -> Iterator[RabbitMQ]:
+    """A broker that tests may kill and starve.
+
+    Mark such tests with `xdist_group("mortal-rabbitmq")`: they run one after the other, on one worker.
+    """
     with brokers.running() as broker:
+        broker.settle()
         yield broker
 
 
@@ -46,10 +81,9 @@ def settings(amqp: AmqpSettings) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def postgresql_server() -> Iterator[PostgreSQL]:
-    """A PostgreSQL for the whole run; tests do not stop it."""
-    with postgresql.running() as server:
-        yield server
+def postgresql_server() -> PostgreSQL:
+    """A PostgreSQL for the whole run, shared by all workers; tests do not stop it."""
+    return PostgreSQL.shared()
 
 
 @pytest.fixture

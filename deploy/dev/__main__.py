@@ -24,7 +24,6 @@ def up() -> dict[str, str]:
         "RABBIT2DOCKER_EXECUTOR": "local",
         "RABBIT2DOCKER_LOCAL__STATE_DIR": str(RUN / "state"),
         "RABBIT2DOCKER_PROVIDERS__ALLOW_PRIVATE_ADDRESSES": "true",
-        "TESTCONTAINERS_RYUK_DISABLED": "true",
     }
     if host := environment.get("DOCKER_HOST"):
         variables["RABBIT2DOCKER_DOCKER__HOST"] = host

@@ -24,9 +24,10 @@ from rabbit2docker_schemas import ids, routing
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Completed
 from rabbit2docker_schemas.requests import BuildRequest
+from tests.support.ports import free_port
 from tests.support.promises import captured
 from tests.support.proxy import Proxy
-from tests.support.rabbitmq import RabbitMQ, free_port
+from tests.support.rabbitmq import RabbitMQ
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
@@ -360,11 +361,15 @@ class TestPublishing:
                 [delivery] = await take(broker)
                 await delivery.ack()
 
+    @pytest.mark.xdist_group("mortal-rabbitmq")
     async def test_a_memory_alarm_delays_events_and_loses_none(
-        self, settings: Settings, rabbitmq: RabbitMQ
+        self, settings: Settings, mortal_rabbitmq: RabbitMQ
     ) -> None:
+        url = mortal_rabbitmq.url(mortal_rabbitmq.new_vhost())
+        settings = with_amqp(settings, url=url, management_url=mortal_rabbitmq.management_url)
+        await declare.declare(settings)
         async with running(with_amqp(settings, publish_timeout=1)) as broker:
-            with rabbitmq.memory_alarm():
+            with mortal_rabbitmq.memory_alarm():
                 tasks = [asyncio.create_task(broker.publisher.publish(an_end(n))) for n in range(20)]
                 done, _ = await asyncio.wait(tasks, timeout=3)
                 assert not done

@@ -14,10 +14,11 @@ import pytest
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.ids import build_id_of
 from tests.support.consumer import COMMAND, Consumer, a_request
-from tests.support.rabbitmq import RabbitMQ, free_port
+from tests.support.ports import free_port
+from tests.support.rabbitmq import RabbitMQ
 from tests.support.waiting import eventually_blocking
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(180), pytest.mark.xdist_group("command-line")]
 
 
 @pytest.fixture(scope="module")

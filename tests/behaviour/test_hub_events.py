@@ -20,9 +20,9 @@ from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Accepted, Completed, Gap, Log, LogLine, Phase, Progress, Rejected
 from rabbit2docker_schemas.reasons import RejectReason
 from rabbit2docker_schemas.requests import BuildRequest
-from tests.support import rabbitmq as brokers
+from tests.support.ports import free_port
 from tests.support.proxy import Proxy
-from tests.support.rabbitmq import RabbitMQ, free_port
+from tests.support.rabbitmq import RabbitMQ
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
@@ -336,26 +336,31 @@ class TestBadDays:
             assert kinds(await late.to_the_end()) == ["completed"]
 
     @pytest.mark.parametrize("name", [None, "default"])
-    async def test_a_broker_that_is_killed_and_comes_back_loses_nothing(self, name: str | None) -> None:
-        with brokers.running() as broker:
-            broker.settle()
-            vhost = broker.new_vhost()
-            amqp = AmqpSettings.model_validate(
-                {"url": broker.url(vhost), "management_url": broker.management_url, "heartbeat": 5}
-            )
-            settings = Settings(amqp=amqp)
-            await declare.declare(settings)
-            async with (
-                publishing(settings, wait_seconds=60) as publisher,
-                BuildEvents(amqp, name=name) as events,
-            ):
-                reader = Reader(events.of_build(BUILD))
-                await publish(publisher, accepted(), lines(0, 3))
-                await reader.has(2)
-                await asyncio.to_thread(broker.kill)
-                await asyncio.to_thread(broker.start_again)
-                await asyncio.wait_for(publish(publisher, lines(3, 3), the_end(count=6)), 90)
-                told = await reader.to_the_end()
+    @pytest.mark.xdist_group("mortal-rabbitmq")
+    async def test_a_broker_that_is_killed_and_comes_back_loses_nothing(
+        self, name: str | None, mortal_rabbitmq: RabbitMQ
+    ) -> None:
+        vhost = mortal_rabbitmq.new_vhost()
+        amqp = AmqpSettings.model_validate(
+            {
+                "url": mortal_rabbitmq.url(vhost),
+                "management_url": mortal_rabbitmq.management_url,
+                "heartbeat": 5,
+            }
+        )
+        settings = Settings(amqp=amqp)
+        await declare.declare(settings)
+        async with (
+            publishing(settings, wait_seconds=60) as publisher,
+            BuildEvents(amqp, name=name) as events,
+        ):
+            reader = Reader(events.of_build(BUILD))
+            await publish(publisher, accepted(), lines(0, 3))
+            await reader.has(2)
+            await asyncio.to_thread(mortal_rabbitmq.kill)
+            await asyncio.to_thread(mortal_rabbitmq.start_again)
+            await asyncio.wait_for(publish(publisher, lines(3, 3), the_end(count=6)), 90)
+            told = await reader.to_the_end()
         assert numbers(told) == list(range(6))
         assert kinds(told)[-1] == "completed"
 

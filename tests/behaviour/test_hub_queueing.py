@@ -20,7 +20,8 @@ from tests.behaviour.conftest import MakeHub
 from tests.faults.conftest import MakeConsumer, ask
 from tests.support.consumer import a_request
 from tests.support.hub_service import HubService, Sent, build_path, texts
-from tests.support.rabbitmq import RabbitMQ, free_port
+from tests.support.ports import free_port
+from tests.support.rabbitmq import RabbitMQ
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(240)]

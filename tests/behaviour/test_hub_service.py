@@ -18,9 +18,9 @@ from tests.behaviour.conftest import MakeHub
 from tests.faults.conftest import MakeConsumer
 from tests.support.consumer import Consumer
 from tests.support.hub_service import HubService, Sent, build_path, parse, texts
+from tests.support.ports import free_port
 from tests.support.promises import captured, check_promises, ends_of
 from tests.support.proxy import Proxy
-from tests.support.rabbitmq import free_port
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(240)]

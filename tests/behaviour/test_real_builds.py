@@ -38,7 +38,12 @@ from tests.support.repositories import (
 from tests.support.stories import Story, asked, build
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.docker, pytest.mark.broker, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.broker,
+    pytest.mark.timeout(300),
+    pytest.mark.xdist_group("real-builds"),
+]
 
 PREFIX = os.environ.get("RABBIT2DOCKER_IMAGES__PREFIX", "")
 # Nothing that repo2docker's own Dockerfile runs in it does anything: no package can be had in a test.

@@ -29,7 +29,7 @@ from rabbit2docker_schemas.requests import BuildRequest
 from tests.contract.test_binder_stream import BUILD, PATH, accepted, completed, lines
 from tests.support.hub_api import Api, happened
 from tests.support.hub_service import MemoryBuilds, Viewer, a_store, serving
-from tests.support.rabbitmq import free_port
+from tests.support.ports import free_port
 
 TOKENS = {"ci": "a-secret", "bot": "another-secret"}
 USERS = {

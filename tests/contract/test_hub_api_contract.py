@@ -18,7 +18,7 @@ from rabbit2docker_schemas.reasons import RejectReason
 from tests.contract.test_binder_stream import BUILD, IMAGE, accepted, completed, failed, lines, rejected
 from tests.support.hub_api import Api, happened, kinds, lines_of, shape
 from tests.support.hub_service import AWAY, MemoryBuilds, a_store, serving
-from tests.support.rabbitmq import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 GH = {"provider": "gh", "spec": "ada/thesis/HEAD"}

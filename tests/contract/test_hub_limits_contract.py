@@ -17,7 +17,7 @@ from rabbit2docker.hub.web import queue_position
 from rabbit2docker.hub.web.build_tokens import mint
 from tests.contract.test_binder_stream import BUILD, PATH, accepted, completed
 from tests.support.hub_service import MemoryBuilds, Sent, Viewer, a_store, parse, serving
-from tests.support.rabbitmq import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 ADA, BOB, ROOT = ({"Authorization": f"Bearer {name}-secret"} for name in ("ada", "bob", "root"))

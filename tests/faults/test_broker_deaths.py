@@ -1,14 +1,12 @@
 """RabbitMQ goes away in every way it can, and nothing is lost."""
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.events import Completed
 from tests.faults.conftest import MakeConsumer, ask
-from tests.support import rabbitmq as brokers
 from tests.support.consumer import a_request
 from tests.support.promises import captured, check_promises, ends_of, lines_of
 from tests.support.proxy import Proxy
@@ -18,33 +16,33 @@ from tests.support.waiting import eventually
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
 
 
-@pytest.fixture(scope="module")
-def mortal() -> Iterator[RabbitMQ]:
-    """A broker that tests may kill."""
-    with brokers.running() as broker:
-        broker.settle()
-        yield broker
+MORTAL = pytest.mark.xdist_group("mortal-rabbitmq")
 
 
 async def ended(amqp: AmqpSettings, count: int) -> bool:
     return len(ends_of(await captured(amqp))) >= count
 
 
+@MORTAL
 async def test_rabbitmq_killed_during_builds_loses_no_request_and_no_line(
-    make_consumer: MakeConsumer, mortal: RabbitMQ
+    make_consumer: MakeConsumer, mortal_rabbitmq: RabbitMQ
 ) -> None:
     amqp = AmqpSettings.model_validate(
-        {"url": mortal.url(mortal.new_vhost()), "management_url": mortal.management_url, "heartbeat": 5}
+        {
+            "url": mortal_rabbitmq.url(mortal_rabbitmq.new_vhost()),
+            "management_url": mortal_rabbitmq.management_url,
+            "heartbeat": 5,
+        }
     )
     consumer = make_consumer(amqp_settings=amqp)
     consumer.start_and_wait()
     names = [f"build-{n}" for n in range(5)]
     await ask(Settings(amqp=amqp), *[a_request(name, lines=300, every=0.02) for name in names])
     await eventually(lambda: len(consumer.records()) == len(names))
-    await asyncio.to_thread(mortal.kill)
+    await asyncio.to_thread(mortal_rabbitmq.kill)
     await eventually(lambda: not consumer.is_ready())
     assert not consumer.has_ended()
-    await asyncio.to_thread(mortal.start_again)
+    await asyncio.to_thread(mortal_rabbitmq.start_again)
     await eventually(lambda: ended(amqp, len(names)), seconds=180)
     events = await captured(amqp)
     ends = check_promises(events, names)
@@ -116,17 +114,22 @@ async def test_a_wrong_password_is_named_and_ends_the_consumer(
     assert "Traceback" not in said
 
 
+@MORTAL
 async def test_a_memory_alarm_holds_events_back_and_loses_none(
-    make_consumer: MakeConsumer, mortal: RabbitMQ
+    make_consumer: MakeConsumer, mortal_rabbitmq: RabbitMQ
 ) -> None:
     amqp = AmqpSettings.model_validate(
-        {"url": mortal.url(mortal.new_vhost()), "management_url": mortal.management_url, "heartbeat": 5}
+        {
+            "url": mortal_rabbitmq.url(mortal_rabbitmq.new_vhost()),
+            "management_url": mortal_rabbitmq.management_url,
+            "heartbeat": 5,
+        }
     )
     consumer = make_consumer(amqp_settings=amqp)
     consumer.start_and_wait()
     await ask(Settings(amqp=amqp), a_request("one", lines=200, every=0.02))
     await eventually(consumer.records)
-    with mortal.memory_alarm():
+    with mortal_rabbitmq.memory_alarm():
         await asyncio.sleep(6)
         assert not consumer.has_ended()
     await eventually(lambda: ended(amqp, 1))

@@ -145,7 +145,7 @@ async def test_a_builder_that_ended_while_nobody_was_there_is_told_at_the_next_s
     consumer = make_consumer()
     consumer.start_and_wait()
     await ask(settings, a_request("one", lines=30, every=0.05))
-    await eventually(consumer.records)
+    await eventually(lambda: [path for path in consumer.records() if (path.parent / "process.json").exists()])
     consumer.kill()
     [record] = consumer.records()
     await eventually((record.parent / "result.json").exists)

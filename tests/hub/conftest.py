@@ -18,7 +18,7 @@ import pytest
 from rabbit2docker.settings import AmqpSettings
 from tests.faults.conftest import make_consumer
 from tests.support.hub_service import Viewer
-from tests.support.rabbitmq import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 __all__ = ["make_consumer"]

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.requests import BuildRequest
-from tests.support.rabbitmq import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import eventually_blocking
 
 COMMAND = Path(sys.executable).with_name("rabbit2docker")
@@ -117,7 +117,9 @@ class Consumer:
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
     def records(self) -> list[Path]:
-        return sorted((self.directory / "state" / "attempts").glob("*/build.json"))
+        """Return the attempts that are on disk; one that is being written has a temporary, hidden name."""
+        found = (self.directory / "state" / "attempts").glob("*/build.json")
+        return sorted(path for path in found if not path.parent.name.startswith("."))
 
     def builder_log(self) -> str:
         """Return what all builders have written."""

@@ -29,7 +29,7 @@ from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.ids import RequestId
 from rabbit2docker_schemas.requests import BuildRequest
 from tests.support.consumer import COMMAND, COMMIT
-from tests.support.rabbitmq import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import eventually_blocking
 
 PATIENCE = aiohttp.ClientTimeout(total=120)

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
-from testcontainers.core.container import DockerContainer
 
-from tests.support.rabbitmq import free_port
+from tests.support.containers import Container, shared
 from tests.support.waiting import eventually_blocking
 
 IMAGE = os.environ.get("RABBIT2DOCKER_TEST_POSTGRES_IMAGE", "postgres:17")
@@ -16,14 +15,27 @@ PASSWORD = "not-a-secret"
 
 
 class PostgreSQL:
-    """One server. Its port is fixed, so that it is found again after a restart."""
+    """One server in a container."""
 
-    def __init__(self) -> None:
-        self.port = free_port()
-        self.container = DockerContainer(IMAGE).with_bind_ports(5432, self.port)
-        self.container.with_env("POSTGRES_PASSWORD", PASSWORD)
+    def __init__(self, container: Container) -> None:
+        self.container = container
+        self.port = container.ports[5432]
+
+    @classmethod
+    def start(cls) -> "PostgreSQL":
+        """Start one and wait until it is ready."""
         # What a test writes need not survive this machine.
-        self.container.with_command("postgres -c fsync=off -c max_connections=200")
+        command = "postgres -c fsync=off -c max_connections=400"
+        server = cls(
+            Container.start(IMAGE, [5432], command=command, environment={"POSTGRES_PASSWORD": PASSWORD})
+        )
+        eventually_blocking(server.is_ready, seconds=180)
+        return server
+
+    @classmethod
+    def shared(cls) -> "PostgreSQL":
+        """Return the server that all tests of a run share."""
+        return cls(shared("postgresql", lambda: cls.start().container))
 
     def url(self, database: str, *, password: str = PASSWORD, port: int | None = None) -> str:
         return f"postgresql://postgres:{password}@127.0.0.1:{port or self.port}/{database}"
@@ -48,17 +60,18 @@ class PostgreSQL:
         self.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def kill(self) -> None:
-        self.container.get_wrapped_container().kill()
+        self.container.kill()
 
     def start_again(self) -> None:
-        self.container.get_wrapped_container().start()
+        self.container.restart()
         eventually_blocking(self.is_ready, seconds=60)
 
 
 @contextmanager
 def running() -> Iterator[PostgreSQL]:
-    """Run a server."""
-    server = PostgreSQL()
-    with server.container:
-        eventually_blocking(server.is_ready, seconds=120)
+    """Run a server of one's own."""
+    server = PostgreSQL.start()
+    try:
         yield server
+    finally:
+        server.container.remove()

@@ -2,36 +2,19 @@
 
 import json
 import os
-import random
-import socket
 import urllib.error
 import urllib.request
 import uuid
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from testcontainers.core.container import DockerContainer
-
+from tests.support.containers import Container, shared
 from tests.support.waiting import eventually_blocking
 
 IMAGE = os.environ.get("RABBIT2DOCKER_TEST_RABBITMQ_IMAGE", "rabbitmq:4-management")
-
-
-_given: set[int] = set()
-
-
-def free_port() -> int:
-    """Return a port that nobody has, below those that outgoing connections might take before it is listened on."""
-    while True:
-        port = random.randrange(11_000, 20_000)
-        if port in _given:
-            continue
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            _given.add(port)
-            return port
 
 
 class Management:
@@ -68,13 +51,24 @@ class Management:
 
 
 class RabbitMQ(Management):
-    """One broker. Its ports are fixed, so that it is found again after a restart."""
+    """One broker in a container."""
 
-    def __init__(self) -> None:
-        self.port, self.management_port = free_port(), free_port()
-        super().__init__(f"http://guest:guest@127.0.0.1:{self.management_port}/")
-        self.container = DockerContainer(IMAGE).with_bind_ports(5672, self.port)
-        self.container.with_bind_ports(15672, self.management_port)
+    def __init__(self, container: Container) -> None:
+        self.container = container
+        self.port = container.ports[5672]
+        super().__init__(f"http://guest:guest@127.0.0.1:{container.ports[15672]}/")
+
+    @classmethod
+    def start(cls) -> "RabbitMQ":
+        """Start one and wait until it is ready."""
+        broker = cls(Container.start(IMAGE, [5672, 15672]))
+        broker.wait_until_ready()
+        return broker
+
+    @classmethod
+    def shared(cls) -> "RabbitMQ":
+        """Return the broker that all tests of a run share."""
+        return cls(shared("rabbitmq", lambda: cls.start().container))
 
     @property
     def management_url(self) -> str:
@@ -83,10 +77,13 @@ class RabbitMQ(Management):
     def url(self, vhost: str, *, user: str = "guest:guest", port: int | None = None) -> str:
         return f"amqp://{user}@127.0.0.1:{port or self.port}/{quote(vhost, safe='')}"
 
+    def _ctl(self, *arguments: str) -> tuple[int, bytes]:
+        return self.container.execute("rabbitmqctl", *arguments)
+
     def is_ready(self) -> bool:
         try:
             self.api("GET", "overview")
-            return not self.container.exec(["rabbitmqctl", "await_startup", "--timeout", "1"]).exit_code
+            return self._ctl("await_startup", "--timeout", "1")[0] == 0
         except OSError:
             return False
 
@@ -103,24 +100,11 @@ class RabbitMQ(Management):
 
     def depth(self, vhost: str, queue: str) -> int:
         """Return how many messages a queue holds, in hand or not; exact, unlike the API's statistics."""
-        answer = self.container.exec(
-            [
-                "rabbitmqctl",
-                "--quiet",
-                "list_queues",
-                "--vhost",
-                vhost,
-                "name",
-                "messages",
-                "--formatter",
-                "json",
-            ]
+        _, output = self._ctl(
+            "--quiet", "list_queues", "--vhost", vhost, "name", "messages", "--formatter", "json"
         )
-        depths = {item["name"]: item["messages"] for item in json.loads(answer.output)}
+        depths = {item["name"]: item["messages"] for item in json.loads(output)}
         return int(depths[queue])
-
-    def close_connections(self) -> None:
-        self.container.exec(["rabbitmqctl", "--quiet", "close_all_connections", "test"])
 
     def settle(self) -> None:
         """Have it write down what it knows of streams in general.
@@ -131,20 +115,20 @@ class RabbitMQ(Management):
         arguments = {"x-queue-type": "stream"}
         self.api("PUT", f"queues/{vhost}/first", {"durable": True, "arguments": arguments})
         for command in ("stop_app", "start_app"):
-            assert not self.container.exec(["rabbitmqctl", command]).exit_code
+            assert self._ctl(command)[0] == 0
         self.wait_until_ready()
 
     def kill(self) -> None:
-        self.container.get_wrapped_container().kill()
+        self.container.kill()
 
     def start_again(self) -> None:
-        self.container.get_wrapped_container().start()
+        self.container.restart()
         self.wait_until_ready()
 
     @contextmanager
     def memory_alarm(self) -> Iterator[None]:
         def set_watermark(value: str) -> None:
-            self.container.exec(["rabbitmqctl", "set_vm_memory_high_watermark", value])
+            self._ctl("set_vm_memory_high_watermark", value)
 
         set_watermark("0.000001")
         try:
@@ -155,8 +139,9 @@ class RabbitMQ(Management):
 
 @contextmanager
 def running() -> Iterator[RabbitMQ]:
-    """Run a broker."""
-    rabbitmq = RabbitMQ()
-    with rabbitmq.container:
-        rabbitmq.wait_until_ready()
-        yield rabbitmq
+    """Run a broker of one's own."""
+    broker = RabbitMQ.start()
+    try:
+        yield broker
+    finally:
+        broker.container.remove()

@@ -1,0 +1,117 @@
+"""Containers that tests start, and those that all workers of a parallel run share.
+
+A run has a directory, named by an environment variable that its workers inherit. Every container carries the name
+of that directory as a label; the process that began the run removes what carries it, also when a worker crashed.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import docker
+
+from tests.support.ports import free_port
+
+_RUN = "RABBIT2DOCKER_TEST_RUN"
+_LABEL = "rabbit2docker-test-run"
+_USED = "used"
+
+
+@cache
+def _engine() -> docker.DockerClient:
+    return docker.from_env(timeout=180)
+
+
+def run_directory() -> Path:
+    """Return the directory of this run."""
+    return Path(os.environ[_RUN])
+
+
+def begin_run() -> Callable[[], None]:
+    """Begin a run in this process and its children; return what ends it."""
+    directory = Path(tempfile.mkdtemp(prefix="rabbit2docker-tests-"))
+    os.environ[_RUN] = str(directory)
+
+    def end() -> None:
+        if (directory / _USED).exists():
+            for container in _engine().containers.list(
+                all=True, filters={"label": f"{_LABEL}={directory.name}"}
+            ):
+                container.remove(force=True, v=True)
+        shutil.rmtree(directory)
+
+    return end
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """One container. Its ports are fixed, so that it is found again after a restart."""
+
+    id: str
+    ports: dict[int, int] = field(default_factory=dict)
+    """Ports inside, and those of loopback they are published at."""
+
+    @classmethod
+    def start(
+        cls,
+        image: str,
+        ports: Sequence[int],
+        *,
+        command: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> "Container":
+        """Start one; return before it is ready."""
+        published = {inside: free_port() for inside in ports}
+        engine, run = _engine(), run_directory()
+        (run / _USED).touch()
+        started = engine.containers.run(
+            image,
+            command,
+            detach=True,
+            environment=dict(environment or {}),
+            labels={_LABEL: run.name},
+            ports={f"{inside}/tcp": ("127.0.0.1", outside) for inside, outside in published.items()},
+        )
+        return cls(str(started.id), published)
+
+    @property
+    def _container(self) -> Any:
+        return _engine().containers.get(self.id)
+
+    def execute(self, *command: str) -> tuple[int, bytes]:
+        """Run a command in it; return the exit code and the output."""
+        exit_code, output = self._container.exec_run(list(command))
+        return exit_code, output
+
+    def kill(self) -> None:
+        """Kill it; `restart` starts it again with what it has on disk."""
+        self._container.kill()
+
+    def restart(self) -> None:
+        """Start it again after `kill`."""
+        self._container.start()
+
+    def remove(self) -> None:
+        """Remove it with its data."""
+        self._container.remove(force=True, v=True)
+
+
+def shared(name: str, start: Callable[[], Container]) -> Container:
+    """Return the run's container of that name; the first worker that asks starts it and the others wait.
+
+    `start` returns once the container is ready. It must not be stopped before the run ends.
+    """
+    note = run_directory() / f"{name}.json"
+    with note.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not note.exists():
+            note.write_text(json.dumps(asdict(start())))
+        data = json.loads(note.read_text())
+    return Container(data["id"], {int(inside): outside for inside, outside in data["ports"].items()})
