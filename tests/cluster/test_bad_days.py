@@ -1,4 +1,4 @@
-"""What goes wrong on a real cluster ends each build once, for a reason that a person understands, and leaves nothing."""
+"""Failures of a real cluster: each build ends once, for a reason that a person understands, and leaves nothing."""
 
 import asyncio
 import json
@@ -59,22 +59,24 @@ def ours() -> None:
 
 
 def waits(story: Story) -> list[str]:
-    """Return what was told of why the build did not run yet."""
+    """Return the published reasons for which the build did not run yet."""
     return [progress.detail.waiting_for for progress in story.progress if progress.detail.waiting_for]
 
 
 class TestPodsThatNeverStart:
-    async def test_a_missing_push_secret_is_named(self, site: Site, start: Start) -> None:
+    async def test_a_build_whose_push_secret_is_missing_fails_and_names_it(
+        self, site: Site, start: Start
+    ) -> None:
         start(**GIVES_UP, RABBIT2DOCKER_KUBERNETES__PUSH_SECRET="no-such-secret")
         story = await build(site.amqp, site.quick("no-secret").spec())
         assert story.failed.reason == "pod_misconfigured"
         assert story.failed.category == "operator"
         assert "no-such-secret" in story.failed.message
         assert any("no-such-secret" in text for text in waits(story)), (
-            "it is told while there is time to mend it"
+            "the reason is published while there is time to mend it"
         )
 
-    async def test_a_secret_that_comes_late_is_in_time(self, site: Site, start: Start) -> None:
+    async def test_a_build_waits_for_a_push_secret_that_comes_late(self, site: Site, start: Start) -> None:
         start(RABBIT2DOCKER_KUBERNETES__PUSH_SECRET="late")
         async with asked(site.amqp, site.quick("late-secret").spec()) as request:
             await request.until(lambda event: "late" in str(getattr(event.data, "detail", "")))
@@ -90,20 +92,24 @@ class TestPodsThatNeverStart:
             story = await request.story()
         assert story.completed.digest
 
-    async def test_a_builder_image_that_cannot_be_pulled_is_named(self, site: Site, start: Start) -> None:
+    async def test_a_build_whose_builder_image_cannot_be_pulled_fails_and_names_it(
+        self, site: Site, start: Start
+    ) -> None:
         image = f"{REGISTRY}/no-such-image:1"
         start(**GIVES_UP, RABBIT2DOCKER_BUILDER__IMAGE=image)
         story = await build(site.amqp, site.quick("no-image").spec())
         assert story.failed.reason == "builder_image_unavailable"
         assert image in story.failed.message
 
-    async def test_an_image_that_is_no_builder_is_told(self, site: Site, start: Start) -> None:
+    async def test_a_build_whose_builder_image_has_no_python_fails_and_says_so(
+        self, site: Site, start: Start
+    ) -> None:
         start(**GIVES_UP, RABBIT2DOCKER_BUILDER__IMAGE=f"{IMAGES}busybox:1")
         story = await build(site.amqp, site.quick("no-builder").spec())
         assert story.failed.reason == "pod_misconfigured"
         assert "python3" in story.failed.message
 
-    async def test_without_docker_api_a_build_waits_and_then_says_why_it_ended(
+    async def test_a_build_without_docker_api_waits_and_then_fails_with_no_node(
         self, site: Site, start: Start
     ) -> None:
         site.remove_docker_api()
@@ -130,7 +136,7 @@ class TestPodsThatNeverStart:
             site.provide_docker_api()
         assert story.completed.attempt == 1
 
-    async def test_what_waits_can_be_cancelled(self, site: Site, start: Start) -> None:
+    async def test_a_build_that_waits_for_a_node_can_be_cancelled(self, site: Site, start: Start) -> None:
         start(RABBIT2DOCKER_KUBERNETES__NODE_SELECTOR='{"no": "node"}')
         async with asked(site.amqp, site.quick("waits").spec()) as request:
             await request.until(lambda event: "Waiting for a node" in str(getattr(event.data, "message", "")))
@@ -168,13 +174,13 @@ class TestPodsThatEndEarly:
         assert story.completed.attempt == 2
         assert any(progress.detail.failed_reason == "evicted" for progress in story.progress)
 
-    async def test_a_builder_out_of_memory_is_told(self, site: Site, start: Start) -> None:
+    async def test_a_builder_that_runs_out_of_memory_is_reported(self, site: Site, start: Start) -> None:
         start(RABBIT2DOCKER_KUBERNETES__MEMORY_LIMIT="30Mi", RABBIT2DOCKER_KUBERNETES__MEMORY_REQUEST="30Mi")
         story = await build(site.amqp, site.quick("memory").spec())
         assert story.failed.reason == "builder_out_of_memory"
         assert "memory" in story.failed.message
 
-    async def test_cancelling_ends_the_step_in_the_engine_too(self, site: Site, start: Start) -> None:
+    async def test_cancelling_a_build_ends_its_step_in_the_engine(self, site: Site, start: Start) -> None:
         start()
         repo = site.slow(300, "cancelled")
         async with asked(site.amqp, repo.spec()) as request:
@@ -185,7 +191,7 @@ class TestPodsThatEndEarly:
         assert story.end.kind == "cancelled"
         await eventually(lambda: not steps_running(site.step_of("cancelled")))
 
-    async def test_a_build_beyond_its_limit_is_ended(self, site: Site, start: Start) -> None:
+    async def test_a_build_beyond_its_time_limit_is_ended(self, site: Site, start: Start) -> None:
         start()
         story = await build(site.amqp, site.slow(300, "limit").spec(), timeout_seconds=12)
         assert story.failed.reason == "timeout"
