@@ -1,6 +1,6 @@
 """The schema of the chart's values: `values.schema.yaml` and, as `config`, the settings of the consumer.
 
-`python -m deploy.helm.schema` writes it into the chart; with `--check` it only tells whether it is up to date. What the
+`python -m deploy.helm.schema` writes it into the chart; with `--check` it only compares. What the
 chart sets itself is in it nevertheless: the templates refuse it with a sentence, which a schema cannot.
 """
 
