@@ -8,7 +8,6 @@ from typing import Final
 
 import structlog
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST
 
 from rabbit2docker import metrics
 from rabbit2docker.errors import ConfigurationError
@@ -97,4 +96,4 @@ class Health:
         )
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return web.Response(body=metrics.render(), headers={"Content-Type": metrics.CONTENT_TYPE})

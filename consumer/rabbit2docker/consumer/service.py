@@ -14,7 +14,6 @@ from rabbit2docker.consumer.attempt_cache import AttemptCache
 from rabbit2docker.consumer.cleaner import Cleaner
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.executors.base import Executor
-from rabbit2docker.consumer.executors.local.executor import LocalExecutor
 from rabbit2docker.consumer.following.follower import FollowerContext
 from rabbit2docker.consumer.following.supervisor import FollowerSupervisor
 from rabbit2docker.consumer.health import Check, Health
@@ -40,18 +39,22 @@ DRAIN_SECONDS: Final = 8.0
 
 def make_executor(settings: Settings) -> Executor:
     """Return the executor that the settings name; raises ConfigurationError."""
-    match settings.executor:
-        case ExecutorKind.LOCAL:
-            return LocalExecutor(settings)
-        case ExecutorKind.KUBERNETES:
-            # Imported here: its library is an extra, and takes a while to import.
-            try:
+    # Imported only here: an installation has the packages of the executor that it uses.
+    try:
+        match settings.executor:
+            case ExecutorKind.LOCAL:
+                from rabbit2docker.consumer.executors.local.executor import LocalExecutor
+
+                return LocalExecutor(settings)
+            case ExecutorKind.KUBERNETES:
                 from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor
-            except ImportError as error:
-                raise ConfigurationError(
-                    f"The kubernetes executor needs {error.name}: pip install 'rabbit2docker[kubernetes]'."
-                ) from error
-            return KubernetesExecutor(settings)
+
+                return KubernetesExecutor(settings)
+    except ModuleNotFoundError as error:
+        kind = settings.executor
+        raise ConfigurationError(
+            f"The {kind} executor needs {error.name}: pip install 'rabbit2docker[{kind}]'."
+        ) from error
 
 
 class Service:
