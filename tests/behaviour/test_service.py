@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -298,18 +299,23 @@ class TestBuildEnds:
 
 class TestCancel:
     async def test_a_request_cancelled_while_it_waits_for_a_slot_is_rejected(
-        self, make_consumer: MakeConsumer, amqp: AmqpSettings, settings: Settings
+        self, make_consumer: MakeConsumer, amqp: AmqpSettings, settings: Settings, tmp_path: Path
     ) -> None:
         """The cancel queue is consumed while no slot is free."""
         consumer = make_consumer(RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS="1")
         await asyncio.to_thread(consumer.start_and_wait)
-        await ask(settings, a_request("first", lines=300, every=0.05))
+        release = tmp_path / "release"
+        await ask(settings, a_request("first", hold=release))
         await answers(amqp)
         await ask(settings, a_request("second"))
         async with publishing(settings, wait_seconds=20) as publisher:
             await RequestPublisher(publisher, "default").cancel(
                 CancelRequest(request_id="second", requester="ada")
             )
+        # Its request is not taken yet, so the cancel goes to the retry ladder.
+        retried = 'rabbit2docker_requests_settled_total{outcome="retried"} 1.0'
+        await eventually(lambda: retried in consumer.get("/metrics")[1])
+        release.touch()
         rejected = (await answers(amqp, 2))[1]
         assert isinstance(rejected, Rejected)
         assert rejected.reason == "cancelled"
@@ -359,30 +365,35 @@ class TestCapacity:
         settings: Settings,
         rabbitmq: RabbitMQ,
         vhost: str,
+        tmp_path: Path,
     ) -> None:
         consumer = make_consumer(RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS="2")
         await asyncio.to_thread(consumer.start_and_wait)
         names = [f"r{n}" for n in range(6)]
-        await ask(settings, *[a_request(name, lines=200, every=0.05) for name in names])
+        release = tmp_path / "release"
+        await ask(settings, *[a_request(name, hold=release) for name in names])
         await answers(amqp, 2)
         await eventually(lambda: rabbitmq.depth(vhost, "builds.requests") == 4)
         ready = json.loads(consumer.get("/health/ready")[1])
         assert ready["ok"]
         assert "all slots are taken" in json.dumps(ready)
+        release.touch()
         await all_ended(amqp, 6)
         check_promises(await captured(amqp), names)
 
     async def test_interactive_requests_overtake_bulk_ones(
-        self, make_consumer: MakeConsumer, amqp: AmqpSettings, settings: Settings
+        self, make_consumer: MakeConsumer, amqp: AmqpSettings, settings: Settings, tmp_path: Path
     ) -> None:
         consumer = make_consumer(RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS="1")
         await asyncio.to_thread(consumer.start_and_wait)
-        await ask(settings, a_request("first", lines=300, every=0.05))
+        release = tmp_path / "release"
+        await ask(settings, a_request("first", hold=release))
         await answers(amqp)
         async with publishing(settings, wait_seconds=20) as publisher:
             requester = RequestPublisher(publisher, "default")
             await requester.request(a_request("bulk"), Priority.BULK)
             await requester.request(a_request("quick"), Priority.INTERACTIVE)
+        release.touch()
         found = await answers(amqp, 2)
         assert [answer.request_id for answer in found] == ["first", "quick"]
         consumer.stop()

@@ -1,12 +1,17 @@
-"""Builds nothing. Build arguments say what it does: LINES, EVERY (seconds), FAIL (a step's exit code), SAY, STUBBORN."""
+"""Builds nothing. Build arguments control it:
+
+LINES and EVERY (seconds), SAY (text to print first), HOLD (a file: do not end before it exists),
+FAIL (exit code of a step), STUBBORN (ignore SIGTERM).
+"""
 
 import json
 import signal
 import sys
 import time
+from pathlib import Path
 
 
-def tell(phase: str, message: str) -> None:
+def report(phase: str, message: str) -> None:
     print(json.dumps({"message": message, "phase": phase}), flush=True)
 
 
@@ -16,18 +21,20 @@ def main() -> None:
     options = dict(pair.split("=", 1) for pair in pairs)
     if options.get("STUBBORN"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    tell("fetching", "Cloning into 'somewhere'...\n")
+    report("fetching", "Cloning into 'somewhere'...\n")
     for line in options.get("SAY", "").splitlines():
-        tell("building", f"{line}\n")
+        report("building", f"{line}\n")
     lines, every = int(options.get("LINES", "5")), float(options.get("EVERY", "0"))
     began = time.monotonic()
     for number in range(lines):
-        tell("building", f"line {number} of the build\n")
+        report("building", f"line {number} of the build\n")
         if every:
-            # Against the clock, so that a rate is kept however long the lines take.
+            # Relative to the start, so that the rate is kept however long the lines take.
             time.sleep(max(0.0, began + (number + 1) * every - time.monotonic()))
+    while "HOLD" in options and not Path(options["HOLD"]).exists():
+        time.sleep(0.05)
     if code := options.get("FAIL"):
-        tell(
+        report(
             "building",
             f'ERROR: process "/bin/sh -c make it so" did not complete successfully: exit code: {code}\n',
         )
