@@ -17,7 +17,7 @@ from rabbit2docker.consumer.executors.base import (
 )
 from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor, informer
 from rabbit2docker.consumer.executors.kubernetes import executor as executor_module
-from tests.behaviour.test_executors import ONE, in_state, left, synced, told
+from tests.behaviour.test_executors import ONE, first_change, in_state, left, synced
 from tests.support.kube.replicas import Replicas
 from tests.support.records import a_spec
 from tests.support.waiting import eventually
@@ -135,7 +135,7 @@ async def test_a_watch_that_falls_silent_is_opened_anew(
         await watched(kube)
         silence_all(kube)
         kube.end(ONE)
-        await told(executor, is_ended(ONE))
+        await first_change(executor, is_ended(ONE))
 
 
 async def test_a_replica_whose_watch_is_silent_for_long_says_so_until_it_hears_again(

@@ -1,7 +1,6 @@
-"""Builds nothing. Build arguments control it:
+"""A fake repo2docker that builds nothing.
 
-LINES and EVERY (seconds), SAY (text to print first), HOLD (a file: do not end before it exists),
-FAIL (exit code of a step), STUBBORN (ignore SIGTERM).
+Build arguments control it: LINES, EVERY (seconds), FAIL (exit code of a step), SAY (extra lines), STUBBORN.
 """
 
 import json
@@ -11,7 +10,7 @@ import time
 from pathlib import Path
 
 
-def report(phase: str, message: str) -> None:
+def log(phase: str, message: str) -> None:
     print(json.dumps({"message": message, "phase": phase}), flush=True)
 
 
@@ -21,20 +20,18 @@ def main() -> None:
     options = dict(pair.split("=", 1) for pair in pairs)
     if options.get("STUBBORN"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    report("fetching", "Cloning into 'somewhere'...\n")
+    log("fetching", "Cloning into 'somewhere'...\n")
     for line in options.get("SAY", "").splitlines():
-        report("building", f"{line}\n")
+        log("building", f"{line}\n")
     lines, every = int(options.get("LINES", "5")), float(options.get("EVERY", "0"))
-    began = time.monotonic()
+    started = time.monotonic()
     for number in range(lines):
-        report("building", f"line {number} of the build\n")
+        log("building", f"line {number} of the build\n")
         if every:
-            # Relative to the start, so that the rate is kept however long the lines take.
-            time.sleep(max(0.0, began + (number + 1) * every - time.monotonic()))
-    while "HOLD" in options and not Path(options["HOLD"]).exists():
-        time.sleep(0.05)
+            # Against the clock, to keep the rate whatever time the lines take.
+            time.sleep(max(0.0, started + (number + 1) * every - time.monotonic()))
     if code := options.get("FAIL"):
-        report(
+        log(
             "building",
             f'ERROR: process "/bin/sh -c make it so" did not complete successfully: exit code: {code}\n',
         )
