@@ -55,7 +55,7 @@ async def test_a_state_directory_that_cannot_be_made_is_a_wrong_setting(tmp_path
 async def test_a_record_whose_service_died_before_the_builder_started_gets_one(stage: LocalStage) -> None:
     dying = state_directory.StateDirectory(stage.state)
     await asyncio.to_thread(dying.open)
-    await asyncio.to_thread(dying.make, a_spec(ONE), AttemptStatus(), {})
+    await asyncio.to_thread(dying.create, a_spec(ONE), AttemptStatus(), {})
     await asyncio.to_thread(dying.close)
     stage.prepare(ONE)
     async with stage.service() as executor:
@@ -222,7 +222,7 @@ async def test_a_full_disk_is_said_and_passes(stage: LocalStage, monkeypatch: py
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         with monkeypatch.context() as patch:
-            patch.setattr(state_directory, "write_whole", full)
+            patch.setattr(state_directory, "write_atomically", full)
             with pytest.raises(ExecutorUnavailable, match="is full"):
                 await make(stage, executor, "build-two")
             with pytest.raises(ExecutorUnavailable, match="is full"):

@@ -127,7 +127,7 @@ class People:
 
     async def waiting(self) -> None:
         """Let Ada's request wait."""
-        await self.store.asked(
+        await self.store.record_request(
             BuildRequest(**GH, request_id=self.request_id, requester="ada"), at=datetime.now(UTC)
         )
 
@@ -193,7 +193,7 @@ class TestWhoSeesWhat:
 
     async def test_who_shares_a_build_sees_it(self, people: People) -> None:
         await people.build()
-        await people.store.shared(people.request_id, "bob")
+        await people.store.record_share(people.request_id, "bob")
         assert (await people.bob.get(f"api/builds/{people.build_id}")).status == 200
 
     async def test_viewers_of_one_request_share_it_in_the_record(
@@ -240,7 +240,7 @@ class TestWhoEndsWhat:
         self, people: People, builds: MemoryBuilds, name: str
     ) -> None:
         await people.build()
-        await people.store.shared(people.request_id, "bob")
+        await people.store.record_share(people.request_id, "bob")
         answer = await getattr(people, name).delete(f"api/builds/{people.request_id}")
         assert answer.status == 409
         assert "administrator" in answer.message
@@ -248,7 +248,7 @@ class TestWhoEndsWhat:
 
     async def test_but_an_administrators(self, people: People, builds: MemoryBuilds) -> None:
         await people.build()
-        await people.store.shared(people.request_id, "bob")
+        await people.store.record_share(people.request_id, "bob")
         assert (await people.root.delete(f"api/builds/{people.request_id}")).status == 202
         assert builds.cancelled == [(people.build_id, "root")]
 

@@ -1,4 +1,4 @@
-"""The executor protocol in memory. What survives a service is in the world; tests play the builders' part on it."""
+"""The executor protocol in memory. A world holds what survives a service; tests control the builders through it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -43,7 +43,7 @@ class Record:
     started_at: datetime | None = None
     ended_at: datetime | None = None
     starts: int = 0
-    """How often a builder was started for it."""
+    """Number of builders started for it."""
 
     def snapshot(self) -> Attempt:
         return Attempt(
@@ -59,10 +59,10 @@ class Record:
 
 
 class MemoryWorld:
-    """The records, and the builders that run whether a service looks or not."""
+    """The records and builders, independent of any service."""
 
     def __init__(self, *, starts_at_once: bool = True, obeys_cancel: bool = True) -> None:
-        """Builders start when their record is made, or when `start` is called; they end when asked, or not."""
+        """Start builders with their records or when `start` is called; let them obey a cancel or not."""
         self.records: dict[AttemptName, Record] = {}
         self.starts_at_once = starts_at_once
         self.obeys_cancel = obeys_cancel
@@ -70,8 +70,8 @@ class MemoryWorld:
         """Raised by every method of the executors while it is set."""
         self.cancels: list[AttemptName] = []
         self.feeds: list[ChangeFeed] = []
-        """One of each executor that was ever made for this world."""
-        self._news: set[asyncio.Event] = set()
+        """One of each executor that was created for this world."""
+        self._wakeups: set[asyncio.Event] = set()
 
     def start(self, name: str) -> None:
         record = self.records[AttemptName(name)]
@@ -80,7 +80,7 @@ class MemoryWorld:
         self.publish(record)
 
     def wait_for(self, name: str, reason: str) -> None:
-        """Have a pending attempt say why it does not run yet."""
+        """Set the reason why a pending attempt does not run yet."""
         record = self.records[AttemptName(name)]
         record.waiting_for = reason
         self.publish(record)
@@ -110,7 +110,7 @@ class MemoryWorld:
         self._finish(record, BuilderResult.model_validate({"reason": reason, **result, **more}))
 
     def kill(self, name: str) -> None:
-        """End the builder before it can say anything."""
+        """End the builder without a result."""
         self._finish(self.records[AttemptName(name)], None)
 
     def _finish(self, record: Record, result: BuilderResult | None) -> None:
@@ -134,26 +134,26 @@ class MemoryWorld:
             feed.publish(record.snapshot())
 
     def wake(self) -> None:
-        for event in self._news:
+        for event in self._wakeups:
             event.set()
 
     @contextmanager
-    def news(self) -> Iterator[asyncio.Event]:
+    def wakeups(self) -> Iterator[asyncio.Event]:
         event = asyncio.Event()
-        self._news.add(event)
+        self._wakeups.add(event)
         try:
             yield event
         finally:
-            self._news.discard(event)
+            self._wakeups.discard(event)
 
 
 class MemoryExecutor:
-    """Implements `Executor` on a world that other executors may have used before."""
+    """Implements `Executor` on a world that other executors may share."""
 
     checkpoint_seconds = 2.0
 
     def __init__(self, world: MemoryWorld | None = None) -> None:
-        """Take the world, or make a new one."""
+        """Use the world, or a new one."""
         self.world = world or MemoryWorld()
         self._feed = ChangeFeed(self.world.snapshots, ready=self._answer)
         self.world.feeds.append(self._feed)
@@ -204,9 +204,9 @@ class MemoryExecutor:
     async def lines(self, name: AttemptName, *, after: int) -> AsyncIterator[Lines]:
         await self._answer()
         record, wanted = self._existing(name), after + 1
-        with self.world.news() as news:
+        with self.world.wakeups() as wakeup:
             while True:
-                news.clear()
+                wakeup.clear()
                 is_over = record.state is AttemptState.ENDED
                 found = [line for line in record.lines if line.n >= wanted][:BATCH_LINES]
                 for lines in _with_gaps(found, wanted):
@@ -218,7 +218,7 @@ class MemoryExecutor:
                     continue
                 if is_over:
                     break
-                await news.wait()
+                await wakeup.wait()
         if record.result and record.result.lines is not None and record.result.lines > wanted:
             yield MissingLines(wanted, record.result.lines - 1)
 
@@ -250,7 +250,7 @@ class MemoryExecutor:
         pass
 
     async def _answer(self) -> None:
-        """Let others run, as every real executor does, and fail if that is wanted."""
+        """Yield to other tasks, as every real executor does, and raise the world's failure if it is set."""
         await asyncio.sleep(0)
         if self.world.failure is not None:
             raise self.world.failure

@@ -88,7 +88,7 @@ def outcome_of(
     """Return the outcome of an attempt with this observation."""
     attempt = an_attempt(state=observation.state, result=observation.result, status=status)
     attempt = attempt.model_copy(update={"external_end": observation.external_end})
-    return decide(attempt, attempt.status, Evidence(ImageCheck.THERE, (), 0, attempts))
+    return decide(attempt, Evidence(ImageCheck.THERE, (), 0, attempts))
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ ENDS: Final = (
         "exited with code 1 and reported no result: Traceback: the builder",
         True,
     ),
-    Ends("failed-in-silence", R.BUILDER_LOST, "ended without saying how", True),
+    Ends("failed-in-silence", R.BUILDER_LOST, "ended without a result", True),
     Ends("deadline-exceeded", R.TIMEOUT, "exceeded its time limit"),
     Ends("deadline-exceeded-while-starting", R.TIMEOUT, "exceeded its time limit"),
     Ends("evicted-by-api", R.EVICTED, "its node is being drained", True),

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from typing import Any, Final
 
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler
@@ -463,7 +462,7 @@ class MetricsHandler(OpenHandler):
 
     def get(self) -> None:
         """Answer in the exposition format."""
-        self.set_header("Content-Type", CONTENT_TYPE_LATEST)
+        self.set_header("Content-Type", metrics.CONTENT_TYPE)
         self.finish(metrics.render())
 
 

@@ -58,7 +58,7 @@ class RateLimited(HttpError):
 class Counter(Protocol):
     """What this needs of the store."""
 
-    async def check_rate_limit(self, who: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
+    async def check_rate(self, who: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
         """Count a wish, and tell whether it is one too many. Raises StoreUnavailable."""
 
 
@@ -206,7 +206,7 @@ class Limits:
         now = datetime.now(UTC)
         try:
             async with asyncio.timeout(STORE_SECONDS):
-                allowance = await self._counter.check_rate_limit(
+                allowance = await self._counter.check_rate(
                     asker.key, limit=self._limit, seconds=self._seconds, at=now
                 )
         except (StoreUnavailable, TimeoutError) as error:

@@ -121,7 +121,7 @@ class Submissions:
             raise
         if request.requester is not None and request.requester not in shared.requesters:
             shared.requesters.add(request.requester)
-            await self._recorded(self._records.shared(shared.request_id, request.requester))
+            await self._recorded(self._records.record_share(shared.request_id, request.requester))
         return shared.request_id
 
     def _begin(self, request: BuildRequest) -> _Shared:
@@ -134,7 +134,7 @@ class Submissions:
 
     async def submit(self, request: BuildRequest, *, at: datetime | None = None) -> RequestId:
         """Ask for this under its own id, and remember who did. Raises BrokerUnavailable and what asking raises."""
-        await self._recorded(self._records.asked(request, at=at or datetime.now(UTC)))
+        await self._recorded(self._records.record_request(request, at=at or datetime.now(UTC)))
         outcome, request_id = "unavailable", str(request.request_id)
         self.queueing.asked(request_id)
         try:
