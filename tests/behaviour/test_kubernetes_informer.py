@@ -18,7 +18,7 @@ from rabbit2docker.consumer.executors.base import (
 from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor, informer, pod_records
 from rabbit2docker.consumer.executors.kubernetes import executor as executor_module
 from rabbit2docker.retry import doubling
-from tests.behaviour.test_executors import ONE, in_state, left, synced, told
+from tests.behaviour.test_executors import ONE, first_change, in_state, left, synced
 from tests.support.kube.replicas import Replicas
 from tests.support.records import a_spec
 from tests.support.waiting import eventually

@@ -81,7 +81,7 @@ def lines_of(events: Iterable[Event]) -> dict[tuple[str, int], list[str]]:
     merged = Deduplicator()
     logs: dict[tuple[str, int], list[str]] = defaultdict(list)
     for event in events:
-        for new in merged.take(event):
+        for new in merged.push(event):
             assert not isinstance(new.data, Gap), f"lines are missing: {new.data}"
             if isinstance(new.data, Log):
                 log = logs[new.data.build_id, new.data.attempt]
