@@ -20,11 +20,11 @@ from rabbit2docker_schemas.requests import CancelRequest
 from rabbit2docker_schemas.routing import Priority
 from tests.faults.conftest import MakeConsumer, ask
 from tests.support.consumer import COMMIT, Consumer, a_request
-from tests.support.promises import captured, check_promises, ends_of
+from tests.support.promises import captured, check_promises, ends_of, until_answered, until_ended
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.broker
 
 
 @pytest.fixture
@@ -49,27 +49,13 @@ async def publish(
 
 async def answers(amqp: AmqpSettings, count: int = 1) -> list[Accepted | Rejected]:
     """Return the answers to requests once there are `count`."""
-    found: list[Accepted | Rejected] = []
-
-    async def are_there() -> bool:
-        events = await captured(amqp)
-        found[:] = [event.data for event in events if isinstance(event.data, Accepted | Rejected)]
-        return len(found) >= count
-
-    await eventually(are_there)
-    return found
+    events = await until_answered(amqp, count)
+    return [event.data for event in events if isinstance(event.data, Accepted | Rejected)]
 
 
 async def ends(amqp: AmqpSettings, count: int = 1) -> dict[str, Any]:
     """Return the ends of builds once there are `count`."""
-    found: dict[str, Any] = {}
-
-    async def are_there() -> bool:
-        found.update({build: event.data for build, event in ends_of(await captured(amqp)).items()})
-        return len(found) >= count
-
-    await eventually(are_there)
-    return found
+    return {build: event.data for build, event in ends_of(await until_ended(amqp, count)).items()}
 
 
 class TestRequests:
@@ -109,7 +95,7 @@ class TestRequests:
             True,
         ]
         assert len({answer.build_id for answer in found if isinstance(answer, Accepted)}) == 1
-        check_promises(await _all_ended(amqp, 1), [f"r{n}" for n in range(3)])
+        check_promises(await until_ended(amqp, 1), [f"r{n}" for n in range(3)])
 
     async def test_the_same_id_with_other_content_is_rejected_and_the_first_build_is_not_harmed(
         self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
@@ -362,7 +348,7 @@ class TestCapacity:
         ready = json.loads(consumer.get("/health/ready")[1])
         assert ready["ok"]
         assert "all slots are taken" in json.dumps(ready)
-        await _all_ended(amqp, 6)
+        await until_ended(amqp, 6)
         check_promises(await captured(amqp), names)
 
     async def test_interactive_requests_overtake_bulk_ones(
@@ -419,8 +405,3 @@ class TestOperators:
         assert second.process is not None
         assert second.process.returncode == 78
         assert "Traceback" not in second.log.read_text()
-
-
-async def _all_ended(amqp: AmqpSettings, count: int) -> list[Any]:
-    await ends(amqp, count)
-    return await captured(amqp)
