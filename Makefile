@@ -7,7 +7,7 @@ CHROMIUM := .run/chromium
 # Most tests wait, for processes and services: more of them at a time than there are cores.
 WORKERS ?= 4
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo hub-demo test test-fast test-hub test-cluster cluster-up cluster-down lint serve bench bench-cluster clean
+.PHONY: help venv up down status demo hub-demo test test-fast test-hub test-cluster cluster-prepare cluster-up cluster-down lint docs docs-reference serve bench bench-cluster clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 21
@@ -20,7 +20,7 @@ $(BIN)/.complete: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || sh deploy/dev/need python3-venv
 	@echo "  Installing Python packages into .venv ..."
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[local,kubernetes,hub,test,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[local,kubernetes,hub,test,dev,docs]'
 	@touch $@
 
 up: venv  ## start RabbitMQ, Docker, registry and git server where there are none; addresses in .run/env
@@ -45,7 +45,7 @@ test-fast: venv  ## run the tests that need no service
 	@$(BIN)/pytest tests/unit tests/contract $(ARGS)
 
 test-cluster: venv  ## run the tests that need Kubernetes; KUBECONFIG chooses a cluster, without it one is made
-	@$(BIN)/python -m tests.cluster.harness run -- $(BIN)/pytest -m cluster tests/cluster $(ARGS)
+	@$(BIN)/python -m tests.cluster.harness test -- $(ARGS)
 
 test-hub: venv $(NODE)/.complete $(CHROMIUM)/.complete  ## run the tests that need a JupyterHub, its proxy, BinderHub's client and Chromium
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/pytest -m hub tests/hub $(ARGS)
@@ -59,6 +59,9 @@ $(CHROMIUM)/.complete:
 	@for name in "$${RABBIT2DOCKER_TEST_CHROMIUM:-chromium}" chromium-browser google-chrome google-chrome-stable; do \
 		command -v "$$name" >/dev/null && exit 0; done; sh deploy/dev/need chromium fonts-dejavu-core
 	@mkdir -p $(CHROMIUM) && touch $@
+
+cluster-prepare: venv  ## compile, download and build everything that the cluster needs, and start nothing
+	@$(BIN)/python -m tests.cluster.harness prepare
 
 cluster-up: venv  ## start that cluster and keep it; addresses in .run/cluster/env
 	@$(BIN)/python -m tests.cluster.harness up
@@ -74,6 +77,15 @@ lint: venv  ## style, types, import contracts, spelling, documents
 	@$(BIN)/codespell
 	@$(BIN)/python -m rabbit2docker_schemas.documents --check
 	@$(BIN)/python -m deploy.helm.schema --check
+	@$(BIN)/python -m docs.generate --check
+
+docs: venv  ## build the documentation into .run/docs and check its links
+	@$(BIN)/python -m docs .run/docs
+
+docs-reference: venv  ## write the reference pages, schemas and chart schema from the code
+	@$(BIN)/python -m docs.generate
+	@$(BIN)/python -m rabbit2docker_schemas.documents
+	@$(BIN)/python -m deploy.helm.schema
 
 serve: venv  ## run the consumer with the services up, until Ctrl-C
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/rabbit2docker run

@@ -1,67 +1,56 @@
-"""Which provider a repository's URL belongs to, as people paste it: one answer for the command line and the web."""
+"""Maps a pasted repository URL to a provider and a spec, for the command line and the hub alike."""
 
 import re
 from typing import Final
 from urllib.parse import quote, urlsplit
 
 from rabbit2docker.errors import RequestRejected
+from rabbit2docker_schemas.providers import AVAILABLE, HEAD, ProviderDescriptor
 from rabbit2docker_schemas.reasons import RejectReason
 
-HEAD: Final = "HEAD"
-_GITHUB_SCP = re.compile(r"[\w-]+@([\w.-]+):(.+)")
-_NOT_A_REPOSITORY = {"orgs", "settings", "topics", "marketplace", "features", "sponsors"}
+_SCP_LIKE: Final = re.compile(r"[\w-]+@([\w.-]+):(.+)")
+_SCHEMES: Final = ("https", "http", "ssh", "git")
 
 
 def from_url(url: str, ref: str | None = None, *, github_hostname: str = "github.com") -> tuple[str, str]:
-    """Return provider and spec for a repository's URL as people paste it, asking nobody.
+    """Return provider and spec for a repository's URL, without contacting any host.
 
-    `ref` goes before a version that the URL names; without either it is HEAD. A version in `…/tree/…` is everything
-    after it, as a branch may hold slashes. Raises RequestRejected(INVALID_SPEC).
+    The first available provider whose URL grammar matches is taken, else `git`. `ref` takes precedence over a
+    version in the URL; without either it is HEAD. Raises RequestRejected(INVALID_SPEC) if the URL is empty.
     """
     url = url.strip()
     if not url:
         raise RequestRejected(
             RejectReason.INVALID_SPEC, "There is no address. Paste the URL of a repository."
         )
-    if (found := _github_path(url, github_hostname)) is not None:
-        owner, name, version = found
-        return "gh", f"{owner}/{name}/{ref or version or HEAD}"
+    host, path = _host_and_path(url)
+    for provider in AVAILABLE.values():
+        is_its_host = host is not None and host == _host_of(provider, github_hostname)
+        if is_its_host and provider.url_grammar and (spec := provider.url_grammar.parse(path, ref)):
+            return provider.prefix, spec
     return "git", f"{quote(url, safe='')}/{quote(ref or HEAD, safe='')}"
 
 
-def _github_path(url: str, hostname: str) -> tuple[str, str, str | None] | None:
-    """Return owner, repository and version of a GitHub URL, None for any other."""
-    if scp_like := _GITHUB_SCP.fullmatch(url):
-        host, path = scp_like[1], scp_like[2]
-    else:
-        try:
-            parts = urlsplit(url)
-            host, path = parts.hostname or "", parts.path
-            if parts.port is not None or parts.scheme not in ("https", "http", "ssh", "git"):
-                return None
-            # A password in the address is refused by `git`, with words; it must not get lost here.
-            if "@" in parts.netloc and parts.scheme != "ssh":
-                return None
-        except ValueError:
-            return None
-    if host.lower().removeprefix("www.") != hostname.lower():
-        return None
-    owner, name, kind, version = (*path.strip("/").split("/", 3), "", "", "", "")[:4]
-    if not owner or not name or owner in _NOT_A_REPOSITORY:
-        return None
-    return owner, name.removesuffix(".git"), _version(kind, version)
+def _host_of(provider: ProviderDescriptor, github_hostname: str) -> str | None:
+    host = github_hostname if provider.prefix == "gh" else provider.host
+    return host and _plain(host)
 
 
-def _version(kind: str, rest: str) -> str | None:
-    match kind:
-        case "tree" | "commit" | "commits":
-            return rest or None
-        case "blob":
-            # The file's path cannot be told from the branch's: branches with a slash are the rarer case.
-            return rest.partition("/")[0] or None
-        case "pull":
-            return f"refs/pull/{rest.partition('/')[0]}/head" if rest else None
-        case "releases" if rest.startswith("tag/"):
-            return f"refs/tags/{rest.removeprefix('tag/')}"
-        case _:
-            return None
+def _host_and_path(url: str) -> tuple[str | None, str]:
+    """Return host, lower-cased and without `www.`, and path; no host for URLs that only `git` may read."""
+    if scp_like := _SCP_LIKE.fullmatch(url):
+        return _plain(scp_like[1]), scp_like[2]
+    try:
+        parts = urlsplit(url)
+        if parts.port is not None or parts.scheme not in _SCHEMES:
+            return None, ""
+    except ValueError:
+        return None, ""
+    # `git` refuses a password in an address with an explanation; a provider's spec would silently drop it.
+    if "@" in parts.netloc and parts.scheme != "ssh":
+        return None, ""
+    return _plain(parts.hostname or ""), parts.path
+
+
+def _plain(host: str) -> str:
+    return host.lower().removeprefix("www.")

@@ -15,7 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.dev import machine
-from deploy.dev.machine import RUN, Ledger, Started, Unable, debian_root, run, say, timed, wait_until
+from deploy.dev.machine import (
+    CACHE,
+    RUN,
+    Ledger,
+    Started,
+    Unable,
+    debian_root,
+    locked,
+    run,
+    say,
+    timed,
+    wait_until,
+)
 
 PACKAGES = ("ca-certificates", "docker.io", "docker-cli", "docker-buildx", "iptables", "iproute2")
 
@@ -68,6 +80,11 @@ class MadeEngine:
             directory.mkdir(parents=True, exist_ok=True)
         if len(self.host) > 110:
             raise Unable(f"The path of this checkout is too long for a socket: {self.host}")
+        # Two engines that start together would each find no other and set up the same firewall chains.
+        with locked(CACHE / "engine-start.lock"):
+            return self._start(socket_dir, data, ledger)
+
+    def _start(self, socket_dir: Path, data: Path, ledger: Ledger) -> Started:
         # A second engine would flush the first one's firewall rules; loopback ports work without any.
         flags = "--iptables=false --ip6tables=false" if another_engine_runs() else ""
         script = _START.format(

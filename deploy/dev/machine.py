@@ -20,6 +20,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rabb
 SUITE = "trixie"
 # Debian's own programs are in places that an ordinary user's PATH may lack.
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_APT_LOCK_SECONDS = 600
 
 
 class Unable(Exception):
@@ -175,11 +176,13 @@ def need_packages(programs: dict[str, str], purpose: str) -> None:
         raise Unable(f"{purpose} needs {', '.join(missing)}. Install them, or run this as root on Debian.")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "PATH": SYSTEM_PATH}
     with timed(f"Installing from Debian packages: {' '.join(missing)}"):
-        command = ["apt-get", "-q", "install", "-y", "--no-install-recommends", *missing]
+        # Another program may be installing packages right now: wait for its lock instead of failing.
+        waiting = ("-o", f"DPkg::Lock::Timeout={_APT_LOCK_SECONDS}")
+        command = ["apt-get", "-q", *waiting, "install", "-y", "--no-install-recommends", *missing]
         try:
             run(command, env=environment)
         except Unable:
-            run(["apt-get", "-q", "update"], env=environment)
+            run(["apt-get", "-q", *waiting, "update"], env=environment)
             run(command, env=environment)
 
 

@@ -232,7 +232,7 @@ async def test_unknown_records_are_none_missing_or_nothing(stage: Stage) -> None
         with pytest.raises(RecordMissing):
             await read_all(executor, name=unknown)
         await executor.cancel(unknown)
-        await executor.forget(unknown)
+        await executor.delete(unknown)
 
 
 async def test_lines_end_with_the_attempt(stage: Stage) -> None:
@@ -343,7 +343,7 @@ async def test_a_forgotten_record_is_gone_for_good(stage: Stage) -> None:
         stage.end(ONE)
         await in_state(executor, ONE, AttemptState.ENDED)
         async with synced(executor) as changes:
-            await executor.forget(ONE)
+            await executor.delete(ONE)
             assert await anext(changes) == Removed(ONE)
         assert await executor.get(ONE) is None
     async with stage.service() as executor:
@@ -356,7 +356,7 @@ async def test_a_forgotten_name_can_be_used_again(stage: Stage) -> None:
         stage.write(ONE, "old")
         stage.end(ONE)
         await in_state(executor, ONE, AttemptState.ENDED)
-        await executor.forget(ONE)
+        await executor.delete(ONE)
         _, is_new = await make(stage, executor)
         assert is_new
         stage.write(ONE, "new")
@@ -367,7 +367,7 @@ async def test_a_forgotten_name_can_be_used_again(stage: Stage) -> None:
 async def test_what_runs_is_not_forgotten(stage: Stage) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
-        await executor.forget(ONE)
+        await executor.delete(ONE)
         attempt = await executor.get(ONE)
         assert attempt is not None
         assert attempt.is_live

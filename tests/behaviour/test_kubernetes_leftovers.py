@@ -79,7 +79,7 @@ async def test_git_credentials_of_a_tenant_are_in_a_secret_that_goes_with_the_po
         assert "s3cret" not in json.dumps(pod)
         kube.end(ONE)
         await in_state(executor, ONE, AttemptState.ENDED)
-        await executor.forget(ONE)
+        await executor.delete(ONE)
         assert names(kube, SECRETS) == set()
 
 
@@ -143,7 +143,7 @@ async def test_a_pod_that_could_not_be_given_its_secret_runs_and_the_secret_goes
         assert names(kube, SECRETS) == {SECRET}
         kube.end(ONE)
         await in_state(executor, ONE, AttemptState.ENDED)
-        await executor.forget(ONE)
+        await executor.delete(ONE)
         await executor.sweep()
         assert names(kube, SECRETS) == set()
 

@@ -236,7 +236,7 @@ async def test_a_pod_that_is_no_build_keeps_its_name(kube: Replicas, labels: dic
             await executor.create(a_spec(ONE), AttemptStatus())
         assert await executor.get(ONE) is None
         await executor.cancel(ONE)
-        await executor.forget(ONE)
+        await executor.delete(ONE)
     assert "deletionTimestamp" not in kube.cluster.pod(ONE)["metadata"]
 
 
@@ -403,7 +403,7 @@ async def test_a_told_record_is_kept_even_if_the_watch_is_faster_than_the_answer
             found = await executor.get(ONE)
             assert found is not None
             assert found.status.reported
-            await executor.forget(ONE)
+            await executor.delete(ONE)
             told = [await anext(changes)]
             while told[-1] != Removed(ONE) or executor._records.get(ONE):
                 told.append(await anext(changes))
@@ -513,7 +513,7 @@ async def test_a_build_on_a_node_that_does_not_answer_ends_when_it_is_cancelled(
         assert attempt.external_end is not None
         assert attempt.external_end.reason is FailureReason.NODE_LOST
         await executor.update_status(ONE, reported)
-        await executor.forget(ONE)
+        await executor.delete(ONE)
         assert not kube.cluster.exists(ONE)
 
 
@@ -550,9 +550,9 @@ async def test_a_cancel_never_hits_another_pod_of_the_same_name(kube: Replicas) 
 async def test_a_forgotten_pod_is_gone_with_its_finalizer_even_if_it_was_never_told(kube: Replicas) -> None:
     async with kube.executor() as executor:
         await ended(kube, executor)
-        await executor.forget(ONE)
+        await executor.delete(ONE)
         assert not kube.cluster.exists(ONE)
-        await executor.forget(ONE)
+        await executor.delete(ONE)
 
 
 @pytest.mark.parametrize("verb", ["patch", "delete"])
@@ -563,8 +563,8 @@ async def test_a_forgetting_that_failed_on_its_way_can_be_repeated(kube: Replica
             how(verb=verb)
             # The HTTP library itself repeats deletions whose connection broke.
             with suppress(ExecutorUnavailable):
-                await executor.forget(ONE)
-            await executor.forget(ONE)
+                await executor.delete(ONE)
+            await executor.delete(ONE)
             assert not kube.cluster.exists(ONE)
             assert await executor.get(ONE) is None
 
@@ -575,7 +575,7 @@ async def test_a_forgotten_pod_that_somebody_else_holds_on_to_is_no_stranger_to_
     async with kube.executor() as executor:
         await ended(kube, executor)
         kube.cluster.edit(ONE, lambda data: data["metadata"]["finalizers"].append("example.org/audit"))
-        await executor.forget(ONE)
+        await executor.delete(ONE)
         assert kube.cluster.exists(ONE)
         with pytest.raises(ExecutorUnavailable, match="still being removed"):
             await executor.create(a_spec(ONE), AttemptStatus())
@@ -589,7 +589,7 @@ async def test_a_replica_that_others_forgot_a_pod_behind_learns_of_it(kube: Repl
         await ended(kube, one)
         await in_state(two, ONE, AttemptState.ENDED)
         async with synced(two) as changes:
-            await one.forget(ONE)
+            await one.delete(ONE)
             assert await anext(changes) == Removed(ONE)
 
 
@@ -613,7 +613,7 @@ async def test_a_build_costs_at_most_six_calls_whatever_the_number_of_replicas_t
         await in_state(executor, ONE, AttemptState.ENDED)
         await executor.update_status(ONE, decided)
         await executor.update_status(ONE, reported)
-        await executor.forget(ONE)
+        await executor.delete(ONE)
         assert not kube.cluster.exists(ONE)
         calls = [f"{seen.verb} {seen.resource}" for seen in kube.server.requests[before:]]
         assert len(calls) <= 6, calls

@@ -1,4 +1,4 @@
-"""Everything beside this file needs a cluster and is chosen by its mark alone: `make test-cluster`."""
+"""Fixtures of the tests that need a cluster. The mark `cluster` alone chooses them: `make test-cluster`."""
 
 import fcntl
 import os
@@ -9,7 +9,8 @@ import pytest
 from deploy.dev.machine import say
 
 from tests.cluster.harness import kubectl
-from tests.cluster.harness.layout import TESTS_LOCK
+from tests.cluster.harness.layout import TESTS_LOCK, TESTS_LOCKED
+from tests.cluster.harness.suite import DISRUPTIVE
 
 _HERE = Path(__file__).parent
 _SECONDS = 300
@@ -25,10 +26,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.timeout(_SECONDS))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the mark of the tests that run after all others and one by one."""
+    words = "takes a node or the API server away from all other tests, which must have ended"
+    config.addinivalue_line("markers", f"{DISRUPTIVE}: {words}")
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Let two runs on the same cluster wait for each other: one would blame its faults on the other."""
-    if not any(item.path.is_relative_to(_HERE) for item in session.items):
+    """Make two runs on the same cluster wait for each other: one would blame its faults on the other."""
+    if TESTS_LOCKED in os.environ or not any(item.path.is_relative_to(_HERE) for item in session.items):
         return
+    if hasattr(session.config, "workerinput"):
+        raise pytest.UsageError(
+            "`make test-cluster` runs the cluster's tests in parallel; it holds their lock"
+        )
     TESTS_LOCK.parent.mkdir(exist_ok=True)
     lock = TESTS_LOCK.open("a")
     session.config.add_cleanup(lock.close)
@@ -41,7 +52,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def cluster() -> str:
-    """Which kind of cluster it is: own, k3s or given. Without one these tests fail: they were asked for."""
+    """The kind of the cluster: own, k3s or given. Without one these tests fail, for they were asked for."""
     kind = os.environ.get("RABBIT2DOCKER_TEST_CLUSTER")
     if kind is None:
         pytest.fail("run `make test-cluster`, which starts a cluster and says where it is", pytrace=False)

@@ -27,6 +27,11 @@ LEFT_OUT: Final = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/s
 GLIBC: Final = (17, 28, 34)
 
 
+def prepare() -> None:
+    """Download what the image is made of where no image registry can be reached; raises Unable."""
+    _wheels(_python_version(debian_root("consumer-base", PACKAGES)))
+
+
 def make(archive: Path) -> None:
     """Build the image and write it to `archive`; raises Unable. An engine that is started for it is ended again."""
     ledger = Ledger()
@@ -47,7 +52,7 @@ def make(archive: Path) -> None:
 
 
 def _from_packages(environment: dict[str, str]) -> list[str]:
-    """Return what the build is told where only package registries can be reached; it needs no network then."""
+    """Return the build's arguments where only package registries can be reached; the build itself needs no network."""
     root = debian_root("consumer-base", PACKAGES)
     if not engine.docker(environment, "image", "ls", "--quiet", BASE_IMAGE):
         _import(root, environment)

@@ -133,9 +133,13 @@ class Site:
         return self.repository(name, shell("echo said-by-a-step"), 'CMD ["/bin/busybox", "echo", "hello"]')
 
     def slow(self, seconds: int, name: str = "slow") -> Repository:
-        """Make one whose build counts seconds aloud."""
-        step = f"i=0; while [ $i -lt {seconds} ]; do echo second-$i; /bin/busybox sleep 1; i=$((i+1)); done"
+        """Make one whose build prints each second's number; its step can be found by `step_of(name)`."""
+        step = f": {self.step_of(name)}; i=0; while [ $i -lt {seconds} ]; do echo second-$i; /bin/busybox sleep 1; i=$((i+1)); done"
         return self.repository(name, shell(step))
+
+    def step_of(self, name: str) -> str:
+        """Return text in the command line of a slow build's step and of no other process."""
+        return f"{self.namespace}/{name}"
 
     # -- looking
 

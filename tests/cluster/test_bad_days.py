@@ -178,11 +178,11 @@ class TestPodsThatEndEarly:
         repo = site.slow(300, "cancelled")
         async with asked(site.amqp, repo.spec()) as request:
             await request.until_line("second-2")
-            assert steps_running("second-")
+            assert steps_running(site.step_of("cancelled"))
             await request.cancel()
             story = await request.story()
         assert story.end.kind == "cancelled"
-        await eventually(lambda: not steps_running("second-"))
+        await eventually(lambda: not steps_running(site.step_of("cancelled")))
 
     async def test_a_build_beyond_its_limit_is_ended(self, site: Site, start: Start) -> None:
         start()
@@ -191,7 +191,7 @@ class TestPodsThatEndEarly:
 
 
 @pytest.mark.usefixtures("ours")
-class TestTheClusterBreaks:
+class TestTheEngineBreaks:
     async def test_a_docker_engine_that_dies_has_its_build_tried_again(
         self, site: Site, start: Start
     ) -> None:
@@ -206,6 +206,10 @@ class TestTheClusterBreaks:
         assert any(progress.detail.failed_reason == "docker_unavailable" for progress in story.progress)
         site.provide_docker_api()
 
+
+@pytest.mark.disruptive
+@pytest.mark.usefixtures("ours")
+class TestTheClusterBreaks:
     @pytest.mark.timeout(420)
     async def test_a_build_runs_on_while_the_api_server_is_down_for_a_minute(
         self, site: Site, start: Start
@@ -302,6 +306,6 @@ def evict(name: str, namespace: str) -> None:
 
 
 def steps_running(text: str) -> bool:
-    """Tell whether a build step runs on any node: a process with the text in its command line."""
+    """Return whether a build step runs on any node: a process with the text in its command line."""
     found = subprocess.run(["pgrep", "--full", f"busybox sh -c .*{text}"], capture_output=True, check=False)
     return not found.returncode

@@ -209,6 +209,7 @@ def test_docker_api_that_was_killed_comes_back_and_builds(builders: str) -> None
     build("after", builders, "node-1")
 
 
+@pytest.mark.disruptive  # other tests count the nodes, and their engines would be placed on these
 def test_pods_on_fake_nodes_are_ready_at_once(namespace: str) -> None:
     if not faults.are_possible():
         pytest.skip("kwok is not there")

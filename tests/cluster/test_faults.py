@@ -13,6 +13,8 @@ from tests.cluster.harness.kubectl import apply, get, kubectl, phase
 from tests.cluster.test_cluster import IMAGES, has_ended, pod
 from tests.support.waiting import eventually_blocking
 
+pytestmark = pytest.mark.disruptive
+
 NODE = "node-2"
 
 

@@ -17,13 +17,11 @@ from rabbit2docker.consumer.executors.base import (
     BuilderLine,
     BuilderResult,
     Change,
-    Changed,
     Lines,
     Members,
     MissingLines,
-    Removed,
-    Synced,
 )
+from rabbit2docker.consumer.executors.change_feed import ChangeFeed
 from rabbit2docker.errors import RecordMissing, TransientError
 from rabbit2docker_schemas.events import Phase
 
@@ -71,20 +69,21 @@ class MemoryWorld:
         self.failure: TransientError | None = None
         """Raised by every method of the executors while it is set."""
         self.cancels: list[AttemptName] = []
-        self._readers: set[asyncio.Queue[Change]] = set()
+        self.feeds: list[ChangeFeed] = []
+        """One of each executor that was ever made for this world."""
         self._news: set[asyncio.Event] = set()
 
     def start(self, name: str) -> None:
         record = self.records[AttemptName(name)]
         record.starts += 1
         record.state, record.started_at, record.waiting_for = AttemptState.RUNNING, now(), None
-        self.tell(Changed(record.snapshot()))
+        self.publish(record)
 
     def wait_for(self, name: str, reason: str) -> None:
         """Have a pending attempt say why it does not run yet."""
         record = self.records[AttemptName(name)]
         record.waiting_for = reason
-        self.tell(Changed(record.snapshot()))
+        self.publish(record)
 
     def write(
         self,
@@ -117,34 +116,26 @@ class MemoryWorld:
     def _finish(self, record: Record, result: BuilderResult | None) -> None:
         record.state, record.result, record.ended_at = AttemptState.ENDED, result, now()
         record.waiting_for = None
-        self.tell(Changed(record.snapshot()))
+        self.publish(record)
         self.wake()
 
     def remove(self, name: str) -> None:
         """Remove a record from outside."""
         if self.records.pop(AttemptName(name), None) is not None:
-            self.tell(Removed(AttemptName(name)))
+            for feed in self.feeds:
+                feed.publish_removed(AttemptName(name))
             self.wake()
 
-    def tell(self, change: Change) -> None:
-        for reader in self._readers:
-            reader.put_nowait(change)
+    def snapshots(self) -> list[Attempt]:
+        return [record.snapshot() for record in self.records.values()]
+
+    def publish(self, record: Record) -> None:
+        for feed in self.feeds:
+            feed.publish(record.snapshot())
 
     def wake(self) -> None:
         for event in self._news:
             event.set()
-
-    @contextmanager
-    def reading(self) -> Iterator[asyncio.Queue[Change]]:
-        queue: asyncio.Queue[Change] = asyncio.Queue()
-        for record in self.records.values():
-            queue.put_nowait(Changed(record.snapshot()))
-        queue.put_nowait(Synced())
-        self._readers.add(queue)
-        try:
-            yield queue
-        finally:
-            self._readers.discard(queue)
 
     @contextmanager
     def news(self) -> Iterator[asyncio.Event]:
@@ -164,6 +155,8 @@ class MemoryExecutor:
     def __init__(self, world: MemoryWorld | None = None) -> None:
         """Take the world, or make a new one."""
         self.world = world or MemoryWorld()
+        self._feed = ChangeFeed(self.world.snapshots, ready=self._answer)
+        self.world.feeds.append(self._feed)
 
     async def __aenter__(self) -> Self:
         for record in list(self.world.records.values()):
@@ -181,7 +174,7 @@ class MemoryExecutor:
         if record is None:
             record, is_new = Record(spec, status), True
             self.world.records[spec.name] = record
-            self.world.tell(Changed(record.snapshot()))
+            self.world.publish(record)
             self._start(record)
         return record.snapshot(), is_new
 
@@ -202,14 +195,11 @@ class MemoryExecutor:
         status = change(record.status)
         if status != record.status:
             record.status = status
-            self.world.tell(Changed(record.snapshot()))
+            self.world.publish(record)
         return record.snapshot()
 
-    async def changes(self) -> AsyncIterator[Change]:
-        await self._answer()
-        with self.world.reading() as queue:
-            while True:
-                yield await queue.get()
+    def changes(self) -> AsyncIterator[Change]:
+        return self._feed.read()
 
     async def lines(self, name: AttemptName, *, after: int) -> AsyncIterator[Lines]:
         await self._answer()
@@ -243,7 +233,7 @@ class MemoryExecutor:
         elif self.world.obeys_cancel:
             self.world.end(name, "cancelled", exit_code=143)
 
-    async def forget(self, name: AttemptName) -> None:
+    async def delete(self, name: AttemptName) -> None:
         await self._answer()
         record = self.world.records.get(name)
         if record is not None and record.state is AttemptState.ENDED:

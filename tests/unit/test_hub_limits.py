@@ -31,10 +31,10 @@ from rabbit2docker.hub.web.limits import (
     read_networks,
 )
 from rabbit2docker.hub.web.queue_position import QueuePositions
-from rabbit2docker.hub.web.repositories import KINDS
 from rabbit2docker.settings import HubSettings, ProviderSettings
 from rabbit2docker_schemas import events, ids
 from rabbit2docker_schemas.cloudevents import Event
+from rabbit2docker_schemas.providers import AVAILABLE
 from rabbit2docker_schemas.reasons import CATEGORY_OF, HINT_OF, FailureReason
 from tests.support.hub_service import a_store
 from tests.support.waiting import eventually
@@ -258,7 +258,7 @@ class TestLimits:
 
 
 def test_every_provider_that_the_service_has_is_told_to_forms_and_no_other() -> None:
-    assert sorted(kind["id"] for kind in KINDS) == sorted(Providers(ProviderSettings())._providers)
+    assert sorted(AVAILABLE) == sorted(Providers(ProviderSettings())._providers)
 
 
 def made_elsewhere(

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from rabbit2docker.consumer.executors.base import (
     Attempt,
     AttemptName,
+    AttemptStore,
     Change,
     Changed,
-    Executor,
     Removed,
     Synced,
 )
@@ -24,7 +24,7 @@ def is_reported(attempt: Attempt) -> bool:
 class AttemptCache:
     """A mirror of the executor's records, fed by its changes and, ahead of them, by our own writes."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: AttemptStore) -> None:
         """Start empty; `run` fills it."""
         self._executor = executor
         self._by_name: dict[AttemptName, Attempt] = {}

@@ -138,7 +138,7 @@ class Cleaner:
                 await self._try(self._end(attempt, ending), attempt.name)
         for attempt in forgettable(self._attempts, now, self._keep):
             if self._ownership.is_mine(attempt.spec.build_id):
-                await self._try(self._executor.forget(attempt.name), attempt.name)
+                await self._try(self._executor.delete(attempt.name), attempt.name)
         if now >= self._next_sweep:
             self._next_sweep = now + timedelta(seconds=SWEEP_SECONDS)
             if self._ownership.is_mine("sweep"):

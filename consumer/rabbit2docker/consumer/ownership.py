@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from rabbit2docker.consumer.executors.base import Attempt, Executor, Members
+from rabbit2docker.consumer.executors.base import Attempt, Members, Membership
 from rabbit2docker.hashing import ranked
 from rabbit2docker.settings import LimitSettings
 
@@ -29,7 +29,7 @@ class Slots:
 class Ownership:
     """Knows the living replicas. Owns nothing before the first word about them, nor while it is cut off."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Membership) -> None:
         """Ask `executor` who lives."""
         self._executor = executor
         self._members = Members("", frozenset())

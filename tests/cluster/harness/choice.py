@@ -1,4 +1,4 @@
-"""Which cluster it is: one that exists, k3s in a Docker engine, or our own."""
+"""The choice of the cluster: one that exists, k3s in a Docker engine, or our own."""
 
 import os
 import shutil
@@ -18,6 +18,9 @@ class Kind(Protocol):
 
     KIND: str
 
+    def prepare(self) -> None:
+        """Fill the caches with everything that `up` needs, without starting anything; raises Unable."""
+
     def up(self) -> dict[str, str]:
         """Start what does not run and return the variables that say where everything is; raises Unable."""
 
@@ -33,7 +36,7 @@ KINDS: tuple[Kind, ...] = (given, k3s, own)
 
 def chosen() -> Kind:
     """Return the kind that runs, or the one to start."""
-    # Whoever sourced our own variables has not named another cluster.
+    # Our own variables, when sourced by a shell, do not name another cluster.
     if (named := os.environ.get("KUBECONFIG")) and Path(named).parent != KUBECONFIG.parent:
         return given
     running = read_env(ENV).get("RABBIT2DOCKER_TEST_CLUSTER")
@@ -53,7 +56,7 @@ def load(archive: Path) -> None:
 
 
 def _engine_can_pull() -> bool:
-    """Tell whether a Docker engine can be asked for k3s, and has it or gets it."""
+    """Return whether there is a Docker engine that has k3s's image or can pull it."""
     client = shutil.which("docker")
     if client is None or Ledger().docker_host:
         return False  # the engine of `make up` was made because nothing but packages can be had

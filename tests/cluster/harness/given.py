@@ -19,6 +19,10 @@ _NEEDED = {
 }
 
 
+def prepare() -> None:
+    """Do nothing: everything is there already."""
+
+
 def up() -> dict[str, str]:
     """Return the variables, all of which the person who names the cluster has to set; raises Unable."""
     missing = [
@@ -45,7 +49,7 @@ def down(*, wipe: bool = False) -> None:
 
 
 def load(archive: Path) -> None:
-    """Raise Unable: nobody here may log in to the nodes."""
+    """Raise Unable: its nodes cannot be logged in to from here."""
     raise Unable(
         f"{archive} cannot be imported into nodes of a cluster that is not ours. Push its images to a registry that "
         "the nodes pull from, under the prefix RABBIT2DOCKER_TEST_CLUSTER_IMAGES."

@@ -41,6 +41,11 @@ _DOCKERFILES = {
 }
 
 
+def prepare() -> None:
+    """Compile what the machine lacks of the programs; the images' layers are pulled by the engine. Raises Unable."""
+    _provide_programs()
+
+
 def up() -> dict[str, str]:
     """Start what does not run and return the variables that say where everything is; raises Unable."""
     ledger = layout.ledger()

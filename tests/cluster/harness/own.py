@@ -25,19 +25,25 @@ _PACKAGES = {
 }
 
 
-def up() -> dict[str, str]:
-    """Start what does not run and return the variables that say where everything is; raises Unable."""
+def prepare() -> None:
+    """Compile the programs and make the images, as far as the cache lacks them; raises Unable."""
     if not is_debian_root():
         raise Unable(
             "No cluster can be had here: set KUBECONFIG to one, start a Docker engine that can pull images, "
             "or run this as root on Debian, where a cluster is made."
         )
     need_packages(_PACKAGES, "A Kubernetes cluster")
-    for directory in (STATE, LOGS, BIN):
-        directory.mkdir(parents=True, exist_ok=True)
-    network.refuse_if_taken()
     programs.provide()
+    images.provide()
+
+
+def up() -> dict[str, str]:
+    """Start what does not run and return the variables that say where everything is; raises Unable."""
+    network.refuse_if_taken()
+    prepare()
     archive = images.provide()
+    for directory in (STATE, LOGS):
+        directory.mkdir(parents=True, exist_ok=True)
     ledger = layout.ledger()
     network.up()
     keys.provide()

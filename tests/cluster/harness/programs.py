@@ -32,7 +32,7 @@ _VERSION = "k8s.io/component-base/version.git"
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What one call of `go` compiles."""
+    """The programs that one call of `go` compiles."""
 
     name: str
     version: str
@@ -55,7 +55,7 @@ class Program:
 
     @property
     def is_ours(self) -> bool:
-        """Tell whether its main function stands beside this file."""
+        """Return whether its main function stands beside this file."""
         return "/" not in self.package
 
 
@@ -109,7 +109,7 @@ def provide(*names: str) -> None:
 
 
 def stages() -> Path:
-    """Return the file that tells kwok how its nodes and pods live."""
+    """Return the file from which kwok knows the stages of its nodes and pods."""
     return _KWOK.directory / _STAGES
 
 
@@ -136,14 +136,16 @@ def _compile(program: Program) -> None:
             packages = [f"{program.package}/{name}@v{program.version}" for name in program.makes]
             command = ["install", *build, *packages]
         environment = {**os.environ, "CGO_ENABLED": "0", "GOBIN": str(directory)}
-        run(["nice", go, *command], env=environment)
+        # A killed `go` leaves gigabytes in its own directory of this kind.
+        with TemporaryDirectory(dir=directory.parent, prefix=".go-", ignore_cleanup_errors=True) as scratch:
+            run(["nice", go, *command], env={**environment, "GOTMPDIR": scratch})
         if program is _KWOK:
             (directory / _STAGES).write_text(_join_stages(go))
 
 
 @contextmanager
 def _arriving(program: Program) -> Iterator[Path]:
-    """Give a directory that becomes the program's own in one step, when everything in it is there."""
+    """Yield a directory that becomes the program's own in one step, when everything in it is there."""
     parent = program.directory.parent
     parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=parent, prefix=".making-", ignore_cleanup_errors=True) as made:

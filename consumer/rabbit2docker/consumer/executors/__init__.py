@@ -1,1 +1,1 @@
-"""Where attempts run. `base` is the seam; each implementation is a package of its own beside it."""
+"""Executors run attempts. `base` is their common interface; each implementation is a package beside it."""

@@ -1,8 +1,8 @@
-"""What every executor offers: durable records of attempts, their lines, and their end.
+"""The interface of an executor: durable records of attempts, their log lines, and the replicas that share them.
 
-The record in the executor is the only memory of a build on the consumer side: a service that starts anew reads
-the records and goes on. A record has a part that never changes (`AttemptSpec`), a part that the service writes
-(`Marks`), and what the executor observes (state, result, place).
+The records are the only durable state of the consumer: a service that starts reads them and continues. A record has
+a part that never changes (`AttemptSpec`), a part that the service writes (`AttemptStatus`), and a part that the
+executor observes (state, result, node).
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,17 +19,17 @@ from rabbit2docker_schemas.reasons import FailureReason
 from rabbit2docker_schemas.requests import BuildRequest
 
 AttemptName = NewType("AttemptName", str)
-"""Name of a record: the build name for attempt 1, with a suffix otherwise. At most 63 characters, a DNS label."""
+"""Name of a record, a DNS label of at most 63 characters; `attempt_names` forms it from the build name."""
 
 
 class Stored(BaseModel):
-    """A part of a record as it is written down; a newer version's fields do not break an older reader."""
+    """A stored part of a record. Unknown fields are ignored, so that an older version reads what a newer one wrote."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class AttemptSpec(Stored):
-    """What to build: fixed when the record is made."""
+    """The build to run; fixed when the record is created."""
 
     name: AttemptName
     build_id: BuildId
@@ -37,52 +37,52 @@ class AttemptSpec(Stored):
     attempt: int
     tenant: str
     request_id: RequestId
-    """The request that started the build."""
+    """The request that started the build; others may have joined it since."""
     request: BuildRequest
     repo_url: str
     resolved_ref: str
     content_provider: str
     image: str
     fingerprint: str
-    """Equal fingerprints mean the same production for the same tenant: a request may join it."""
+    """Equal for builds of one tenant that would produce the same image, so that a request may join another's build."""
     timeout_seconds: int
     idle_seconds: int
     queued_at: AwareDatetime
-    """When the request was published, as far as it says, else when it was received."""
+    """Time of publication if the request has one, else time of receipt."""
     created_at: AwareDatetime
     avoid: tuple[str, ...] = ()
-    """Places where earlier attempts of the build failed for reasons of the infrastructure."""
+    """Nodes on which earlier attempts of the build failed because of the infrastructure."""
 
 
 class StoredOutcome(Stored):
-    """How the attempt ended, decided once: the terminal event's kind and data, or the wish for another attempt."""
+    """The outcome of an attempt, decided once: kind and data of the terminal event, or that another attempt follows."""
 
     kind: str
-    """completed, failed, cancelled or retry."""
+    """`completed`, `failed`, `cancelled` or `retry`."""
     data: dict[str, Any]
 
 
 class AttemptStatus(Stored):
-    """What the service notes on a record."""
+    """The part of a record that the service writes."""
 
     requests: dict[str, str] = {}
-    """Digest of each request that shares the build, by request_id."""
+    """Digests of the requests that share the build, by request id."""
     confirmed_line: int = -1
-    """Every line up to this one is confirmed by RabbitMQ."""
+    """Number of the last line up to which RabbitMQ has confirmed all; -1 for none."""
     cancelled_by: str | None = None
-    """Set before the builder is ended, so that its end is understood after any crash."""
+    """Set before the builder is stopped, so that the cause of its end is known after a crash."""
     cancel_reason: str | None = None
-    """`cancelled` for a person's wish, or a failure reason such as `timeout` when the service ended it."""
+    """`cancelled` if a user cancelled the build; a failure reason such as `timeout` if the service stopped it."""
     cancel_message: str | None = None
-    """What to tell people where the service ended it and the reason alone does not say enough."""
+    """Explanation for users, where the service stopped the build and the reason needs one."""
     outcome: StoredOutcome | None = None
     reported: bool = False
-    """RabbitMQ has confirmed the terminal event (or the next attempt's record exists)."""
+    """True once RabbitMQ has confirmed the terminal event, or the record of the next attempt exists."""
     reported_at: AwareDatetime | None = None
 
 
 class BuilderResult(Stored):
-    """What the builder says when it ends."""
+    """The result that the builder writes before it exits."""
 
     reason: str
     exit_code: int
@@ -98,7 +98,7 @@ class BuilderResult(Stored):
 
 
 class AttemptState(StrEnum):
-    """What the executor sees of an attempt."""
+    """The state of an attempt as the executor observes it."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -106,15 +106,15 @@ class AttemptState(StrEnum):
 
 
 class ExternalEnd(Stored):
-    """Why an attempt ended, or will have to be ended, as the executor sees it from outside of the builder."""
+    """The reason for an end that came from outside the builder, such as an evicted pod."""
 
     reason: FailureReason
     message: str
-    """For a person."""
+    """Explanation for users."""
 
 
 class PendingDeadline(ExternalEnd):
-    """Why a pending attempt is given up when it still does not run at `at`."""
+    """The reason to fail an attempt that is still pending at `at`."""
 
     at: AwareDatetime
 
@@ -126,34 +126,34 @@ class Attempt(Stored):
     status: AttemptStatus
     state: AttemptState
     result: BuilderResult | None = None
-    """What the builder wrote; absent while it runs, and when it was ended before it could write."""
+    """Written by the builder; None while it runs, and if it was killed before it could write."""
     external_end: ExternalEnd | None = None
-    """What ended the builder from outside; absent where the builder's own words say it, or nobody knows."""
+    """Set if something other than the builder ended the attempt, and the executor knows what."""
     waiting_for: str | None = None
-    """Why a pending attempt does not run yet, in words for a person."""
+    """Why the attempt is still pending, as a text for users."""
     pending_deadline: PendingDeadline | None = None
-    """When and why waiting any longer makes no sense."""
+    """Set if the attempt is unlikely to ever start."""
     node: str | None = None
-    """Node or machine of the attempt."""
+    """The node or machine that runs the builder."""
     created_by: str | None = None
-    """The replica that made it; None where there is only one."""
+    """The replica that created the record; None where there is only one."""
     started_at: AwareDatetime | None = None
     ended_at: AwareDatetime | None = None
 
     @property
     def name(self) -> AttemptName:
-        """Return the record's name."""
+        """The name of the record."""
         return self.spec.name
 
     @property
     def is_live(self) -> bool:
-        """Tell whether the attempt takes a slot: it may still run."""
+        """True until the builder has ended; the attempt takes a build slot."""
         return self.state is not AttemptState.ENDED
 
 
 @dataclass(frozen=True, slots=True)
 class BuilderLine:
-    """One numbered line of the builder."""
+    """One numbered line of the builder's log."""
 
     n: int
     ts: str
@@ -161,12 +161,12 @@ class BuilderLine:
     phase: Phase
     text: str
     progress: dict[str, int] | None = None
-    """layers_done and layers_total while pushing, step and steps while building."""
+    """`layers_done` and `layers_total` while pushing, `step` and `steps` while building."""
 
 
 @dataclass(frozen=True, slots=True)
 class MissingLines:
-    """Lines `first`..`last` can no longer be read anywhere."""
+    """The lines `first` to `last` are lost."""
 
     first: int
     last: int
@@ -177,21 +177,21 @@ Lines = list[BuilderLine] | MissingLines
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """A record is new or differs from before."""
+    """A record was created, or differs from its previous snapshot."""
 
     attempt: Attempt
 
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """A record is gone, by us or from outside."""
+    """A record is gone, whether the service deleted it or not."""
 
     name: AttemptName
 
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """Everything that existed when watching began has been told."""
+    """Every record that existed when reading began has been delivered."""
 
 
 Change = Changed | Removed | Synced
@@ -199,68 +199,80 @@ Change = Changed | Removed | Synced
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """The replicas that live, as this one sees them."""
+    """The live replicas, as this one sees them."""
 
     me: str
     live: frozenset[str]
-    """Empty of `me` while this replica cannot prove to the others that it lives: then it owns nothing."""
+    """Lacks `me` while this replica cannot renew its claim to be alive; it then owns no builds."""
 
 
-class Executor(Protocol):
-    """Creates attempts and knows how they are. All methods may raise ExecutorUnavailable."""
+class AttemptStore(Protocol):
+    """Creates attempts, observes them, and keeps their records. All methods may raise ExecutorUnavailable."""
 
     checkpoint_seconds: float
-    """The number of the last confirmed line is written down at most this often: a writing costs an fsync or a call."""
-
-    async def __aenter__(self) -> Self:
-        """Open it; raises ConfigurationError when it cannot work as configured."""
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it; attempts run on."""
+    """Minimum pause between two writes of `confirmed_line` alone: each costs an fsync or an API call."""
 
     async def create(self, spec: AttemptSpec, status: AttemptStatus) -> tuple[Attempt, bool]:
-        """Make the record and start the builder, or return the record of that name, whatever it is about.
+        """Create the record and start the builder, or return the existing record of that name, whatever its spec.
 
-        The flag tells whether it was made now. Safe to repeat after a crash at any point: a record without a
-        builder gets one. Raises NameTaken when something that is no record has the name.
+        The flag is True if the record was created by this call. Safe to repeat after a crash at any point: a record
+        without a builder gets one. Raises NameTaken if an object that is not a record has the name.
         """
 
     async def get(self, name: AttemptName) -> Attempt | None:
-        """Return a fresh snapshot, or None when there is no such record."""
+        """Return a fresh snapshot, or None if there is no such record."""
 
     async def update_status(
         self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]
     ) -> Attempt:
-        """Change the status as one step: `change` is given the current ones and may be called again on conflict.
+        """Change the status atomically, and return the snapshot that results.
 
-        Returns the snapshot after it. Raises RecordMissing.
+        `change` maps the current status to the new one; it is called again after a conflict. Raises RecordMissing.
         """
 
     def changes(self) -> AsyncIterator[Change]:
-        """Tell every record, then Synced, then each change until the iterator is closed. One reader."""
-
-    def lines(self, name: AttemptName, *, after: int) -> AsyncIterator[Lines]:
-        """Read the lines above number `after` in order, as they are written, to the last one of an attempt that ended.
-
-        Raises RecordMissing.
-        """
+        """Yield every record, then Synced, then each change until the iterator is closed. For one reader at a time."""
 
     async def cancel(self, name: AttemptName) -> None:
-        """End the builder (SIGTERM, then SIGKILL after a grace); returns when asked, not when it has ended.
+        """Stop the builder with SIGTERM, then SIGKILL after a grace period. Returns before the builder has ended.
 
-        Mark `cancelled_by` before. Nothing happens to an attempt that has ended or is unknown.
+        Set `cancelled_by` in the status first. Has no effect on an attempt that has ended or does not exist.
         """
 
-    async def forget(self, name: AttemptName) -> None:
-        """Remove the record and the log of an attempt that has ended; unknown names are fine."""
-
-    def members(self) -> AsyncIterator[Members]:
-        """Tell which replicas live, at once and whenever that changes, until the iterator is closed. One reader."""
-
-    def problems(self) -> Mapping[str, str | None]:
-        """Return what has to be well for the executor to be ready: None for each that is, else what is wrong."""
+    async def delete(self, name: AttemptName) -> None:
+        """Delete the record and the log of an attempt that has ended. Ignores names that do not exist."""
 
     async def sweep(self) -> None:
-        """Remove leftovers that belong to no record; the cleaner of one replica calls it now and then."""
+        """Remove resources that belong to no record. The cleaner of one replica calls it periodically."""
+
+
+class LogSource(Protocol):
+    """Reads the builders' logs."""
+
+    def lines(self, name: AttemptName, *, after: int) -> AsyncIterator[Lines]:
+        """Yield the lines numbered above `after` in order, as they are written, until the attempt has ended.
+
+        Raises RecordMissing, ExecutorUnavailable.
+        """
+
+
+class Membership(Protocol):
+    """Knows which replicas of the service are alive."""
+
+    def members(self) -> AsyncIterator[Members]:
+        """Yield the live replicas, at once and after each change, until closed. For one reader at a time."""
+
+
+class Executor(AttemptStore, LogSource, Membership, Protocol):
+    """A place where attempts run: a context manager that is all three."""
+
+    async def __aenter__(self) -> Self:
+        """Open it. Raises ConfigurationError if it cannot work as configured."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it. Builders continue to run."""
+
+    def problems(self) -> Mapping[str, str | None]:
+        """Return the conditions for readiness by name: None for each that holds, else a description of the problem."""

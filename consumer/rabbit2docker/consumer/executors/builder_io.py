@@ -1,4 +1,4 @@
-"""The builder's input and output as every executor shares them: its specification, and its line format."""
+"""The builder's input and output, common to all executors: its specification and its line format."""
 
 import json
 from typing import Any, Final
@@ -11,7 +11,7 @@ _PHASES: Final[dict[str, Phase]] = {phase.value: phase for phase in Phase}
 
 
 def parse_line(data: bytes) -> BuilderLine | None:
-    """Return the line, or None for what the builder did not write."""
+    """Parse one line of the log; None if it is not in the builder's format."""
     try:
         line: dict[str, Any] = json.loads(data)
         return BuilderLine(
@@ -26,7 +26,7 @@ def parse_line(data: bytes) -> BuilderLine | None:
 
 
 def builder_spec(spec: AttemptSpec, settings: BuilderSettings) -> dict[str, Any]:
-    """Return the builder's specification as far as it is the same for every executor. It holds no credentials."""
+    """Return the part of the builder's specification that is common to all executors. It holds no credentials."""
     request = spec.request
     return {
         "repo_url": spec.repo_url,

@@ -14,7 +14,7 @@ from rabbit2docker import metrics
 from rabbit2docker.clock import utc_now
 from rabbit2docker.consumer.attempt_cache import AttemptCache
 from rabbit2docker.consumer.event_publisher import EventPublisher
-from rabbit2docker.consumer.executors.attempt_names import next_attempt
+from rabbit2docker.consumer.executors.attempt_names import next_attempt_name
 from rabbit2docker.consumer.executors.base import Attempt, AttemptStatus, BuilderLine, Executor, MissingLines
 from rabbit2docker.consumer.following.outcome import (
     Evidence,
@@ -258,7 +258,7 @@ class Follower:
         spec = self._spec.model_copy(
             update={
                 "attempt": number,
-                "name": next_attempt(self._spec.name, number),
+                "name": next_attempt_name(self._spec.name, number),
                 "created_at": utc_now(),
                 "avoid": (*self._spec.avoid, *([current.node] if current.node else [])),
             }

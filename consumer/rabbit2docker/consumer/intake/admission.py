@@ -12,10 +12,11 @@ from cachetools import TTLCache
 from rabbit2docker.clock import utc_now
 from rabbit2docker.consumer.attempt_cache import AttemptCache, is_reported
 from rabbit2docker.consumer.event_publisher import EventPublisher
+from rabbit2docker.consumer.executors.attempt_names import fallback_name
 from rabbit2docker.consumer.executors.base import Attempt, AttemptStatus, Executor
 from rabbit2docker.consumer.intake.cancellation import Cancellation
 from rabbit2docker.consumer.intake.parsing import IncomingRequest
-from rabbit2docker.consumer.intake.plan import Plan, accepted_from, make_plan, name_if_taken
+from rabbit2docker.consumer.intake.plan import Plan, accepted_from, make_plan
 from rabbit2docker.consumer.providers.base import Provider
 from rabbit2docker.errors import ExecutorUnavailable, NameTaken, RecordMissing, RequestRejected
 from rabbit2docker.settings import Settings
@@ -214,7 +215,7 @@ class Admission:
         wish = plan.wish
         spec = plan.spec(self._tools.settings, now=self._tools.now())
         status = AttemptStatus(requests={wish.request_id: wish.request.digest()})
-        for name in (spec.name, name_if_taken(spec)):
+        for name in (spec.name, fallback_name(spec)):
             try:
                 attempt, is_new = await self._tools.executor.create(
                     spec.model_copy(update={"name": name}), status

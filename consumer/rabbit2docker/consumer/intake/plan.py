@@ -14,7 +14,6 @@ from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Accepted, BuildOptions
 from rabbit2docker_schemas.requests import BuildRequest
 
-MAX_NAME_LENGTH: Final = 63
 NONCE_LENGTH: Final = 10
 
 
@@ -93,12 +92,6 @@ def make_plan(wish: IncomingRequest, repository: Repository, prefix: str) -> Pla
         build_name=build_name(repository.build_slug, repository.resolved_ref, options_digest=options),
         fingerprint=hashlib.sha256(json.dumps(same).encode()).hexdigest(),
     )
-
-
-def name_if_taken(spec: AttemptSpec) -> AttemptName:
-    """Return the record name for when the build name is held by another repository's build, or one that has ended."""
-    suffix = hashlib.sha256(spec.build_id.encode()).hexdigest()[:8]
-    return AttemptName(f"{spec.name[: MAX_NAME_LENGTH - 9].rstrip('-_')}-{suffix}")
 
 
 def accepted_from(spec: AttemptSpec, wish: IncomingRequest, *, attached: bool) -> Accepted:

@@ -2,7 +2,6 @@
 
 import re
 from functools import lru_cache
-from typing import Final
 from urllib.parse import unquote
 
 import aiohttp
@@ -12,10 +11,8 @@ from rabbit2docker.consumer.providers.gh import GitHubProvider
 from rabbit2docker.consumer.providers.git import GitProvider
 from rabbit2docker.errors import ConfigurationError, RequestRejected
 from rabbit2docker.settings import ProviderSettings
+from rabbit2docker_schemas.providers import PROVIDERS, in_words
 from rabbit2docker_schemas.reasons import RejectReason
-
-NOT_YET: Final = ("gist", "gl", "zenodo", "figshare", "dataverse", "hydroshare", "ckan")
-"""Prefixes that BinderHub has and this version has not."""
 
 
 class Providers:
@@ -35,10 +32,10 @@ class Providers:
         """Return the provider. Raises RequestRejected(UNKNOWN_PROVIDER) that names those that exist."""
         if provider := self._providers.get(prefix):
             return provider
-        existing = " and ".join(sorted(self._providers))
+        existing = in_words(sorted(self._providers))
         what = (
             f"The provider {prefix!r} is not available in this version"
-            if prefix in NOT_YET
+            if prefix in PROVIDERS
             else f"There is no provider {prefix!r}"
         )
         raise RequestRejected(RejectReason.UNKNOWN_PROVIDER, f"{what}. There are {existing}.")

@@ -12,20 +12,8 @@ from typing import Final
 from rabbit2docker import metrics
 from rabbit2docker.hub.store.models import BuildState
 from rabbit2docker.hub.store.projection import BuildRow
+from rabbit2docker_schemas.providers import metric_label
 
-NAMES: Final = {
-    "gh": "GitHub",
-    "gist": "Gist",
-    "git": "Git",
-    "gl": "GitLab",
-    "zenodo": "Zenodo",
-    "figshare": "Figshare",
-    "dataverse": "Dataverse",
-    "hydroshare": "Hydroshare",
-    "ckan": "CKAN",
-}
-"""BinderHub's names of providers, by prefix."""
-OTHER: Final = "other"
 STATUS: Final = {BuildState.COMPLETED: "success", BuildState.CANCELLED: "cancelled"}
 """BinderHub's words for ends, and one that it has not; every other end is a failure."""
 
@@ -52,5 +40,5 @@ class BinderHubMetrics:
             status = STATUS.get(BuildState(build.state), "failure")
             seconds = max(0.0, (build.ended_at - build.started_at).total_seconds())
             metrics.BINDERHUB_BUILD_SECONDS.labels(status=status).observe(seconds)
-            provider = NAMES.get(build.provider or "", OTHER)
+            provider = metric_label(build.provider)
             metrics.BINDERHUB_BUILDS.labels(status=status, provider=provider).inc()

@@ -30,10 +30,11 @@ from rabbit2docker.hub.web.binderhub_stream import failure, frame
 from rabbit2docker.hub.web.build_form import check_password
 from rabbit2docker.hub.web.build_tokens import BuildTokens, InvalidBuildToken, origin_of
 from rabbit2docker.hub.web.limits import Address, Limits, RateLimited, limit_headers
-from rabbit2docker.hub.web.repositories import KINDS, NoProvider, check_provider
+from rabbit2docker.hub.web.repositories import NoProvider, check_provider
 from rabbit2docker.hub.web.resume import BinderHubCursor
 from rabbit2docker.hub.web.submissions import Builds, Submissions, start
 from rabbit2docker.settings import Settings
+from rabbit2docker_schemas.providers import AVAILABLE
 from rabbit2docker_schemas.requests import BuildRequest
 from rabbit2docker_schemas.validation_messages import describe
 
@@ -471,7 +472,7 @@ class RepositoriesHandler(Handler):
 
     def get(self) -> None:
         """Answer with the list."""
-        self.answer(KINDS)
+        self.answer([provider.as_repoprovider() for provider in AVAILABLE.values()])
 
 
 class NotFoundHandler(Handler):

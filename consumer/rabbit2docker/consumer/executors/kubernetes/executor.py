@@ -351,17 +351,17 @@ class KubernetesExecutor:
             return
         await self._delete(record.pod, grace=self._settings.kubernetes.termination_seconds)
 
-    async def forget(self, name: AttemptName) -> None:
+    async def delete(self, name: AttemptName) -> None:
         """Remove the pod of an attempt that has ended. Raises ExecutorUnavailable."""
         record = self._records.get(name) or await self._find(name)
         if record is None:
             return
         if not record.is_over:
-            log.warning("an attempt that still runs is not forgotten", name=name)
+            log.warning("record not deleted", name=name, reason="still running")
             return
-        await asyncio.shield(self._tasks.run(self._forget(record), f"forget {name}"))
+        await asyncio.shield(self._tasks.run(self._delete_record(record), f"delete {name}"))
 
-    async def _forget(self, record: _Record) -> None:
+    async def _delete_record(self, record: _Record) -> None:
         async with record.writing:
             if record.removed:
                 return

@@ -33,13 +33,11 @@ from rabbit2docker.consumer.executors.base import (
     AttemptStatus,
     BuilderResult,
     Change,
-    Changed,
     Lines,
     Members,
-    Removed,
-    Synced,
 )
 from rabbit2docker.consumer.executors.builder_io import builder_spec
+from rabbit2docker.consumer.executors.change_feed import ChangeFeed
 from rabbit2docker.consumer.executors.local import process as builder_process
 from rabbit2docker.consumer.executors.local import state_directory
 from rabbit2docker.consumer.executors.local.inotify import DirectoryWatch
@@ -111,7 +109,7 @@ class LocalExecutor:
         self._state = state_directory.StateDirectory(settings.local.state_dir)
         self._records: dict[AttemptName, _Record] = {}
         self._creating: dict[AttemptName, asyncio.Task[tuple[Attempt, bool]]] = {}
-        self._changes: asyncio.Queue[Change | None] | None = None
+        self._feed = ChangeFeed(lambda: map(self._snapshot, self._records.values()))
         self._tasks = TaskSet()
         self._watching = DirectoryWatch(on_folder=self._on_folder, on_everything=self._check_folders)
         self._environment: dict[str, str] = {}
@@ -181,8 +179,7 @@ class LocalExecutor:
         for record in self._records.values():
             self._close_pipe(record)
         self._records.clear()
-        if self._changes is not None:
-            self._changes.put_nowait(None)
+        self._feed.close()
         await asyncio.to_thread(self._threads.shutdown)
         await asyncio.to_thread(self._state.close)
 
@@ -246,24 +243,12 @@ class LocalExecutor:
                     "write the status of a record", self._state.write_status, name, status, record=record
                 )
                 record.status = status
-                self._tell(record)
+                self._publish(record)
             return self._snapshot(record)
 
-    async def changes(self) -> AsyncIterator[Change]:
-        """Tell every record, then Synced, then each change. A second reader ends the first."""
-        if self._changes is not None:
-            self._changes.put_nowait(None)
-        queue: asyncio.Queue[Change | None] = asyncio.Queue()
-        for record in self._records.values():
-            queue.put_nowait(Changed(self._snapshot(record)))
-        queue.put_nowait(Synced())
-        self._changes = queue
-        try:
-            while (change := await queue.get()) is not None:
-                yield change
-        finally:
-            if self._changes is queue:
-                self._changes = None
+    def changes(self) -> AsyncIterator[Change]:
+        """Yield every record, then Synced, then each change. A second reader ends the first."""
+        return self._feed.read()
 
     async def lines(self, name: AttemptName, *, after: int) -> AsyncIterator[Lines]:
         """Read the lines above number `after` as they are written. Raises RecordMissing, ExecutorUnavailable."""
@@ -307,17 +292,17 @@ class LocalExecutor:
         if record.state is AttemptState.RUNNING:
             await self._terminate(record)
 
-    async def forget(self, name: AttemptName) -> None:
+    async def delete(self, name: AttemptName) -> None:
         """Remove the folder of an attempt that has ended. Raises ExecutorUnavailable."""
         record = self._records.get(name)
         if record is None:
             return
         if record.state is not AttemptState.ENDED:
-            log.warning("an attempt that still runs is not forgotten", name=name)
+            log.warning("record not deleted", name=name, reason="still running")
             return
-        await asyncio.shield(self._tasks.run(self._forget(record), f"forget {name}"))
+        await asyncio.shield(self._tasks.run(self._delete_record(record), f"delete {name}"))
 
-    async def _forget(self, record: _Record) -> None:
+    async def _delete_record(self, record: _Record) -> None:
         async with record.writing:
             if not record.removed:
                 await self._guarded("remove a record", self._state.remove, record.spec.name)
@@ -373,7 +358,7 @@ class LocalExecutor:
         log.warning("the builder cannot be started, trying again", name=record.spec.name, error=str(error))
         seconds = START_AGAIN_SECONDS[min(record.failed_starts, len(START_AGAIN_SECONDS) - 1)]
         record.failed_starts += 1
-        self._tell(record)
+        self._publish(record)
 
         async def start_again() -> None:
             await asyncio.sleep(seconds)
@@ -389,7 +374,7 @@ class LocalExecutor:
             return
         record.state, record.pipe = AttemptState.RUNNING, observed.pipe
         asyncio.get_running_loop().add_reader(observed.pipe, self._on_pipe, record)
-        self._tell(record)
+        self._publish(record)
 
     def _on_pipe(self, record: _Record) -> None:
         if record.pipe is not None and builder_process.has_ended(record.pipe):
@@ -406,7 +391,7 @@ class LocalExecutor:
         record.state, record.waiting_for = AttemptState.ENDED, None
         record.over.set()
         record.wake_readers()
-        self._tell(record)
+        self._publish(record)
 
     async def _terminate(self, record: _Record) -> None:
         """Send SIGTERM, and SIGKILL when that has not ended the builder within the grace."""
@@ -430,7 +415,7 @@ class LocalExecutor:
     def _remember(self, spec: AttemptSpec, status: AttemptStatus) -> _Record:
         record = _Record(spec, status, self._state.path(spec.name))
         self._records[spec.name] = record
-        self._tell(record)
+        self._publish(record)
         return record
 
     def _existing(self, name: AttemptName) -> _Record:
@@ -450,9 +435,9 @@ class LocalExecutor:
             ended_at=record.ended_at,
         )
 
-    def _tell(self, record: _Record) -> None:
-        if self._changes is not None and not record.removed:
-            self._changes.put_nowait(Changed(self._snapshot(record)))
+    def _publish(self, record: _Record) -> None:
+        if not record.removed:
+            self._feed.publish(self._snapshot(record))
 
     def _drop(self, record: _Record) -> None:
         """Take back a record whose folder is gone."""
@@ -462,8 +447,7 @@ class LocalExecutor:
         self._close_pipe(record)
         record.over.set()
         record.wake_readers()
-        if self._changes is not None:
-            self._changes.put_nowait(Removed(record.spec.name))
+        self._feed.publish_removed(record.spec.name)
 
     def _on_folder(self, name: str) -> None:
         if (record := self._records.get(AttemptName(name))) is not None:

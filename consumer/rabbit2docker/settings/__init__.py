@@ -1,0 +1,70 @@
+"""Every setting, documented in place with its unit and reason.
+
+Read from the environment (`RABBIT2DOCKER_…`, `__` between levels) or from a YAML file named by
+`RABBIT2DOCKER_CONFIG`; the environment wins. Unknown names are errors in both.
+
+Each name is imported on first use: the client library needs only `AmqpSettings`, and must not load the rest.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from rabbit2docker.settings.amqp import AmqpSettings
+    from rabbit2docker.settings.base import ENV_PREFIX, LogSettings
+    from rabbit2docker.settings.consumer import (
+        BuilderSettings,
+        BuildLogSettings,
+        DockerSettings,
+        ExecutorKind,
+        HttpSettings,
+        ImageSettings,
+        LimitSettings,
+        LocalSettings,
+        ProviderSettings,
+    )
+    from rabbit2docker.settings.hub import HubAuth, HubSettings
+    from rabbit2docker.settings.kubernetes import KubernetesSettings, TenantCredentials
+    from rabbit2docker.settings.loading import (
+        CONFIG_FILE_VARIABLE,
+        Settings,
+        load_settings,
+        unknown_variables,
+    )
+
+__all__ = [
+    "CONFIG_FILE_VARIABLE",
+    "ENV_PREFIX",
+    "AmqpSettings",
+    "BuildLogSettings",
+    "BuilderSettings",
+    "DockerSettings",
+    "ExecutorKind",
+    "HttpSettings",
+    "HubAuth",
+    "HubSettings",
+    "ImageSettings",
+    "KubernetesSettings",
+    "LimitSettings",
+    "LocalSettings",
+    "LogSettings",
+    "ProviderSettings",
+    "Settings",
+    "TenantCredentials",
+    "load_settings",
+    "unknown_variables",
+]
+
+_MODULES: Final = ("base", "amqp", "consumer", "kubernetes", "hub", "loading")
+"""From the cheapest import to the dearest."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import an exported name from its module."""
+    if name in __all__:
+        for module in _MODULES:
+            found = import_module(f"{__name__}.{module}")
+            if hasattr(found, name):
+                globals()[name] = getattr(found, name)
+                return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,24 @@
+"""The base of every group of settings, and the settings of the log."""
+
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ENV_PREFIX: Final = "RABBIT2DOCKER_"
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Group(BaseModel):
+    """One subject of the settings: misspelt names are refused, nothing changes after start."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class LogSettings(Group):
+    """The service's own log."""
+
+    level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+    """debug, info, warning or error."""
+    format: str = Field(default="auto", pattern="^(auto|json|console)$")
+    """auto: console on a terminal, JSON otherwise."""

@@ -1,0 +1,116 @@
+"""The whole tree of settings, read from the environment and a YAML file.
+
+The only module that needs pydantic-settings: the client library does without it.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from rabbit2docker.errors import ConfigurationError
+from rabbit2docker.settings.amqp import AmqpSettings
+from rabbit2docker.settings.base import ENV_PREFIX, LogSettings
+from rabbit2docker.settings.consumer import (
+    BuilderSettings,
+    BuildLogSettings,
+    DockerSettings,
+    ExecutorKind,
+    HttpSettings,
+    ImageSettings,
+    LimitSettings,
+    LocalSettings,
+    ProviderSettings,
+)
+from rabbit2docker.settings.hub import HubSettings
+from rabbit2docker.settings.kubernetes import KubernetesSettings
+
+CONFIG_FILE_VARIABLE: Final = "RABBIT2DOCKER_CONFIG"
+FOREIGN_PREFIXES: Final = ("RABBIT2DOCKER_TEST_", "RABBIT2DOCKER_DEV_")
+"""Variables of the development services and the tests, which are no settings."""
+
+
+class Settings(BaseSettings):
+    """The whole tree."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    tenant: str = Field(default="default", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+    """Tenant of the command line's own requests."""
+    tenants: list[str] = ["default"]
+    """Tenants whose streams `topology declare` makes."""
+    instance: str = "rabbit2docker"
+    """Name of this installation, part of `ce-source`."""
+    executor: ExecutorKind = ExecutorKind.LOCAL
+    """local or kubernetes."""
+    amqp: AmqpSettings = AmqpSettings()
+    local: LocalSettings = LocalSettings()
+    docker: DockerSettings = DockerSettings()
+    images: ImageSettings = ImageSettings()
+    limits: LimitSettings = LimitSettings()
+    builder: BuilderSettings = BuilderSettings()
+    build_logs: BuildLogSettings = BuildLogSettings()
+    providers: ProviderSettings = ProviderSettings()
+    http: HttpSettings = HttpSettings()
+    hub: HubSettings = HubSettings()
+    log: LogSettings = LogSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments before the environment before the YAML file."""
+        path = os.environ.get(CONFIG_FILE_VARIABLE)
+        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
+        return (*sources, YamlConfigSettingsSource(settings_cls, yaml_file=path)) if path else sources
+
+
+def unknown_variables(environ: dict[str, str]) -> list[str]:
+    """Variables with our prefix whose first word is no setting: pydantic-settings itself lets these pass."""
+    known = {name.upper() for name in Settings.model_fields}
+    return sorted(
+        name
+        for name in environ
+        if name.startswith(ENV_PREFIX)
+        and not name.startswith(FOREIGN_PREFIXES)
+        and name != CONFIG_FILE_VARIABLE
+        and name.removeprefix(ENV_PREFIX).split("__")[0].upper() not in known
+    )
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings; raises ConfigurationError that names each wrong one and never shows a secret."""
+    path = os.environ.get(CONFIG_FILE_VARIABLE)
+    if path and not Path(path).is_file():
+        raise ConfigurationError(f"{CONFIG_FILE_VARIABLE} names {path}, which is not a file.")
+    if unknown := unknown_variables(dict(os.environ)):
+        raise ConfigurationError(
+            f"Unknown settings in the environment: {', '.join(unknown)}. `rabbit2docker settings` lists all names."
+        )
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = [
+            f"  {ENV_PREFIX}{'__'.join(str(part).upper() for part in problem['loc'])}: {problem['msg']}"
+            for problem in error.errors(include_input=False, include_url=False)
+        ]
+        raise ConfigurationError("The settings cannot be read:\n" + "\n".join(lines)) from None

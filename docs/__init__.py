@@ -1,0 +1,1 @@
+"""The documentation: MyST pages, and programs that write the reference from the code."""

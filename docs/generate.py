@@ -1,0 +1,266 @@
+"""`python -m docs.generate`: write the reference pages from the code; `--check` only compares.
+
+Settings, commands, messages, HTTP API and metrics are described once, beside the code that has them. Each function
+here returns one page as MyST Markdown.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import typer
+from pydantic import BaseModel, SecretStr
+
+from rabbit2docker import metrics as consumer_metrics
+from rabbit2docker.cli.app import app
+from rabbit2docker.hub.web.openapi import document
+from rabbit2docker.settings import HubAuth, Settings
+from rabbit2docker_schemas import documents
+
+REFERENCE: Final = Path(__file__).parent / "reference"
+ENV_PREFIX: Final = "RABBIT2DOCKER_"
+
+
+def cell(text: object) -> str:
+    """Return text as one cell of a Markdown table."""
+    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def table(*header: str, rows: Iterable[tuple[object, ...]]) -> str:
+    """Return a Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(cell(value) for value in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+# -- settings
+
+
+def _default(value: Any) -> str:
+    match value:
+        case None | "":
+            return ""
+        case SecretStr():
+            return "(secret)"
+        case bool() | list() | dict() | tuple():
+            return f"`{json.dumps(value, default=str)}`"
+        case Path():
+            return f"`{value}`".replace(str(Path.home()), "~")
+        case _:
+            return f"`{value}`"
+
+
+def _settings(model: type[BaseModel], defaults: BaseModel, prefix: str) -> Iterator[tuple[str, ...]]:
+    for name, field in model.model_fields.items():
+        value = getattr(defaults, name)
+        if not isinstance(value, BaseModel):
+            yield f"`{prefix}{name.upper()}`", _default(value), field.description or ""
+
+
+def settings() -> str:
+    """Return the page on settings."""
+    defaults = Settings.model_construct(
+        **{
+            name: field.get_default(call_default_factory=True)
+            for name, field in Settings.model_fields.items()
+        }
+    )
+    parts = [
+        "# Settings",
+        "Each setting is an environment variable, or a line in the YAML file that `RABBIT2DOCKER_CONFIG` names: "
+        "`RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS=20` is `limits: {concurrent_builds: 20}`. The environment wins. "
+        "Lists and mappings are JSON. Unknown names are errors. `rabbit2docker settings` prints the values in force.",
+        "## General",
+        table("Setting", "Default", "Meaning", rows=list(_settings(Settings, defaults, ENV_PREFIX))),
+    ]
+    for name in Settings.model_fields:
+        group = getattr(defaults, name)
+        if isinstance(group, BaseModel):
+            parts += [f"## {name}", (type(group).__doc__ or "").strip()]
+            rows = list(_settings(type(group), group, f"{ENV_PREFIX}{name.upper()}__"))
+            parts.append(table("Setting", "Default", "Meaning", rows=rows))
+    return "\n\n".join(parts)
+
+
+# -- command line
+
+
+def _plain(text: str | None) -> str:
+    return (text or "").replace("\b", "").strip()
+
+
+def _command(command: Any, path: str) -> Iterator[str]:
+    subcommands: dict[str, Any] = getattr(command, "commands", {})
+    yield f"{'#' * min(2 + path.count(' '), 4)} `{path}`"
+    if command.help:
+        yield _plain(command.help)
+    arguments = [each for each in command.params if each.param_type_name == "argument"]
+    options = [each for each in command.params if each.param_type_name == "option" and not each.hidden]
+    if arguments:
+        rows = [(f"`{each.make_metavar_or_name}`", _plain(each.help)) for each in map(_Argument, arguments)]
+        yield table("Argument", "Meaning", rows=rows)
+    if options:
+        rows = [
+            (f"`{', '.join(each.opts)}`", _plain(each.help)) for each in options if "--help" not in each.opts
+        ]
+        if rows:
+            yield table("Option", "Meaning", rows=rows)
+    for name in sorted(subcommands):
+        yield from _command(subcommands[name], f"{path} {name}")
+
+
+class _Argument:
+    """An argument's name and help, whichever version of typer made it."""
+
+    def __init__(self, parameter: Any) -> None:
+        """Take the parameter."""
+        self.make_metavar_or_name = str(parameter.metavar or parameter.name.upper()).strip("[]")
+        self.help = getattr(parameter, "help", "")
+
+
+def command_line() -> str:
+    """Return the page on the commands."""
+    command: Any = typer.main.get_command(app)
+    parts = ["# Command line", *_command(command, "rabbit2docker")]
+    if epilog := getattr(command, "epilog", None):
+        parts.insert(2, _plain(epilog))
+    return "\n\n".join(parts)
+
+
+# -- messages
+
+
+def _type_of(schema: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        return str(schema["$ref"]).rpartition("/")[2]
+    if "anyOf" in schema:
+        found = [_type_of(each) for each in schema["anyOf"]]
+        return " or ".join(dict.fromkeys(each for each in found if each != "null"))
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if schema.get("type") == "array":
+        return f"list of {_type_of(schema.get('items', {}))}"
+    return str(schema.get("type", "any"))
+
+
+def _fields(schema: dict[str, Any]) -> str:
+    required = set(schema.get("required", ()))
+    rows: list[tuple[object, ...]] = [
+        (f"`{name}`", _type_of(field), "yes" if name in required else "", field.get("description", ""))
+        for name, field in schema.get("properties", {}).items()
+    ]
+    return table("Field", "Type", "Always there", "Meaning", rows=rows)
+
+
+def messages() -> str:
+    """Return the page on requests and events."""
+    parts = [
+        "# Messages",
+        "Bodies are JSON. Readers of events ignore unknown fields; a request with an unknown field is rejected. "
+        "`rabbit2docker schema NAME` prints the JSON Schema, `rabbit2docker schema --asyncapi` the AsyncAPI document. "
+        "Routing keys and delivery are in [](../how-to/use-from-a-program.md).",
+    ]
+    for name, schema in documents.json_schemas().items():
+        parts += [f"## {name}", schema.get("description", ""), _fields(schema)]
+        for inner, definition in sorted(schema.get("$defs", {}).items()):
+            if "enum" in definition:
+                values = ", ".join(f"`{value}`" for value in definition["enum"])
+                parts.append(f"`{inner}` is one of {values}.")
+    return "\n\n".join(part for part in parts if part)
+
+
+# -- HTTP API
+
+
+def http_api() -> str:
+    """Return the page on the JSON API of the hub's service."""
+    described: dict[str, Any] = document("/services/binder/", HubAuth.TOKENS)
+    parts = [
+        "# HTTP API",
+        "The JSON API of `rabbit2docker hub`. A running service has this as `api/openapi.json`. BinderHub's routes, "
+        "which the same service answers, are in [](../how-to/jupyterhub.md).",
+    ]
+    for path, operations in described["paths"].items():
+        for method, operation in operations.items():
+            if method == "parameters":
+                continue
+            parts.append(f"## {method.upper()} {path}")
+            parts.append(
+                f"Operation `{operation['operationId']}`. {operation.get('summary', '')}.".replace("..", ".")
+            )
+            if text := operation.get("description"):
+                parts.append(text)
+            parameters = [*operations.get("parameters", ()), *operation.get("parameters", ())]
+            rows: list[tuple[object, ...]] = [
+                (f"`{each['name']}`", each["in"], each.get("description", ""))
+                for each in parameters
+                if "name" in each
+            ]
+            if rows:
+                parts.append(table("Parameter", "In", "Meaning", rows=rows))
+            answers: list[tuple[object, ...]] = [
+                (status, answer.get("description", "")) for status, answer in operation["responses"].items()
+            ]
+            parts.append(table("Status", "Answer", rows=answers))
+    for name, schema in described["components"]["schemas"].items():
+        if "properties" in schema:
+            parts += [f"## {name}", schema.get("description", ""), _fields(schema)]
+    return "\n\n".join(part for part in parts if part)
+
+
+# -- metrics
+
+
+def metrics() -> str:
+    """Return the page on metrics."""
+    rows: list[tuple[object, ...]] = []
+    for collector in dict.fromkeys(consumer_metrics.REGISTRY._collector_to_names):
+        labels = ", ".join(f"`{label}`" for label in getattr(collector, "_labelnames", ()))
+        for family in collector.describe() if hasattr(collector, "describe") else collector.collect():
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            rows.append((f"`{name}`", family.type, labels, family.documentation))
+    return "\n\n".join(
+        [
+            "# Metrics",
+            "In Prometheus's format at `/metrics` of the consumer and of the hub's service. Labels come from small "
+            "fixed sets: never a repository, a person or a build.",
+            table("Metric", "Type", "Labels", "Meaning", rows=rows),
+        ]
+    )
+
+
+PAGES: Final[dict[str, Callable[[], str]]] = {
+    "settings.md": settings,
+    "command-line.md": command_line,
+    "messages.md": messages,
+    "http-api.md": http_api,
+    "metrics.md": metrics,
+}
+
+
+def main() -> int:
+    """Write the pages, or compare them with what is there."""
+    parser = argparse.ArgumentParser(prog="python -m docs.generate", description=__doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 if a page is out of date"
+    )
+    check = parser.parse_args().check
+    stale = []
+    for name, page in PAGES.items():
+        text = "<!-- Written by `python -m docs.generate`. -->\n" + page().rstrip() + "\n"
+        path = REFERENCE / name
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(name)
+        if not check:
+            path.write_text(text, encoding="utf-8")
+    if check and stale:
+        print(f"Out of date: {', '.join(stale)}. Run `python -m docs.generate`.")  # noqa: T201
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
