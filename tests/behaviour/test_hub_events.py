@@ -23,9 +23,9 @@ from rabbit2docker_schemas.requests import BuildRequest
 from tests.support.ports import free_port
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.broker
 
 REQUEST = BuildRequest(provider="gh", spec="owner/repository/HEAD")
 BUILD = ids.build_id_of("default", "r")
@@ -100,7 +100,7 @@ class Reader:
                 self.told.append(event)
 
     async def to_the_end(self) -> list[Event]:
-        await asyncio.wait_for(self.task, 90)
+        await asyncio.wait_for(self.task, PATIENCE)
         return self.told
 
     async def has(self, count: int) -> None:
@@ -359,7 +359,7 @@ class TestBadDays:
             await reader.has(2)
             await asyncio.to_thread(mortal_rabbitmq.kill)
             await asyncio.to_thread(mortal_rabbitmq.start_again)
-            await asyncio.wait_for(publish(publisher, lines(3, 3), the_end(count=6)), 90)
+            await asyncio.wait_for(publish(publisher, lines(3, 3), the_end(count=6)), PATIENCE)
             told = await reader.to_the_end()
         assert numbers(told) == list(range(6))
         assert kinds(told)[-1] == "completed"
@@ -374,7 +374,7 @@ class TestBadDays:
             await asyncio.sleep(1)
             assert not entering.done()
             proxy.refuse(False)
-            await asyncio.wait_for(entering, 60)
+            await asyncio.wait_for(entering, PATIENCE)
             await events.__aexit__(None, None, None)
 
     async def test_what_makes_no_sense_to_wait_for_is_said(
@@ -517,7 +517,7 @@ class TestHubs:
         await asyncio.sleep(1)
         assert not entering.done()
         await first.__aexit__(None, None, None)
-        await asyncio.wait_for(entering, 60)
+        await asyncio.wait_for(entering, PATIENCE)
         await second.__aexit__(None, None, None)
 
     async def test_everything_of_the_tenant_is_told_and_nothing_of_others(

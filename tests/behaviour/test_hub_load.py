@@ -19,7 +19,7 @@ from tests.support.fake_consumer import FakeConsumer, fake_consumer
 from tests.support.hub_service import HubService, build_path
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.broker
 
 KILOBYTE, MEGABYTE = 1024, 1024 * 1024
 VIEWER_KILOBYTES = 64

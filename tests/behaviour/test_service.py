@@ -21,11 +21,11 @@ from rabbit2docker_schemas.requests import CancelRequest
 from rabbit2docker_schemas.routing import Priority
 from tests.faults.conftest import MakeConsumer, ask
 from tests.support.consumer import COMMIT, Consumer, a_request
-from tests.support.promises import captured, check_promises, ends_of
+from tests.support.promises import captured, check_promises, ends_of, until_answered, until_ended
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.broker
 
 
 @pytest.fixture
@@ -49,33 +49,14 @@ async def publish(
 
 
 async def answers(amqp: AmqpSettings, count: int = 1) -> list[Accepted | Rejected]:
-    """Wait for `count` answers to requests and return them."""
-    found: list[Accepted | Rejected] = []
-
-    async def have_arrived() -> bool:
-        events = await captured(amqp)
-        found[:] = [event.data for event in events if isinstance(event.data, Accepted | Rejected)]
-        return len(found) >= count
-
-    await eventually(have_arrived)
-    return found
+    """Return the answers to requests once there are `count`."""
+    events = await until_answered(amqp, count)
+    return [event.data for event in events if isinstance(event.data, Accepted | Rejected)]
 
 
 async def ends(amqp: AmqpSettings, count: int = 1) -> dict[str, Any]:
-    """Wait for the ends of `count` builds and return them by build id."""
-    found: dict[str, Any] = {}
-
-    async def have_arrived() -> bool:
-        found.update({build: event.data for build, event in ends_of(await captured(amqp)).items()})
-        return len(found) >= count
-
-    await eventually(have_arrived)
-    return found
-
-
-async def all_ended(amqp: AmqpSettings, count: int) -> list[Any]:
-    await ends(amqp, count)
-    return await captured(amqp)
+    """Return the ends of builds once there are `count`."""
+    return {build: event.data for build, event in ends_of(await until_ended(amqp, count)).items()}
 
 
 class TestRequests:
@@ -115,7 +96,7 @@ class TestRequests:
             True,
         ]
         assert len({answer.build_id for answer in found if isinstance(answer, Accepted)}) == 1
-        check_promises(await all_ended(amqp, 1), [f"r{n}" for n in range(3)])
+        check_promises(await until_ended(amqp, 1), [f"r{n}" for n in range(3)])
 
     async def test_a_reused_request_id_is_rejected_and_the_first_build_continues(
         self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
@@ -378,7 +359,7 @@ class TestCapacity:
         assert ready["ok"]
         assert "all slots are taken" in json.dumps(ready)
         release.touch()
-        await all_ended(amqp, 6)
+        await until_ended(amqp, 6)
         check_promises(await captured(amqp), names)
 
     async def test_interactive_requests_overtake_bulk_ones(

@@ -7,7 +7,6 @@ import json
 import signal
 import sys
 import time
-from pathlib import Path
 
 
 def log(phase: str, message: str) -> None:
