@@ -20,9 +20,9 @@ from tests.support.ports import free_port
 from tests.support.promises import captured
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.broker
 
 
 class TestEvents:
@@ -161,7 +161,7 @@ class TestPublishing:
                 await eventually(lambda: all(broker.problems().values()))
                 assert not any(task.done() for task in publishing_)
                 proxy.refuse(False)
-                await asyncio.wait_for(asyncio.gather(*publishing_), 60)
+                await asyncio.wait_for(asyncio.gather(*publishing_), PATIENCE)
         assert await terminal_ids_of(settings) == {completed(n).id for n in range(50)}
 
     async def test_a_silent_connection_is_detected_and_no_event_is_lost(
@@ -177,7 +177,7 @@ class TestPublishing:
                 await eventually(lambda: any(broker.problems().values()))
                 proxy.cut()
                 proxy.flow()
-                await asyncio.wait_for(task, 60)
+                await asyncio.wait_for(task, PATIENCE)
                 await submit(settings, REQUEST)
                 [delivery] = await take(broker)
                 await delivery.ack()
@@ -194,7 +194,7 @@ class TestPublishing:
                 tasks = [asyncio.create_task(broker.publisher.publish(completed(n))) for n in range(20)]
                 done, _ = await asyncio.wait(tasks, timeout=3)
                 assert not done
-            await asyncio.wait_for(asyncio.gather(*tasks), 60)
+            await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE)
         assert await terminal_ids_of(settings) == {completed(n).id for n in range(20)}
 
     async def test_a_full_outbox_rejects_events_instead_of_growing(self, settings: Settings) -> None:
@@ -218,7 +218,7 @@ class TestPublishing:
             await asyncio.sleep(1)
             assert not task.done()
             await declare.declare(settings)
-            await asyncio.wait_for(task, 60)
+            await asyncio.wait_for(task, PATIENCE)
 
 
 class TestConnections:

@@ -14,7 +14,7 @@ from rabbit2docker_schemas import routing
 from tests.support.broker import completed, running, take, with_amqp
 from tests.support.rabbitmq import RabbitMQ
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.broker
 
 
 class TestTopology:

@@ -30,9 +30,9 @@ from tests.support.client_events import (
 )
 from tests.support.ports import free_port
 from tests.support.rabbitmq import RabbitMQ
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.broker
 
 
 class TestOutages:
@@ -120,7 +120,7 @@ class TestOutages:
             await reader.has(2)
             await asyncio.to_thread(mortal_rabbitmq.kill)
             await asyncio.to_thread(mortal_rabbitmq.start_again)
-            await asyncio.wait_for(publish(publisher, lines(3, 3), completed(count=6)), 90)
+            await asyncio.wait_for(publish(publisher, lines(3, 3), completed(count=6)), PATIENCE)
             received = await reader.to_the_end()
         assert numbers(received) == list(range(6))
         assert kinds(received)[-1] == "completed"
@@ -135,7 +135,7 @@ class TestOutages:
             await asyncio.sleep(1)
             assert not entering.done()
             proxy.refuse(False)
-            await asyncio.wait_for(entering, 60)
+            await asyncio.wait_for(entering, PATIENCE)
             await events.__aexit__(None, None, None)
 
     async def test_permanent_errors_are_raised(
@@ -219,7 +219,7 @@ class TestHub:
         await asyncio.sleep(1)
         assert not entering.done()
         await first.__aexit__(None, None, None)
-        await asyncio.wait_for(entering, 60)
+        await asyncio.wait_for(entering, PATIENCE)
         await second.__aexit__(None, None, None)
 
     async def test_all_yields_every_event_of_the_tenant_and_none_of_others(

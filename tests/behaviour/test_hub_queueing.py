@@ -24,7 +24,7 @@ from tests.support.ports import free_port
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.broker
 
 NEXT = "this build is the next."
 ONE = "1 build is before this one."

@@ -46,8 +46,9 @@ from rabbit2docker_schemas.reasons import Category, FailureReason, RejectReason
 from rabbit2docker_schemas.requests import BuildRequest
 from tests.support import postgresql
 from tests.support.postgresql import PostgreSQL
+from tests.support.waiting import PATIENCE
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.docker
 
 MORNING = datetime(2026, 1, 5, 9, tzinfo=UTC)
 BUILD = ids.build_id_of("default", "r")
@@ -711,7 +712,7 @@ class TestDatabases:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             await store.put([accepted(), lines(0, 50)])
             assert len((await replayed(store)).lines) == 50
 

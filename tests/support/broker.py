@@ -13,7 +13,7 @@ from rabbit2docker_schemas import ids
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Completed
 from rabbit2docker_schemas.requests import BuildRequest
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 REQUEST = BuildRequest(provider="gh", spec="owner/repository/HEAD")
 
@@ -53,7 +53,7 @@ async def take(broker: Broker, count: int = 1) -> list[Delivery]:
             if len(taken) == count:
                 return
 
-    await asyncio.wait_for(collect(), 60)
+    await asyncio.wait_for(collect(), PATIENCE)
     return taken
 
 

@@ -14,7 +14,7 @@ from rabbit2docker_schemas.reasons import RejectReason
 from rabbit2docker_schemas.requests import BuildRequest
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 REQUEST = BuildRequest(provider="gh", spec="owner/repository/HEAD")
 BUILD = ids.build_id_of("default", "r")
@@ -89,7 +89,7 @@ class Reader:
                 self.events.append(event)
 
     async def to_the_end(self) -> list[Event]:
-        await asyncio.wait_for(self.task, 90)
+        await asyncio.wait_for(self.task, PATIENCE)
         return self.events
 
     async def has(self, count: int) -> None:
