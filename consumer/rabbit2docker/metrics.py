@@ -3,10 +3,20 @@
 from collections.abc import Iterable
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 
 REGISTRY: Final = CollectorRegistry()
 """Our own registry: nothing that a library registers by itself gets in."""
+
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+"""Content-Type of what `render` returns."""
 
 _BUILD_BUCKETS: Final = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0)
 _BINDERHUB_BUCKETS: Final = (60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0)

@@ -1,4 +1,4 @@
-"""What every subscriber may rely on, checked on all messages that a broker has seen."""
+"""The promises to subscribers, checked on all events that a broker has seen."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ def _validators() -> dict[str, Draft202012Validator]:
 
 
 def check_message(message: aio_pika.abc.AbstractIncomingMessage) -> Event:
-    """Check a message against the committed contract and return its event."""
+    """Validate a message against the committed contract and return its event."""
     headers = dict(message.headers)
     event = read_event(headers, message.body)
     validator = _validators()[schema_name(str(headers["ce-type"]))]
@@ -45,9 +45,9 @@ def check_message(message: aio_pika.abc.AbstractIncomingMessage) -> Event:
 
 
 async def captured(amqp: AmqpSettings, tenant: str = "default") -> list[Event]:
-    """Return every event that a tenant's stream holds, in order, each message checked; repetitions included.
+    """Return every event of a tenant's stream in order, each message validated; repetitions included.
 
-    A broker that has just started may not know its streams yet.
+    Waits for the stream, which a broker that has just started may not have yet.
     """
     while True:
         with suppress(aio_pika.exceptions.ChannelNotFoundEntity):
@@ -72,12 +72,12 @@ async def _captured(amqp: AmqpSettings, tenant: str) -> list[Event]:
                 events.append(check_message(message))
                 await message.ack()
                 if events[-1].time > began:
-                    break  # a build that runs never falls silent
+                    break  # a running build publishes without end
     return events
 
 
 def lines_of(events: Iterable[Event]) -> dict[tuple[str, int], list[str]]:
-    """Return the log of each attempt as a reader gets it that follows the rule; fails where a line is missing."""
+    """Return the log of each attempt after deduplication; fails if a line is missing."""
     merged = Deduplicator()
     logs: dict[tuple[str, int], list[str]] = defaultdict(list)
     for event in events:
@@ -91,13 +91,13 @@ def lines_of(events: Iterable[Event]) -> dict[tuple[str, int], list[str]]:
 
 
 def ends_of(events: Iterable[Event]) -> dict[str, Event]:
-    """Return the end of each build; fails where a build has two."""
+    """Return the end of each build; fails if a build has two different ends."""
     ends: dict[str, Event] = {}
     for event in events:
         if event.is_terminal:
             first = ends.setdefault(event.subject, event)
             assert event.id == first.id
-            assert event.data == first.data, "two ends that disagree"
+            assert event.data == first.data, "two ends that differ"
     return ends
 
 

@@ -82,7 +82,7 @@ def verdict_on(sight: PodObservation, *, status: AttemptStatus | None = None, at
     """Return what becomes of an attempt that is seen so."""
     attempt = an_attempt(state=sight.state, result=sight.result, status=status)
     attempt = attempt.model_copy(update={"external_end": sight.external_end})
-    return decide(attempt, attempt.status, Evidence(ImageCheck.THERE, (), 0, attempts))
+    return decide(attempt, Evidence(ImageCheck.THERE, (), 0, attempts))
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ ENDS: Final = (
     Ends("start-error", R.POD_MISCONFIGURED, "cannot be started: failed to create containerd task: failed"),
     Ends("failed-with-a-result", R.BUILD_STEP_FAILED, "The step `RUN x` ended."),
     Ends("failed-with-last-words", R.BUILDER_LOST, "exit code 1 and no result: Traceback: the builder", True),
-    Ends("failed-in-silence", R.BUILDER_LOST, "ended without saying how", True),
+    Ends("failed-in-silence", R.BUILDER_LOST, "ended without a result", True),
     Ends("deadline-exceeded", R.TIMEOUT, "took longer than it may"),
     Ends("deadline-exceeded-while-starting", R.TIMEOUT, "took longer than it may"),
     Ends("evicted-by-api", R.EVICTED, "node is being emptied", True),
