@@ -1,4 +1,4 @@
-"""What the hub's benchmarks share: the service as a process of its own, builds that are played, and viewers."""
+"""Shared parts of the hub's benchmarks: the service as a process, played builds, and viewers."""
 
 import asyncio
 import tempfile
@@ -18,7 +18,7 @@ from tests.support.hub_service import HubService, build_path
 
 @dataclass(slots=True)
 class Serving:
-    """What there is."""
+    """The running parts."""
 
     hub: HubService
     played: FakeConsumer
@@ -36,11 +36,11 @@ class Serving:
         return float(times.user + times.system)
 
     async def running_build(self, name: str, viewers: int) -> tuple[str, Crowd]:
-        """Begin a build that so many look at, who have all been told that it is waiting; return its id and them."""
+        """Start a build with that many viewers, wait until each has its first event, and return its id and them."""
         known, crowd = len(self.played.builds), Crowd(self.hub.address)
         await crowd.join(viewers, build_path(name))
         *_, build_id = await self.played.accepted(known + 1)
-        await crowd.until(lambda viewer: viewer.told > 0)
+        await crowd.until(lambda viewer: viewer.events > 0)
         return build_id, crowd
 
     async def end(self, build_id: str, crowd: Crowd, *, lines: int) -> None:

@@ -239,7 +239,7 @@ class Recorder:
             while True:
                 with suppress(ExecutorUnavailable):
                     data = await self._api.call(
-                        method, path, urgency=CallPriority.RECORD, body=body, **options
+                        method, path, priority=CallPriority.RECORD, body=body, **options
                     )
                     answer: Json = json.loads(data)
                     return answer

@@ -278,7 +278,7 @@ def test_releases_of_long_names_have_sockets_of_their_own_that_can_be_listened_a
 
 def test_existing_engines_can_be_used(settings_of: Read) -> None:
     kubernetes = {"docker_socket": "/var/run/docker/docker.sock", "docker_api_labels": {"app": "dind"}}
-    assert "config.kubernetes.docker_socket has to be set" in refusal({"dockerApi": {"enabled": False}})
+    assert "config.kubernetes.docker_socket is not set" in refusal({"dockerApi": {"enabled": False}})
 
     objects = render({"dockerApi": {"enabled": False}, "config": {"kubernetes": kubernetes}})
 

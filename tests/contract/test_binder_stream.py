@@ -345,7 +345,7 @@ class TestTheOrderOfChecks:
         ("path", "hub", "headers", "told"),
         [
             (f"{SVN}?build_token=x", {**TOKENS, **BANNED}, {}, (403, "Requests from here are not allowed\n")),
-            (f"{SVN}?build_token=x", TOKENS, {}, (403, "A token is needed")),
+            (f"{SVN}?build_token=x", TOKENS, {}, (403, "A token is required")),
             (f"{SVN}?build_token=x", TOKENS, ADA, (403, "Invalid build token\n")),
             (f"{SVN}?build_only=true", TOKENS, ADA, (None, "No provider found for prefix svn.")),
             (NO_LAUNCH, TOKENS, ADA, (400, "This service builds images and does not launch servers")),

@@ -209,7 +209,7 @@ class TestBuildTokens:
         async with serving(builds, store, **{**NAMED, "build_token_secret": SECRET}) as viewer:
             only = await ends(viewer, f"{PATH}&build_token={self.token(viewer)}")
         assert only.data["status_code"] == 403
-        assert "token is needed" in only.message
+        assert "token is required" in only.message
         assert not builds.asked
 
     @pytest.mark.parametrize(

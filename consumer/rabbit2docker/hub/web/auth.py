@@ -124,7 +124,7 @@ class TokenAuth(NoAuth):
         basic = _basic(header)
         match = _HEADER.fullmatch(header)
         if basic is None and match is None:
-            raise Forbidden("A token is needed: `Authorization: Bearer …`.", 403, challenge=_CHALLENGE)
+            raise Forbidden("A token is required: `Authorization: Bearer …`.", 403, challenge=_CHALLENGE)
         claimed, token = basic or (None, match[1] if match else "")
         given = _digest(token)
         # Compare with all of them, so that the time taken reveals nothing.

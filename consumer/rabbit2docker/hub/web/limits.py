@@ -182,7 +182,7 @@ class Limits:
             return
         for network, label in self._banned:
             if address in network:
-                metrics.HUB_REFUSALS.labels(limit="network").inc()
+                metrics.HUB_REJECTIONS.labels(limit="network").inc()
                 raise BannedNetwork(label)
 
     async def check_rate(self, user: User, address: Address | None) -> Allowance | None:

@@ -4,6 +4,7 @@ Nothing is inline and nothing is loaded from other hosts, so that a strict Conte
 """
 
 import hashlib
+import json
 import os
 import re
 from functools import cache
@@ -20,6 +21,7 @@ from rabbit2docker.hub.web.auth import User
 from rabbit2docker.hub.web.base import Handler
 from rabbit2docker.hub.web.errors import NO_SUCH_PAGE, RECORDS_UNAVAILABLE, Forbidden, HttpError
 from rabbit2docker.settings import HubAuth
+from rabbit2docker_schemas.providers import PROVIDERS
 
 PACKAGE: Final = "rabbit2docker.hub.web"
 CONTENT_SECURITY_POLICY: Final = "; ".join(
@@ -111,6 +113,14 @@ def jupyterhub_url() -> str | None:
     return None
 
 
+@cache
+def page_providers(github_hostname: str) -> str:
+    """Return the descriptors of all providers as JSON for scripts, with the configured host of GitHub."""
+    hosts = {"gh": github_hostname}
+    data = [descriptor.as_page_data() for descriptor in PROVIDERS.values()]
+    return json.dumps([{**each, "host": hosts.get(each["prefix"], each["host"])} for each in data])
+
+
 def _wants_html(handler: Handler) -> bool:
     return "text/html" in handler.request.headers.get("Accept", "")
 
@@ -170,7 +180,8 @@ class Page(Handler):
                 hub=hub,
                 user=user,
                 xsrf=token,
-                silence=self.context.settings.hub.keepalive_seconds,
+                keepalive_seconds=self.context.settings.hub.keepalive_seconds,
+                providers=page_providers(self.context.settings.providers.github_hostname),
                 version=version("rabbit2docker"),
                 **values,
             )
