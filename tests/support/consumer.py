@@ -123,7 +123,7 @@ class Consumer:
 
     def builder_log(self) -> str:
         """Return what all builders have written."""
-        logs = (self.directory / "state" / "attempts").glob("*/log.jsonl")
+        logs = (self.directory / "state" / "attempts").glob("[!.]*/log.jsonl")
         return "".join(path.read_text() for path in logs)
 
     def end_everything(self) -> None:
