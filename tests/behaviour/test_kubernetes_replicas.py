@@ -1,4 +1,4 @@
-"""Replicas on one cluster: who lives is agreed on, and a lost one's builds change hands in time and once."""
+"""Replicas of the kubernetes executor: Leases, agreement on the live replicas, and takeover of their builds."""
 
 import asyncio
 import time
