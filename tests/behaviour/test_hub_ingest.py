@@ -30,7 +30,7 @@ from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.broker, pytest.mark.docker, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.broker, pytest.mark.docker]
 
 QUEUE = routing.hub_queue("default.service")
 PROGRAM = """

@@ -47,7 +47,7 @@ from rabbit2docker_schemas.requests import BuildRequest
 from tests.support import postgresql
 from tests.support.postgresql import PostgreSQL
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.docker
 
 MORNING = datetime(2026, 1, 5, 9, tzinfo=UTC)
 BUILD = ids.build_id_of("default", "r")
@@ -711,7 +711,7 @@ class TestDatabases:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             await store.put([accepted(), lines(0, 50)])
             assert len((await replayed(store)).lines) == 50
 

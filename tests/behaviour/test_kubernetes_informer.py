@@ -18,7 +18,7 @@ from rabbit2docker.consumer.executors.base import (
 from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor, informer, pod_records
 from rabbit2docker.consumer.executors.kubernetes import executor as executor_module
 from rabbit2docker.retry import doubling
-from tests.behaviour.test_executors import ONE, in_state, left, synced, told
+from tests.behaviour.test_executors import ONE, first_change, in_state, left, synced
 from tests.support.kube.replicas import Replicas
 from tests.support.records import a_spec
 from tests.support.waiting import eventually
@@ -137,7 +137,7 @@ async def test_a_silent_watch_is_reopened(kube: Replicas, monkeypatch: pytest.Mo
         await watched(kube)
         silence_all(kube)
         kube.end(ONE)
-        await told(executor, is_ended(ONE))
+        await first_change(executor, is_ended(ONE))
 
 
 async def test_a_watch_that_is_silent_for_long_is_a_problem_until_it_receives_data(

@@ -41,7 +41,6 @@ from tests.support.waiting import eventually
 pytestmark = [
     pytest.mark.docker,
     pytest.mark.broker,
-    pytest.mark.timeout(300),
     pytest.mark.xdist_group("real-builds"),
 ]
 

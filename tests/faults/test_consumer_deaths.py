@@ -19,15 +19,11 @@ from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.requests import CancelRequest
 from tests.faults.conftest import MakeConsumer, ask
 from tests.support.consumer import Consumer, a_request
-from tests.support.promises import captured, check_promises, ends_of, lines_of
+from tests.support.promises import captured, check_promises, lines_of, until_ended
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
-
-
-async def ended(amqp: AmqpSettings, count: int) -> bool:
-    return len(ends_of(await captured(amqp))) >= count
+pytestmark = pytest.mark.broker
 
 
 async def test_a_build_survives_a_kill_of_the_consumer_with_every_line_once(
@@ -39,8 +35,7 @@ async def test_a_build_survives_a_kill_of_the_consumer_with_every_line_once(
     await eventually(lambda: "line 40 " in consumer.builder_log())
     consumer.kill()
     consumer.start_and_wait()
-    await eventually(lambda: ended(amqp, 1), seconds=120)
-    events = await captured(amqp)
+    events = await until_ended(amqp, 1)
     assert isinstance(check_promises(events, ["one"])["one"], Completed)
     [log] = lines_of(events).values()
     assert [line for line in log if line.startswith("line ")] == [
@@ -65,7 +60,7 @@ async def test_a_consumer_killed_repeatedly_loses_no_build(
         consumer.kill()
     await asking
     consumer.start()
-    await eventually(lambda: ended(amqp, len(names)), seconds=180)
+    await until_ended(amqp, len(names))
     ends = check_promises(await captured(amqp), names)
     assert all(isinstance(end, Completed) for end in ends.values())
     assert all(end.attempt == 1 for end in ends.values())
@@ -89,7 +84,7 @@ async def test_sigterm_ends_the_consumer_while_the_build_continues(
     await eventually(lambda: log.stat().st_size > written)
     assert not (record.parent / "result.json").exists()
     consumer.start_and_wait()
-    await eventually(lambda: ended(amqp, 1))
+    await until_ended(amqp, 1)
     assert isinstance(check_promises(await captured(amqp), ["one"])["one"], Completed)
 
 
@@ -101,8 +96,7 @@ async def test_a_killed_builder_is_retried_as_another_attempt(
     await ask(settings, a_request("one", lines=60, every=0.05))
     process = await eventually(lambda: _process_of(consumer, attempt=1))
     os.kill(process, signal.SIGKILL)
-    await eventually(lambda: ended(amqp, 1))
-    events = await captured(amqp)
+    events = await until_ended(amqp, 1)
     end = check_promises(events, ["one"])["one"]
     assert isinstance(end, Completed)
     assert end.attempt == 2
@@ -119,7 +113,7 @@ async def test_a_builder_killed_on_every_attempt_fails_as_builder_lost(
     for attempt in (1, 2):
         process = await eventually(lambda: _process_of(consumer, attempt=attempt))  # noqa: B023
         os.kill(process, signal.SIGKILL)
-    await eventually(lambda: ended(amqp, 1))
+    await until_ended(amqp, 1)
     end = check_promises(await captured(amqp), ["one"])["one"]
     assert isinstance(end, Failed)
     assert (end.reason, end.category, end.attempt) == ("builder_lost", "infrastructure", 2)
@@ -150,8 +144,7 @@ async def test_a_build_that_ended_while_no_consumer_ran_is_reported_at_the_next_
     [record] = consumer.records()
     await eventually((record.parent / "result.json").exists)
     consumer.start_and_wait()
-    await eventually(lambda: ended(amqp, 1))
-    events = await captured(amqp)
+    events = await until_ended(amqp, 1)
     assert isinstance(check_promises(events, ["one"])["one"], Completed)
     assert len([line for line in lines_of(events).popitem()[1] if line.startswith("line ")]) == 30
 
@@ -166,7 +159,7 @@ async def test_a_cancel_ends_the_builder_and_names_its_requester(
     async with publishing(settings, wait_seconds=20) as publisher:
         cancel = CancelRequest(build_id=build_id_of("default", "one"), requester="ada")
         await RequestPublisher(publisher, "default").cancel(cancel)
-    await eventually(lambda: ended(amqp, 1))
+    await until_ended(amqp, 1)
     end = check_promises(await captured(amqp), ["one"])["one"]
     assert isinstance(end, Cancelled)
     assert end.by == "ada"

@@ -11,10 +11,10 @@ from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.events import Completed, Progress
 from tests.faults.conftest import MakeConsumer, ask
 from tests.support.consumer import a_request
-from tests.support.promises import captured, check_promises, ends_of, lines_of
+from tests.support.promises import captured, check_promises, lines_of, until_ended
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.broker
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ async def test_a_request_that_meets_a_full_disk_is_built_once_there_is_space(
 
     await eventually(is_requeued)
     ballast.unlink()
-    await eventually(lambda: _ended(amqp))
+    await until_ended(amqp)
     assert isinstance(check_promises(await captured(amqp), ["one"])["one"], Completed)
 
 
@@ -71,14 +71,10 @@ async def test_a_disk_that_fills_during_a_build_loses_no_line(
     consumer.kill()
     consumer.start()
     ballast.unlink()
-    await eventually(lambda: _ended(amqp), seconds=120)
+    await until_ended(amqp)
     events = await captured(amqp)
     assert isinstance(check_promises(events, ["one"])["one"], Completed)
     [log] = lines_of(events).values()
     assert [line for line in log if line.startswith("line ")] == [
         f"line {n} of the build" for n in range(400)
     ]
-
-
-async def _ended(amqp: AmqpSettings) -> bool:
-    return bool(ends_of(await captured(amqp)))

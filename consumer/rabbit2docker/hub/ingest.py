@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from rabbit2docker import metrics
-from rabbit2docker.amqp.event_consumer import IN_OTHER_HANDS
+from rabbit2docker.amqp.event_consumer import QUEUE_IN_USE
 from rabbit2docker.client.build_events import BuildEvents
 from rabbit2docker.errors import BrokerUnavailable, StoreRefused, StoreUnavailable, TopologyMismatch
 from rabbit2docker.hub.store.store import Store
@@ -56,7 +56,7 @@ class Ingester:
     @property
     def is_standby(self) -> bool:
         """True while another program writes to the store."""
-        return self._events is not None and self._events.problem.startswith(IN_OTHER_HANDS)
+        return self._events is not None and self._events.problem.startswith(QUEUE_IN_USE)
 
     @property
     def problem(self) -> str:
