@@ -145,8 +145,9 @@ class ExampleBuilds:
         self, request_id: str, *, since: datetime | None = None
     ) -> AsyncGenerator[Event, None]:
         """Wait: no example request is queued."""
+        nothing: list[Event] = []
         await asyncio.Event().wait()
-        for event in ():
+        for event in nothing:
             yield event
 
 

@@ -40,7 +40,7 @@ class Serving:
         known, crowd = len(self.played.builds), Crowd(self.hub.address)
         await crowd.join(viewers, build_path(name))
         *_, build_id = await self.played.has_accepted(known + 1)
-        await crowd.until(lambda viewer: viewer.told > 0)
+        await crowd.until(lambda viewer: viewer.events > 0)
         return build_id, crowd
 
     async def end(self, build_id: str, crowd: Crowd, *, lines: int) -> None:
