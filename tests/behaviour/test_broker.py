@@ -55,7 +55,7 @@ async def running(settings: Settings) -> AsyncIterator[Broker]:
 
 
 async def ask(settings: Settings, *requests: BuildRequest) -> None:
-    async with publishing(settings, wait_seconds=20) as publisher:
+    async with publishing(settings, wait_seconds=180) as publisher:
         requester = RequestPublisher(publisher, settings.tenant)
         for request in requests:
             await requester.request(request)
@@ -151,7 +151,7 @@ class TestEvents:
         for binding in bindings:
             rabbitmq.api("DELETE", f"{path}/{binding['properties_key']}")
         before = unrouted()
-        async with publishing(settings, wait_seconds=20) as publisher:
+        async with publishing(settings, wait_seconds=180) as publisher:
             publishing_it = asyncio.create_task(publisher.publish(an_end()))
             await eventually(lambda: unrouted() > before + 1)
             assert not publishing_it.done()
@@ -166,7 +166,7 @@ class TestEvents:
         await declare.declare(settings)
         monkeypatch.setattr("rabbit2docker.amqp.publisher.UNHEARD_SECONDS", 1.0)
         before = unrouted()
-        async with publishing(settings, wait_seconds=20) as publisher:
+        async with publishing(settings, wait_seconds=180) as publisher:
             for _ in range(20):  # only the first of them is waited for
                 await publisher.publish(replace(an_end(), tenant="nobody"))
         assert unrouted() - before >= 20
@@ -406,7 +406,7 @@ class TestConnections:
     ) -> None:
         wrong = with_amqp(settings, url=rabbitmq.url(vhost, user="guest:wrong"))
         with pytest.raises(AccessRefused, match="check user and password") as caught:
-            async with publishing(wrong, wait_seconds=20):
+            async with publishing(wrong, wait_seconds=180):
                 pass
         assert "wrong" not in str(caught.value)
 
@@ -451,5 +451,5 @@ class TestConnections:
 
 async def ends_of(settings: Settings) -> set[ids.EventId]:
     moment = datetime(2020, 1, 1, tzinfo=UTC)
-    async with History(settings.amqp, settings.tenant, wait_seconds=20) as history:
+    async with History(settings.amqp, settings.tenant, wait_seconds=180) as history:
         return {event.id async for event in history.since(moment) if event.is_terminal}

@@ -116,7 +116,7 @@ class Reader:
 async def publisher(settings: Settings) -> AsyncIterator[ConfirmedPublisher]:
     """What the service does its publishing with."""
     await declare.declare(settings)
-    async with publishing(settings, wait_seconds=60) as found:
+    async with publishing(settings, wait_seconds=180) as found:
         yield found
 
 
@@ -351,7 +351,7 @@ class TestBadDays:
         settings = Settings(amqp=amqp)
         await declare.declare(settings)
         async with (
-            publishing(settings, wait_seconds=60) as publisher,
+            publishing(settings, wait_seconds=180) as publisher,
             BuildEvents(amqp, name=name) as events,
         ):
             reader = Reader(events.of_build(BUILD))
@@ -574,7 +574,7 @@ class TestHubs:
         rabbitmq.api("PUT", "users/hub-default", {"password": "hub-default", "tags": ""})
         url = rabbitmq.url(vhost, user="hub-default:hub-default")
         for name in (None, "default"):
-            async with BuildEvents(url, name=name, wait_seconds=20) as events:
+            async with BuildEvents(url, name=name, wait_seconds=180) as events:
                 asked = await events.submit(REQUEST)
                 reader = Reader(events.of_request(asked))
                 await publish(publisher, rejected(asked))

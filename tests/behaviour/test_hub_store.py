@@ -46,6 +46,7 @@ from rabbit2docker_schemas.reasons import Category, FailureReason, RejectReason
 from rabbit2docker_schemas.requests import BuildRequest
 from tests.support import postgresql
 from tests.support.postgresql import PostgreSQL
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.docker
 

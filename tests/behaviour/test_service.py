@@ -143,7 +143,7 @@ class TestRequests:
     async def test_bulk_requests_are_built_too(
         self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
     ) -> None:
-        async with publishing(settings, wait_seconds=20) as publisher:
+        async with publishing(settings, wait_seconds=180) as publisher:
             await RequestPublisher(publisher, "default").request(a_request("bulk"), Priority.BULK)
         assert len(await ends(amqp)) == 1
 
@@ -285,7 +285,7 @@ class TestEnds:
         await ask(settings, a_request("first", lines=300, every=0.05))
         await answers(amqp)
         await ask(settings, a_request("second"))
-        async with publishing(settings, wait_seconds=20) as publisher:
+        async with publishing(settings, wait_seconds=180) as publisher:
             await RequestPublisher(publisher, "default").cancel(
                 CancelRequest(request_id="second", requester="ada")
             )
@@ -300,7 +300,7 @@ class TestEnds:
         first = a_request("one", lines=600, every=0.05)
         await ask(settings, first, first.model_copy(update={"request_id": "two"}))
         await answers(amqp, 2)
-        async with publishing(settings, wait_seconds=20) as publisher:
+        async with publishing(settings, wait_seconds=180) as publisher:
             await RequestPublisher(publisher, "default").cancel(CancelRequest(request_id="two"))
         [end] = (await ends(amqp)).values()
         assert isinstance(end, Cancelled), consumer.log.read_text()
@@ -312,7 +312,7 @@ class TestEnds:
         await ask(settings, first, first.model_copy(update={"request_id": "two"}))
         accepted = await answers(amqp, 2)
         assert [answer.attached for answer in accepted if isinstance(answer, Accepted)] == [False, True]
-        async with publishing(settings, wait_seconds=20) as publisher:
+        async with publishing(settings, wait_seconds=180) as publisher:
             wish = CancelRequest(request_id="two", requester="bob", spare_joined=True)
             await RequestPublisher(publisher, "default").cancel(wish)
         [end] = (await ends(amqp)).values()
@@ -323,7 +323,7 @@ class TestEnds:
     ) -> None:
         await ask(settings, a_request("one", lines=600, every=0.05))
         await answers(amqp)
-        async with publishing(settings, wait_seconds=20) as publisher:
+        async with publishing(settings, wait_seconds=180) as publisher:
             wish = CancelRequest(request_id="one", requester="ada", spare_joined=True)
             await RequestPublisher(publisher, "default").cancel(wish)
         [end] = (await ends(amqp)).values()
@@ -358,7 +358,7 @@ class TestCapacity:
         await asyncio.to_thread(consumer.start_and_wait)
         await ask(settings, a_request("first", lines=300, every=0.05))
         await answers(amqp)
-        async with publishing(settings, wait_seconds=20) as publisher:
+        async with publishing(settings, wait_seconds=180) as publisher:
             requester = RequestPublisher(publisher, "default")
             await requester.request(a_request("bulk"), Priority.BULK)
             await requester.request(a_request("quick"), Priority.INTERACTIVE)
