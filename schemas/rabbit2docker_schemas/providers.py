@@ -21,7 +21,7 @@ _DOI: Final = r"10\.\d+\/(.)+"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UrlGrammar:
-    """How the path of a URL on the provider's host names a repository and a version."""
+    """Grammar of the paths of a provider's URLs, which name a repository and perhaps a version."""
 
     path: str
     """Regular expression for the whole path without its outer slashes. Its groups fill `spec`; `rest` is what may
@@ -40,6 +40,11 @@ class UrlGrammar:
             return None
         parts = found.groupdict()
         return self.spec.format(**parts, ref=ref or self._ref(parts.get("rest") or "") or HEAD)
+
+    def as_javascript(self) -> dict[str, Any]:
+        """Return the grammar for scripts, with named groups in JavaScript's spelling."""
+        refs = [[pattern.replace("(?P<", "(?<"), template] for pattern, template in self.refs]
+        return {"path": self.path.replace("(?P<", "(?<"), "refs": refs, "spec": self.spec}
 
     def _ref(self, rest: str) -> str | None:
         matches = ((re.fullmatch(pattern, rest), template) for pattern, template in self.refs)
@@ -100,6 +105,7 @@ class ProviderDescriptor:
             "isAvailable": self.is_available,
             "isUrlEncoded": self.url_encoded,
             "repoParts": self.repo_parts,
+            "urlGrammar": self.url_grammar.as_javascript() if self.url_grammar else None,
         }
 
 

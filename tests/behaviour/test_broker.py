@@ -164,7 +164,7 @@ class TestEvents:
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         await declare.declare(settings)
-        monkeypatch.setattr("rabbit2docker.amqp.publisher.UNHEARD_SECONDS", 1.0)
+        monkeypatch.setattr("rabbit2docker.amqp.publisher.UNROUTED_SECONDS", 1.0)
         before = unrouted()
         async with publishing(settings, wait_seconds=180) as publisher:
             for _ in range(20):  # only the first of them is waited for
@@ -439,11 +439,11 @@ class TestConnections:
     async def test_a_channel_that_died_silently_is_found_by_the_watchdog(self, settings: Settings) -> None:
         async with running(with_amqp(settings, watchdog_after=1)) as broker:
             await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
-            channel = await broker.source.link.channel()
-            generation = broker.source.link.generation
+            channel = await broker.source.connection.channel()
+            generation = broker.source.connection.generation
             underlay = await channel.get_underlay_channel()
             underlay.consumers.clear()  # type: ignore[attr-defined] # what a lost cancel notice looks like from here
-            await eventually(lambda: broker.source.link.generation > generation)
+            await eventually(lambda: broker.source.connection.generation > generation)
             await ask(settings, REQUEST)
             [delivery] = await take(broker)
             await delivery.ack()

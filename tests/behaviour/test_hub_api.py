@@ -126,7 +126,7 @@ class TestBuilds:
         assert (await api.delete(f"api/builds/{id_}")).status == 202
         assert (await following)[-1].event == "cancelled"
         build = await stands(api, id_, "cancelled")
-        assert build["cancelled_by"] == "somebody"
+        assert build["cancelled_by"] == "an anonymous user"
         assert (await api.delete(f"api/builds/{id_}")).status == 409
 
     async def test_a_request_that_waits_for_a_slot_is_taken_back(

@@ -1,4 +1,4 @@
-"""RabbitMQ goes away in every way it can, and nothing is lost."""
+"""Outages of RabbitMQ lose no request and no log line."""
 
 import asyncio
 
@@ -72,7 +72,7 @@ async def test_cut_and_black_holed_connections_lose_no_line(
     )
 
 
-async def test_without_a_broker_at_the_start_the_consumer_waits_and_says_so(
+async def test_the_consumer_waits_when_rabbitmq_is_away_at_its_start(
     make_consumer: MakeConsumer, rabbitmq: RabbitMQ, vhost: str, amqp: AmqpSettings, settings: Settings
 ) -> None:
     async with Proxy(rabbitmq.port) as proxy:
@@ -93,7 +93,7 @@ async def test_without_a_broker_at_the_start_the_consumer_waits_and_says_so(
         assert await asyncio.to_thread(consumer.stop) == 0
 
 
-async def test_a_wrong_password_is_named_and_ends_the_consumer(
+async def test_a_wrong_password_is_reported_and_ends_the_consumer(
     make_consumer: MakeConsumer, rabbitmq: RabbitMQ, vhost: str, amqp: AmqpSettings
 ) -> None:
     wrong = AmqpSettings.model_validate({"url": rabbitmq.url(vhost, user="guest:secret-word")})
@@ -102,10 +102,10 @@ async def test_a_wrong_password_is_named_and_ends_the_consumer(
     await eventually(consumer.has_ended)
     assert consumer.process is not None
     assert consumer.process.returncode == 4
-    said = consumer.log.read_text()
-    assert "check user and password" in said
-    assert "secret-word" not in said
-    assert "Traceback" not in said
+    output = consumer.log.read_text()
+    assert "check user and password" in output
+    assert "secret-word" not in output
+    assert "Traceback" not in output
 
 
 @MORTAL

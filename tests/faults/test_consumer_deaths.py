@@ -1,4 +1,4 @@
-"""Killed at any moment, the consumer loses nothing and tells nothing twice in two ways."""
+"""A consumer that is killed at any moment loses nothing and publishes no contradictory events."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.broker
 
 
-async def test_a_consumer_killed_in_mid_build_and_started_again_ends_the_build_with_every_line_once(
+async def test_a_build_survives_a_kill_of_the_consumer_with_every_line_once(
     make_consumer: MakeConsumer, settings: Settings, amqp: AmqpSettings
 ) -> None:
     consumer = make_consumer()
@@ -43,10 +43,10 @@ async def test_a_consumer_killed_in_mid_build_and_started_again_ends_the_build_w
     ]
 
 
-async def test_a_consumer_killed_again_and_again_loses_no_build(
+async def test_a_consumer_killed_repeatedly_loses_no_build(
     make_consumer: MakeConsumer, settings: Settings, amqp: AmqpSettings, rabbitmq: RabbitMQ, vhost: str
 ) -> None:
-    """The moments are random; the seed is printed to repeat a failure."""
+    """The moments of the kills are random; the seed is printed to reproduce a failure."""
     seed = int(time.time())
     print("seed", seed)  # noqa: T201
     chance = random.Random(seed)
@@ -65,12 +65,12 @@ async def test_a_consumer_killed_again_and_again_loses_no_build(
     assert all(isinstance(end, Completed) for end in ends.values())
     assert all(end.attempt == 1 for end in ends.values())
     assert all(len(log) >= 40 for log in lines_of(await captured(amqp)).values())
-    assert len(consumer.records()) == len(names), "each build was made once"
+    assert len(consumer.records()) == len(names), "each build was created once"
     await eventually(lambda: rabbitmq.depth(vhost, "builds.requests") == 0)
     assert rabbitmq.depth(vhost, "builds.dead") == 0
 
 
-async def test_sigterm_is_obeyed_within_seconds_and_the_build_runs_on(
+async def test_sigterm_ends_the_consumer_while_the_build_continues(
     make_consumer: MakeConsumer, settings: Settings, amqp: AmqpSettings
 ) -> None:
     consumer = make_consumer()
@@ -88,7 +88,7 @@ async def test_sigterm_is_obeyed_within_seconds_and_the_build_runs_on(
     assert isinstance(check_promises(await captured(amqp), ["one"])["one"], Completed)
 
 
-async def test_a_killed_builder_is_tried_again_as_another_attempt(
+async def test_a_killed_builder_is_retried_as_another_attempt(
     make_consumer: MakeConsumer, settings: Settings, amqp: AmqpSettings
 ) -> None:
     consumer = make_consumer()
@@ -104,7 +104,7 @@ async def test_a_killed_builder_is_tried_again_as_another_attempt(
     assert len([line for line in lines_of(events)[build_id, 2] if line.startswith("line ")]) == 60
 
 
-async def test_a_builder_killed_on_every_attempt_fails_with_a_reason(
+async def test_a_builder_killed_on_every_attempt_fails_as_builder_lost(
     make_consumer: MakeConsumer, settings: Settings, amqp: AmqpSettings
 ) -> None:
     consumer = make_consumer()
@@ -133,7 +133,7 @@ def _process_of(consumer: Consumer, *, attempt: int) -> int | None:
     return None
 
 
-async def test_a_builder_that_ended_while_nobody_was_there_is_told_at_the_next_start(
+async def test_a_build_that_ended_while_no_consumer_ran_is_reported_at_the_next_start(
     make_consumer: MakeConsumer, settings: Settings, amqp: AmqpSettings
 ) -> None:
     consumer = make_consumer()
@@ -149,7 +149,7 @@ async def test_a_builder_that_ended_while_nobody_was_there_is_told_at_the_next_s
     assert len([line for line in lines_of(events).popitem()[1] if line.startswith("line ")]) == 30
 
 
-async def test_cancelling_ends_the_builder_and_says_who_did_it(
+async def test_a_cancel_ends_the_builder_and_names_its_requester(
     make_consumer: MakeConsumer, settings: Settings, amqp: AmqpSettings
 ) -> None:
     consumer = make_consumer()

@@ -1,4 +1,4 @@
-"""A full disk under the state directory is waited out."""
+"""A full disk under the state directory delays builds and loses nothing."""
 
 import os
 import subprocess
@@ -19,14 +19,14 @@ pytestmark = pytest.mark.broker
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A state directory on a disk of its own, of two megabytes."""
+    """A state directory on a separate disk of two megabytes."""
     state = tmp_path / "state"
     state.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(state)]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small disk needs root")
     yield state
-    # What a builder may still hold open must not keep the test from ending.
+    # Files that a builder still holds open must not block the end of the test.
     subprocess.run(["umount", "--lazy", str(state)], check=True)
 
 
@@ -40,7 +40,7 @@ def fill(disk: Path) -> Path:
             return ballast
 
 
-async def test_a_request_that_finds_the_disk_full_is_built_once_there_is_room(
+async def test_a_request_that_meets_a_full_disk_is_built_once_there_is_space(
     small_disk: Path, make_consumer: MakeConsumer, settings: Settings, amqp: AmqpSettings
 ) -> None:
     consumer = make_consumer()
@@ -48,17 +48,17 @@ async def test_a_request_that_finds_the_disk_full_is_built_once_there_is_room(
     ballast = fill(small_disk)
     await ask(settings, a_request("one"))
 
-    async def is_put_off() -> bool:
+    async def is_requeued() -> bool:
         events = await captured(amqp)
         return any(isinstance(e.data, Progress) and e.data.detail.retry_in_seconds for e in events)
 
-    await eventually(is_put_off)
+    await eventually(is_requeued)
     ballast.unlink()
     await until_ended(amqp)
     assert isinstance(check_promises(await captured(amqp), ["one"])["one"], Completed)
 
 
-async def test_a_disk_that_fills_during_a_build_costs_no_line(
+async def test_a_disk_that_fills_during_a_build_loses_no_line(
     small_disk: Path, make_consumer: MakeConsumer, settings: Settings, amqp: AmqpSettings
 ) -> None:
     consumer = make_consumer()
