@@ -121,7 +121,7 @@ class BuildHandler(StreamHandler):
         try:
             self.context.build_tokens.check(token, provider, spec, origin_of(self.request.headers))
         except InvalidBuildToken as error:
-            metrics.HUB_REFUSALS.labels(limit="token").inc()
+            metrics.HUB_REJECTIONS.labels(limit="token").inc()
             log.info("build token rejected", reason=str(error))
             raise Forbidden("Invalid build token", 403) from error
         return True

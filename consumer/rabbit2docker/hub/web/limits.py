@@ -200,7 +200,7 @@ class Limits:
             log.warning("request not counted", reason=str(error) or "timeout")
             return None
         if not allowance.allowed:
-            metrics.HUB_REFUSALS.labels(limit="rate").inc()
+            metrics.HUB_REJECTIONS.labels(limit="rate").inc()
             raise RateLimited(self._message(subject, allowance, now), allowance, at=now)
         return allowance
 
