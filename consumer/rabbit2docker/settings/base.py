@@ -1,10 +1,8 @@
 """The base of every group of settings, and the settings of the log."""
 
-from typing import Annotated, Final
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
-
-ENV_PREFIX: Final = "RABBIT2DOCKER_"
 
 Seconds = Annotated[float, Field(gt=0)]
 

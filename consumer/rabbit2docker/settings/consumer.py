@@ -1,18 +1,11 @@
 """Settings of `rabbit2docker run`: builds, repositories, images and limits."""
 
-from enum import StrEnum
 from pathlib import Path
 
 from pydantic import Field, SecretStr
 
 from rabbit2docker.settings.base import Group, Seconds
-
-
-class ExecutorKind(StrEnum):
-    """The executor: the environment that attempts run in."""
-
-    LOCAL = "local"
-    KUBERNETES = "kubernetes"
+from rabbit2docker.settings.constants import DEFAULT_GITHUB_HOSTNAME, DEFAULT_IMAGE_PREFIX
 
 
 class LocalSettings(Group):
@@ -34,7 +27,7 @@ class DockerSettings(Group):
 class ImageSettings(Group):
     """Image names, and the registry that holds the images."""
 
-    prefix: str = "127.0.0.1:5000/r2d-"
+    prefix: str = DEFAULT_IMAGE_PREFIX
     """Beginning of every image name: `registry/organisation/prefix-`."""
     registry_url: str | None = None
     """Base URL of the registry API; unset: derived from the prefix (https, but http for loopback)."""
@@ -98,7 +91,7 @@ class ProviderSettings(Group):
     """Allow loopback, link-local, private and cluster addresses in requests. For development machines."""
     timeout: Seconds = 10.0
     """Timeout in seconds for one answer of a repository host."""
-    github_hostname: str = "github.com"
+    github_hostname: str = DEFAULT_GITHUB_HOSTNAME
     """Host name of GitHub or a GitHub Enterprise server."""
     github_api_url: str | None = None
     """Base URL of the GitHub API; unset: derived from the host name."""

@@ -1,18 +1,9 @@
 """Settings of `rabbit2docker hub`, the service for a JupyterHub."""
 
-from enum import StrEnum
-
 from pydantic import Field, SecretStr
 
 from rabbit2docker.settings.base import Group, Seconds
-
-
-class HubAuth(StrEnum):
-    """Authentication of requests to the hub service."""
-
-    JUPYTERHUB = "jupyterhub"
-    TOKENS = "tokens"
-    NONE = "none"
+from rabbit2docker.settings.constants import HubAuth
 
 
 class HubSettings(Group):

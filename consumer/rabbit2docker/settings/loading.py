@@ -5,7 +5,7 @@ The only module that needs pydantic-settings: the client library does without it
 
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from pydantic import Field, ValidationError
 from pydantic_settings import (
@@ -17,12 +17,18 @@ from pydantic_settings import (
 
 from rabbit2docker.errors import ConfigurationError
 from rabbit2docker.settings.amqp import AmqpSettings
-from rabbit2docker.settings.base import ENV_PREFIX, LogSettings
+from rabbit2docker.settings.base import LogSettings
+from rabbit2docker.settings.constants import (
+    CONFIG_FILE_VARIABLE,
+    DEFAULT_TENANTS,
+    ENV_PREFIX,
+    FOREIGN_PREFIXES,
+    ExecutorKind,
+)
 from rabbit2docker.settings.consumer import (
     BuilderSettings,
     BuildLogSettings,
     DockerSettings,
-    ExecutorKind,
     HttpSettings,
     ImageSettings,
     LimitSettings,
@@ -31,10 +37,6 @@ from rabbit2docker.settings.consumer import (
 )
 from rabbit2docker.settings.hub import HubSettings
 from rabbit2docker.settings.kubernetes import KubernetesSettings
-
-CONFIG_FILE_VARIABLE: Final = "RABBIT2DOCKER_CONFIG"
-FOREIGN_PREFIXES: Final = ("RABBIT2DOCKER_TEST_", "RABBIT2DOCKER_DEV_")
-"""Variables of the development services and the tests, which are no settings."""
 
 
 class Settings(BaseSettings):
@@ -50,7 +52,7 @@ class Settings(BaseSettings):
 
     tenant: str = Field(default="default", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
     """Tenant of the requests that this program makes: the command line, or the hub service."""
-    tenants: list[str] = ["default"]
+    tenants: list[str] = list(DEFAULT_TENANTS)
     """Tenants that `topology declare` creates streams for."""
     instance: str = "rabbit2docker"
     """Name of this installation, part of `ce-source`."""
