@@ -50,5 +50,5 @@ def make_hub(tmp_path: Path, amqp: AmqpSettings) -> Iterator[MakeHub]:
 async def publisher(settings: Settings) -> AsyncIterator[ConfirmedPublisher]:
     """A publisher as the service has it, on a declared topology."""
     await declare.declare(settings)
-    async with publishing(settings, wait_seconds=60) as found:
+    async with publishing(settings, wait_seconds=180) as found:
         yield found

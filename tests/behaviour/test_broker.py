@@ -41,7 +41,7 @@ class TestEvents:
         for binding in bindings:
             rabbitmq.api("DELETE", f"{path}/{binding['properties_key']}")
         before = unrouted()
-        async with publishing(settings, wait_seconds=20) as publisher:
+        async with publishing(settings, wait_seconds=180) as publisher:
             publish = asyncio.create_task(publisher.publish(completed()))
             await eventually(lambda: unrouted() > before + 1)
             assert not publish.done()
@@ -56,7 +56,7 @@ class TestEvents:
         await declare.declare(settings)
         monkeypatch.setattr("rabbit2docker.amqp.publisher.UNROUTED_SECONDS", 1.0)
         before = unrouted()
-        async with publishing(settings, wait_seconds=20) as publisher:
+        async with publishing(settings, wait_seconds=180) as publisher:
             for _ in range(20):  # only the first of them is waited for
                 await publisher.publish(replace(completed(), tenant="streamless"))
         assert unrouted() - before >= 20
@@ -227,7 +227,7 @@ class TestConnections:
     ) -> None:
         wrong = with_amqp(settings, url=rabbitmq.url(vhost, user="guest:wrong"))
         with pytest.raises(AccessRefused, match="check user and password") as caught:
-            async with publishing(wrong, wait_seconds=20):
+            async with publishing(wrong, wait_seconds=180):
                 pass
         assert "wrong" not in str(caught.value)
 
@@ -276,5 +276,5 @@ def unrouted() -> float:
 
 async def terminal_ids_of(settings: Settings) -> set[ids.EventId]:
     moment = datetime(2020, 1, 1, tzinfo=UTC)
-    async with History(settings.amqp, settings.tenant, wait_seconds=20) as history:
+    async with History(settings.amqp, settings.tenant, wait_seconds=180) as history:
         return {event.id async for event in history.since(moment) if event.is_terminal}

@@ -112,7 +112,7 @@ class TestOutages:
         settings = Settings(amqp=amqp)
         await declare.declare(settings)
         async with (
-            publishing(settings, wait_seconds=60) as publisher,
+            publishing(settings, wait_seconds=180) as publisher,
             BuildEvents(amqp, name=name) as events,
         ):
             reader = Reader(events.of_build(BUILD))
@@ -276,7 +276,7 @@ class TestHub:
         rabbitmq.api("PUT", "users/hub-default", {"password": "hub-default", "tags": ""})
         url = rabbitmq.url(vhost, user="hub-default:hub-default")
         for name in (None, "default"):
-            async with BuildEvents(url, name=name, wait_seconds=20) as events:
+            async with BuildEvents(url, name=name, wait_seconds=180) as events:
                 request_id = await events.submit(REQUEST)
                 reader = Reader(events.of_request(request_id))
                 await publish(publisher, rejected(request_id))

@@ -52,7 +52,7 @@ asyncio.run(main())
 async def publisher(settings: Settings) -> AsyncIterator[ConfirmedPublisher]:
     """A publisher such as the consumer has."""
     await declare.declare(settings)
-    async with publishing(settings, wait_seconds=60) as found:
+    async with publishing(settings, wait_seconds=180) as found:
         yield found
 
 
@@ -311,7 +311,7 @@ class TestAbsences:
         async with fed(store, settings) as feeder:
             await eventually(lambda: "topology declare" in feeder.problem)
             await declare.declare(settings)
-            async with publishing(settings, wait_seconds=60) as publisher:
+            async with publishing(settings, wait_seconds=180) as publisher:
                 await publish(publisher, *story("r"))
             await eventually(lambda: has_ended(store))
             await eventually(lambda: not feeder.problem)

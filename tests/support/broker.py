@@ -38,7 +38,7 @@ async def running(settings: Settings) -> AsyncIterator[Broker]:
 
 
 async def submit(settings: Settings, *requests: BuildRequest) -> None:
-    async with publishing(settings, wait_seconds=20) as publisher:
+    async with publishing(settings, wait_seconds=180) as publisher:
         requester = RequestPublisher(publisher, settings.tenant)
         for request in requests:
             await requester.request(request)

@@ -116,7 +116,7 @@ class Asked:
         return Story(self.events)
 
     async def cancel(self) -> None:
-        async with publishing(self._settings, wait_seconds=20) as publisher:
+        async with publishing(self._settings, wait_seconds=180) as publisher:
             request = CancelRequest(request_id=self.request_id, requester="ada")
             await RequestPublisher(publisher, "default").cancel(request)
 
@@ -136,7 +136,7 @@ async def asked(amqp: AmqpSettings, spec: str, **options: Any) -> AsyncIterator[
         request = BuildRequest(provider="git", spec=spec, request_id=request_id, **options)
         pending = Asked(request_id, settings)
         await queue.consume(pending.on_message, no_ack=True)
-        async with publishing(settings, wait_seconds=60) as publisher:
+        async with publishing(settings, wait_seconds=180) as publisher:
             await RequestPublisher(publisher, "default").request(request)
         yield pending
 
