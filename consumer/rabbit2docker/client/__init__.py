@@ -6,7 +6,9 @@ from rabbit2docker.client import BuildEvents, BuildRequest
 
 async def main() -> None:
     async with BuildEvents(os.environ["RABBIT2DOCKER_AMQP__URL"], tenant="default") as events:
-        request_id = await events.submit(BuildRequest(provider="gh", spec="binder-examples/requirements/HEAD"))
+        request_id = await events.submit(
+            BuildRequest(provider="gh", spec="binder-examples/requirements/HEAD")
+        )
         async for event in events.of_request(request_id):
             print(event.kind, event.data.model_dump_json(exclude_none=True))
 
