@@ -69,12 +69,13 @@ cluster-up: venv  ## start that cluster and keep it; addresses in .run/cluster/e
 cluster-down:  ## end what `make cluster-up` started
 	@test ! -x $(BIN)/python || $(BIN)/python -m tests.cluster.harness down
 
-lint: venv  ## style, types, import contracts, spelling, documents
+lint: venv  ## style, types, import contracts, words, spelling, generated documents
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/codespell
+	@$(BIN)/python -m deploy.checks.words
 	@$(BIN)/python -m rabbit2docker_schemas.documents --check
 	@$(BIN)/python -m deploy.helm.schema --check
 	@$(BIN)/python -m docs.generate --check
