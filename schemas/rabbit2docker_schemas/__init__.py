@@ -1,4 +1,4 @@
-"""The contract of rabbit2docker: what travels through RabbitMQ, and nothing else.
+"""The contract of rabbit2docker: the messages that travel through RabbitMQ, their names, and the providers.
 
-Imports pydantic and the standard library only, so that a hub can install and import it without the service.
+It imports only pydantic and the standard library, so that a hub can use it without the service.
 """

@@ -1,4 +1,4 @@
-"""The AsyncAPI 3.0.0 document around the schemas: servers, channels, operations, messages."""
+"""The AsyncAPI 3.0.0 document: servers, channels, operations and messages around the schemas."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -29,20 +29,20 @@ from rabbit2docker_schemas.routing import (
 BINDING: Final = "0.3.0"
 _TEXT: Final = {"type": "string"}
 _DESCRIPTION: Final = (
-    "Image builds asked for and reported through RabbitMQ. Publish a request, subscribe to the results exchange, "
-    "and read one `accepted` or `rejected` event for the request, then `progress`, `log` and `gap` events, and "
-    "exactly one of `completed`, `failed`, `cancelled` for the build. Ids are deterministic: an event seen twice has "
-    "the same `ce-id` and is to be dropped. Readers pass over fields, words and kinds they do not know."
+    "Image builds requested and reported through RabbitMQ. Publish a request, subscribe to the results exchange, and "
+    "read one `accepted` or `rejected` event for the request, then `progress`, `log` and `gap` events, and exactly "
+    "one of `completed`, `failed`, `cancelled` for the build. Ids are deterministic: an event that is delivered twice "
+    "has the same `ce-id`; drop the second one. Ignore fields, values and kinds that you do not know."
 )
 _PARAMETERS: Final[Mapping[str, dict[str, Any]]] = {
-    "tenant": {"description": f"Who owns requests and results; `{TENANT_PATTERN}`."},
+    "tenant": {"description": f"Owner of requests and results; `{TENANT_PATTERN}`."},
     "priority": {
-        "description": "`interactive` while people wait, `bulk` for what may wait.",
+        "description": "`interactive` while a person waits, `bulk` for everything else.",
         "enum": [str(priority) for priority in Priority],
     },
     "request_id": {"description": f"Id of the request; `{ids.REQUEST_ID_PATTERN}`."},
-    "build_id": {"description": "Id of the build, as the `accepted` event says."},
-    "kind": {"description": "What is told; the last word of `ce-type` before its version."},
+    "build_id": {"description": "Id of the build, from the `accepted` event."},
+    "kind": {"description": "Kind of the event; the last word of `ce-type` before its version."},
     "hub": {"description": "Name of the hub."},
 }
 
@@ -52,14 +52,14 @@ def _ref(*path: str) -> dict[str, str]:
 
 
 def _message_name(ce_type: str) -> str:
-    """Return `build.completed.v1` for its type: names of schemas and messages are the same."""
+    """Return the message name of a type, such as `build.completed.v1`; it is also the name of the schema."""
     return schema_name(ce_type)
 
 
 def _event_headers(kind: Kind) -> dict[str, Any]:
     properties: dict[str, Any] = {
         "ce-specversion": {"const": "1.0"},
-        "ce-id": _TEXT | {"description": "The same for the same event, however often it is published."},
+        "ce-id": _TEXT | {"description": "The same each time the event is published."},
         "ce-type": {"const": event_type(kind)},
         "ce-source": _TEXT | {"description": "The installation: `/builds/<instance>`."},
         "ce-subject": _TEXT | {"description": "The build_id; of a rejected request its request_id."},
@@ -68,7 +68,7 @@ def _event_headers(kind: Kind) -> dict[str, Any]:
         "ce-tenant": _TEXT | {"pattern": TENANT_PATTERN},
     }
     stream_filter = _TEXT | {
-        "description": "What readers of the tenant's stream filter by: the build_id that the request has by itself."
+        "description": "Filter value for readers of the tenant's stream: the build_id that the request alone would start."
     }
     return {
         "type": "object",
@@ -80,9 +80,9 @@ def _event_headers(kind: Kind) -> dict[str, Any]:
 def _input_headers(ce_type: str) -> dict[str, Any]:
     return {
         "type": "object",
-        "description": "CloudEvents attributes are welcome and not required.",
+        "description": "CloudEvents attributes are optional.",
         "properties": {
-            "ce-id": _TEXT | {"description": "Stands in for a request_id that the body does not have."},
+            "ce-id": _TEXT | {"description": "Serves as request_id if the body has none."},
             "ce-type": {"const": ce_type},
         },
     }
@@ -167,43 +167,43 @@ def _channels() -> dict[str, Any]:
         "requests": _keyed(
             REQUESTS_EXCHANGE,
             request_key("{tenant}", "{priority}"),
-            "Where requests are published; the tenant is read from this key and from nowhere else.",
+            "Requests to the service. The tenant is taken from this routing key only.",
             [REQUEST_TYPE],
         ),
         "cancels": _keyed(
-            REQUESTS_EXCHANGE, cancel_key("{tenant}"), "Where cancel messages are published.", [CANCEL_TYPE]
+            REQUESTS_EXCHANGE, cancel_key("{tenant}"), "Cancel messages to the service.", [CANCEL_TYPE]
         ),
         "request_events": _keyed(
             RESULTS_EXCHANGE,
             request_event_key("{tenant}", "{request_id}", "{kind}"),
-            "The answer to a request.",
+            "The answer to a request: accepted or rejected.",
             of_requests,
         ),
         "build_events": _keyed(
             RESULTS_EXCHANGE,
             build_event_key("{tenant}", "{build_id}", "{kind}"),
-            "How a build goes on, and its one end.",
+            "Progress and log of a build, and its single terminal event.",
             of_builds,
         ),
-        "interactive_queue": _queued(REQUESTS_QUEUE, "Requests that people wait for.", [REQUEST_TYPE]),
-        "bulk_queue": _queued(BULK_QUEUE, "Requests that take what capacity is left.", [REQUEST_TYPE]),
+        "interactive_queue": _queued(REQUESTS_QUEUE, "Requests for which a person waits.", [REQUEST_TYPE]),
+        "bulk_queue": _queued(BULK_QUEUE, "Requests that use the remaining capacity.", [REQUEST_TYPE]),
         "cancel_queue": _queued(CANCEL_QUEUE, "Cancel messages.", [CANCEL_TYPE]),
         "dead_letters": _queued(
             DEAD_QUEUE,
-            "Messages that could not be carried out, as they came, with the header `r2d-reason`.",
+            "Messages that could not be carried out, unchanged, with the header `r2d-reason`.",
             [REQUEST_TYPE, CANCEL_TYPE],
         ),
         "request_log": _queued(
-            REQUEST_LOG_STREAM, "A stream with every request, from which rebuilds are made.", [REQUEST_TYPE]
+            REQUEST_LOG_STREAM, "A stream of all requests, from which replay takes them.", [REQUEST_TYPE]
         ),
         "hub_events": _queued(
             hub_queue("{hub}"),
-            "A hub's own queue: it holds the events of a tenant while the hub is away for a while.",
+            "A hub's durable queue, which keeps the events of a tenant while the hub is away.",
             [*of_requests, *of_builds],
         ),
         "tenant_history": _queued(
             tenant_stream("{tenant}"),
-            "A stream with all events of a tenant, for those who come late.",
+            "A stream with the event history of a tenant.",
             [*of_requests, *of_builds],
         ),
     }
@@ -219,21 +219,27 @@ def _operation(action: str, channel: str, about: str, amqp: dict[str, Any]) -> d
 
 
 def _operations() -> dict[str, Any]:
-    taken = {"ack": True}
-    told = {"deliveryMode": 2, "timestamp": True, "mandatory": False}
+    consumed = {"ack": True}
+    published = {"deliveryMode": 2, "timestamp": True, "mandatory": False}
     return {
-        "take_requests": _operation("receive", "requests", "Every request is answered.", taken),
-        "take_cancels": _operation(
-            "receive", "cancels", "The build ends, or the request is taken back.", taken
+        "receive_requests": _operation("receive", "requests", "Answers every request.", consumed),
+        "receive_cancels": _operation(
+            "receive", "cancels", "Ends the build or withdraws the request.", consumed
         ),
-        "answer_requests": _operation("send", "request_events", "Accepted or rejected, once.", told),
-        "tell_builds": _operation("send", "build_events", "Progress, log lines, and exactly one end.", told),
-        "set_aside": _operation("send", "dead_letters", "For an operator to look at.", {"deliveryMode": 2}),
+        "answer_requests": _operation(
+            "send", "request_events", "Reports accepted or rejected, once.", published
+        ),
+        "report_builds": _operation(
+            "send", "build_events", "Reports progress, log lines and exactly one end.", published
+        ),
+        "dead_letter_messages": _operation(
+            "send", "dead_letters", "Keeps failed messages for the operator.", {"deliveryMode": 2}
+        ),
     }
 
 
 def document(schemas: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the document; `schemas` are the JSON Schemas of the models by name, as components."""
+    """Return the document; `schemas` are the JSON Schemas of the models, by name."""
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -249,7 +255,7 @@ def document(schemas: Mapping[str, Any]) -> dict[str, Any]:
                 "protocol": "amqps",
                 "protocolVersion": "0-9-1",
                 "description": "RabbitMQ 3.12 or newer.",
-                "security": [{"type": "userPassword", "description": "A user of the tenant's own."}],
+                "security": [{"type": "userPassword", "description": "One user per tenant."}],
             }
         },
         "channels": _channels(),

@@ -1,17 +1,32 @@
-"""CloudEvents 1.0 on AMQP 0-9-1, binary mode: attributes in `ce-…` headers, the data as JSON body.
+"""CloudEvents 1.0 in binary mode on AMQP 0-9-1: attributes in `ce-…` headers, data as the JSON body.
 
-The official AMQP binding is for AMQP 1.0; the header names here are those of the CloudEvents SDKs' RabbitMQ
-binding, so that their parsers read our messages.
+The official AMQP binding covers AMQP 1.0 only. The header names are those of the RabbitMQ binding in the CloudEvents
+SDKs, whose parsers can read these messages.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 from pydantic import ValidationError
 
-from rabbit2docker_schemas.events import MODEL_OF, REQUEST_KINDS, TERMINAL_KINDS, AnyEventData, Kind
+from rabbit2docker_schemas.events import (
+    MODEL_OF,
+    REQUEST_KINDS,
+    TERMINAL_KINDS,
+    Accepted,
+    AnyEventData,
+    Cancelled,
+    Completed,
+    Failed,
+    Gap,
+    Kind,
+    Log,
+    Progress,
+    Rejected,
+    RequestEventData,
+)
 from rabbit2docker_schemas.ids import EventId, build_id_of
 from rabbit2docker_schemas.routing import build_event_key, request_event_key
 
@@ -22,28 +37,28 @@ _TYPE_PREFIX: Final = "io.rabbit2docker."
 
 
 class UnreadableEvent(ValueError):
-    """A message that is no event of this version."""
+    """A message that is not an event of this version."""
 
 
 def event_type(kind: Kind) -> str:
-    """Return the `ce-type` of a kind."""
+    """Return the `ce-type` of an event kind."""
     about = "request" if kind in REQUEST_KINDS else "build"
     return f"{_TYPE_PREFIX}{about}.{kind}.v1"
 
 
 def schema_name(ce_type: str) -> str:
-    """Return the name of a type's JSON Schema, `build.completed.v1`: its file in `json/`, without the suffix."""
+    """Return the name of a type's JSON Schema, such as `build.completed.v1`: its file in `json/` without the suffix."""
     return ce_type.removeprefix(_TYPE_PREFIX)
 
 
 def schema_id(kind: Kind) -> str:
-    """Return the `ce-dataschema` of a kind, which is the `$id` of its JSON Schema."""
+    """Return the `ce-dataschema` of an event kind, which is the `$id` of its JSON Schema."""
     return f"{SCHEMA_PREFIX}{schema_name(event_type(kind))}"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event: its data and what CloudEvents says about it."""
+    """One event: its data and its CloudEvents attributes."""
 
     id: EventId
     tenant: str
@@ -53,35 +68,42 @@ class Event:
 
     @property
     def kind(self) -> Kind:
-        """Return the kind of the data."""
+        """Kind of the data."""
         return self.data.kind
 
     @property
     def is_terminal(self) -> bool:
-        """Tell whether this event ends a build."""
+        """True if this event ends a build."""
         return self.kind in TERMINAL_KINDS
 
     @property
     def subject(self) -> str:
-        """Return the build_id; of a rejected request its request_id."""
-        return getattr(self.data, "build_id", None) or self.data.request_id  # type: ignore[union-attr]
+        """build_id of the event; request_id if the request was rejected."""
+        match self.data:
+            case Rejected() as data:
+                return data.request_id
+            case Accepted() | Progress() | Log() | Gap() | Completed() | Failed() | Cancelled() as data:
+                return data.build_id
+            case _:
+                assert_never(self.data)
 
     @property
     def routing_key(self) -> str:
-        """Return the key under which the event is published on the results exchange."""
-        if self.kind in REQUEST_KINDS:
-            return request_event_key(self.tenant, self.data.request_id, self.kind)  # type: ignore[union-attr]
-        return build_event_key(self.tenant, self.subject, self.kind)
+        """Routing key of the event on the results exchange."""
+        if isinstance(self.data, RequestEventData):
+            return request_event_key(self.tenant, self.data.request_id, self.kind)
+        return build_event_key(self.tenant, self.data.build_id, self.kind)
 
     @property
     def stream_filter(self) -> str:
-        """Return the value by which readers of the tenant's stream skip what is about other builds.
+        """Value by which readers of the tenant's stream select the events of one build.
 
-        Events about a request carry the build id that the request itself would start, so that somebody who
-        only knows the request id finds them, also when the request joined another build.
+        Events about a request carry the id of the build that the request alone would start. A reader that knows only
+        the request id finds them with it, even if the request joined another build.
         """
-        request_id = getattr(self.data, "request_id", None)
-        return build_id_of(self.tenant, request_id) if request_id else self.subject
+        if isinstance(self.data, RequestEventData):
+            return build_id_of(self.tenant, self.data.request_id)
+        return self.data.build_id
 
     def headers(self) -> dict[str, str]:
         """Return the AMQP headers."""
@@ -112,14 +134,14 @@ def _text(value: Any) -> str:
 def _time(value: Any) -> datetime:
     time = datetime.fromisoformat(_text(value))
     if time.tzinfo is None:
-        raise ValueError("ce-time has no zone")
+        raise ValueError("ce-time has no time zone")
     return time
 
 
 def read_event(headers: Mapping[str, Any], body: bytes) -> Event:
-    """Read a message of the results exchange; raises UnreadableEvent for anything that is no event of ours.
+    """Parse a message of the results exchange.
 
-    A kind that a later version has added is unreadable too: subscribers pass over what they cannot read.
+    Raises UnreadableEvent for anything else, kinds that a later version added included; subscribers skip those.
     """
     kind = _KIND_OF_TYPE.get(_text(headers.get("ce-type")))
     if kind is None:
@@ -133,4 +155,4 @@ def read_event(headers: Mapping[str, Any], body: bytes) -> Event:
             source=_text(headers.get("ce-source", "")),
         )
     except (KeyError, ValueError, ValidationError) as error:
-        raise UnreadableEvent(f"{kind} event that cannot be read: {error}") from error
+        raise UnreadableEvent(f"{kind} event cannot be read: {error}") from error

@@ -1,7 +1,7 @@
-"""The contract as documents: a JSON Schema for each message, and an AsyncAPI document for the whole.
+"""The contract as documents: a JSON Schema for each message, and one AsyncAPI document.
 
-`python -m rabbit2docker_schemas.documents` writes them beside this file; with `--check` it only tells whether
-they are what the models say.
+`python -m rabbit2docker_schemas.documents` writes them beside this file; with `--check` it writes nothing and fails if
+one of them differs from the models.
 """
 
 import argparse
@@ -33,20 +33,20 @@ MODEL_OF_TYPE: Final[dict[str, type[BaseModel]]] = {
 
 
 class RequestSchema(GenerateJsonSchema):
-    """JSON Schema without what repeats the field's name or says that nothing is the default."""
+    """JSON Schema without titles that repeat field names and without null defaults."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
-        """Return False: a field's title would be its name once more."""
+        """Return False: a field's title would repeat its name."""
         return False
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
-        """Leave out defaults that are null."""
+        """Omit defaults that are null."""
         if schema.get("default", ...) is None:
             return self.generate_inner(schema["schema"])
         return super().default_schema(schema)
 
     def encode_default(self, dft: Any) -> Any:
-        """Write models as events have them: without nulls."""
+        """Write default models as events do, without nulls."""
         return (
             dft.model_dump(mode="json", exclude_none=True)
             if isinstance(dft, BaseModel)
@@ -55,10 +55,10 @@ class RequestSchema(GenerateJsonSchema):
 
 
 class EventSchema(RequestSchema):
-    """The same for events, where what is absent is left out and never null."""
+    """JSON Schema of events, where an absent value is omitted and never null."""
 
     def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
-        """Describe the value that is not null."""
+        """Describe only the value, since null never occurs."""
         return self.generate_inner(schema["schema"])
 
 
@@ -79,7 +79,7 @@ def json_schemas() -> dict[str, dict[str, Any]]:
 
 
 def asyncapi() -> dict[str, Any]:
-    """Return the AsyncAPI 3.0.0 document: where each message travels, from the service's point of view."""
+    """Return the AsyncAPI 3.0.0 document, from the service's point of view."""
     schemas: dict[str, Any] = {}
     for model in MODEL_OF_TYPE.values():
         schema = model.model_json_schema(
@@ -103,7 +103,7 @@ def _files() -> dict[str, str]:
 
 
 def outdated(directory: Path = HOME) -> list[str]:
-    """Return the documents in `directory` that are missing, differ from the models, or have no model any more."""
+    """Return the documents in `directory` that are missing, outdated or without a model."""
     files = _files()
     present = {str(path.relative_to(directory)) for path in directory.glob("json/*.json")}
     differing = {
@@ -126,12 +126,14 @@ def write(directory: Path = HOME) -> list[Path]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write or check the documents; return the exit code."""
+    """Write or check the documents and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m rabbit2docker_schemas.documents", description=__doc__)
     parser.add_argument(
-        "--check", action="store_true", help="write nothing, fail if a document is out of date"
+        "--check", action="store_true", help="write nothing; fail if a document is out of date"
     )
-    parser.add_argument("--directory", type=Path, default=HOME, help="where to (default: beside the models)")
+    parser.add_argument(
+        "--directory", type=Path, default=HOME, help="directory of the documents (default: beside the models)"
+    )
     options = parser.parse_args(arguments)
     if not options.check:
         write(options.directory)

@@ -1,7 +1,7 @@
-"""What is told about requests and builds. One model a kind; readers ignore fields they do not know."""
+"""Events about requests and builds: one model per kind. Readers ignore fields that they do not know."""
 
 from enum import StrEnum
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, assert_never
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -9,7 +9,7 @@ from rabbit2docker_schemas.reasons import Category, FailureReason, RejectReason
 
 
 class Kind(StrEnum):
-    """The last word of a results routing key."""
+    """Kind of an event: the last word of its routing key."""
 
     ACCEPTED = "accepted"
     REJECTED = "rejected"
@@ -26,7 +26,7 @@ TERMINAL_KINDS: Final = frozenset({Kind.COMPLETED, Kind.FAILED, Kind.CANCELLED})
 
 
 class Phase(StrEnum):
-    """Where a build stands."""
+    """Stage of a build."""
 
     WAITING = "waiting"
     FETCHING = "fetching"
@@ -34,7 +34,7 @@ class Phase(StrEnum):
     PUSHING = "pushing"
 
 
-# A word of this version, or one that a later version has added: a reader that is older must not stumble over it.
+# A value of this version or one that a later version added, which must not make an older reader fail.
 AnyPhase = Annotated[Phase | str, Field(union_mode="left_to_right")]
 AnyCategory = Annotated[Category | str, Field(union_mode="left_to_right")]
 AnyFailureReason = Annotated[FailureReason | str, Field(union_mode="left_to_right")]
@@ -49,10 +49,10 @@ class EventData(BaseModel):
 
 
 class Timings(EventData):
-    """Seconds spent in each stage; absent where a stage was not reached."""
+    """Seconds spent in each stage; absent for a stage that was not reached."""
 
     queued: float | None = None
-    """From the request's timestamp (or its receipt) to the creation of the attempt."""
+    """From the request's timestamp, or its receipt, to the creation of the attempt."""
     waiting: float | None = None
     fetching: float | None = None
     building: float | None = None
@@ -60,7 +60,7 @@ class Timings(EventData):
 
 
 class BuildOptions(EventData):
-    """What a request asked for beside the repository, as in the request itself."""
+    """Options of a request beside the repository, as in the request itself."""
 
     force: bool = False
     subdir: str | None = None
@@ -71,7 +71,7 @@ class BuildOptions(EventData):
 
 
 class Accepted(EventData):
-    """The request is a build now, or has joined one, or its image exists."""
+    """The request started a build, joined one, or named an image that exists."""
 
     kind = Kind.ACCEPTED
     request_id: str
@@ -83,66 +83,66 @@ class Accepted(EventData):
     resolved_ref: str
     repo_url: str
     image: str
-    """Name and tag under which the image is, or will be, in the registry."""
+    """Name and tag of the image in the registry, which may not exist yet."""
     attached: bool = False
-    """A build that runs (or ended a moment ago) was joined."""
+    """True if the request joined a build that is running or ended a moment ago."""
     cached: bool = False
-    """The image exists: a `completed` event follows at once."""
+    """True if the image exists; a `completed` event follows at once."""
     requester: str | None = None
     options: BuildOptions | None = None
-    """Absent when the request had none, and from services that do not tell them yet."""
+    """Absent if the request had none, and in events of older services."""
 
 
 class Rejected(EventData):
-    """The request is no build and will be none."""
+    """The request was refused and starts no build."""
 
     kind = Kind.REJECTED
     request_id: str
     reason: AnyRejectReason
     message: str
-    """For a person: what is wrong and what to do."""
+    """Text for people: what is wrong and what to do next."""
     retryable: bool = False
-    """The same request may be accepted later."""
+    """True if the same request may be accepted later."""
 
 
 class ProgressDetail(EventData):
-    """Numbers and words behind a progress message, for bars and tables."""
+    """Details of a progress message in machine-readable form, for progress bars and tables."""
 
     layers_done: int | None = None
     layers_total: int | None = None
     step: int | None = None
     steps: int | None = None
     waiting_for: str | None = None
-    """What is being waited for, such as a pod's waiting reason."""
+    """Cause of the wait, such as a pod's waiting reason."""
     retry_in_seconds: float | None = None
     failed_reason: AnyFailureReason | None = None
-    """Why the attempt before this one failed."""
+    """Failure reason of the previous attempt."""
 
 
 class Progress(EventData):
-    """The build has come further, or waits for something else than before."""
+    """The build made progress, or started to wait for something else."""
 
     kind = Kind.PROGRESS
     build_id: str
     attempt: int
-    """From 1; 0 while the build has no attempt yet."""
+    """Counted from 1; 0 while the build has no attempt yet."""
     phase: AnyPhase
     message: str
-    """For a person."""
+    """Text for people."""
     detail: ProgressDetail = ProgressDetail()
 
 
 class LogLine(EventData):
-    """One line that the builder wrote."""
+    """One line of the builder's output."""
 
     phase: AnyPhase
     text: str
     ts: AwareDatetime
-    """When the builder wrote it."""
+    """Time at which the builder wrote it."""
 
 
 class Log(EventData):
-    """Lines `n`, `n`+1, … of an attempt. Keep the highest number seen: what is not above it is known already."""
+    """Lines `n`, `n`+1, … of an attempt. Readers keep the highest number seen and skip lines up to it."""
 
     kind = Kind.LOG
     build_id: str
@@ -153,14 +153,14 @@ class Log(EventData):
 
 
 class Gap(EventData):
-    """Lines that exist nowhere any more."""
+    """Log lines that are lost for good."""
 
     kind = Kind.GAP
     build_id: str
     attempt: int
     first: Annotated[int, Field(ge=0)]
     last: Annotated[int, Field(ge=0)]
-    """The last lost line; what follows has the number after it."""
+    """The last lost line; the log continues with the next number."""
     message: str = ""
 
 
@@ -173,14 +173,14 @@ class Completed(EventData):
     digest: str
     """Digest of the manifest, as the registry reports it."""
     size: int | None = None
-    """Bytes of the layers as the registry holds them, which is compressed; absent where it does not say."""
+    """Compressed size of the layers in the registry, in bytes; absent if the registry does not report it."""
     resolved_ref: str
     cached: bool = False
     timings: Timings = Timings()
     attempt: int | None = None
-    """Absent when the image existed."""
+    """Absent if the image existed."""
     lines: int | None = None
-    """Lines that the attempt's log has in all."""
+    """Total number of lines in the attempt's log."""
     repo2docker_version: str | None = None
 
 
@@ -192,32 +192,32 @@ class Failed(EventData):
     reason: AnyFailureReason
     category: AnyCategory
     message: str
-    """For a person."""
+    """Text for people: what happened and why."""
     hint: str
-    """What to do next."""
+    """Text for people: what to do next."""
     exit_code: int | None = None
-    """The builder's; absent if it left none."""
+    """Exit code of the builder; absent if it left none."""
     failed_step: str | None = None
-    """The step of the image build that failed, as the Dockerfile has it."""
+    """The failed step of the image build, as written in the Dockerfile."""
     tail: list[str] = []
     """The last log lines."""
     attempt: int
     timings: Timings = Timings()
     lines: int | None = None
-    """Lines that the attempt's log has in all."""
+    """Total number of lines in the attempt's log."""
 
 
 class Cancelled(EventData):
-    """The build was ended on somebody's wish."""
+    """The build was cancelled on request."""
 
     kind = Kind.CANCELLED
     build_id: str
     by: str
-    """Who cancelled, as far as the cancel message says."""
+    """Name of the requester, as given in the cancel message."""
     attempt: int
-    """0 if no attempt had been made."""
+    """0 if there was no attempt yet."""
     lines: int | None = None
-    """Lines that the attempt's log has in all."""
+    """Total number of lines in the attempt's log."""
 
 
 RequestEventData = Accepted | Rejected
@@ -225,14 +225,29 @@ TerminalEventData = Completed | Failed | Cancelled
 BuildEventData = Progress | Log | Gap | TerminalEventData
 AnyEventData = RequestEventData | BuildEventData
 
-MODEL_OF: Final[dict[Kind, type[AnyEventData]]] = {
-    Kind.ACCEPTED: Accepted,
-    Kind.REJECTED: Rejected,
-    Kind.PROGRESS: Progress,
-    Kind.LOG: Log,
-    Kind.GAP: Gap,
-    Kind.COMPLETED: Completed,
-    Kind.FAILED: Failed,
-    Kind.CANCELLED: Cancelled,
-}
-Major = Literal["v1"]
+
+def model_of(kind: Kind) -> type[AnyEventData]:
+    """Return the model of an event kind."""
+    match kind:
+        case Kind.ACCEPTED:
+            return Accepted
+        case Kind.REJECTED:
+            return Rejected
+        case Kind.PROGRESS:
+            return Progress
+        case Kind.LOG:
+            return Log
+        case Kind.GAP:
+            return Gap
+        case Kind.COMPLETED:
+            return Completed
+        case Kind.FAILED:
+            return Failed
+        case Kind.CANCELLED:
+            return Cancelled
+        case _:
+            assert_never(kind)
+
+
+MODEL_OF: Final = {kind: model_of(kind) for kind in Kind}
+"""The model of each event kind; mypy finds a kind without one in `model_of`."""

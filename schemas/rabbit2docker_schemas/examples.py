@@ -1,4 +1,4 @@
-"""One build as messages: what the documents show, and a start for whoever tests a subscriber."""
+"""The messages of one build, as the documents show them; also useful for testing a subscriber."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -145,4 +145,4 @@ EVENTS: Final[dict[Kind, Event]] = {
         ),
     )
 }
-"""An event of each kind; the last three are the ways in which the same build may end."""
+"""One event of each kind; the last three are alternative ends of the same build."""

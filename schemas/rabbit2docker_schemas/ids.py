@@ -1,7 +1,7 @@
-"""Ids: what identifies a request, a build and an event, computed so that a repetition is recognised as one.
+"""Deterministic ids of requests, builds and events.
 
-Every id is a function of what it identifies. A service that was killed half-way repeats its last steps and
-arrives at the same ids; readers drop what they have seen.
+Every id is a function of the thing it identifies. A service that was killed half-way repeats its last steps and
+computes the same ids, so readers recognise the repetition and drop it.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ def _uuid(*parts: str | int) -> str:
 
 
 def routable_request_id(raw: str) -> RequestId:
-    """Return `raw` if it can stand in a routing key, else a stable id made of its hash."""
+    """Return `raw` if it fits into a routing key, else a stable id derived from its hash."""
     if _REQUEST_ID.fullmatch(raw):
         return RequestId(raw)
     return RequestId("id-" + hashlib.sha256(raw.encode(errors="surrogatepass")).hexdigest()[:32])
 
 
 def build_id_of(tenant: str, request_id: str) -> BuildId:
-    """Return the id of the build that this request starts, unless it joins one that runs already."""
+    """Return the id of the build that this request starts, unless it joins a running one."""
     return BuildId(_uuid("build", tenant, request_id))
 
 
@@ -42,7 +42,7 @@ def request_event_id(tenant: str, request_id: str, kind: str) -> EventId:
 
 
 def terminal_event_id(build_id: str) -> EventId:
-    """Return the id of the one event that ends a build, whichever of the three kinds it is."""
+    """Return the id of the event that ends a build, the same for all three kinds."""
     return EventId(_uuid(build_id, "terminal"))
 
 
@@ -52,5 +52,5 @@ def lines_event_id(build_id: str, attempt: int, first: int, last: int, kind: str
 
 
 def progress_event_id(build_id: str, attempt: int, about: str) -> EventId:
-    """Return the id of a progress event; `about` says what it reports, the same after a repetition."""
+    """Return the id of a progress event; `about` names what it reports and is the same after a repetition."""
     return EventId(_uuid(build_id, attempt, "progress", about))

@@ -1,6 +1,6 @@
-"""Reads messages to the service from bytes that anybody may have written.
+"""Parsing of untrusted messages to the service.
 
-Whatever comes in, the answer is a valid message or InvalidMessage: nothing else is raised.
+Any input leads to a valid message or to InvalidMessage; nothing else is raised.
 """
 
 import base64
@@ -16,27 +16,28 @@ from rabbit2docker_schemas.requests import CANCEL_TYPE, REQUEST_TYPE, BuildReque
 from rabbit2docker_schemas.validation_messages import describe, kind_of, shown
 
 MAX_BYTES: Final = 65_536
-"""Largest body in bytes unless the service is told otherwise."""
+"""Default limit of a body, in bytes."""
 MAX_DEPTH: Final = 16
-"""Objects and lists within each other; our own messages need three."""
+"""Limit of nested objects and arrays; valid messages need three levels."""
 STRUCTURED: Final = "application/cloudevents+json"
-"""Content type of a whole CloudEvent, with its attributes, in the body."""
+"""Content type of a CloudEvent in structured mode: attributes and data in the body."""
 
 _MAX_DIGITS: Final = 20
-# Clients that do not ask for a content type get one of the last two: they say nothing about the body.
+# The last two are the defaults of client libraries and say nothing about the body.
 _PLAIN_TYPES: Final = frozenset({"application/json", "text/json", "text/plain", "application/octet-stream"})
 _REQUEST_ID: Final = re.compile(rb'"request_id"\s*:\s*"([A-Za-z0-9_-]{1,128})"')
 _MessageT = TypeVar("_MessageT", bound=Message)
 
 
 class InvalidMessage(ValueError):
-    """A message that cannot be carried out: `reason` for programs, `message` for a person, never worth a retry.
+    """A message that cannot be carried out and is never worth a retry.
 
-    `request_id` is what the message seems to call itself, in its own spelling, if that could be told.
+    `reason` is for programs, `message` for people. `request_id` is the id that the message appears to have, in its own
+    spelling; None if it has none that can be recognised.
     """
 
     def __init__(self, reason: RejectReason, message: str, request_id: str | None = None) -> None:
-        """Take what is told to whoever wrote the message."""
+        """Keep what the `rejected` event reports."""
         super().__init__(message)
         self.reason = reason
         self.message = message
@@ -46,7 +47,7 @@ class InvalidMessage(ValueError):
 def read_request(
     body: bytes, *, content_type: str | None = None, ce_type: str | None = None, max_bytes: int = MAX_BYTES
 ) -> BuildRequest:
-    """Read a build request, alone or inside a structured CloudEvent, whose id then serves as request_id.
+    """Parse a build request, alone or inside a structured CloudEvent, whose id is the default for request_id.
 
     `content_type` and `ce_type` are the AMQP property and the `ce-type` header, None where absent.
     Raises InvalidMessage.
@@ -61,7 +62,7 @@ def read_request(
 def read_cancel(
     body: bytes, *, content_type: str | None = None, ce_type: str | None = None, max_bytes: int = MAX_BYTES
 ) -> CancelRequest:
-    """Read a cancel message, alone or inside a structured CloudEvent. Raises InvalidMessage."""
+    """Parse a cancel message, alone or inside a structured CloudEvent. Raises InvalidMessage."""
     value, _ = _content(body, content_type, ce_type, max_bytes, expected=CANCEL_TYPE)
     return _validated(CancelRequest, value, None)
 
@@ -69,7 +70,7 @@ def read_cancel(
 def _content(
     body: bytes, content_type: str | None, ce_type: str | None, max_bytes: int, *, expected: str
 ) -> tuple[dict[str, Any], str | None]:
-    """Return the message's own object and the id of the CloudEvent around it, if there is one."""
+    """Return the message as an object, and the id of the structured CloudEvent around it, None without one."""
     try:
         _check_size(body, max_bytes)
         is_structured = _check_content_type(content_type)
@@ -86,13 +87,13 @@ def _check_size(body: bytes, max_bytes: int) -> None:
     if len(body) > max_bytes:
         raise InvalidMessage(
             RejectReason.TOO_LARGE,
-            f"The body has {len(body):,} bytes, at most {max_bytes:,} are allowed. "
+            f"The body has {len(body):,} bytes; at most {max_bytes:,} are allowed. "
             "Keep large files in the repository.",
         )
 
 
 def _check_content_type(content_type: str | None) -> bool:
-    """Tell whether the body is a whole CloudEvent."""
+    """Return whether the body is a structured CloudEvent. Raises InvalidMessage for an unsupported type."""
     media_type = (content_type or "application/json").partition(";")[0].strip().lower()
     if media_type == STRUCTURED:
         return True
@@ -101,8 +102,8 @@ def _check_content_type(content_type: str | None) -> bool:
         return False
     raise InvalidMessage(
         RejectReason.UNSUPPORTED_TYPE,
-        f"The content type `{shown(media_type)}` is not read here; use application/json or {STRUCTURED}"
-        + (", one event a message." if is_batch else "."),
+        f"The content type `{shown(media_type)}` is not supported; use application/json or {STRUCTURED}"
+        + (", with one event per message." if is_batch else "."),
     )
 
 
@@ -110,7 +111,7 @@ def _check_type(found: object, expected: str) -> None:
     if found != expected:
         raise InvalidMessage(
             RejectReason.UNSUPPORTED_TYPE,
-            f"Messages of type `{shown(str(found))}` are not read here; the type must be `{expected}`.",
+            f"The message type `{shown(str(found))}` is not supported here; it must be `{expected}`.",
         )
 
 
@@ -124,7 +125,7 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 def _json(body: bytes) -> Any:
-    """Parse JSON as strictly as its standard says, and a little more so: see the four refusals below."""
+    """Parse JSON strictly: also refuse duplicate names, deep nesting, huge numbers and lone surrogates."""
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -159,7 +160,7 @@ def _not_json(why: str) -> InvalidMessage:
 def _too_deep() -> InvalidMessage:
     return InvalidMessage(
         RejectReason.INVALID_JSON,
-        f"The body is nested more than {MAX_DEPTH} levels deep, no message needs that.",
+        f"The body is nested more than {MAX_DEPTH} levels deep. No message needs that.",
     )
 
 
@@ -167,21 +168,21 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     for name, value in pairs:
         if name in seen:
-            # Parsers disagree on which of the two counts: what was checked might not be what is done.
-            raise InvalidMessage(RejectReason.INVALID_JSON, f"The body names `{shown(name)}` twice.")
+            # Parsers disagree on which value counts, so the checked value might not be the one that is used.
+            raise InvalidMessage(RejectReason.INVALID_JSON, f"The body has the name `{shown(name)}` twice.")
         seen[name] = value
     return seen
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise _not_json(f"{name} is no JSON value")
+    raise _not_json(f"{name} is not a JSON value")
 
 
 def _bounded_int(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
         raise InvalidMessage(
             RejectReason.INVALID_JSON,
-            f"The body holds a number of {len(digits):,} digits, no field needs that.",
+            f"The body contains a number of {len(digits):,} digits. No field needs that.",
         )
     return int(digits)
 
@@ -210,7 +211,7 @@ def _is_deep(value: Any) -> bool:
 
 
 def _unwrapped(event: dict[str, Any], expected: str) -> tuple[dict[str, Any], str | None]:
-    """Return data and id of a structured CloudEvent."""
+    """Return data and id of a structured CloudEvent. Raises InvalidMessage."""
     event_id = event.get("id")
     if event.get("specversion") != "1.0" or not isinstance(event_id, str) or not event_id:
         raise InvalidMessage(
@@ -233,7 +234,7 @@ def _data(event: dict[str, Any]) -> dict[str, Any]:
             if isinstance(error, InvalidMessage):
                 raise
             raise InvalidMessage(
-                RejectReason.INVALID_REQUEST, "`data_base64` of the CloudEvent is not base64."
+                RejectReason.INVALID_REQUEST, "`data_base64` of the CloudEvent is not valid base64."
             ) from error
     data = event.get("data")
     if not isinstance(data, dict):
@@ -245,7 +246,7 @@ def _data(event: dict[str, Any]) -> dict[str, Any]:
 
 def _validated(model: type[_MessageT], value: dict[str, Any], event_id: str | None) -> _MessageT:
     try:
-        # From JSON and not from the parsed value: only there is a text a time, and nothing else converted.
+        # Strict mode accepts a string as a time only from JSON, and converts nothing else.
         return model.model_validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         raise InvalidMessage(
@@ -259,6 +260,6 @@ def _named_id(value: object) -> str | None:
 
 
 def _apparent_id(body: bytes) -> str | None:
-    """Look for the request_id in a body that is no JSON; several different ones are none."""
+    """Search a body that is not JSON for its request_id; return None unless there is exactly one."""
     found = set(_REQUEST_ID.findall(body))
     return found.pop().decode() if len(found) == 1 else None

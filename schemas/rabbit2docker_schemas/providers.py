@@ -21,7 +21,7 @@ _DOI: Final = r"10\.\d+\/(.)+"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UrlGrammar:
-    """How the path of a URL on the provider's host names a repository and a version."""
+    """Grammar of the paths of a provider's URLs, which name a repository and perhaps a version."""
 
     path: str
     """Regular expression for the whole path without its outer slashes. Its groups fill `spec`; `rest` is what may

@@ -1,6 +1,6 @@
-"""Every reason a request is rejected or a build fails, with the category that says who can act on it.
+"""Reasons for rejected requests and failed builds, with a category and a hint for each failure.
 
-The words are on the wire: adding one is a minor change, renaming one is not allowed within a major version.
+The values are on the wire: a new one is a minor change, and none may be renamed within a major version.
 """
 
 from enum import StrEnum
@@ -8,38 +8,40 @@ from typing import Final
 
 
 class RejectReason(StrEnum):
-    """Why a request never became a build."""
+    """Reason for rejecting a request."""
 
     INVALID_JSON = "invalid_json"
-    INVALID_REQUEST = "invalid_request"  # fields are missing, unknown or of the wrong kind
+    INVALID_REQUEST = "invalid_request"  # a field is missing, unknown or of the wrong type
     TOO_LARGE = "too_large"
-    UNSUPPORTED_TYPE = "unsupported_type"  # a ce-type or content type that this version does not read
+    UNSUPPORTED_TYPE = "unsupported_type"  # ce-type or content type that this version does not read
     UNKNOWN_PROVIDER = "unknown_provider"
-    INVALID_SPEC = "invalid_spec"  # the provider cannot read the spec
-    NOT_ALLOWED = "not_allowed"  # the operator banned the spec or did not allow it
-    REFUSED_URL = "refused_url"  # scheme or address that a request may not name
+    INVALID_SPEC = "invalid_spec"  # the spec does not fit the provider's grammar
+    NOT_ALLOWED = "not_allowed"  # the spec is banned or not among the allowed ones
+    REFUSED_URL = "refused_url"  # URL with a scheme or address that requests may not use
     REF_NOT_FOUND = "ref_not_found"
     REPOSITORY_NOT_FOUND = "repository_not_found"
-    REPOSITORY_PRIVATE = "repository_private"  # it exists perhaps, but asks for credentials
+    REPOSITORY_PRIVATE = (
+        "repository_private"  # the host asks for credentials; it may hide that there is no repository
+    )
     INVALID_IMAGE_NAME = "invalid_image_name"
-    REQUEST_ID_REUSED = "request_id_reused"  # same id, other content
+    REQUEST_ID_REUSED = "request_id_reused"  # an earlier request with this id has other content
     EXPIRED = "expired"  # not_after has passed
-    CANCELLED = "cancelled"  # cancelled before a build was made of it
-    UNAVAILABLE = "unavailable"  # something we need stayed away until the last retry
+    CANCELLED = "cancelled"  # cancelled before a build started
+    UNAVAILABLE = "unavailable"  # a service that is needed stayed unavailable until the last retry
     INTERNAL = "internal"
 
 
 class Category(StrEnum):
-    """Who can do something about a failure."""
+    """Party that can act on a failure."""
 
     USER = "user"
-    INFRASTRUCTURE = "infrastructure"  # may pass: retried while attempts are left
+    INFRASTRUCTURE = "infrastructure"  # possibly transient: retried while attempts are left
     OPERATOR = "operator"
     TIMEOUT = "timeout"
 
 
 class FailureReason(StrEnum):
-    """Why a build failed. The builder's own words are among them (see its exit codes)."""
+    """Reason for a failed build. The builder reports some of them itself, by its exit codes."""
 
     FETCH_FAILED = "fetch_failed"
     REF_NOT_FOUND = "ref_not_found"
@@ -52,13 +54,13 @@ class FailureReason(StrEnum):
     PUSH_FAILED = "push_failed"
     DOCKER_UNAVAILABLE = "docker_unavailable"
     DISK_FULL = "disk_full"
-    IMAGE_MISSING = "image_missing"  # built and pushed, yet the registry does not have it
+    IMAGE_MISSING = "image_missing"  # pushed, but the registry does not have it
     TIMEOUT = "timeout"
     IDLE = "idle"
     BAD_SPEC = "bad_spec"
     BUILDER_ERROR = "builder_error"
-    BUILDER_LOST = "builder_lost"  # it ended without a result
-    RECORD_LOST = "record_lost"  # the executor no longer knows the attempt
+    BUILDER_LOST = "builder_lost"  # the builder ended without a result
+    RECORD_LOST = "record_lost"  # the executor has no record of the attempt any more
     NO_NODE = "no_node"  # no node with docker-api and room for the build pod
     BUILDER_IMAGE_UNAVAILABLE = "builder_image_unavailable"  # the image of the build pod cannot be pulled
     POD_MISCONFIGURED = "pod_misconfigured"  # a Secret, a ConfigMap or the command of the build pod is wrong
@@ -66,7 +68,7 @@ class FailureReason(StrEnum):
     NODE_REFUSED = "node_refused"  # the node had no room after all
     EVICTED = "evicted"  # node pressure, drain, preemption, node shutdown
     NODE_LOST = "node_lost"  # the node stopped responding
-    POD_DELETED = "pod_deleted"  # somebody deleted the build pod
+    POD_DELETED = "pod_deleted"  # the build pod was deleted by hand
 
 
 CATEGORY_OF: Final[dict[FailureReason, Category]] = {
@@ -95,35 +97,35 @@ CATEGORY_OF: Final[dict[FailureReason, Category]] = {
     FailureReason.NODE_REFUSED: Category.INFRASTRUCTURE,
     FailureReason.EVICTED: Category.INFRASTRUCTURE,
     FailureReason.NODE_LOST: Category.INFRASTRUCTURE,
-    # Not tried again: whoever deletes a pod by hand wants the build to end.
+    # Not retried: a pod is deleted by hand to end its build.
     FailureReason.POD_DELETED: Category.OPERATOR,
 }
 
 HINT_OF: Final[dict[FailureReason, str]] = {
-    FailureReason.FETCH_FAILED: "Check that the repository can be cloned from outside, then ask again.",
-    FailureReason.REF_NOT_FOUND: "Check the branch, tag or commit: it may have been renamed or deleted.",
-    FailureReason.REPOSITORY_PRIVATE: "Make the repository public, or ask the operator to set credentials for it.",
-    FailureReason.NO_ENVIRONMENT: "Check the environment files (environment.yml, requirements.txt, Dockerfile …) of the repository.",
-    FailureReason.BUILD_STEP_FAILED: "The last log lines name the step and its error: mend the repository and ask again.",
-    FailureReason.BUILD_OUT_OF_MEMORY: "Install fewer or smaller packages in one step, or ask the operator for more memory.",
-    FailureReason.BUILDER_OUT_OF_MEMORY: "The repository may be very large: keep data out of it, or ask the operator for more memory.",
-    FailureReason.PUSH_DENIED: "The operator must check the registry credentials and that the image repository may be written.",
-    FailureReason.PUSH_FAILED: "The registry could not take the image. Ask again later; finished layers are kept.",
-    FailureReason.DOCKER_UNAVAILABLE: "The Docker engine went away. Ask again later; finished steps are kept.",
-    FailureReason.DISK_FULL: "The disk of the build machine is full. The operator must free space.",
-    FailureReason.IMAGE_MISSING: "The registry lost the image after the push. The operator should check its storage.",
-    FailureReason.TIMEOUT: "The build took longer than it may. Make it smaller, or ask the operator for a longer limit.",
-    FailureReason.IDLE: "The build printed nothing for too long and was taken for stuck.",
-    FailureReason.BAD_SPEC: "The service and the builder do not understand each other. The operator should check their versions.",
-    FailureReason.BUILDER_ERROR: "This is a defect of the builder. Please report it with the log.",
-    FailureReason.BUILDER_LOST: "The builder was ended from outside. Ask again.",
-    FailureReason.RECORD_LOST: "The record of the build was removed from outside. Ask again.",
-    FailureReason.NO_NODE: "The operator must check that docker-api runs and is ready on a node with room for build pods.",
+    FailureReason.FETCH_FAILED: "Check that the repository can be cloned from outside, then build again.",
+    FailureReason.REF_NOT_FOUND: "The branch, tag or commit may have been renamed or deleted. Check it, then build again.",
+    FailureReason.REPOSITORY_PRIVATE: "Make the repository public, or ask the operator to configure credentials for it.",
+    FailureReason.NO_ENVIRONMENT: "Check the environment files of the repository (environment.yml, requirements.txt, Dockerfile …), then build again.",
+    FailureReason.BUILD_STEP_FAILED: "The last log lines show the failed step and its error. Fix the repository, then build again.",
+    FailureReason.BUILD_OUT_OF_MEMORY: "Install fewer or smaller packages per step, or ask the operator for more memory.",
+    FailureReason.BUILDER_OUT_OF_MEMORY: "The repository may be too large. Keep data out of it, or ask the operator for more memory.",
+    FailureReason.PUSH_DENIED: "The operator must check the registry credentials and their permission to push this image.",
+    FailureReason.PUSH_FAILED: "The registry did not accept the image. Build again later; pushed layers are kept.",
+    FailureReason.DOCKER_UNAVAILABLE: "The Docker engine became unavailable. Build again later; finished steps are cached.",
+    FailureReason.DISK_FULL: "The disk of the build machine is full. Ask the operator to free space, then build again.",
+    FailureReason.IMAGE_MISSING: "The registry does not have the image that was pushed. Ask the operator to check its storage.",
+    FailureReason.TIMEOUT: "The build exceeded its time limit. Make it smaller, or ask the operator for a longer limit.",
+    FailureReason.IDLE: "The build printed nothing for too long and was considered stuck. Print progress in long steps, or ask the operator for a longer limit.",
+    FailureReason.BAD_SPEC: "The service and the builder do not match. The operator must check their versions.",
+    FailureReason.BUILDER_ERROR: "This is a defect of the builder. Report it to the operator with the log.",
+    FailureReason.BUILDER_LOST: "The builder was terminated from outside. Build again.",
+    FailureReason.RECORD_LOST: "The record of the build was removed from outside. Build again.",
+    FailureReason.NO_NODE: "The operator must check that docker-api is running and ready on a node with room for build pods.",
     FailureReason.BUILDER_IMAGE_UNAVAILABLE: "The operator must check builder.image, its registry and kubernetes.image_pull_secrets.",
-    FailureReason.POD_MISCONFIGURED: "The operator must check that the Secrets named in the settings exist and that the builder image fits.",
-    FailureReason.POD_NOT_STARTED: "The node could not start the build pod. Ask again; the operator should look at the node's events.",
-    FailureReason.NODE_REFUSED: "The cluster is short of room. Ask again later.",
-    FailureReason.EVICTED: "The cluster needed the room or the node. Ask again.",
-    FailureReason.NODE_LOST: "The node of the build stopped responding. Ask again.",
-    FailureReason.POD_DELETED: "Somebody with access to the cluster deleted the build pod. Ask again, or ask the operator why.",
+    FailureReason.POD_MISCONFIGURED: "The operator must check that the Secrets named in the settings exist and that the builder image is the right one.",
+    FailureReason.POD_NOT_STARTED: "The node could not start the build pod. Build again; if it fails again, ask the operator to check the node's events.",
+    FailureReason.NODE_REFUSED: "The node had no room for the build. Build again later.",
+    FailureReason.EVICTED: "The cluster needed the node or its resources. Build again.",
+    FailureReason.NODE_LOST: "The node of the build stopped responding. Build again.",
+    FailureReason.POD_DELETED: "The build pod was deleted by hand. Ask the operator for the reason, or build again.",
 }

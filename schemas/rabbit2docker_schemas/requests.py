@@ -1,4 +1,4 @@
-"""What may be asked for: build requests and cancel messages."""
+"""Messages to the service: build requests and cancel messages."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ _INSIDE = re.compile(r"^(?![/-])(?!([^/]*/)*\.\.(/|$))")
 
 
 class Message(BaseModel):
-    """A message to the service: an unknown field is an error, as a typo must not be ignored."""
+    """A message to the service. An unknown field is an error, because a typo must not be ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -37,21 +37,21 @@ class Message(BaseModel):
     def _no_null_characters(cls, value: object) -> object:
         texts = [*value.keys(), *value.values()] if isinstance(value, dict) else [value]
         if any(isinstance(text, str) and "\0" in text for text in texts):
-            raise ValueError("holds a null character, which no program can be given")
+            raise ValueError("holds a null character, which cannot be passed to a program")
         return value
 
 
 class BuildRequest(Message):
-    """One message asking for an image. The tenant is in the routing key, credentials are nowhere in it."""
+    """A request for an image. The tenant is in the routing key; credentials are never part of a request."""
 
     provider: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
-    """Prefix of BinderHub's `/build/<provider>/<spec>`: gh gist git gl zenodo figshare dataverse hydroshare ckan."""
+    """Prefix of a provider, such as `gh` or `git`, as in BinderHub's `/build/<provider>/<spec>`."""
     spec: Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=4096)]
-    """What to build, in the provider's grammar: `owner/repository/ref` for gh."""
+    """Repository and version in the provider's grammar: `owner/repository/ref` for gh."""
     request_id: Annotated[str, StringConstraints(pattern=REQUEST_ID_PATTERN)] | None = None
-    """Idempotency key; absent: the `ce-id` header, then the AMQP message_id. Use a fresh one for each wish."""
+    """Idempotency key; use a new one for each request. Default: the `ce-id` header, then the AMQP message_id."""
     force: bool = False
-    """Build again even if the image exists, under a tag that no node can have cached."""
+    """Build even if the image exists, under a new tag that no node can have cached."""
     subdir: (
         Annotated[
             str,
@@ -70,15 +70,15 @@ class BuildRequest(Message):
     )
     """Image labels."""
     appendix: Annotated[str, StringConstraints(min_length=1, max_length=16_384)] | None = None
-    """Dockerfile lines appended to the generated Dockerfile."""
+    """Lines to append to the generated Dockerfile."""
     timeout_seconds: Annotated[int, Field(ge=10, le=86_400)] | None = None
-    """Shortens the configured limit; never extends it."""
+    """Limit of the build in seconds. It can shorten the configured limit but not extend it."""
     not_after: AwareDatetime | None = None
-    """A request picked up later than this is rejected as expired."""
+    """Time after which the request is rejected as expired instead of being built."""
     requester: ShortText | None = None
-    """Who asked, for the record."""
+    """Name of the requester, for the record."""
     replay_of: Annotated[str, StringConstraints(pattern=REQUEST_ID_PATTERN)] | None = None
-    """The request_id of the original, set by replay."""
+    """request_id of the original request, set by replay."""
 
     @field_validator("subdir")
     @classmethod
@@ -91,24 +91,24 @@ class BuildRequest(Message):
     @classmethod
     def _arguments_have_names(cls, value: dict[str, str]) -> dict[str, str]:
         if wrong := [name for name in value if not _ARGUMENT_NAME.fullmatch(name)]:
-            raise ValueError(f"holds what is no name of a build argument: {', '.join(wrong)}")
+            raise ValueError(f"has invalid build argument names: {', '.join(wrong)}")
         return value
 
     @field_validator("labels")
     @classmethod
     def _labels_have_names(cls, value: dict[str, str]) -> dict[str, str]:
         if wrong := [name for name in value if not _LABEL_NAME.fullmatch(name)]:
-            raise ValueError(f"holds what is no name of a label: {', '.join(wrong)}")
+            raise ValueError(f"has invalid label names: {', '.join(wrong)}")
         return value
 
     def digest(self) -> str:
-        """Return a digest of everything but the request_id: equal digests mean the same wish."""
+        """Return a digest of everything except the request_id: equal digests mean equal requests."""
         content = self.model_dump(mode="json", exclude={"request_id"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class CancelRequest(Message):
-    """Ends a build, or takes back a request that is no build yet. Name one of the two."""
+    """A request to end a build, or to withdraw a request that has not started one. Give exactly one of the two ids."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -120,13 +120,13 @@ class CancelRequest(Message):
     )
 
     build_id: Annotated[str, StringConstraints(pattern=REQUEST_ID_PATTERN)] | None = None
-    """The build to end, for everybody who shares it."""
+    """The build to end, for all requests that share it."""
     request_id: Annotated[str, StringConstraints(pattern=REQUEST_ID_PATTERN)] | None = None
-    """The request whose build to end."""
+    """The request whose build is to end."""
     spare_joined: bool = False
-    """With `request_id`: end a build only if this request began it, not one of others that it has joined meanwhile."""
+    """With `request_id`: end the build only if this request started it, not if it joined the build of another request."""
     requester: ShortText | None = None
-    """Who cancels; shown in the `cancelled` event."""
+    """Name of the requester; shown in the `cancelled` event."""
 
     @model_validator(mode="after")
     def _names_one(self) -> Self:

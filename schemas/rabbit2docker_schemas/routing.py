@@ -1,4 +1,4 @@
-"""Exchange, queue and stream names, and the grammar of routing keys: each name is written here once."""
+"""Names of exchanges, queues and streams, and the grammar of routing keys."""
 
 import re
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ _TENANT = re.compile(TENANT_PATTERN)
 
 
 class Priority(StrEnum):
-    """The two ways to ask: people waiting, and everything that can wait."""
+    """Queue of a request: `interactive` while a person waits, `bulk` for everything else."""
 
     INTERACTIVE = "interactive"
     BULK = "bulk"
@@ -32,7 +32,7 @@ class Priority(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RetryRung:
-    """One queue of the retry ladder: a message rests there for `seconds` and comes back."""
+    """One step of the retry ladder: a queue that holds a message for `seconds` and then returns it."""
 
     name: str
     seconds: int
@@ -40,19 +40,19 @@ class RetryRung:
 
 RETRY_LADDER: Final = (RetryRung("10s", 10), RetryRung("1m", 60), RetryRung("10m", 600))
 ATTEMPT_HEADER: Final = "r2d-attempt"
-"""How often intake of this message was tried before. Our own, as brokers from 4.0 on ignore a client's x-death."""
+"""Number of earlier intake attempts. Our own header, because RabbitMQ 4.0 and newer ignore a client's `x-death`."""
 ROUTING_KEY_HEADER: Final = "r2d-routing-key"
-"""The key under which a message was first published, on its copies on the retry ladder and among the dead letters."""
+"""Routing key of the original message, on its copies on the retry ladder and among the dead letters."""
 MESSAGE_ID_HEADER: Final = "r2d-message-id"
-"""The message_id under which a message was first published: each copy has a fresh one."""
+"""message_id of the original message; each copy has one of its own."""
 QUEUE_HEADER: Final = "r2d-queue"
-"""The queue from which a dead letter came."""
+"""Queue that a dead letter came from."""
 REASON_HEADER: Final = "r2d-reason"
-"""Why a message is in the dead-letter queue."""
+"""Reason for a message's place in the dead-letter queue."""
 
 
 def request_key(tenant: str, priority: Priority | str) -> str:
-    """Return the routing key of a request on the `builds` exchange; in patterns both may be placeholders."""
+    """Return the routing key of a request on the `builds` exchange; either part may be a placeholder."""
     return f"request.{tenant}.{priority}"
 
 
@@ -62,39 +62,39 @@ def cancel_key(tenant: str) -> str:
 
 
 def request_event_key(tenant: str, request_id: str, kind: str) -> str:
-    """Return the routing key of `accepted` and `rejected`; `*` may stand for id and kind in bindings."""
+    """Return the routing key of `accepted` and `rejected` events; bindings use `*` for id and kind."""
     return f"request.{tenant}.{request_id}.{kind}"
 
 
 def build_event_key(tenant: str, build_id: str, kind: str) -> str:
-    """Return the routing key of a build's events; `*` may stand for id and kind in bindings."""
+    """Return the routing key of a build's events; bindings use `*` for id and kind."""
     return f"build.{tenant}.{build_id}.{kind}"
 
 
 def hub_queue(name: str) -> str:
-    """Return the queue that holds a hub's events while the hub is away."""
+    """Return the name of the durable queue that keeps a hub's events while the hub is away."""
     return f"hub.{name}.events"
 
 
 def passing_queue(tenant: str, unique: str) -> str:
-    """Return the queue of a reader that keeps nothing; the tenant's permissions are for names that begin so."""
+    """Return the name of a reader's temporary queue; the prefix is the one that a tenant's permissions allow."""
     return f"hub.{tenant}.passing-{unique}"
 
 
 def tenant_stream(tenant: str) -> str:
-    """Return the stream of a tenant's events: the history for late readers."""
+    """Return the name of the stream with a tenant's event history."""
     return f"builds.results.log.{tenant}"
 
 
 def retry_queue(rung: RetryRung, queue: str) -> str:
-    """Return the queue in which a message for `queue` waits on this rung."""
+    """Return the name of the queue that holds messages for `queue` on this rung."""
     suffix = {REQUESTS_QUEUE: "", BULK_QUEUE: ".bulk", CANCEL_QUEUE: ".cancels"}[queue]
     return f"{RETRY_EXCHANGE}.{rung.name}{suffix}"
 
 
 @dataclass(frozen=True, slots=True)
 class RequestKey:
-    """What the routing key of a message on the `builds` exchange says."""
+    """A parsed routing key of the `builds` exchange."""
 
     tenant: str
     action: str
@@ -102,7 +102,7 @@ class RequestKey:
 
 
 def parse_request_key(key: str) -> RequestKey | None:
-    """Read a routing key of the `builds` exchange; None when it is none of ours."""
+    """Parse a routing key of the `builds` exchange; return None if it is malformed."""
     match key.split("."):
         case ["request", tenant, action] if action in set(Priority):
             found = RequestKey(tenant, action)
@@ -110,10 +110,10 @@ def parse_request_key(key: str) -> RequestKey | None:
             found = RequestKey(tenant, "cancel")
         case _:
             return None
-    # Answers carry the tenant in their own keys: one that does not fit there cannot be answered.
+    # Events carry the tenant in their own routing keys, so an invalid one could not be answered.
     return found if _TENANT.fullmatch(found.tenant) else None
 
 
 def hub_bindings(tenant: str) -> Iterable[str]:
-    """Return the binding keys of a queue or stream that takes all events of a tenant."""
+    """Return the binding keys that select all events of a tenant."""
     return (f"request.{tenant}.#", f"build.{tenant}.#")

@@ -1,4 +1,4 @@
-"""Words for what is wrong with a message: pydantic's findings as sentences for the person who wrote it."""
+"""Validation errors as sentences for the author of a message."""
 
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
@@ -8,35 +8,36 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 LISTED: Final = 8
-"""Problems told at once: whoever has more of them needs the documentation, not a longer list."""
+"""Number of problems listed in one text; the rest is only counted."""
 SHOWN_CHARACTERS: Final = 64
-"""Longest part of somebody's input that a sentence repeats."""
+"""Length to which input is cut before a sentence repeats it."""
 
 _KIND_OF: Final[Mapping[type, str]] = {
     dict: "an object",
-    list: "a list",
-    str: "a text",
+    list: "an array",
+    str: "a string",
     bool: "true or false",
     int: "a number",
     float: "a number",
     type(None): "null",
 }
+_ID_FORM: Final = "must have 1 to 128 letters, digits, `-` or `_` and no other characters"
 _FORM_OF: Final[Mapping[str, str]] = {
-    "provider": "must be the short name of a provider such as `gh` or `git`",
-    "spec": "must not be empty nor hold control characters",
-    "request_id": "may hold letters, digits, `-` and `_` only, 128 at most",
-    "build_id": "may hold letters, digits, `-` and `_` only, 128 at most",
-    "replay_of": "may hold letters, digits, `-` and `_` only, 128 at most",
+    "provider": "must be the short name of a provider, such as `gh` or `git`",
+    "spec": "must not be empty or contain control characters",
+    "request_id": _ID_FORM,
+    "build_id": _ID_FORM,
+    "replay_of": _ID_FORM,
 }
 
 
 def kind_of(value: object) -> str:
-    """Return what a JSON value is, in words."""
+    """Return the type of a JSON value in words."""
     return _KIND_OF.get(type(value), type(value).__name__)
 
 
 def shown(text: str, limit: int = SHOWN_CHARACTERS) -> str:
-    """Return somebody's text so that it can stand in a sentence: short, and without control characters."""
+    """Return foreign text in a form that fits into a sentence: cut to `limit`, without control characters."""
     clean = "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
     )
@@ -47,26 +48,20 @@ def _where(problem: ErrorDetails) -> str:
     return shown(".".join(str(part) for part in problem["loc"] if part != "[key]"))
 
 
-def _wrong_kind(wanted: str) -> Callable[[ErrorDetails], str]:
-    def tell(problem: ErrorDetails) -> str:
-        return f"`{_where(problem)}` must be {wanted}, not {kind_of(problem['input'])}"
-
-    return tell
+def _wrong_type(expected: str) -> Callable[[ErrorDetails], str]:
+    return lambda problem: f"`{_where(problem)}` must be {expected}, not {kind_of(problem['input'])}"
 
 
 def _limit(words: str) -> Callable[[ErrorDetails], str]:
-    def tell(problem: ErrorDetails) -> str:
-        return f"`{_where(problem)}` must {words.format_map(problem.get('ctx', {}))}"
-
-    return tell
+    return lambda problem: f"`{_where(problem)}` must {words.format_map(problem.get('ctx', {}))}"
 
 
 def _pattern(problem: ErrorDetails) -> str:
-    form = _FORM_OF.get(str(problem["loc"][0]), "has a form that is not allowed")
+    form = _FORM_OF.get(str(problem["loc"][0]), "does not have the required form")
     return f"`{_where(problem)}` {form}"
 
 
-def _own_words(problem: ErrorDetails) -> str:
+def _from_validator(problem: ErrorDetails) -> str:
     words = shown(str(problem.get("ctx", {}).get("error", problem["msg"])), 4 * SHOWN_CHARACTERS)
     return f"`{_where(problem)}` {words}" if problem["loc"] else words
 
@@ -75,12 +70,12 @@ def _other(problem: ErrorDetails) -> str:
     return f"`{_where(problem)}`: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 
-_TIME: Final = _limit("be a time with its zone, such as 2026-01-31T12:00:00Z")
+_TIME: Final = _limit("be a time with a time zone, such as 2026-01-31T12:00:00Z")
 _SENTENCE_OF: Final[Mapping[str, Callable[[ErrorDetails], str]]] = {
     "missing": lambda problem: f"`{_where(problem)}` is missing",
-    "string_type": _wrong_kind("a text"),
-    "bool_type": _wrong_kind("true or false"),
-    "dict_type": _wrong_kind("an object"),
+    "string_type": _wrong_type("a string"),
+    "bool_type": _wrong_type("true or false"),
+    "dict_type": _wrong_type("an object"),
     "int_type": lambda problem: (
         f"`{_where(problem)}` must be a whole number, not "
         + ("one with a fraction" if isinstance(problem["input"], float) else kind_of(problem["input"]))
@@ -96,7 +91,7 @@ _SENTENCE_OF: Final[Mapping[str, Callable[[ErrorDetails], str]]] = {
     "greater_than_equal": _limit("be at least {ge}"),
     "less_than_equal": _limit("be at most {le}"),
     "string_pattern_mismatch": _pattern,
-    "value_error": _own_words,
+    "value_error": _from_validator,
 }
 
 
@@ -118,7 +113,7 @@ def _ended(sentence: str) -> str:
 
 
 def describe(error: ValidationError, fields: Mapping[str, Any]) -> str:
-    """Return everything that is wrong as one short text; `fields` are those the message may have."""
+    """Return all problems as one short text; `fields` are the fields that the message may have."""
     known = list(fields)
     problems = error.errors(include_url=False)
     sentences = [_sentence(problem, known) for problem in problems[:LISTED]]

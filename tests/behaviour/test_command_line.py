@@ -1,5 +1,6 @@
 """The command line, as people and scripts use it: a process, its output and its exit code."""
 
+import io
 import json
 import os
 import pty
@@ -7,10 +8,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
+from rabbit2docker.cli import main
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.ids import build_id_of
 from tests.support.consumer import COMMAND, Consumer, a_request
@@ -18,7 +22,7 @@ from tests.support.ports import free_port
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.waiting import eventually_blocking
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(180), pytest.mark.xdist_group("command-line")]
+pytestmark = [pytest.mark.broker, pytest.mark.xdist_group("command-line")]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,22 @@ def run(consumer: Consumer | None, *arguments: str, **variables: str) -> subproc
     )
     assert "Traceback" not in result.stderr, result.stderr
     return result
+
+
+def run_here(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Do the same in this process, which has imported everything: for what needs neither a service nor a process."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with (
+        patch.dict(os.environ, environment(None, **variables), clear=True),
+        patch.object(sys, "argv", ["rabbit2docker", *arguments]),
+        redirect_stdout(stdout),
+        redirect_stderr(stderr),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    code = ended.value.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(arguments, code, stdout.getvalue(), stderr.getvalue())
 
 
 def build_arguments(name: str, **options: object) -> list[str]:
@@ -142,12 +162,12 @@ class TestBuild:
         ],
     )
     def test_wrong_usage_exits_with_64_and_says_what_is_wrong(self, arguments: list[str]) -> None:
-        result = run(None, *arguments)
+        result = run_here(*arguments)
         assert result.returncode == 64
         assert result.stderr.strip()
 
     def test_wrong_settings_exit_with_78_and_are_named(self) -> None:
-        result = run(None, "list", RABBIT2DOCKER_AMQPS__URL="x")
+        result = run_here("list", RABBIT2DOCKER_AMQPS__URL="x")
         assert result.returncode == 78
         assert "RABBIT2DOCKER_AMQPS__URL" in result.stderr
 
@@ -287,7 +307,7 @@ class TestOperators:
     def test_names_are_binderhubs_and_ask_nobody(self) -> None:
         ref = "50533eb470ee6c24e872043d30b2fee463d6943f"
         arguments = ["name", "gh", "binder-examples/requirements/HEAD", "--ref", ref]
-        result = run(None, *arguments, "--prefix", "quay.io/org/pfx-", "--json")
+        result = run_here(*arguments, "--prefix", "quay.io/org/pfx-", "--json")
         assert json.loads(result.stdout) == {
             "build_name": "build-binder-2dexamples-2drequirements-55ab5c-505-2c",
             "image": f"quay.io/org/pfx-binder-2dexamples-2drequirements-55ab5c:{ref}",
@@ -295,12 +315,12 @@ class TestOperators:
         }
 
     def test_the_contract_is_printed(self) -> None:
-        assert "build.completed.v1" in run(None, "schema").stdout.split()
-        assert json.loads(run(None, "schema", "build.completed.v1").stdout)["$id"].endswith(
+        assert "build.completed.v1" in run_here("schema").stdout.split()
+        assert json.loads(run_here("schema", "build.completed.v1").stdout)["$id"].endswith(
             "build.completed.v1"
         )
-        assert json.loads(run(None, "schema", "--asyncapi").stdout)["asyncapi"] == "3.0.0"
-        assert run(None, "schema", "no.such").returncode == 5
+        assert json.loads(run_here("schema", "--asyncapi").stdout)["asyncapi"] == "3.0.0"
+        assert run_here("schema", "no.such").returncode == 5
 
 
 COMMANDS = [
@@ -320,7 +340,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_teaches_itself(command: str) -> None:
-    result = run(None, command, "--help")
+    result = run_here(command, "--help")
     assert result.returncode == 0
     assert len(result.stdout.splitlines()) > 5
     assert command in run(None, "--help").stdout

@@ -18,7 +18,7 @@ from tests.support.promises import captured, ends_of
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.broker
 
 PINNED = re.compile(r"[^@]+@sha256:[0-9a-f]{64}")
 

@@ -129,7 +129,7 @@ class People:
 
     async def waiting(self) -> None:
         """Record Ada's request as queued."""
-        await self.store.asked(
+        await self.store.record_request(
             BuildRequest(**GH, request_id=self.request_id, requester="ada"), at=datetime.now(UTC)
         )
 
@@ -195,7 +195,7 @@ class TestVisibility:
 
     async def test_a_user_who_shares_a_build_sees_it(self, people: People) -> None:
         await people.build()
-        await people.store.shared(people.request_id, "bob")
+        await people.store.record_share(people.request_id, "bob")
         assert (await people.bob.get(f"api/builds/{people.build_id}")).status == 200
 
     async def test_viewers_who_share_a_request_are_recorded_as_requesters(
@@ -242,7 +242,7 @@ class TestCancel:
         self, people: People, builds: MemoryBuilds, name: str
     ) -> None:
         await people.build()
-        await people.store.shared(people.request_id, "bob")
+        await people.store.record_share(people.request_id, "bob")
         answer = await getattr(people, name).delete(f"api/builds/{people.request_id}")
         assert answer.status == 409
         assert "administrator" in answer.message
@@ -252,7 +252,7 @@ class TestCancel:
         self, people: People, builds: MemoryBuilds
     ) -> None:
         await people.build()
-        await people.store.shared(people.request_id, "bob")
+        await people.store.record_share(people.request_id, "bob")
         assert (await people.root.delete(f"api/builds/{people.request_id}")).status == 202
         assert builds.cancelled == [(people.build_id, "root")]
 

@@ -1,4 +1,4 @@
-"""Ids are the same after every repetition; these values are on the wire and must not change."""
+"""Ids are deterministic; these values are on the wire and must not change."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +7,7 @@ from rabbit2docker_schemas import ids, routing
 from rabbit2docker_schemas.routing import RequestKey, parse_request_key
 
 
-def test_ids_stay_what_they_are() -> None:
+def test_ids_never_change() -> None:
     build_id = ids.build_id_of("default", "request-1")
     assert build_id == "0968c755-52e9-5edf-a839-9036e78c0e23"
     assert ids.terminal_event_id(build_id) == "87364381-1da3-5e8e-b4d5-1d7e2a56a085"
@@ -15,7 +15,7 @@ def test_ids_stay_what_they_are() -> None:
     assert ids.lines_event_id(build_id, 1, 0, 9, "log") == "277fd2a8-c443-5c03-99ac-fa85c4ae09d1"
 
 
-def test_tenants_with_the_same_request_id_have_different_builds() -> None:
+def test_the_same_request_id_names_different_builds_for_different_tenants() -> None:
     assert ids.build_id_of("one", "r") != ids.build_id_of("two", "r")
 
 
@@ -30,7 +30,7 @@ def test_any_text_becomes_a_request_id_that_fits_a_routing_key(raw: str) -> None
     assert len(key.encode()) <= 255
 
 
-def test_a_routing_key_is_read_or_refused() -> None:
+def test_request_routing_keys_are_parsed_and_malformed_ones_refused() -> None:
     assert parse_request_key("request.hub-a.bulk") == RequestKey("hub-a", "bulk")
     assert parse_request_key("cancel.hub-a") == RequestKey("hub-a", "cancel")
     for wrong in (

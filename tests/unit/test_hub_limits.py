@@ -124,7 +124,7 @@ class Counting:
         self.left, self.wait, self.away = left, wait, False
         self.asked: list[str] = []
 
-    async def check_rate_limit(self, who: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
+    async def check_rate(self, who: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
         if self.away:
             raise StoreUnavailable("The database is away.")
         self.asked.append(who)
@@ -591,7 +591,7 @@ class TestBinderHubMetrics:
         self, store: Store
     ) -> None:
         before = value("binderhub_build_count_total", status="success", provider="GitHub")
-        store.tally.begin(since=self.AT + timedelta(hours=1))
+        store.metrics.begin(since=self.AT + timedelta(hours=1))
         await store.put([self.accepted("old"), self.end("old")])
         await store.put([self.accepted("new"), self.end("new", seconds=4000)])
         assert value("binderhub_build_count_total", status="success", provider="GitHub") == before + 1

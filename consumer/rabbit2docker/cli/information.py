@@ -10,8 +10,6 @@ from rich.table import Table
 
 from rabbit2docker.cli.exits import Exit, explained, fail, out
 from rabbit2docker.cli.options import BuildArgs, Labels, Subdir, pairs
-from rabbit2docker.consumer.images.names import build_name, image_name, options_digest
-from rabbit2docker.consumer.providers.catalog import Providers
 from rabbit2docker.settings import ENV_PREFIX, Settings, load_settings
 from rabbit2docker_schemas import documents
 
@@ -30,6 +28,9 @@ def name(
 ) -> None:
     """Print the names a build would have, without building or asking anyone."""
     with explained():
+        from rabbit2docker.consumer.images.names import build_name, image_name, options_digest
+        from rabbit2docker.consumer.providers.catalog import Providers
+
         settings = load_settings()
         repository = Providers(settings.providers).get(provider).pin(spec, ref)
         options = options_digest(

@@ -7,7 +7,6 @@ import typer
 
 from rabbit2docker import logs
 from rabbit2docker.cli.exits import explained
-from rabbit2docker.consumer.service import run as run_service
 from rabbit2docker.settings import ExecutorKind, load_settings
 
 
@@ -31,6 +30,8 @@ def run(
     """
     given: dict[str, Any] = {} if executor is None else {"executor": executor}
     with explained():
+        from rabbit2docker.consumer.service import run as run_service
+
         settings = load_settings(**given)
         if declare is not None:
             amqp = settings.amqp.model_copy(update={"declare": declare})

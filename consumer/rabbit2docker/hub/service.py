@@ -148,7 +148,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         builds=connection,
         records=store,
         run_checks=Checks(hub, connection, ingester, store).run,
-        open_depth_reader=partial(queue_depth.looking, settings.amqp, REQUESTS_QUEUE),
+        open_depth_reader=partial(queue_depth.depth_reader, settings.amqp, REQUESTS_QUEUE),
         broker_is_down=lambda: bool(connection.problem),
     )
     server = WebServer(application, *bind_address(hub))

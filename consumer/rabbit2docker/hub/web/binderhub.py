@@ -6,7 +6,6 @@ from importlib.metadata import version
 from typing import Any, Final
 
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 
 from rabbit2docker import metrics
@@ -122,7 +121,7 @@ class BuildHandler(StreamHandler):
         try:
             self.context.build_tokens.check(token, provider, spec, origin_of(self.request.headers))
         except InvalidBuildToken as error:
-            metrics.HUB_REFUSALS.labels(limit="token").inc()
+            metrics.HUB_REJECTIONS.labels(limit="token").inc()
             log.info("build token rejected", reason=str(error))
             raise Forbidden("Invalid build token", 403) from error
         return True
@@ -194,7 +193,7 @@ class MetricsHandler(OpenHandler):
 
     def get(self) -> None:
         """Answer in Prometheus' text format."""
-        self.set_header("Content-Type", CONTENT_TYPE_LATEST)
+        self.set_header("Content-Type", metrics.CONTENT_TYPE)
         self.finish(metrics.render())
 
 

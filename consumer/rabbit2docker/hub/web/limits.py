@@ -40,7 +40,7 @@ PREFIX_BITS: Final = 64
 class RateLimitStore(Protocol):
     """The part of the store that counts requests."""
 
-    async def check_rate_limit(self, who: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
+    async def check_rate(self, who: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
         """Count a request and return what is left of the limit. Raises StoreUnavailable."""
 
 
@@ -182,7 +182,7 @@ class Limits:
             return
         for network, label in self._banned:
             if address in network:
-                metrics.HUB_REFUSALS.labels(limit="network").inc()
+                metrics.HUB_REJECTIONS.labels(limit="network").inc()
                 raise BannedNetwork(label)
 
     async def check_rate(self, user: User, address: Address | None) -> Allowance | None:
@@ -193,14 +193,14 @@ class Limits:
         now = datetime.now(UTC)
         try:
             async with asyncio.timeout(STORE_SECONDS):
-                allowance = await self._store.check_rate_limit(
+                allowance = await self._store.check_rate(
                     subject.key, limit=self._limit, seconds=self._seconds, at=now
                 )
         except (StoreUnavailable, TimeoutError) as error:
             log.warning("request not counted", reason=str(error) or "timeout")
             return None
         if not allowance.allowed:
-            metrics.HUB_REFUSALS.labels(limit="rate").inc()
+            metrics.HUB_REJECTIONS.labels(limit="rate").inc()
             raise RateLimited(self._message(subject, allowance, now), allowance, at=now)
         return allowance
 

@@ -164,7 +164,7 @@ class QueuePositions:
             try:
                 async with open_reader() as depth:
                     while self._watched:
-                        metrics.HUB_QUEUE_LOOKS.inc()
+                        metrics.HUB_QUEUE_DEPTH_CHECKS.inc()
                         self.update(await depth())
                         await asyncio.sleep(POLL_SECONDS)
             except AccessRefused as error:

@@ -106,7 +106,7 @@ class Submissions:
             raise
         if request.requester is not None and request.requester not in shared.requesters:
             shared.requesters.add(request.requester)
-            await self._record(self._records.shared(shared.request_id, request.requester))
+            await self._record(self._records.record_share(shared.request_id, request.requester))
         return shared.request_id
 
     def _start(self, request: BuildRequest) -> _SharedRequest:
@@ -119,7 +119,7 @@ class Submissions:
 
     async def submit(self, request: BuildRequest, *, at: datetime | None = None) -> RequestId:
         """Record a request and publish it under its own id. Raises BrokerUnavailable and what publishing raises."""
-        await self._record(self._records.asked(request, at=at or datetime.now(UTC)))
+        await self._record(self._records.record_request(request, at=at or datetime.now(UTC)))
         outcome, request_id = "unavailable", str(request.request_id)
         self._queue_positions.add(request_id)
         try:
