@@ -7,7 +7,7 @@ CHROMIUM := .run/chromium
 # Most tests wait, for processes and services: more of them at a time than there are cores.
 WORKERS ?= 4
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo hub-demo test test-fast test-hub test-cluster cluster-prepare cluster-up cluster-down lint docs docs-reference serve bench bench-cluster clean
+.PHONY: help venv up down status demo hub-demo test test-fast test-hub test-cluster cluster-prepare cluster-up cluster-down lint docs docs-reference docs-screenshots serve bench bench-cluster clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 21
@@ -87,6 +87,9 @@ docs-reference: venv  ## write the reference pages, schemas and chart schema fro
 	@$(BIN)/python -m docs.generate
 	@$(BIN)/python -m rabbit2docker_schemas.documents
 	@$(BIN)/python -m deploy.helm.schema
+
+docs-screenshots: venv $(CHROMIUM)/.complete  ## take the screenshots of the pages anew
+	@$(BIN)/python -m docs.screenshots docs/images
 
 serve: venv  ## run the consumer with the services up, until Ctrl-C
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/rabbit2docker run
