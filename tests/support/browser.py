@@ -45,12 +45,12 @@ class Looking:
     complaints: list[str] = field(default_factory=list)
     """Errors of scripts, and those that the browser wrote to its console."""
     hosts: set[str] = field(default_factory=set)
-    """Hosts to which requests were made."""
+    """Hosts that were requested from."""
     expected: tuple[str, ...] = ()
     """Parts of complaints that the test expects."""
 
     async def check(self) -> None:
-        """Fail if the browser has reported an error."""
+        """Fail if anything went wrong out of sight."""
         violations = await self.page.evaluate("window.violations ?? []")
         assert not violations, violations
         bad = [each for each in self.complaints if not any(word in each for word in self.expected)]
@@ -81,7 +81,7 @@ async def a_browser() -> AsyncIterator[Browser]:
 
 @asynccontextmanager
 async def looking(browser: Browser, **options: Any) -> AsyncIterator[Looking]:
-    """Open a window without the cookies of others, and check it for errors when it closes."""
+    """Open a window with cookies of its own. Closing it fails if anything went wrong."""
     context = await browser.new_context(**{"viewport": DESK, "locale": "en-GB", **options})
     context.set_default_timeout(PATIENCE_MS)
     await context.add_init_script(VIOLATIONS)

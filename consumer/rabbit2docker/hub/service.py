@@ -21,6 +21,7 @@ from rabbit2docker.hub.store.store import Store
 from rabbit2docker.hub.web.app import WebServer, make_application
 from rabbit2docker.hub.web.open_files import allow_open_files
 from rabbit2docker.settings import HubAuth, HubSettings, Settings
+from rabbit2docker.tasks import cancel_and_wait
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.ids import RequestId
 from rabbit2docker_schemas.requests import BuildRequest
@@ -175,9 +176,7 @@ async def _run_until(stop: asyncio.Event, work: list["asyncio.Task[None]"], serv
     finally:
         # First the server: its viewers reconnect to another instance and resume, without an error from here.
         await server.close()
-        for task in (stopping, *work):
-            task.cancel()
-        await asyncio.wait(work)
+        await cancel_and_wait((stopping, *work))
     for task in work:
         if not task.cancelled() and (error := task.exception()):
             raise error
