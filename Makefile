@@ -48,7 +48,7 @@ test-cluster: venv  ## run the tests that need Kubernetes; KUBECONFIG chooses a 
 	@$(BIN)/python -m tests.cluster.harness test -- $(ARGS)
 
 test-hub: venv $(NODE)/.complete $(CHROMIUM)/.complete  ## run the tests that need a JupyterHub, its proxy, BinderHub's client and Chromium
-	@$(BIN)/python -m deploy.dev run -- $(BIN)/pytest -m hub tests/hub $(ARGS)
+	@$(BIN)/python -m deploy.dev run -- $(BIN)/pytest --numprocesses 2 -m hub tests/hub $(ARGS)
 
 $(NODE)/.complete:
 	@command -v npm >/dev/null || sh deploy/dev/need npm

@@ -1,1 +1,1 @@
-"""What it takes to run the service: here, the services of a developer's machine."""
+"""Deployment: the chart, JupyterHub examples, and the services of a developer's machine."""

@@ -5,12 +5,14 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
+from rabbit2docker.hub.store import database
 from rabbit2docker.settings import AmqpSettings, Settings
 from tests.support import parallel
 from tests.support import rabbitmq as brokers
 from tests.support.containers import begin_run
 from tests.support.postgresql import PostgreSQL
 from tests.support.rabbitmq import RabbitMQ
+from tests.support.waiting import PATIENCE
 
 # A busy machine makes single examples slow; time is no property of the code under test.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -87,8 +89,9 @@ def postgresql_server() -> PostgreSQL:
 
 
 @pytest.fixture
-def postgresql_url(postgresql_server: PostgreSQL) -> Iterator[str]:
-    """The URL of a database of the test's own."""
+def postgresql_url(postgresql_server: PostgreSQL, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a database of the test's own. It is there: connecting takes as long as it takes."""
+    monkeypatch.setitem(database.POSTGRESQL, "connect_timeout", round(PATIENCE))
     name = postgresql_server.new_database()
     yield postgresql_server.url(name)
     postgresql_server.drop_database(name)

@@ -72,7 +72,7 @@ def with_services(variables: dict[str, str]) -> dict[str, str]:
 
 
 def is_up() -> bool:
-    """Tell whether `up` was called and not yet `down`, and everything of it still runs."""
+    """Return whether `up` was called and not yet `down`, and all of its processes still run."""
     ledger = Ledger()
     return bool(ledger.containers) and bool(read_env()) and all(item.is_alive() for item in ledger.processes)
 

@@ -110,7 +110,7 @@ class MadeEngine:
 
 
 def another_engine_runs() -> bool:
-    """Tell whether an engine runs in the same network; one in a container or pod minds its own rules."""
+    """Return whether an engine runs in the same network; one in a container or pod keeps its own rules."""
     here = os.readlink("/proc/self/ns/net")
     for comm in Path("/proc").glob("[0-9]*/comm"):
         try:
@@ -133,7 +133,7 @@ def _free_subnet(bridge: str) -> str:
 
 
 def answers(host: str | None) -> bool:
-    """Tell whether an engine answers there."""
+    """Return whether an engine answers there."""
     client = shutil.which("docker") or _made_client()
     if client is None:
         return False
@@ -156,7 +156,7 @@ def _made_client() -> str | None:
 
 
 def has_buildx() -> bool:
-    """Tell whether the machine's docker client has the buildx plugin, which repo2docker needs."""
+    """Return whether the machine's docker client has the buildx plugin, which repo2docker needs."""
     client = shutil.which("docker")
     return (
         client is not None

@@ -59,7 +59,7 @@ CMD ["jupyterhub-singleuser"]
 
 @dataclass(frozen=True, slots=True)
 class HubDemo:
-    """Where everything is."""
+    """Paths and addresses of the demonstration."""
 
     address: str
     repository: str
@@ -225,7 +225,7 @@ def _check(demo: HubDemo) -> None:
 
 
 class _Caller:
-    """Somebody with a token."""
+    """A user with a token."""
 
     def __init__(self, address: str, token: str) -> None:
         self._address = address
@@ -243,14 +243,14 @@ class _Caller:
 
     def build(self, path: str) -> str:
         """Say what a build says, and return its image. Raises Unable."""
-        told: dict[str, str] = {}
+        update: dict[str, str] = {}
         for line in self._read("GET", path, None, {"Accept": "text/event-stream"}).splitlines():
             if line.startswith("data: "):
-                told = json.loads(line.removeprefix("data: "))
-                say(f"  | {told.get('message', '').strip()}")
-        if told.get("phase") != "ready":
+                update = json.loads(line.removeprefix("data: "))
+                say(f"  | {update.get('message', '').strip()}")
+        if update.get("phase") != "ready":
             raise Unable(f"The build has failed; the consumer's log is {RUN / 'service.log'}.")
-        return told["imageName"]
+        return update["imageName"]
 
     def _read(self, method: str, path: str, data: bytes | None, headers: dict[str, str]) -> str:
         url = self._address + path

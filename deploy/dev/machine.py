@@ -28,7 +28,7 @@ class Unable(Exception):
 
 
 def say(text: str) -> None:
-    """Tell the person what happens."""
+    """Print what happens, for people."""
     print(f"  {text}", flush=True)  # noqa: T201
 
 
@@ -60,7 +60,7 @@ def run(command: Sequence[str | Path], **options: object) -> subprocess.Complete
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A process that was started here. The start time tells it from a later one with the same pid."""
+    """A process that was started here. The start time distinguishes it from a later one with the same pid."""
 
     name: str
     pid: int
@@ -72,7 +72,7 @@ class Started:
         return cls(name, pid, start_time(pid) or 0)
 
     def is_alive(self) -> bool:
-        """Tell whether it is still that process."""
+        """Return whether it is still that process."""
         return start_time(self.pid) == self.start != 0
 
     def end(self, seconds: float = 20) -> None:
@@ -106,7 +106,7 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 class Ledger:
-    """What `up` started, on disk, so that `down` finds it after any crash."""
+    """A record on disk of what `up` started, so that `down` finds it after any crash."""
 
     def __init__(self, path: Path = RUN / "started.json") -> None:
         """Read it, if it is there."""
@@ -139,7 +139,7 @@ class Ledger:
         self.save()
 
     def alive(self, name: str) -> bool:
-        """Tell whether the process of that name runs."""
+        """Return whether the process of that name runs."""
         return any(item.is_alive() for item in self.processes if item.name == name)
 
 
@@ -155,13 +155,13 @@ def start(name: str, command: Sequence[str | Path], *, log: Path, ledger: Ledger
             start_new_session=True,
         )
     process = Started.of(name, child.pid)
-    child.returncode = 0  # it outlives this program, which is not to complain that nobody waits for it
+    child.returncode = 0  # it outlives this program: no warning that it was never waited for
     ledger.add(process)
     return process
 
 
 def is_debian_root() -> bool:
-    """Tell whether packages can be installed here."""
+    """Return whether packages can be installed here."""
     return os.geteuid() == 0 and shutil.which("apt-get", path=SYSTEM_PATH) is not None
 
 

@@ -54,7 +54,7 @@ class Image:
     settings: tuple[str, ...]
     """Dockerfile instructions for the one that is made."""
     left_out: tuple[str, ...] = ()
-    """What the one that is made does without."""
+    """Paths that are left out of the image made from packages."""
 
 
 IMAGES = (
@@ -105,7 +105,7 @@ class Services:
         return engine.docker(self.environment, *arguments, **options)
 
     def has_image(self, name: str) -> bool:
-        """Tell whether the engine has an image."""
+        """Return whether the engine has an image."""
         return bool(self.docker("image", "ls", "--quiet", name))
 
     def _pull(self, name: str, target: str) -> bool:

@@ -1,1 +1,1 @@
-"""The Helm chart, and what makes its schema."""
+"""The Helm chart and the generator of its schema."""

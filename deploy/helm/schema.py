@@ -1,7 +1,7 @@
-"""The schema of the chart's values: `values.schema.yaml` and, as `config`, the settings of the consumer.
+"""The schema of the chart's values: `values.schema.yaml` with the settings of the consumer as `config`.
 
-`python -m deploy.helm.schema` writes it into the chart; with `--check` it only tells whether it is up to date. What the
-chart sets itself is in it nevertheless: the templates refuse it with a sentence, which a schema cannot.
+`python -m deploy.helm.schema` writes it into the chart; `--check` only checks that it is up to date. It includes the
+settings that the chart sets itself: the templates reject those with an explanation, which a schema cannot give.
 """
 
 import argparse
@@ -21,7 +21,7 @@ TARGET: Final = CHART / "values.schema.json"
 
 
 def values_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 7, which every version of helm reads)."""
+    """Return the JSON Schema, in draft 7, which every version of Helm supports."""
     schema: dict[str, Any] = yaml.safe_load(SOURCE.read_text())
     settings = Settings.model_json_schema()
     schema["properties"]["config"] = _without_references(settings, settings.pop("$defs"))
@@ -29,7 +29,7 @@ def values_schema() -> dict[str, Any]:
 
 
 def _without_references(node: Any, definitions: dict[str, Any]) -> Any:
-    """Return a schema with what it refers to in place, and without defaults: those are the consumer's own."""
+    """Return a schema with its references inlined, and without defaults, which are those of the consumer."""
     if isinstance(node, list):
         return [_without_references(item, definitions) for item in node]
     if not isinstance(node, dict):
@@ -41,7 +41,7 @@ def _without_references(node: Any, definitions: dict[str, Any]) -> Any:
         for key, value in node.items()
         if key not in ("default", "title", "properties")
     }
-    if "properties" in node:  # whose keys are names of settings, whatever they are
+    if "properties" in node:  # keys are names of settings, which may equal those of the keywords above
         plain["properties"] = {
             name: _without_references(value, definitions) for name, value in node["properties"].items()
         }
@@ -49,14 +49,16 @@ def _without_references(node: Any, definitions: dict[str, Any]) -> Any:
 
 
 def text() -> str:
-    """Return the schema as it is committed."""
+    """Return the text of the committed schema."""
     return json.dumps(values_schema(), indent=1) + "\n"
 
 
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m deploy.helm.schema", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing, fail where it is out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail if the schema is out of date"
+    )
     if not parser.parse_args().check:
         TARGET.write_text(text())
     elif TARGET.read_text() != text():

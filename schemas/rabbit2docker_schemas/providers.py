@@ -41,6 +41,11 @@ class UrlGrammar:
         parts = found.groupdict()
         return self.spec.format(**parts, ref=ref or self._ref(parts.get("rest") or "") or HEAD)
 
+    def as_javascript(self) -> dict[str, Any]:
+        """Return the grammar for scripts, with named groups in JavaScript's spelling."""
+        refs = [[pattern.replace("(?P<", "(?<"), template] for pattern, template in self.refs]
+        return {"path": self.path.replace("(?P<", "(?<"), "refs": refs, "spec": self.spec}
+
     def _ref(self, rest: str) -> str | None:
         matches = ((re.fullmatch(pattern, rest), template) for pattern, template in self.refs)
         return next((template.format(**found.groupdict()) for found, template in matches if found), None)
@@ -100,6 +105,7 @@ class ProviderDescriptor:
             "isAvailable": self.is_available,
             "isUrlEncoded": self.url_encoded,
             "repoParts": self.repo_parts,
+            "urlGrammar": self.url_grammar.as_javascript() if self.url_grammar else None,
         }
 
 

@@ -28,9 +28,9 @@ from tests.support.ports import free_port
 from tests.support.promises import captured
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.broker
 
 REQUEST = BuildRequest(provider="gh", spec="owner/repository/HEAD")
 
@@ -70,7 +70,7 @@ async def take(broker: Broker, count: int = 1) -> list[Delivery]:
             if len(taken) == count:
                 return
 
-    await asyncio.wait_for(collect(), 60)
+    await asyncio.wait_for(collect(), PATIENCE)
     return taken
 
 
@@ -164,7 +164,7 @@ class TestEvents:
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         await declare.declare(settings)
-        monkeypatch.setattr("rabbit2docker.amqp.publisher.UNHEARD_SECONDS", 1.0)
+        monkeypatch.setattr("rabbit2docker.amqp.publisher.UNROUTED_SECONDS", 1.0)
         before = unrouted()
         async with publishing(settings, wait_seconds=20) as publisher:
             for _ in range(20):  # only the first of them is waited for
@@ -340,7 +340,7 @@ class TestPublishing:
                 await eventually(lambda: all(broker.problems().values()))
                 assert not any(task.done() for task in publishing_)
                 proxy.refuse(False)
-                await asyncio.wait_for(asyncio.gather(*publishing_), 60)
+                await asyncio.wait_for(asyncio.gather(*publishing_), PATIENCE)
         assert await ends_of(settings) == {an_end(n).id for n in range(50)}
 
     async def test_a_black_hole_is_noticed_and_nothing_is_lost(
@@ -356,7 +356,7 @@ class TestPublishing:
                 await eventually(lambda: any(broker.problems().values()))
                 proxy.cut()
                 proxy.flow()
-                await asyncio.wait_for(task, 60)
+                await asyncio.wait_for(task, PATIENCE)
                 await ask(settings, REQUEST)
                 [delivery] = await take(broker)
                 await delivery.ack()
@@ -373,7 +373,7 @@ class TestPublishing:
                 tasks = [asyncio.create_task(broker.publisher.publish(an_end(n))) for n in range(20)]
                 done, _ = await asyncio.wait(tasks, timeout=3)
                 assert not done
-            await asyncio.wait_for(asyncio.gather(*tasks), 60)
+            await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE)
         assert await ends_of(settings) == {an_end(n).id for n in range(20)}
 
     async def test_a_full_outbox_refuses_instead_of_growing(self, settings: Settings) -> None:
@@ -397,7 +397,7 @@ class TestPublishing:
             await asyncio.sleep(1)
             assert not task.done()
             await declare.declare(settings)
-            await asyncio.wait_for(task, 60)
+            await asyncio.wait_for(task, PATIENCE)
 
 
 class TestConnections:
@@ -439,11 +439,11 @@ class TestConnections:
     async def test_a_channel_that_died_silently_is_found_by_the_watchdog(self, settings: Settings) -> None:
         async with running(with_amqp(settings, watchdog_after=1)) as broker:
             await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
-            channel = await broker.source.link.channel()
-            generation = broker.source.link.generation
+            channel = await broker.source.connection.channel()
+            generation = broker.source.connection.generation
             underlay = await channel.get_underlay_channel()
             underlay.consumers.clear()  # type: ignore[attr-defined] # what a lost cancel notice looks like from here
-            await eventually(lambda: broker.source.link.generation > generation)
+            await eventually(lambda: broker.source.connection.generation > generation)
             await ask(settings, REQUEST)
             [delivery] = await take(broker)
             await delivery.ack()

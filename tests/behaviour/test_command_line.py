@@ -1,4 +1,4 @@
-"""The command line, as people and scripts use it: a process, its output and its exit code."""
+"""The command line as users and scripts see it: output and exit code, of a process where it needs RabbitMQ."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tests.support.ports import free_port
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.waiting import eventually_blocking
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(180), pytest.mark.xdist_group("command-line")]
+pytestmark = [pytest.mark.broker, pytest.mark.xdist_group("command-line")]
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ class TestBuild:
         assert following.returncode == 3
         assert "==> Cancelled by ada" in rest
 
-    def test_an_unreachable_broker_exits_with_4_and_names_it(self) -> None:
+    def test_an_unreachable_broker_exits_with_4_and_its_address(self) -> None:
         port = free_port()
         result = run(
             None, "build", "gh", "a/b/c", "--wait", "2", RABBIT2DOCKER_AMQP__URL=f"amqp://127.0.0.1:{port}/"
@@ -126,30 +126,6 @@ class TestBuild:
         result = run(consumer, *build_arguments("ids"), "--no-follow", "--json")
         assert result.returncode == 0
         assert json.loads(result.stdout) == {"request_id": "ids", "build_id": build_id_of("default", "ids")}
-
-    @pytest.mark.parametrize(
-        "arguments",
-        [
-            ["build"],
-            ["build", "gh"],
-            ["build", "gh", "a/b/c", "--build-arg", "nonsense"],
-            ["build", "gh", "a/b/c", "--timeout", "soon"],
-            ["build", "gh", "a/b/c", "--ref", "main"],
-            ["build", "https://example.org/r", "extra"],
-            ["bild"],
-            ["list", "--since", "yesterday"],
-            ["dead-letters", "redrive"],
-        ],
-    )
-    def test_wrong_usage_exits_with_64_and_says_what_is_wrong(self, arguments: list[str]) -> None:
-        result = run(None, *arguments)
-        assert result.returncode == 64
-        assert result.stderr.strip()
-
-    def test_wrong_settings_exit_with_78_and_are_named(self) -> None:
-        result = run(None, "list", RABBIT2DOCKER_AMQPS__URL="x")
-        assert result.returncode == 78
-        assert "RABBIT2DOCKER_AMQPS__URL" in result.stderr
 
 
 class TestTerminal:
@@ -283,44 +259,3 @@ class TestOperators:
         shown = run(consumer, "settings").stdout
         assert "RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS" in shown
         assert "guest" not in shown
-
-    def test_names_are_binderhubs_and_ask_nobody(self) -> None:
-        ref = "50533eb470ee6c24e872043d30b2fee463d6943f"
-        arguments = ["name", "gh", "binder-examples/requirements/HEAD", "--ref", ref]
-        result = run(None, *arguments, "--prefix", "quay.io/org/pfx-", "--json")
-        assert json.loads(result.stdout) == {
-            "build_name": "build-binder-2dexamples-2drequirements-55ab5c-505-2c",
-            "image": f"quay.io/org/pfx-binder-2dexamples-2drequirements-55ab5c:{ref}",
-            "repo_url": "https://github.com/binder-examples/requirements",
-        }
-
-    def test_the_contract_is_printed(self) -> None:
-        assert "build.completed.v1" in run(None, "schema").stdout.split()
-        assert json.loads(run(None, "schema", "build.completed.v1").stdout)["$id"].endswith(
-            "build.completed.v1"
-        )
-        assert json.loads(run(None, "schema", "--asyncapi").stdout)["asyncapi"] == "3.0.0"
-        assert run(None, "schema", "no.such").returncode == 5
-
-
-COMMANDS = [
-    "run",
-    "build",
-    "list",
-    "status",
-    "logs",
-    "cancel",
-    "topology",
-    "dead-letters",
-    "name",
-    "schema",
-    "settings",
-]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_teaches_itself(command: str) -> None:
-    result = run(None, command, "--help")
-    assert result.returncode == 0
-    assert len(result.stdout.splitlines()) > 5
-    assert command in run(None, "--help").stdout

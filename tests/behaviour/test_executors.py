@@ -1,4 +1,4 @@
-"""What every executor promises, on each of them."""
+"""The promises of every executor, each tested on the memory, local and kubernetes executors."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -31,14 +31,14 @@ from tests.support.stages import LocalStage, MemoryStage, Stage
 
 ONE = AttemptName("build-one")
 T = TypeVar("T")
-Made = tuple[Attempt, bool]
+Created = tuple[Attempt, bool]
 
 
 @pytest.fixture(params=["memory", "local", "kubernetes"])
 def stage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     with blockbuster_ctx("rabbit2docker") as blocking:
         for function in blocking.functions.values():
-            # Has a thread and a loop of its own.
+            # It runs in a thread with an event loop of its own.
             function.can_block_in("executors/kubernetes/client.py", {"_read_configuration"})
         if request.param == "memory":
             yield MemoryStage()
@@ -56,19 +56,19 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 async def make(
     stage: Stage, executor: Executor, name: str = ONE, status: AttemptStatus | None = None
-) -> Made:
+) -> Created:
     stage.prepare(name)
     return await executor.create(a_spec(name), status or AttemptStatus())
 
 
 def left(iterator: AsyncIterator[T]) -> aclosing[AsyncGenerator[T, None]]:
-    """Close an iterator when the test no longer reads it."""
+    """Close an iterator at the end of the `async with`."""
     return aclosing(cast("AsyncGenerator[T, None]", iterator))
 
 
 @asynccontextmanager
 async def synced(executor: Executor) -> AsyncIterator[AsyncIterator[Change]]:
-    """Read the changes that come from now on."""
+    """Yield the changes from now on."""
     async with left(executor.changes()) as changes:
         async for change in changes:
             if isinstance(change, Synced):
@@ -76,17 +76,17 @@ async def synced(executor: Executor) -> AsyncIterator[AsyncIterator[Change]]:
         yield changes
 
 
-async def told(executor: Executor, wanted: Callable[[Change], bool]) -> Change:
-    """Return the first change that is wanted."""
+async def first_change(executor: Executor, matches: Callable[[Change], bool]) -> Change:
+    """Return the first change that `matches`."""
     async with left(executor.changes()) as changes:
         async for change in changes:
-            if wanted(change):
+            if matches(change):
                 return change
     raise AssertionError("the changes ended")
 
 
 async def in_state(executor: Executor, name: str, state: AttemptState) -> Attempt:
-    change = await told(
+    change = await first_change(
         executor,
         lambda change: (
             isinstance(change, Changed) and change.attempt.name == name and change.attempt.state is state
@@ -97,7 +97,7 @@ async def in_state(executor: Executor, name: str, state: AttemptState) -> Attemp
 
 
 async def until_line(executor: Executor, text: str, *, name: AttemptName = ONE, after: int = -1) -> None:
-    """Return when the line is there, and leave the reading."""
+    """Read until the line is there."""
     async with left(executor.lines(name, after=after)) as batches:
         async for batch in batches:
             if isinstance(batch, list) and any(line.text == text for line in batch):
@@ -122,12 +122,12 @@ def with_request(name: str) -> Callable[[AttemptStatus], AttemptStatus]:
     return lambda status: status.model_copy(update={"requests": {**status.requests, name: "digest"}})
 
 
-async def test_making_a_record_starts_its_builder(stage: Stage) -> None:
+async def test_creating_a_record_starts_its_builder(stage: Stage) -> None:
     async with stage.service() as executor:
-        made, is_new = await make(stage, executor, status=AttemptStatus(requests={"wish": "digest"}))
+        created, is_new = await make(stage, executor, status=AttemptStatus(requests={"request": "digest"}))
         assert is_new
-        assert made.spec == a_spec(ONE)
-        assert made.status.requests == {"wish": "digest"}
+        assert created.spec == a_spec(ONE)
+        assert created.status.requests == {"request": "digest"}
         running = await in_state(executor, ONE, AttemptState.RUNNING)
         assert running.is_live
         assert running.started_at is not None
@@ -135,7 +135,7 @@ async def test_making_a_record_starts_its_builder(stage: Stage) -> None:
         stage.end(ONE)
 
 
-async def test_a_second_record_of_the_same_name_is_the_first(stage: Stage) -> None:
+async def test_creating_a_record_of_an_existing_name_returns_the_existing_one(stage: Stage) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
         other = a_spec(ONE, image="registry.example/other:1")
@@ -146,10 +146,10 @@ async def test_a_second_record_of_the_same_name_is_the_first(stage: Stage) -> No
         stage.end(ONE)
 
 
-async def test_a_record_made_many_times_at_once_has_one_builder(stage: Stage) -> None:
+async def test_concurrent_creations_of_one_record_start_one_builder(stage: Stage) -> None:
     async with stage.service() as executor:
-        made = await asyncio.gather(*(make(stage, executor) for _ in range(20)))
-        assert sum(is_new for _, is_new in made) == 1
+        created = await asyncio.gather(*(make(stage, executor) for _ in range(20)))
+        assert sum(is_new for _, is_new in created) == 1
         stage.write(ONE, "here")
         await until_line(executor, "here")
         stage.end(ONE)
@@ -157,7 +157,7 @@ async def test_a_record_made_many_times_at_once_has_one_builder(stage: Stage) ->
     assert stage.starts(ONE) == 1
 
 
-async def test_an_ended_record_is_returned_and_not_built_again(stage: Stage) -> None:
+async def test_creating_a_record_that_has_ended_returns_it_and_starts_no_builder(stage: Stage) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
         stage.end(ONE)
@@ -168,7 +168,7 @@ async def test_an_ended_record_is_returned_and_not_built_again(stage: Stage) -> 
     assert stage.starts(ONE) == 1
 
 
-async def test_changes_tell_what_is_there_then_that_this_was_all_then_what_comes(stage: Stage) -> None:
+async def test_changes_yield_existing_records_then_synced_then_later_changes(stage: Stage) -> None:
     async with stage.service() as executor:
         await make(stage, executor, "build-a")
         await make(stage, executor, "build-b")
@@ -183,31 +183,31 @@ async def test_changes_tell_what_is_there_then_that_this_was_all_then_what_comes
             async for change in changes:
                 if isinstance(change, Changed) and change.attempt.name == "build-c":
                     break
-            marked = await executor.update_status(AttemptName("build-a"), with_request("wish"))
+            updated = await executor.update_status(AttemptName("build-a"), with_request("request"))
             async for change in changes:
-                if isinstance(change, Changed) and change.attempt == marked:
+                if isinstance(change, Changed) and change.attempt == updated:
                     break
         for name in ("build-a", "build-b", "build-c"):
             stage.end(name)
 
 
-async def test_changes_of_an_empty_executor_say_at_once_that_this_was_all(stage: Stage) -> None:
+async def test_changes_of_an_empty_executor_begin_with_synced(stage: Stage) -> None:
     async with stage.service() as executor, left(executor.changes()) as changes:
         assert isinstance(await anext(changes), Synced)
 
 
-async def test_no_mark_of_many_at_once_is_lost(stage: Stage) -> None:
+async def test_concurrent_status_updates_are_all_kept(stage: Stage) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
-        wishes = {f"wish-{number}" for number in range(50)}
-        await asyncio.gather(*(executor.update_status(ONE, with_request(wish)) for wish in wishes))
+        requests = {f"request-{number}" for number in range(50)}
+        await asyncio.gather(*(executor.update_status(ONE, with_request(request)) for request in requests))
         attempt = await executor.get(ONE)
         assert attempt is not None
-        assert set(attempt.status.requests) == wishes
+        assert set(attempt.status.requests) == requests
         stage.end(ONE)
 
 
-async def test_a_mark_whose_caller_is_cancelled_is_made_or_not_but_loses_no_other(stage: Stage) -> None:
+async def test_a_status_update_whose_caller_is_cancelled_loses_no_other_update(stage: Stage) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
         for number in range(10):
@@ -223,19 +223,19 @@ async def test_a_mark_whose_caller_is_cancelled_is_made_or_not_but_loses_no_othe
         assert {f"kept-{number}" for number in range(10)} <= set(attempt.status.requests)
 
 
-async def test_unknown_records_are_none_missing_or_nothing(stage: Stage) -> None:
+async def test_calls_for_an_unknown_record_return_none_raise_or_have_no_effect(stage: Stage) -> None:
     unknown = AttemptName("unknown")
     async with stage.service() as executor:
         assert await executor.get(unknown) is None
         with pytest.raises(RecordMissing):
-            await executor.update_status(unknown, with_request("wish"))
+            await executor.update_status(unknown, with_request("request"))
         with pytest.raises(RecordMissing):
             await read_all(executor, name=unknown)
         await executor.cancel(unknown)
         await executor.delete(unknown)
 
 
-async def test_lines_end_with_the_attempt(stage: Stage) -> None:
+async def test_reading_lines_ends_with_the_attempt(stage: Stage) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
         reading = asyncio.create_task(read_all(executor))
@@ -248,7 +248,7 @@ async def test_lines_end_with_the_attempt(stage: Stage) -> None:
         assert texts(await read_all(executor)) == ["first", "second", "third"]
 
 
-async def test_lines_come_while_the_builder_runs(stage: Stage) -> None:
+async def test_lines_arrive_while_the_builder_runs(stage: Stage) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
         async with left(executor.lines(ONE, after=-1)) as batches:
@@ -262,7 +262,7 @@ async def test_lines_come_while_the_builder_runs(stage: Stage) -> None:
                 await anext(batches)
 
 
-async def test_reading_goes_on_after_any_line(stage: Stage) -> None:
+async def test_reading_resumes_after_any_line(stage: Stage) -> None:
     written = [f"line {number}" for number in range(2500)]
     async with stage.service() as executor:
         await make(stage, executor)
@@ -289,7 +289,7 @@ async def test_several_readers_see_the_same_lines(stage: Stage) -> None:
             assert texts(await reader) == [f"line {count}" for count in range(number, 20)]
 
 
-async def test_lines_that_the_builder_counted_and_nobody_has_are_missing(stage: Stage) -> None:
+async def test_lines_that_the_builder_counted_but_that_are_lost_are_reported_missing(stage: Stage) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
         stage.write(ONE, "first")
@@ -300,7 +300,7 @@ async def test_lines_that_the_builder_counted_and_nobody_has_are_missing(stage: 
         assert batches[1:] == [MissingLines(1, 3)]
 
 
-async def test_the_result_is_what_the_builder_said(stage: Stage) -> None:
+async def test_an_ended_attempt_has_the_result_that_the_builder_wrote(stage: Stage) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
         stage.end(
@@ -325,7 +325,7 @@ async def test_a_killed_builder_ends_the_attempt_without_a_result(stage: Stage) 
         assert texts(await read_all(executor)) == ["last words"]
 
 
-async def test_cancelling_ends_the_builder(stage: Stage) -> None:
+async def test_cancel_stops_the_builder(stage: Stage) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
         stage.write(ONE, "here")
@@ -334,10 +334,10 @@ async def test_cancelling_ends_the_builder(stage: Stage) -> None:
         ended = await in_state(executor, ONE, AttemptState.ENDED)
         assert ended.result is not None
         assert ended.result.reason == "cancelled"
-        await executor.cancel(ONE)  # nothing to end
+        await executor.cancel(ONE)  # has no effect
 
 
-async def test_a_forgotten_record_is_gone_for_good(stage: Stage) -> None:
+async def test_a_deleted_record_stays_deleted_in_the_next_service(stage: Stage) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
         stage.end(ONE)
@@ -350,7 +350,7 @@ async def test_a_forgotten_record_is_gone_for_good(stage: Stage) -> None:
         assert await executor.get(ONE) is None
 
 
-async def test_a_forgotten_name_can_be_used_again(stage: Stage) -> None:
+async def test_the_name_of_a_deleted_record_can_be_used_again(stage: Stage) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
         stage.write(ONE, "old")
@@ -364,7 +364,7 @@ async def test_a_forgotten_name_can_be_used_again(stage: Stage) -> None:
         assert texts(await read_all(executor)) == ["new"]
 
 
-async def test_what_runs_is_not_forgotten(stage: Stage) -> None:
+async def test_a_running_attempt_is_not_deleted(stage: Stage) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
         await executor.delete(ONE)
@@ -374,7 +374,7 @@ async def test_what_runs_is_not_forgotten(stage: Stage) -> None:
         stage.end(ONE)
 
 
-async def test_a_record_removed_from_outside_is_told_and_its_reader_ends(stage: Stage) -> None:
+async def test_a_record_removed_from_outside_is_published_and_ends_its_reader(stage: Stage) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
         stage.write(ONE, "here")
@@ -388,7 +388,7 @@ async def test_a_record_removed_from_outside_is_told_and_its_reader_ends(stage: 
         assert await executor.get(ONE) is None
 
 
-async def test_the_next_service_finds_records_as_they_were_and_their_later_lines(stage: Stage) -> None:
+async def test_the_next_service_finds_the_same_records_and_their_later_lines(stage: Stage) -> None:
     async with stage.service() as executor:
         await make(stage, executor, "build-ended")
         stage.write("build-ended", "a line")
@@ -397,7 +397,7 @@ async def test_the_next_service_finds_records_as_they_were_and_their_later_lines
         await make(stage, executor)
         stage.write(ONE, "before")
         await until_line(executor, "before")
-        running = await executor.update_status(ONE, with_request("wish"))
+        running = await executor.update_status(ONE, with_request("request"))
     stage.write(ONE, "between")
     async with stage.service() as executor:
         assert await executor.get(AttemptName("build-ended")) == ended
@@ -414,7 +414,7 @@ async def test_the_next_service_finds_records_as_they_were_and_their_later_lines
     assert stage.starts(ONE) == 1
 
 
-async def test_the_next_service_learns_of_an_end_that_nobody_saw(stage: Stage) -> None:
+async def test_the_next_service_finds_a_builder_that_ended_between_services(stage: Stage) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
         stage.write(ONE, "here")
@@ -426,7 +426,7 @@ async def test_the_next_service_learns_of_an_end_that_nobody_saw(stage: Stage) -
         assert ended.result.reason == "ok"
 
 
-async def test_the_next_service_can_cancel_what_the_last_one_started(stage: Stage) -> None:
+async def test_the_next_service_can_cancel_an_attempt_of_the_previous_one(stage: Stage) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
         stage.write(ONE, "here")

@@ -23,9 +23,9 @@ from rabbit2docker_schemas.requests import BuildRequest
 from tests.support.ports import free_port
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.broker
 
 REQUEST = BuildRequest(provider="gh", spec="owner/repository/HEAD")
 BUILD = ids.build_id_of("default", "r")
@@ -100,7 +100,7 @@ class Reader:
                 self.told.append(event)
 
     async def to_the_end(self) -> list[Event]:
-        await asyncio.wait_for(self.task, 90)
+        await asyncio.wait_for(self.task, PATIENCE)
         return self.told
 
     async def has(self, count: int) -> None:
@@ -327,8 +327,8 @@ class TestBadDays:
             proxy.black_hole()
             late = Reader(events.of_build(ids.build_id_of("default", "other")))
             await publish(publisher, lines(2, 2), the_end(count=4))
-            link = events.history._link
-            await eventually(lambda: not link.is_up)
+            link = events.history._connection
+            await eventually(lambda: not link.is_connected)
             proxy.cut()
             proxy.flow()
             assert numbers(await reader.to_the_end()) == [0, 1, 2, 3]
@@ -359,7 +359,7 @@ class TestBadDays:
             await reader.has(2)
             await asyncio.to_thread(mortal_rabbitmq.kill)
             await asyncio.to_thread(mortal_rabbitmq.start_again)
-            await asyncio.wait_for(publish(publisher, lines(3, 3), the_end(count=6)), 90)
+            await asyncio.wait_for(publish(publisher, lines(3, 3), the_end(count=6)), PATIENCE)
             told = await reader.to_the_end()
         assert numbers(told) == list(range(6))
         assert kinds(told)[-1] == "completed"
@@ -374,7 +374,7 @@ class TestBadDays:
             await asyncio.sleep(1)
             assert not entering.done()
             proxy.refuse(False)
-            await asyncio.wait_for(entering, 60)
+            await asyncio.wait_for(entering, PATIENCE)
             await events.__aexit__(None, None, None)
 
     async def test_what_makes_no_sense_to_wait_for_is_said(
@@ -436,8 +436,8 @@ class TestManyReaders:
         self, settings: Settings, publisher: ConfirmedPublisher, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """What is kept in memory is a fraction of the log."""
-        monkeypatch.setattr(build_events, "STORY_BYTES", 50_000)
-        monkeypatch.setattr(build_events, "LEAST_BYTES", 50_000)
+        monkeypatch.setattr(build_events, "MAX_FEED_BYTES", 50_000)
+        monkeypatch.setattr(build_events, "MIN_FEED_BYTES", 50_000)
         async with BuildEvents(settings.amqp) as events, AsyncExitStack() as stack:
             slow = await stack.enter_async_context(aclosing(events.of_build(BUILD)))
             quick = Reader(events.of_build(BUILD))
@@ -447,9 +447,9 @@ class TestManyReaders:
                 await publish(publisher, lines(first, 20, size=100))
             await publish(publisher, the_end(count=2000))
             assert numbers(await quick.to_the_end()) == list(range(2000))
-            [story] = events._stories.values()
-            assert story._window.weight <= 50_000
-            assert story._window.first > 50
+            [story] = events._feeds.values()
+            assert story._buffer.weight <= 50_000
+            assert story._buffer.first > 50
             told += [event async for event in slow]
         assert numbers(told) == list(range(2000))
         assert kinds(told)[-1] == "completed"
@@ -464,8 +464,8 @@ class TestManyReaders:
             for reader in readers:
                 await reader.has(1)
                 await reader.stop()
-            assert not events._stories
-            assert not events._by_key
+            assert not events._feeds
+            assert not events._feeds_by_key
 
 
 class TestHubs:
@@ -517,7 +517,7 @@ class TestHubs:
         await asyncio.sleep(1)
         assert not entering.done()
         await first.__aexit__(None, None, None)
-        await asyncio.wait_for(entering, 60)
+        await asyncio.wait_for(entering, PATIENCE)
         await second.__aexit__(None, None, None)
 
     async def test_everything_of_the_tenant_is_told_and_nothing_of_others(

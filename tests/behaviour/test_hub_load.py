@@ -15,11 +15,11 @@ import pytest
 
 from rabbit2docker.settings import AmqpSettings, Settings
 from tests.support.crowd import Crowd, Onlooker, need_open_files
+from tests.support.fake_consumer import FakeConsumer, fake_consumer
 from tests.support.hub_service import HubService, build_path
-from tests.support.played import Played, playing
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.broker
 
 KILOBYTE, MEGABYTE = 1024, 1024 * 1024
 VIEWER_KILOBYTES = 64
@@ -29,8 +29,8 @@ BESIDE_MEGABYTES = 24
 
 
 @pytest.fixture
-async def played(settings: Settings) -> AsyncIterator[Played]:
-    async with playing(settings) as played:
+async def played(settings: Settings) -> AsyncIterator[FakeConsumer]:
+    async with fake_consumer(settings) as played:
         yield played
 
 
@@ -38,7 +38,7 @@ StartHub = Callable[..., Awaitable[HubService]]
 
 
 @pytest.fixture
-def start_hub(tmp_path: Path, amqp: AmqpSettings, played: Played) -> Iterator[StartHub]:
+def start_hub(tmp_path: Path, amqp: AmqpSettings, played: FakeConsumer) -> Iterator[StartHub]:
     """Start services for many; nothing of them is left afterwards."""
     started: list[HubService] = []
 
@@ -81,11 +81,11 @@ def lines(first: int, count: int, size: int = 0) -> list[str]:
     return [f"line {number} ".ljust(size, ".") for number in range(first, first + count)]
 
 
-async def warm(hub: HubService, played: Played) -> int:
+async def warm(hub: HubService, played: FakeConsumer) -> int:
     """Let one small build be looked at, and return how many requests that took."""
     crowd = Crowd(hub.address)
     await crowd.join(1, build_path("warm"))
-    [build_id] = await played.has_accepted(1)
+    [build_id] = await played.accepted(1)
     await played.write(build_id, lines(0, 10), first=0, together=5)
     await played.complete(build_id, lines=10)
     await crowd.until(lambda viewer: viewer.is_gone.done())
@@ -101,13 +101,13 @@ def check(viewers: list[Onlooker], count: int) -> None:
 
 
 async def test_a_thousand_viewers_of_one_build_get_every_line_and_its_end_and_take_little_memory(
-    hub: HubService, played: Played
+    hub: HubService, played: FakeConsumer
 ) -> None:
     await warm(hub, played)
     before, crowd = memory(hub), Crowd(hub.address)
     await crowd.join(1000, build_path("popular"))
-    [_, build_id] = await played.has_accepted(2)
-    await crowd.until(lambda viewer: viewer.told > 0)
+    [_, build_id] = await played.accepted(2)
+    await crowd.until(lambda viewer: viewer.events > 0)
     waiting = memory(hub)
     await played.write(build_id, lines(0, 200), first=0, together=10)
     await crowd.until(lambda viewer: viewer.next_line == 200)
@@ -122,13 +122,13 @@ async def test_a_thousand_viewers_of_one_build_get_every_line_and_its_end_and_ta
 
 
 async def test_two_hundred_builds_with_five_viewers_each_are_told_to_all_of_them(
-    hub: HubService, played: Played
+    hub: HubService, played: FakeConsumer
 ) -> None:
     await warm(hub, played)
     before, crowd = memory(hub), Crowd(hub.address)
     for number in range(200):
         await crowd.join(5, build_path(f"build-{number}"))
-    [_, *builds] = await played.has_accepted(201)
+    [_, *builds] = await played.accepted(201)
     assert len(builds) == 200
     for first in (0, 20):
         await asyncio.gather(
@@ -173,13 +173,13 @@ SLOW, SIZE, MANY = 40, 8000, 1500
 """Those who do not read, and a log of 12 MB: kept for each of them, it would take half a gigabyte."""
 
 
-async def write_much(played: Played, build_id: str) -> None:
+async def write_much(played: FakeConsumer, build_id: str) -> None:
     await played.write(build_id, lines(0, MANY, SIZE), first=0, together=4)
     await played.complete(build_id, lines=MANY)
 
 
 async def test_viewers_who_do_not_read_hold_nobody_up_and_fill_no_memory(
-    start_hub: StartHub, played: Played, asleep: list[socket.socket]
+    start_hub: StartHub, played: FakeConsumer, asleep: list[socket.socket]
 ) -> None:
     # So long that they are there until the others have got everything.
     hub = await start_hub(RABBIT2DOCKER_HUB__STALLED_SECONDS="600")
@@ -187,8 +187,8 @@ async def test_viewers_who_do_not_read_hold_nobody_up_and_fill_no_memory(
     before, crowd, path = memory(hub), Crowd(hub.address), build_path("much")
     asleep += [one_who_does_not_read(hub, path) for _ in range(SLOW)]
     await crowd.join(20, path)
-    [_, build_id] = await played.has_accepted(2)
-    await crowd.until(lambda viewer: viewer.told > 0)
+    [_, build_id] = await played.accepted(2)
+    await crowd.until(lambda viewer: viewer.events > 0)
     await write_much(played, build_id)
     await crowd.until(lambda viewer: viewer.is_gone.done())
     check(crowd.viewers, MANY)
@@ -208,13 +208,13 @@ def connections(hub: HubService) -> list[object]:
 
 
 async def test_a_viewer_who_does_not_read_is_let_go_and_gets_the_rest_when_they_come_back(
-    start_hub: StartHub, played: Played, asleep: list[socket.socket]
+    start_hub: StartHub, played: FakeConsumer, asleep: list[socket.socket]
 ) -> None:
     hub = await start_hub(RABBIT2DOCKER_HUB__STALLED_SECONDS="1")
     await warm(hub, played)
     path = build_path("much")
     asleep += [one_who_does_not_read(hub, path) for _ in range(SLOW)]
-    [_, build_id] = await played.has_accepted(2)
+    [_, build_id] = await played.accepted(2)
     await write_much(played, build_id)
     await eventually(lambda: not connections(hub), seconds=60)
     first = Onlooker(lambda: None)

@@ -9,7 +9,7 @@ import pytest
 
 from rabbit2docker.amqp import declare
 from rabbit2docker.amqp.broker import publishing
-from rabbit2docker.amqp.queue_depth import looking
+from rabbit2docker.amqp.queue_depth import depth_reader
 from rabbit2docker.amqp.request_publisher import RequestPublisher
 from rabbit2docker.amqp.topology import as_definitions, make_topology
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
@@ -24,7 +24,7 @@ from tests.support.ports import free_port
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.broker
 
 NEXT = "this build is the next."
 ONE = "1 build is before this one."
@@ -101,7 +101,7 @@ async def metric(hub: HubService, name: str) -> float:
 async def waiting(hub: HubService, amqp: AmqpSettings, *names: str) -> list[Waiter]:
     """Ask for builds one after the other, so that it is known who came first."""
     waiters = []
-    async with looking(amqp, REQUESTS_QUEUE) as depth:
+    async with depth_reader(amqp, REQUESTS_QUEUE) as depth:
         before = await depth()
         for number, name in enumerate(names, 1):
             waiters.append(Waiter(hub, name))
@@ -119,7 +119,7 @@ async def a_taken_slot(hub: HubService, amqp: AmqpSettings) -> AsyncIterator[tup
     request_id = await slot.take("first")
 
     async def is_built() -> bool:
-        async with looking(amqp, REQUESTS_QUEUE) as depth:
+        async with depth_reader(amqp, REQUESTS_QUEUE) as depth:
             return not await depth()
 
     await eventually(is_built)
@@ -180,7 +180,7 @@ async def test_many_who_wait_cost_rabbitmq_as_much_as_one(
             leaving.push_async_callback(waiter.leave)
         await eventually(lambda: all(waiter.places for waiter in crowd))
         assert [waiter.places[0] for waiter in crowd] == [NEXT, *[ONE] * 61]
-        looks = await metric(hub, "rabbit2docker_hub_queue_looks_total")
+        looks = await metric(hub, "rabbit2docker_hub_queue_depth_checks_total")
         assert 0 < looks < 30
 
         async def is_one() -> bool:
@@ -230,11 +230,11 @@ class TestDepth:
         hub = AmqpSettings.model_validate({"url": url})
         version = rabbitmq.api("GET", "overview")["rabbitmq_version"].split("-")[0]
         if [int(part) for part in version.split(".")] >= [4, 2, 6]:
-            async with looking(hub, REQUESTS_QUEUE) as depth:
+            async with depth_reader(hub, REQUESTS_QUEUE) as depth:
                 with pytest.raises(AccessRefused):
                     await depth()
             return
-        async with looking(hub, REQUESTS_QUEUE) as depth:
+        async with depth_reader(hub, REQUESTS_QUEUE) as depth:
             assert await depth() == 0
             await ask(settings, *(a_request(name) for name in "abc"))
 
@@ -242,11 +242,11 @@ class TestDepth:
                 return await depth() == 3
 
             await eventually(is_three)
-        async with looking(hub, CANCEL_QUEUE) as depth:
+        async with depth_reader(hub, CANCEL_QUEUE) as depth:
             assert await depth() == 0
 
     async def test_a_queue_that_is_not_there_is_named(self, amqp: AmqpSettings) -> None:
-        async with looking(amqp, REQUESTS_QUEUE) as depth:
+        async with depth_reader(amqp, REQUESTS_QUEUE) as depth:
             with pytest.raises(TopologyMismatch, match=REQUESTS_QUEUE):
                 await depth()
             with pytest.raises(BrokerUnavailable):
@@ -255,7 +255,7 @@ class TestDepth:
     async def test_a_rabbitmq_that_is_away_is_told(self) -> None:
         nowhere = AmqpSettings.model_validate({"url": f"amqp://127.0.0.1:{free_port()}/"})
         with pytest.raises(BrokerUnavailable):
-            async with looking(nowhere, REQUESTS_QUEUE):
+            async with depth_reader(nowhere, REQUESTS_QUEUE):
                 pass
 
 

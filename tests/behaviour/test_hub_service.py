@@ -23,7 +23,7 @@ from tests.support.promises import captured, check_promises, ends_of
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.broker
 
 MEGABYTE = 1024 * 1024
 

@@ -1,4 +1,4 @@
-"""What a hub may rely on when it remembers its builds, with SQLite and with a real PostgreSQL."""
+"""The guarantees of the hub's store, with SQLite and with a real PostgreSQL."""
 
 import asyncio
 import itertools
@@ -46,8 +46,9 @@ from rabbit2docker_schemas.reasons import Category, FailureReason, RejectReason
 from rabbit2docker_schemas.requests import BuildRequest
 from tests.support import postgresql
 from tests.support.postgresql import PostgreSQL
+from tests.support.waiting import PATIENCE
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.docker
 
 MORNING = datetime(2026, 1, 5, 9, tzinfo=UTC)
 BUILD = ids.build_id_of("default", "r")
@@ -91,11 +92,11 @@ def progress(about: str, *, seconds: float, phase: Phase = Phase.BUILDING, attem
 def lines(
     first: int, count: int, *, build_id: str = BUILD, attempt: int = 1, size: int = 0, text: str = "line"
 ) -> Event:
-    told = [
+    batch = [
         LogLine(phase=Phase.BUILDING, text=f"{text} {n}".ljust(size, "."), ts=at(10 + n / 1000))
         for n in range(first, first + count)
     ]
-    data = Log(build_id=build_id, attempt=attempt, n=first, lines=told)
+    data = Log(build_id=build_id, attempt=attempt, n=first, lines=batch)
     return event(ids.lines_event_id(build_id, attempt, first, first + count - 1, "log"), data, 10 + first)
 
 
@@ -157,8 +158,8 @@ async def store(url: str) -> AsyncIterator[Store]:
 
 
 @dataclass(frozen=True)
-class Told:
-    """All that a store tells of a build, in a form that does not depend on how lines came together."""
+class Replayed:
+    """Everything that a store returns for a build, in a form that does not depend on how lines were batched."""
 
     build: Build | None
     others: list[tuple[str, str]]
@@ -166,9 +167,9 @@ class Told:
     gaps: list[tuple[int, int]]
 
 
-async def told(store: Store, build_id: str = BUILD) -> Told:
+async def replayed(store: Store, build_id: str = BUILD) -> Replayed:
     events = [event async for event in store.events(build_id)]
-    return Told(
+    return Replayed(
         await store.build(build_id),
         [(event.kind.value, event.id) for event in events if not isinstance(event.data, Log | Gap)],
         numbered(events),
@@ -191,8 +192,8 @@ async def state(store: Store, id_: str = BUILD) -> BuildState | None:
 
 
 class TestOneBuild:
-    async def test_a_request_is_there_from_when_it_was_asked_to_its_end(self, store: Store) -> None:
-        await store.asked(request(force=True), at=at(0))
+    async def test_a_request_is_found_from_its_submission_to_the_end_of_its_build(self, store: Store) -> None:
+        await store.record_request(request(force=True), at=at(0))
         queued = await store.build("r")
         assert queued is not None
         assert (queued.id, queued.state, queued.requester) == (BUILD, BuildState.QUEUED, "ada")
@@ -217,7 +218,7 @@ class TestOneBuild:
         assert (build.timings.building, build.message, build.attempt) == (3.5, "push", 1)
         assert [(log.attempt, log.lines, log.kept, log.cut_first) for log in build.logs] == [(1, 3, 3, None)]
 
-    async def test_why_there_is_no_image_is_told(self, store: Store) -> None:
+    async def test_a_failed_build_has_the_reason_of_its_failure(self, store: Store) -> None:
         await store.put([accepted(), failed()])
         build = await store.build(BUILD)
         assert build is not None
@@ -229,26 +230,26 @@ class TestOneBuild:
         )
         assert (build.problem.category, build.problem.tail) == ("user", ["the last line"])
 
-    async def test_who_cancelled_is_told(self, store: Store) -> None:
+    async def test_a_cancelled_build_names_who_cancelled_it(self, store: Store) -> None:
         cancelled = Cancelled(build_id=BUILD, by="ada", attempt=0)
         await store.put([accepted(), event(ids.terminal_event_id(BUILD), cancelled, 5)])
         build = await store.build(BUILD)
         assert build is not None
         assert (build.state, build.cancelled_by) == ("cancelled", "ada")
 
-    async def test_a_rejected_request_is_an_end_with_its_reason(self, store: Store) -> None:
-        await store.asked(request(), at=at(0))
+    async def test_a_rejected_request_has_ended_with_a_reason(self, store: Store) -> None:
+        await store.record_request(request(), at=at(0))
         await store.put([rejected()])
         build = await store.build("r")
         assert build is not None
         assert build.problem is not None
         assert (build.state, build.problem.message, build.ended_at) == ("rejected", "No.", at(1))
-        assert (await told(store)).others == [("rejected", rejected().id)]
+        assert (await replayed(store)).others == [("rejected", rejected().id)]
 
-    async def test_an_end_is_final(self, store: Store) -> None:
+    async def test_a_build_that_has_ended_does_not_change_its_state(self, store: Store) -> None:
         await store.put([accepted(), completed()])
         await store.put([progress("late", seconds=200), lines(0, 1), rejected(seconds=300)])
-        await store.asked(request(), at=at(400))
+        await store.record_request(request(), at=at(400))
         assert await state(store) == "completed"
 
     @pytest.mark.parametrize("order", ["ask share join", "ask join share", "join ask share"])
@@ -258,13 +259,13 @@ class TestOneBuild:
         await store.put([accepted(requester="ada")])
 
         async def share() -> None:
-            await store.shared("joins", "eve")
+            await store.record_share("joins", "eve")
 
         async def join() -> None:
             await store.put([accepted("joins", BUILD, seconds=3)])
 
         async def ask() -> None:
-            await store.asked(request("joins", "bob"), at=at(2))
+            await store.record_request(request("joins", "bob"), at=at(2))
 
         for step in order.split():
             await {"ask": ask, "share": share, "join": join}[step]()
@@ -276,9 +277,7 @@ class TestOneBuild:
         assert len((await store.builds(BuildQuery())).builds) == 1
         assert len((await store.builds(BuildQuery(visible_to="eve"))).builds) == 1
 
-    async def test_a_build_that_was_not_asked_for_here_is_there_once_its_acceptance_is(
-        self, store: Store
-    ) -> None:
+    async def test_a_build_requested_elsewhere_appears_with_its_acceptance(self, store: Store) -> None:
         await store.put([lines(0, 2), progress("build", seconds=2)])
         assert await store.build(BUILD) is None
         assert (await store.builds(BuildQuery())).builds == []
@@ -286,17 +285,17 @@ class TestOneBuild:
         build = await store.build(BUILD)
         assert build is not None
         assert (build.state, build.spec, build.requesters) == ("building", "owner/repository/HEAD", ["ada"])
-        assert [n for n, _ in (await told(store)).lines] == [0, 1]
+        assert [n for n, _ in (await replayed(store)).lines] == [0, 1]
 
-    async def test_two_that_took_the_same_id_do_not_end_each_other(self, store: Store) -> None:
+    async def test_two_requests_with_the_same_id_do_not_end_each_other(self, store: Store) -> None:
         await store.put([rejected()])
-        await store.asked(request(), at=at(0))
+        await store.record_request(request(), at=at(0))
         assert await state(store) == "rejected"
         await store.put([accepted()])
         assert await state(store) == "waiting"
-        assert [kind for kind, _ in (await told(store)).others] == ["accepted"]
+        assert [kind for kind, _ in (await replayed(store)).others] == ["accepted"]
 
-    async def test_what_is_told_of_other_tenants_is_not_taken_nor_shown(self, url: str, store: Store) -> None:
+    async def test_events_of_other_tenants_are_neither_stored_nor_shown(self, url: str, store: Store) -> None:
         await store.put([replace(accepted("elsewhere", "elsewhere"), tenant="one")])
         await store.put([accepted(), lines(0, 1)])
         async with Store(url, "one") as other:
@@ -307,11 +306,11 @@ class TestOneBuild:
             assert [line async for line in other.lines(BUILD)] == []
         assert len((await store.builds(BuildQuery())).builds) == 1
 
-    async def test_texts_that_databases_choke_on_are_kept(self, store: Store) -> None:
+    async def test_text_that_databases_refuse_is_cleaned_and_stored(self, store: Store) -> None:
         odd = "null \0 half \ud800 whole \U0001f600 \x1b[31m"
         half = {"requester": "a\ud800da", "labels": {"label": "x\ud800y"}}
-        await store.asked(request().model_copy(update=half), at=at(0))
-        await store.shared("r", "b\0b")
+        await store.record_request(request().model_copy(update=half), at=at(0))
+        await store.record_share("r", "b\0b")
         working = progress("odd", seconds=2).data.model_copy(update={"message": odd})
         failing = failed().data.model_copy(update={"message": odd, "tail": [odd]})
         await store.put(
@@ -327,7 +326,7 @@ class TestOneBuild:
         assert build.problem is not None
         clean = "null \ufffd half \ufffd whole \U0001f600 \x1b[31m"
         assert (build.problem.message, build.problem.tail, build.message) == (clean, [clean], clean)
-        assert [text for _, text in (await told(store)).lines] == [f"{clean} 0", f"{clean} 1"]
+        assert [text for _, text in (await replayed(store)).lines] == [f"{clean} 0", f"{clean} 1"]
         assert build.requesters == ["a\ufffdda", "b\ufffdb"]
         assert build.model_dump_json()
         assert (await store.builds(BuildQuery(text="\0", requester="\ud800"))).builds == []
@@ -352,12 +351,12 @@ class TestAnyOrder:
     )
 
     @pytest.fixture
-    async def expected(self, tmp_path: Path) -> Told:
+    async def expected(self, tmp_path: Path) -> Replayed:
         async with Store(f"sqlite:///{tmp_path / 'expected.sqlite'}", "default", log_bytes=16_384) as store:
-            await store.asked(request(), at=at(0))
+            await store.record_request(request(), at=at(0))
             for each in self.STORY:
                 await store.put([each])
-            found = await told(store)
+            found = await replayed(store)
         assert found.build is not None
         assert found.build.state == "failed"
         assert found.build.logs[0].cut_first is not None
@@ -366,7 +365,7 @@ class TestAnyOrder:
     @given(data=st.data())
     @with_settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
     async def test_any_order_and_repetition_of_events_makes_the_same_build(
-        self, tmp_path: Path, postgresql_server: PostgreSQL, expected: Told, data: st.DataObject
+        self, tmp_path: Path, postgresql_server: PostgreSQL, expected: Replayed, data: st.DataObject
     ) -> None:
         number = len(self.STORY)
         order = data.draw(st.permutations(range(number)))
@@ -388,38 +387,38 @@ class TestAnyOrder:
                 is_asked = False
                 while taken < len(sequence):
                     if taken >= asked_after and not is_asked:
-                        await store.asked(request(), at=at(0))
+                        await store.record_request(request(), at=at(0))
                         is_asked = True
                     size = next(batches)
                     await store.put(sequence[taken : taken + size])
                     taken += size
-                await store.asked(request(), at=at(0))
-                assert await told(store) == expected
+                await store.record_request(request(), at=at(0))
+                assert await replayed(store) == expected
         finally:
             if name:
                 postgresql_server.drop_database(name)
 
 
 class TestLogs:
-    async def test_overlapping_batches_are_kept_once(self, store: Store) -> None:
+    async def test_overlapping_batches_of_lines_are_stored_once(self, store: Store) -> None:
         await store.put([accepted(), lines(0, 3), lines(1, 4)])
         await store.put([lines(0, 5), lines(4, 2), lines(9, 1), lines(7, 5)])
-        found = await told(store)
+        found = await replayed(store)
         assert found.lines == [(n, f"line {n}") for n in [0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11]]
         assert found.gaps == [(6, 6)]
 
-    async def test_lines_are_given_by_number_and_attempt(self, store: Store) -> None:
+    async def test_lines_are_read_by_number_and_attempt(self, store: Store) -> None:
         await store.put([accepted(), *(lines(n, 10) for n in range(0, 100, 10)), lines(0, 2, attempt=2)])
         assert [line.n async for line in store.lines(BUILD, attempt=1, first=15, last=32)] == list(
             range(15, 33)
         )
         assert [line.text async for line in store.lines(BUILD)] == ["line 0", "line 1"]
         assert [line async for line in store.lines(BUILD, attempt=1, first=100)] == []
-        assert [line async for line in store.lines("nobody")] == []
+        assert [line async for line in store.lines("unknown")] == []
         assert [line.ts async for line in store.lines(BUILD, attempt=1, first=3, last=3)] == [at(10.003)]
 
     @pytest.mark.parametrize("batch", [1, 7, 40, 500])
-    async def test_of_a_log_that_is_too_long_head_and_tail_are_kept(self, store: Store, batch: int) -> None:
+    async def test_head_and_tail_of_a_log_that_is_too_long_are_kept(self, store: Store, batch: int) -> None:
         number = 500
         events = [lines(n, min(batch, number - n), size=100) for n in range(0, number, batch)]
         await store.put([accepted()])
@@ -431,7 +430,7 @@ class TestLogs:
         [log] = build.logs
         assert log.cut_first is not None
         assert log.cut_last is not None
-        found = await told(store)
+        found = await replayed(store)
         kept = [n for n, _ in found.lines]
         assert kept == [*range(log.cut_first), *range(log.cut_last + 1, number)]
         assert (log.lines, log.kept) == (number, len(kept))
@@ -446,22 +445,22 @@ class TestLogs:
             log.cut_last + 2,
         ]
 
-    async def test_what_was_cut_is_not_kept_when_it_comes_again(self, store: Store) -> None:
+    async def test_lines_that_were_cut_stay_cut_when_they_arrive_again(self, store: Store) -> None:
         events = [lines(n, 50, size=100) for n in range(0, 500, 50)]
         await store.put([accepted(), *events])
-        before = await told(store)
+        before = await replayed(store)
         await store.put(events)
         for each in reversed(events):
             await store.put([each])
-        assert await told(store) == before
+        assert await replayed(store) == before
 
-    async def test_lines_that_are_nowhere_are_told_as_a_gap(self, store: Store) -> None:
+    async def test_missing_lines_are_replayed_as_a_gap(self, store: Store) -> None:
         await store.put([accepted(), lines(0, 2), lines(5, 1), gap(6, 7)])
-        assert (await told(store)).gaps == [(2, 4), (6, 7)]
+        assert (await replayed(store)).gaps == [(2, 4), (6, 7)]
         await store.put([completed(count=12)])
-        assert (await told(store)).gaps == [(2, 4), (6, 11)]
+        assert (await replayed(store)).gaps == [(2, 4), (6, 11)]
 
-    async def test_a_build_is_told_again_as_it_went_on(self, store: Store) -> None:
+    async def test_a_build_is_replayed_in_the_order_in_which_it_happened(self, store: Store) -> None:
         whole = [
             accepted(),
             progress("clone", seconds=2),
@@ -501,7 +500,7 @@ class TestLists:
             asked = BuildRequest(
                 provider="gh", spec=f"owner/{name}_100%/HEAD", request_id=name, requester=who
             )
-            await store.asked(asked, at=at(number // 5))
+            await store.record_request(asked, at=at(number // 5))
         ended = [ids.build_id_of("default", name) for name in names[::3]]
         await store.put([completed(build_id=build_id) for build_id in ended])
         whole = (await store.builds(BuildQuery(limit=200))).builds
@@ -511,7 +510,7 @@ class TestLists:
         return [build.request_id for build in whole]
 
     @pytest.mark.parametrize("limit", [1, 4, 5, 24, 25, 26])
-    async def test_pages_hold_each_build_once_also_when_others_come_meanwhile(
+    async def test_pages_list_each_build_once_even_if_builds_are_added_in_between(
         self, store: Store, many: list[str], limit: int
     ) -> None:
         found: list[str] = []
@@ -520,18 +519,20 @@ class TestLists:
             page = await store.builds(BuildQuery(limit=limit, before=before))
             assert len(page.builds) <= limit
             found += [build.request_id for build in page.builds]
-            await store.asked(request(f"new-{len(found)}"), at=at(1000))
+            await store.record_request(request(f"new-{len(found)}"), at=at(1000))
             if (before := page.next) is None:
                 break
         assert found == many
 
-    async def test_what_is_not_wanted_is_left_out(self, store: Store, many: list[str]) -> None:
+    async def test_a_list_leaves_out_builds_that_do_not_match_the_query(
+        self, store: Store, many: list[str]
+    ) -> None:
         async def found(**query: Any) -> set[str]:
             return {build.request_id for build in (await store.builds(BuildQuery(**query))).builds}
 
         assert await found(visible_to="ada") == {f"r{n:02d}" for n in range(1, 25, 2)}
         assert await found(visible_to="ada", requester="bob") == set()
-        await store.shared("r00", "ada")
+        await store.record_share("r00", "ada")
         assert await found(visible_to="ada", requester="bob") == {"r00"}
         assert await found(state=(BuildState.COMPLETED,)) == {f"r{n:02d}" for n in range(0, 25, 3)}
         assert await found(state=(BuildState.COMPLETED, BuildState.QUEUED)) == set(many)
@@ -539,16 +540,16 @@ class TestLists:
         assert await found(text="r12_100%") == {"r12"}
         assert await found(text="r_2") == set()
 
-    async def test_a_page_that_never_was_is_refused(self, store: Store) -> None:
+    async def test_a_page_token_that_the_store_never_issued_is_refused(self, store: Store) -> None:
         for before in ("", "x", "x.y", "1", "99999999999999999999.x"):
             with pytest.raises(ValueError, match="before"):
                 await store.builds(BuildQuery(before=before))
 
 
-class TestLimits:
-    async def test_wishes_are_counted_in_a_sliding_window(self, store: Store) -> None:
+class TestRateLimits:
+    async def test_requests_are_counted_in_a_sliding_window(self, store: Store) -> None:
         async def ask(seconds: float, who: str = "ada") -> tuple[bool, int, datetime]:
-            found = await store.check_rate_limit(who, limit=2, seconds=60, at=at(seconds))
+            found = await store.check_rate(who, limit=2, seconds=60, at=at(seconds))
             return found.allowed, found.remaining, found.reset_at
 
         assert await ask(0) == (True, 1, at(60))
@@ -560,11 +561,11 @@ class TestLimits:
         assert await ask(62) == (False, 0, at(70))
         assert await ask(200) == (True, 1, at(260))
 
-    async def test_two_services_never_allow_more_than_one_would(self, url: str, store: Store) -> None:
+    async def test_two_services_together_never_exceed_the_rate_limit(self, url: str, store: Store) -> None:
         async with Store(url, "default") as other:
             answers = await asyncio.gather(
                 *(
-                    each.check_rate_limit("ada", limit=5, seconds=60, at=at(0))
+                    each.check_rate("ada", limit=5, seconds=60, at=at(0))
                     for _ in range(10)
                     for each in (store, other)
                 )
@@ -573,25 +574,25 @@ class TestLimits:
         assert sorted(answer.remaining for answer in answers if answer.allowed) == [0, 1, 2, 3, 4]
 
 
-class TestForgetting:
-    async def test_builds_go_some_time_after_their_end_with_all_that_is_about_them(
+class TestExpiry:
+    async def test_expired_builds_are_deleted_with_everything_that_belongs_to_them(
         self, url: str, store: Store
     ) -> None:
         for number in range(45):
             name = f"old-{number}"
             build_id = ids.build_id_of("default", name)
-            await store.asked(request(name), at=at(0))
+            await store.record_request(request(name), at=at(0))
             await store.put(
                 [accepted(name, build_id), lines(0, 1, build_id=build_id), completed(build_id=build_id)]
             )
         await store.put([accepted(), lines(0, 1)])  # never ended
         await store.put([accepted("joins", OTHER), completed(build_id=OTHER, seconds=1000)])
-        assert await store.forget(ended_before=at(500), now=at(0)) == 45
+        assert await store.delete_expired(ended_before=at(500), now=at(0)) == 45
         left = {build.request_id for build in (await store.builds(BuildQuery())).builds}
         assert left == {"r", "joins"}
-        assert await store.forget(ended_before=at(500 + 2 * 86_400), now=at(0)) == 2
-        await store.check_rate_limit("ada", limit=1, seconds=60, at=at(0))
-        await store.forget(ended_before=at(0), now=at(100))
+        assert await store.delete_expired(ended_before=at(500 + 2 * 86_400), now=at(0)) == 2
+        await store.check_rate("ada", limit=1, seconds=60, at=at(0))
+        await store.delete_expired(ended_before=at(0), now=at(100))
         assert await _rows_left(url) == {"r2d_positions": 0}
 
 
@@ -612,7 +613,7 @@ async def _rows_left(url: str) -> dict[str, int]:
 
 
 class TestDatabases:
-    def test_tables_are_made_once_and_are_those_that_the_program_knows(self, url: str) -> None:
+    def test_migrations_create_the_tables_that_the_program_declares(self, url: str) -> None:
         for _ in range(2):
             migrate(parse_url(url))
         engine = create_engine(parse_url(url), poolclass=NullPool)
@@ -622,7 +623,7 @@ class TestDatabases:
             )
             assert compare_metadata(context, metadata) == []
 
-    def test_services_that_start_at_the_same_moment_do_not_clash(self, url: str) -> None:
+    def test_services_that_start_at_the_same_moment_migrate_once(self, url: str) -> None:
         program = (
             "import sys; from rabbit2docker.hub.store.database import migrate, parse_url; "
             "migrate(parse_url(sys.argv[1]))"
@@ -635,7 +636,7 @@ class TestDatabases:
             _, errors = each.communicate(timeout=60)
             assert each.returncode == 0, errors
 
-    async def test_another_program_s_tables_in_the_same_database_are_left_alone(
+    async def test_tables_of_another_program_in_the_same_database_are_left_alone(
         self, postgresql_url: str, postgresql_server: PostgreSQL
     ) -> None:
         name = postgresql_url.rpartition("/")[2]
@@ -659,12 +660,12 @@ class TestDatabases:
             "postgresql://u:secret@host:port/database",
         ],
     )
-    def test_a_url_that_cannot_be_one_is_refused_without_its_password(self, url: str) -> None:
+    def test_an_invalid_database_url_is_refused_without_showing_its_password(self, url: str) -> None:
         with pytest.raises(ConfigurationError, match="RABBIT2DOCKER_HUB__STORE_URL") as caught:
             Store(SecretStr(url), "default")
         assert "secret" not in str(caught.value)
 
-    async def test_a_database_that_refuses_us_is_away_and_the_password_is_not_told(
+    async def test_a_database_that_refuses_the_login_counts_as_away_and_the_password_is_not_shown(
         self, postgresql_server: PostgreSQL, capsys: pytest.CaptureFixture[str]
     ) -> None:
         async with Store(postgresql_server.url("postgres", password="hush-hush"), "default") as store:
@@ -673,7 +674,7 @@ class TestDatabases:
         assert "hush" not in str(caught.value)
         assert "hush" not in capsys.readouterr().out
 
-    async def test_a_directory_that_is_not_there_is_said(self, tmp_path: Path) -> None:
+    async def test_a_missing_directory_is_named_in_the_error(self, tmp_path: Path) -> None:
         async with Store(f"sqlite:///{tmp_path / 'no' / 'store.sqlite'}", "default") as store:
             with pytest.raises(StoreUnavailable, match="unable to open"):
                 await store.check()
@@ -681,7 +682,7 @@ class TestDatabases:
             await store.put([accepted()])
             assert await state(store) == "waiting"
 
-    async def test_a_value_that_no_database_takes_is_told_apart_from_a_database_that_is_away(
+    async def test_a_value_that_no_database_accepts_is_distinguished_from_a_database_that_is_away(
         self, store: Store
     ) -> None:
         too_big = completed().data.model_copy(update={"size": 2**70})
@@ -691,7 +692,7 @@ class TestDatabases:
         await store.put([accepted()])
         assert await state(store) == "waiting"
 
-    async def test_postgresql_that_is_restarted_is_used_again(self) -> None:
+    async def test_the_store_reconnects_after_a_restart_of_postgresql(self) -> None:
         with postgresql.running() as postgresql_server:
             async with Store(postgresql_server.url("postgres"), "default") as store:
                 await store.put([accepted()])
@@ -704,18 +705,18 @@ class TestDatabases:
                 await store.put([completed()])
                 assert await state(store) == "completed"
 
-    async def test_who_is_cancelled_in_the_middle_leaves_nothing_locked(self, store: Store) -> None:
+    async def test_a_cancelled_transaction_leaves_nothing_locked(self, store: Store) -> None:
         for pause in (0, 0.001, 0.003, 0.01):
             tasks = [asyncio.create_task(store.put([accepted(), lines(0, 50)])) for _ in range(5)]
             await asyncio.sleep(pause)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             await store.put([accepted(), lines(0, 50)])
-            assert len((await told(store)).lines) == 50
+            assert len((await replayed(store)).lines) == 50
 
-    async def test_readers_do_not_wait_for_a_writer_nor_it_for_them(self, tmp_path: Path) -> None:
+    async def test_readers_and_writers_do_not_wait_for_each_other(self, tmp_path: Path) -> None:
         file = tmp_path / "store.sqlite"
         async with Store(f"sqlite:///{file}", "default") as store:
             await store.put([accepted(), *(lines(n, 10) for n in range(0, 1000, 10))])

@@ -1,4 +1,4 @@
-"""Every line of a build pod's log is read once and in order, or named as missing, whatever happens to the streams."""
+"""Logs of build pods: each line is read once and in order, or reported as missing, under failures of the streams."""
 
 import asyncio
 import json
@@ -25,13 +25,13 @@ BEGINNING = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "BACKOFF_SECONDS", (0.01, 0.05))
-    monkeypatch.setattr(logs, "NEWS_SECONDS", 0.1)
+    monkeypatch.setattr(logs, "PAUSES", (0.01, 0.05))
+    monkeypatch.setattr(logs, "END_DELAY_SECONDS", 0.1)
     monkeypatch.setattr(logs, "AFTER_END_SECONDS", 0.3)
 
 
 class Writer:
-    """A builder whose clock says what the test wants."""
+    """A builder whose clock the test sets."""
 
     def __init__(self, kube: Replicas, name: str = ONE) -> None:
         self.kube = kube
@@ -40,7 +40,7 @@ class Writer:
         self.count = 0
 
     def write(self, count: int = 1, *, seconds: float = 0.4) -> None:
-        """Write lines, each so much later than the one before."""
+        """Write lines at intervals of `seconds`."""
         for _ in range(count):
             self.raw(self.line(self.count))
             self.count += 1
@@ -73,7 +73,7 @@ def numbers(batches: list[Lines]) -> list[int]:
 
 
 async def next_lines(batches: "asyncio.Queue[Lines]", until: int) -> list[Lines]:
-    """Return what is read up to the line of that number."""
+    """Return the batches up to the line of that number."""
     found: list[Lines] = []
     while not (found and isinstance(found[-1], list) and found[-1][-1].n >= until):
         found.append(await batches.get())
@@ -88,7 +88,7 @@ async def follow(executor: KubernetesExecutor, into: "asyncio.Queue[Lines]", nam
 
 @pytest.mark.parametrize("is_killed", [False, True])
 @pytest.mark.parametrize("seed", range(8))
-async def test_cuts_at_any_byte_lose_no_line_and_bring_none_twice(
+async def test_streams_cut_at_any_byte_lose_or_repeat_no_line(
     kube: Replicas, seed: int, is_killed: bool
 ) -> None:
     rng = random.Random(seed)
@@ -113,9 +113,7 @@ async def test_cuts_at_any_byte_lose_no_line_and_bring_none_twice(
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_a_reading_that_begins_anywhere_goes_on_from_there_over_any_cuts(
-    kube: Replicas, seed: int
-) -> None:
+async def test_a_read_from_any_line_survives_cuts(kube: Replicas, seed: int) -> None:
     rng = random.Random(seed)
     async with kube.executor() as executor:
         writer = await running(kube, executor)
@@ -138,7 +136,9 @@ KUBELET = (
 
 @pytest.mark.parametrize("text", KUBELET)
 @pytest.mark.parametrize("after", [0, 100, 2000])
-async def test_what_a_kubelet_says_is_no_line_and_no_end(kube: Replicas, text: bytes, after: int) -> None:
+async def test_an_error_message_of_the_kubelet_is_neither_a_line_nor_the_end(
+    kube: Replicas, text: bytes, after: int
+) -> None:
     async with kube.executor() as executor:
         writer = await running(kube, executor)
         writer.write(30)
@@ -150,7 +150,7 @@ async def test_what_a_kubelet_says_is_no_line_and_no_end(kube: Replicas, text: b
         assert numbers(await reading) == writer.numbers()
 
 
-async def test_a_kubelets_complaint_after_the_end_is_not_the_end_of_the_log(kube: Replicas) -> None:
+async def test_an_error_message_of_the_kubelet_after_the_end_does_not_end_the_log(kube: Replicas) -> None:
     async with kube.executor() as executor:
         writer = await running(kube, executor)
         writer.write(30)
@@ -161,9 +161,7 @@ async def test_a_kubelets_complaint_after_the_end_is_not_the_end_of_the_log(kube
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 429, 500, 503])
-async def test_a_log_that_is_refused_while_the_build_runs_is_asked_for_until_it_comes(
-    kube: Replicas, status: int
-) -> None:
+async def test_a_log_that_is_rejected_while_the_build_runs_is_retried(kube: Replicas, status: int) -> None:
     async with kube.executor() as executor:
         writer = await running(kube, executor)
         writer.write(3)
@@ -176,7 +174,7 @@ async def test_a_log_that_is_refused_while_the_build_runs_is_asked_for_until_it_
         assert numbers(await reading) == writer.numbers()
 
 
-async def test_no_log_is_asked_for_before_there_is_one(kube: Replicas) -> None:
+async def test_no_log_is_requested_before_the_container_starts(kube: Replicas) -> None:
     kube.cluster.automatic = False
     async with kube.executor() as executor:
         await executor.create(a_spec(ONE), AttemptStatus())
@@ -193,7 +191,7 @@ async def test_no_log_is_asked_for_before_there_is_one(kube: Replicas) -> None:
     assert len(kube.server.calls(verb="log")) == 2
 
 
-async def test_the_log_of_a_pod_that_never_ran_is_empty_and_costs_no_call(kube: Replicas) -> None:
+async def test_the_log_of_a_pod_that_never_ran_is_empty_without_a_call(kube: Replicas) -> None:
     kube.cluster.automatic = False
     async with kube.executor() as executor:
         await executor.create(a_spec(ONE), AttemptStatus())
@@ -204,7 +202,7 @@ async def test_the_log_of_a_pod_that_never_ran_is_empty_and_costs_no_call(kube: 
     assert kube.server.calls(verb="log") == []
 
 
-async def test_bytes_that_no_builder_writes_are_passed_over(kube: Replicas) -> None:
+async def test_bytes_that_are_no_line_of_the_builder_are_skipped(kube: Replicas) -> None:
     async with kube.executor() as executor:
         writer = await running(kube, executor)
         strange = (
@@ -225,7 +223,7 @@ async def test_bytes_that_no_builder_writes_are_passed_over(kube: Replicas) -> N
         assert numbers(await read_all(executor)) == writer.numbers()
 
 
-async def test_a_line_that_cannot_be_read_is_named_as_missing(kube: Replicas) -> None:
+async def test_an_invalid_line_is_reported_as_missing(kube: Replicas) -> None:
     async with kube.executor() as executor:
         writer = await running(kube, executor)
         writer.write(2)
@@ -237,7 +235,7 @@ async def test_a_line_that_cannot_be_read_is_named_as_missing(kube: Replicas) ->
         assert (numbers([first]), missing, numbers([second])) == ([0, 1], MissingLines(2, 2), [3, 4])
 
 
-async def test_a_line_longer_than_any_builder_writes_keeps_nobody_from_the_others(kube: Replicas) -> None:
+async def test_an_oversized_line_is_skipped(kube: Replicas) -> None:
     async with kube.executor() as executor:
         writer = await running(kube, executor)
         writer.write(2)
@@ -247,7 +245,7 @@ async def test_a_line_longer_than_any_builder_writes_keeps_nobody_from_the_other
         assert numbers(await read_all(executor)) == writer.numbers()
 
 
-async def test_lines_that_rotation_took_while_the_stream_was_broken_are_one_gap(kube: Replicas) -> None:
+async def test_lines_rotated_away_while_the_stream_was_broken_are_one_gap(kube: Replicas) -> None:
     async with kube.executor() as executor:
         writer = await running(kube, executor)
         into: asyncio.Queue[Lines] = asyncio.Queue()
@@ -271,7 +269,7 @@ async def test_lines_that_rotation_took_while_the_stream_was_broken_are_one_gap(
         assert into.empty()
 
 
-async def test_lines_that_rotation_took_before_the_first_reading_are_one_gap(kube: Replicas) -> None:
+async def test_lines_rotated_away_before_the_first_read_are_one_gap(kube: Replicas) -> None:
     async with kube.executor() as executor:
         writer = await running(kube, executor)
         writer.write(40)
@@ -285,7 +283,7 @@ async def test_lines_that_rotation_took_before_the_first_reading_are_one_gap(kub
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
-async def test_a_clock_that_is_set_back_hides_no_line(kube: Replicas, is_killed: bool) -> None:
+async def test_a_clock_set_back_hides_no_line(kube: Replicas, is_killed: bool) -> None:
     async with kube.executor() as executor:
         writer = await running(kube, executor)
         into: asyncio.Queue[Lines] = asyncio.Queue()
@@ -308,7 +306,7 @@ async def test_a_clock_that_is_set_back_hides_no_line(kube: Replicas, is_killed:
         assert into.empty()
 
 
-async def test_a_clock_that_is_set_back_and_goes_on_is_neither_a_gap_nor_a_repetition(kube: Replicas) -> None:
+async def test_a_clock_set_back_causes_no_gap_and_no_repetition(kube: Replicas) -> None:
     async with kube.executor() as executor:
         writer = await running(kube, executor)
         into: asyncio.Queue[Lines] = asyncio.Queue()
@@ -329,9 +327,7 @@ async def test_a_clock_that_is_set_back_and_goes_on_is_neither_a_gap_nor_a_repet
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
-async def test_a_stream_that_died_unnoticed_holds_nobody_up_at_the_end(
-    kube: Replicas, is_killed: bool
-) -> None:
+async def test_a_dead_stream_does_not_block_the_end_of_the_log(kube: Replicas, is_killed: bool) -> None:
     async with kube.executor() as executor:
         writer = await running(kube, executor)
         into: asyncio.Queue[Lines] = asyncio.Queue()
@@ -349,7 +345,7 @@ async def test_a_stream_that_died_unnoticed_holds_nobody_up_at_the_end(
         await reading
 
 
-async def test_a_stream_that_never_answers_holds_nobody_up_at_the_end(kube: Replicas) -> None:
+async def test_a_stream_without_a_response_does_not_block_the_end_of_the_log(kube: Replicas) -> None:
     fault = kube.server.faults.hang(verb="log")
     async with kube.executor() as executor:
         writer = await running(kube, executor)
@@ -360,10 +356,8 @@ async def test_a_stream_that_never_answers_holds_nobody_up_at_the_end(kube: Repl
         assert numbers(await reading) == writer.numbers()
 
 
-async def test_a_stream_that_is_silent_for_long_is_opened_anew(
-    kube: Replicas, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logs, "SILENCE_SECONDS", 0.3)
+async def test_a_silent_log_stream_is_reopened(kube: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "READ_TIMEOUT_SECONDS", 0.3)
     async with kube.executor() as executor:
         writer = await running(kube, executor)
         into: asyncio.Queue[Lines] = asyncio.Queue()
@@ -391,7 +385,7 @@ async def test_a_log_that_is_gone_after_the_end_is_a_gap(kube: Replicas) -> None
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
-async def test_the_log_of_a_node_that_is_gone_ends(kube: Replicas, is_killed: bool) -> None:
+async def test_the_log_of_a_pod_on_a_lost_node_ends(kube: Replicas, is_killed: bool) -> None:
     async with kube.executor() as executor:
         writer = await running(kube, executor)
         into: asyncio.Queue[Lines] = asyncio.Queue()
@@ -409,7 +403,7 @@ async def test_the_log_of_a_node_that_is_gone_ends(kube: Replicas, is_killed: bo
         assert into.empty() if is_killed else into.get_nowait() == MissingLines(4, 5)
 
 
-async def test_a_node_that_cannot_be_reached_for_a_moment_after_the_end_is_waited_for(kube: Replicas) -> None:
+async def test_a_log_is_retried_if_its_node_is_briefly_unreachable_after_the_end(kube: Replicas) -> None:
     async with kube.executor() as executor:
         writer = await running(kube, executor)
         writer.write(4)
@@ -419,7 +413,7 @@ async def test_a_node_that_cannot_be_reached_for_a_moment_after_the_end_is_waite
         assert numbers(await read_all(executor)) == writer.numbers()
 
 
-async def test_an_api_server_that_is_away_at_the_end_is_waited_for_however_long(kube: Replicas) -> None:
+async def test_a_log_is_retried_indefinitely_if_the_api_server_is_away_after_the_end(kube: Replicas) -> None:
     async with kube.executor() as executor:
         writer = await running(kube, executor)
         writer.write(4)
@@ -431,7 +425,7 @@ async def test_an_api_server_that_is_away_at_the_end_is_waited_for_however_long(
         assert numbers(await reading) == writer.numbers()
 
 
-async def test_a_node_that_stays_silent_after_the_end_is_not_asked_for_ever(kube: Replicas) -> None:
+async def test_a_log_is_abandoned_if_its_node_stays_silent_after_the_end(kube: Replicas) -> None:
     async with kube.executor() as executor:
         writer = await running(kube, executor)
         writer.write(4)
@@ -443,7 +437,9 @@ async def test_a_node_that_stays_silent_after_the_end_is_not_asked_for_ever(kube
         fault.release()
 
 
-async def test_an_api_server_that_is_busy_at_the_end_is_asked_more_often_than_a_node(kube: Replicas) -> None:
+async def test_a_log_is_retried_more_often_if_the_api_server_is_busy_than_if_the_node_fails(
+    kube: Replicas,
+) -> None:
     async with kube.executor() as executor:
         writer = await running(kube, executor)
         writer.write(4)
@@ -453,11 +449,11 @@ async def test_an_api_server_that_is_busy_at_the_end_is_asked_more_often_than_a_
         assert numbers(await read_all(executor)) == writer.numbers()
 
 
-async def test_a_killed_builders_log_is_complete_only_after_another_look(kube: Replicas) -> None:
+async def test_the_log_of_a_killed_builder_is_complete_only_after_another_read(kube: Replicas) -> None:
     async with kube.executor() as executor:
         writer = await running(kube, executor)
         writer.write(5)
-        # A load balancer may end a stream as if all were said.
+        # A load balancer may end a stream without an error.
         kube.server.faults.cut(300, clean=True, verb="log")
         kube.cluster.kill(ONE)
         await in_state(executor, ONE, AttemptState.ENDED)
@@ -465,7 +461,7 @@ async def test_a_killed_builders_log_is_complete_only_after_another_look(kube: R
         assert len(kube.server.calls(verb="log")) >= 3
 
 
-async def test_more_logs_than_a_usual_pool_has_connections_keep_no_call_waiting(kube: Replicas) -> None:
+async def test_many_log_streams_do_not_block_calls(kube: Replicas) -> None:
     names = [AttemptName(f"build-{number}") for number in range(130)]
     async with kube.executor() as executor:
         for name in names:
@@ -483,13 +479,13 @@ async def test_more_logs_than_a_usual_pool_has_connections_keep_no_call_waiting(
     assert kube.server.streams("log") == []
 
 
-async def test_logs_that_never_answer_keep_no_watch_and_no_other_log_waiting(kube: Replicas) -> None:
+async def test_log_streams_without_a_response_do_not_block_watches_or_other_logs(kube: Replicas) -> None:
     names = [AttemptName(f"build-{number}") for number in range(130)]
     async with kube.executor() as executor:
         await executor.create(a_spec(ONE), AttemptStatus())
         for name in names:
             await executor.create(a_spec(name), AttemptStatus())
-        # A node behind a broken network, or builders without a first line: the kubelet answers only with that.
+        # As with a node behind a broken network, or builders without a first line, which is when the kubelet responds.
         fault = kube.server.faults.hang(verb="log", times=len(names))
         readings = [asyncio.create_task(read_all(executor, name=name)) for name in names]
         await eventually(lambda: fault.times == 0)
@@ -503,7 +499,7 @@ async def test_logs_that_never_answer_keep_no_watch_and_no_other_log_waiting(kub
             reading.cancel()
 
 
-async def test_a_reader_that_leaves_leaves_no_stream_behind(kube: Replicas) -> None:
+async def test_closing_a_log_reader_closes_its_stream(kube: Replicas) -> None:
     async with kube.executor() as executor:
         writer = await running(kube, executor)
         writer.write()

@@ -1,4 +1,4 @@
-"""Records of the kubernetes executor: what is written is written once and kept, whatever becomes of calls and pods."""
+"""Records of the kubernetes executor: creation, status updates, cancellation and deletion under failures."""
 
 import asyncio
 import functools
@@ -47,8 +47,8 @@ def reported(status: AttemptStatus) -> AttemptStatus:
     return status.model_copy(update={"reported": True, "reported_at": utc_now()})
 
 
-def cancelled_by(who: str, message: str) -> Callable[[AttemptStatus], AttemptStatus]:
-    return lambda status: status.model_copy(update={"cancelled_by": who, "cancel_message": message})
+def cancelled_by(replica: str, message: str) -> Callable[[AttemptStatus], AttemptStatus]:
+    return lambda status: status.model_copy(update={"cancelled_by": replica, "cancel_message": message})
 
 
 async def running(executor: KubernetesExecutor, name: AttemptName = ONE) -> Attempt:
@@ -70,35 +70,35 @@ def foreign_pod(kube: Replicas, labels: dict[str, str], *, name: str = ONE) -> N
 
 @asynccontextmanager
 async def answers_held(monkeypatch: pytest.MonkeyPatch, verb: str) -> AsyncIterator[Callable[[], int]]:
-    """Have what is asked done at once, and its answers come in when the test leaves; yields how many there are."""
+    """Delay the responses to calls until the block ends; yields how many are waiting. The calls take effect at once."""
     arrived, released = 0, asyncio.Event()
-    once = ApiClient._once
+    send = ApiClient._send
 
     async def late(self: ApiClient, method: str, *arguments: Any) -> Any:
         nonlocal arrived
-        answer = await once(self, method, *arguments)
+        answer = await send(self, method, *arguments)
         if method == verb:
             arrived += 1
             await released.wait()
         return answer
 
     with monkeypatch.context() as patch:
-        patch.setattr(ApiClient, "_once", late)
+        patch.setattr(ApiClient, "_send", late)
         yield lambda: arrived
         released.set()
 
 
-# -- writes
+# -- status updates
 
 
-async def test_marks_that_replicas_write_at_once_are_all_kept(kube: Replicas) -> None:
+async def test_status_updates_of_several_replicas_at_once_are_all_kept(kube: Replicas) -> None:
     async with kube.executor() as one, kube.executor() as two:
         await running(one)
         await in_state(two, ONE, AttemptState.RUNNING)
         writers = [
-            executor.update_status(ONE, with_request(f"{who}-{number}"))
+            executor.update_status(ONE, with_request(f"{replica}-{number}"))
             for number in range(15)
-            for who, executor in (("one", one), ("two", two))
+            for replica, executor in (("one", one), ("two", two))
         ]
         await asyncio.gather(*writers)
         for executor in (one, two):
@@ -107,7 +107,7 @@ async def test_marks_that_replicas_write_at_once_are_all_kept(kube: Replicas) ->
             assert len(attempt.status.requests) == 30
 
 
-async def test_an_outcome_is_decided_once_even_by_two_at_the_same_moment(kube: Replicas) -> None:
+async def test_an_outcome_is_decided_once_even_by_two_replicas_at_the_same_moment(kube: Replicas) -> None:
     def decide(kind: str) -> Callable[[AttemptStatus], AttemptStatus]:
         outcome = StoredOutcome(kind=kind, data={})
         return lambda status: status if status.outcome else status.model_copy(update={"outcome": outcome})
@@ -123,67 +123,67 @@ async def test_an_outcome_is_decided_once_even_by_two_at_the_same_moment(kube: R
             assert first.status.outcome == second.status.outcome
 
 
-async def test_a_mark_whose_answer_was_lost_is_there_and_may_be_written_again(kube: Replicas) -> None:
+async def test_a_status_update_whose_response_was_lost_can_be_repeated(kube: Replicas) -> None:
     async with kube.executor() as executor:
         await running(executor)
         kube.server.faults.drop_after(verb="patch")
         with pytest.raises(ExecutorUnavailable):
-            await executor.update_status(ONE, with_request("wish"))
-        attempt = await executor.update_status(ONE, with_request("wish"))
-        assert attempt.status.requests == {"wish": "digest"}
+            await executor.update_status(ONE, with_request("request"))
+        attempt = await executor.update_status(ONE, with_request("request"))
+        assert attempt.status.requests == {"request": "digest"}
         attempt = await executor.update_status(ONE, with_request("other"))
-        assert set(attempt.status.requests) == {"wish", "other"}
+        assert set(attempt.status.requests) == {"request", "other"}
 
 
 @pytest.mark.parametrize("status", [409, 422])
-async def test_a_write_that_is_refused_without_a_reason_is_not_tried_for_ever(
+async def test_a_status_update_that_is_rejected_without_a_conflict_is_not_repeated_forever(
     kube: Replicas, status: int
 ) -> None:
     async with kube.executor() as executor:
         await running(executor)
         fault = kube.server.faults.answer(status, message="a webhook says no", verb="patch", times=None)
         with pytest.raises(ExecutorUnavailable, match="a webhook says no"):
-            await executor.update_status(ONE, with_request("wish"))
+            await executor.update_status(ONE, with_request("request"))
         fault.remove()
-        await executor.update_status(ONE, with_request("wish"))
+        await executor.update_status(ONE, with_request("request"))
 
 
-async def test_any_text_can_be_marked_again_and_again(kube: Replicas) -> None:
+async def test_a_status_with_any_text_can_be_updated_again(kube: Replicas) -> None:
     async with kube.executor() as one, kube.executor() as two:
         await running(one)
         await in_state(two, ONE, AttemptState.RUNNING)
         for number, text in enumerate(
             ["<a href='x'>&amp;</a>", "\u2028\u2029\x7f", "~1~0/", "\U0001f433 é", '"\\']
         ):
-            for who, executor in (("one", one), ("two", two)):
-                marked = await executor.update_status(ONE, cancelled_by(f"{number} {who} {text}", text))
-                assert marked.status.cancel_message == text
+            for replica, executor in (("one", one), ("two", two)):
+                updated = await executor.update_status(ONE, cancelled_by(f"{number} {replica} {text}", text))
+                assert updated.status.cancel_message == text
 
 
-async def test_marks_that_somebody_spoilt_do_not_stop_the_build(kube: Replicas) -> None:
+async def test_an_invalid_status_annotation_does_not_stop_the_build(kube: Replicas) -> None:
     async with kube.executor() as executor:
         await running(executor)
         kube.cluster.edit(
             ONE, lambda data: data["metadata"]["annotations"].update({manifest.STATUS: "{nonsense"})
         )
         kube.cluster.edit(ONE, lambda data: data["metadata"]["annotations"].pop(manifest.STATUS_VERSION))
-        await executor.update_status(ONE, with_request("wish"))
+        await executor.update_status(ONE, with_request("request"))
         attempt = await executor.update_status(ONE, decided)
-        assert (set(attempt.status.requests), attempt.status.outcome) == ({"wish"}, OUTCOME)
+        assert (set(attempt.status.requests), attempt.status.outcome) == ({"request"}, OUTCOME)
 
 
-async def test_a_mark_never_lands_on_another_pod_of_the_same_name(kube: Replicas) -> None:
+async def test_a_status_update_never_reaches_another_pod_of_the_same_name(kube: Replicas) -> None:
     async with kube.executor() as executor, kube.executor() as other:
         await running(executor)
         fault = kube.server.faults.hang(verb="patch")
-        marking = asyncio.create_task(executor.update_status(ONE, with_request("wish")))
+        updating = asyncio.create_task(executor.update_status(ONE, with_request("request")))
         await eventually(lambda: fault.hits)
         kube.cluster.vanish(ONE)
         assert await other.get(ONE) is None
         await other.create(a_spec(ONE), AttemptStatus())
         fault.release()
         with pytest.raises(RecordMissing):
-            await marking
+            await updating
         attempt = await other.get(ONE)
         assert attempt is not None
         assert attempt.status == AttemptStatus()
@@ -192,7 +192,7 @@ async def test_a_mark_never_lands_on_another_pod_of_the_same_name(kube: Replicas
 # -- creation
 
 
-async def test_a_pod_whose_answer_was_lost_is_adopted(kube: Replicas) -> None:
+async def test_a_pod_whose_creation_lost_its_response_is_adopted(kube: Replicas) -> None:
     async with kube.executor() as executor:
         kube.server.faults.drop_after(verb="create", resource="pods")
         with pytest.raises(ExecutorUnavailable):
@@ -201,7 +201,7 @@ async def test_a_pod_whose_answer_was_lost_is_adopted(kube: Replicas) -> None:
         assert not is_new
         assert attempt.spec == a_spec(ONE)
     async with kube.executor() as executor:
-        # A service that starts anew asks before it has heard of anything.
+        # A restarted service creates before its first list is complete.
         silence = kube.server.faults.hang(verb="list", times=None)
         attempt, is_new = await executor.create(a_spec(ONE), AttemptStatus())
         assert not is_new
@@ -209,7 +209,7 @@ async def test_a_pod_whose_answer_was_lost_is_adopted(kube: Replicas) -> None:
     assert kube.starts(ONE) == 1
 
 
-async def test_replicas_that_create_at_once_make_one_pod(kube: Replicas) -> None:
+async def test_replicas_that_create_an_attempt_at_once_make_one_pod(kube: Replicas) -> None:
     async with kube.executor() as one, kube.executor() as two:
         for number in range(10):
             spec = a_spec(f"build-{number}")
@@ -217,7 +217,7 @@ async def test_replicas_that_create_at_once_make_one_pod(kube: Replicas) -> None
             assert sorted(is_new for _, is_new in made) == [False, True]
 
 
-async def test_a_caller_that_is_cancelled_leaves_a_whole_record_behind(kube: Replicas) -> None:
+async def test_a_cancelled_caller_leaves_a_complete_record(kube: Replicas) -> None:
     async with kube.executor() as executor:
         fault = kube.server.faults.hang(verb="create", resource="pods")
         creating = asyncio.create_task(executor.create(a_spec(ONE), AttemptStatus()))
@@ -229,7 +229,7 @@ async def test_a_caller_that_is_cancelled_leaves_a_whole_record_behind(kube: Rep
 
 
 @pytest.mark.parametrize("labels", [{}, {"app": "web"}, manifest.labels(Settings(), manifest.BUILD)])
-async def test_a_pod_that_is_no_build_keeps_its_name(kube: Replicas, labels: dict[str, str]) -> None:
+async def test_a_pod_that_is_not_a_build_is_left_alone(kube: Replicas, labels: dict[str, str]) -> None:
     foreign_pod(kube, labels)
     async with kube.executor() as executor:
         with pytest.raises(NameTaken):
@@ -240,11 +240,11 @@ async def test_a_pod_that_is_no_build_keeps_its_name(kube: Replicas, labels: dic
     assert "deletionTimestamp" not in kube.cluster.pod(ONE)["metadata"]
 
 
-async def test_a_full_quota_is_waited_for_in_words_that_say_so(kube: Replicas) -> None:
+async def test_a_full_quota_is_a_temporary_error_that_says_so(kube: Replicas) -> None:
     kube.cluster.pod_limit = 1
     async with kube.executor() as executor:
         await running(executor)
-        with pytest.raises(ExecutorUnavailable, match=r"Waiting for room in the cluster's quota: .*builds"):
+        with pytest.raises(ExecutorUnavailable, match=r"Waiting for free quota in the cluster: .*builds"):
             await executor.create(a_spec("build-two"), AttemptStatus())
         kube.end(ONE)
         _, is_new = await executor.create(a_spec("build-two"), AttemptStatus())
@@ -259,7 +259,7 @@ async def test_a_full_quota_is_waited_for_in_words_that_say_so(kube: Replicas) -
         (400, "bad"),
     ],
 )
-async def test_a_pod_that_is_not_taken_is_waited_for_with_the_servers_words(
+async def test_a_rejected_pod_is_a_temporary_error_with_the_servers_message(
     kube: Replicas, status: int, message: str
 ) -> None:
     kube.server.faults.answer(status, message=message, verb="create", resource="pods")
@@ -271,7 +271,7 @@ async def test_a_pod_that_is_not_taken_is_waited_for_with_the_servers_words(
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_how_long_the_server_wants_to_be_left_alone_is_handed_on(kube: Replicas, status: int) -> None:
+async def test_the_servers_retry_after_is_passed_on(kube: Replicas, status: int) -> None:
     kube.server.faults.answer(status, retry_after=7, verb="create", resource="pods")
     async with kube.executor() as executor:
         with pytest.raises(ExecutorUnavailable) as refused:
@@ -279,12 +279,12 @@ async def test_how_long_the_server_wants_to_be_left_alone_is_handed_on(kube: Rep
         assert refused.value.retry_after == 7
 
 
-async def test_a_call_that_is_not_answered_ends_and_what_it_did_is_found_later(
+async def test_a_creation_that_times_out_is_found_later(
     kube: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with kube.executor() as executor:
         await running(executor, AttemptName("build-first"))
-        monkeypatch.setattr(ApiClient, "call", functools.partialmethod(ApiClient.call, seconds=0.3))
+        monkeypatch.setattr(ApiClient, "call", functools.partialmethod(ApiClient.call, timeout_seconds=0.3))
         fault = kube.server.faults.hang(verb="create", resource="pods")
         with pytest.raises(ExecutorUnavailable, match="does not answer"):
             await executor.create(a_spec(ONE), AttemptStatus())
@@ -296,7 +296,7 @@ async def test_a_call_that_is_not_answered_ends_and_what_it_did_is_found_later(
 
 
 @pytest.mark.parametrize("text", ["", "nonsense: [", "apiVersion: v1\nkind: Config\n", "- 1", "clusters: 5"])
-async def test_a_kubeconfig_that_makes_no_sense_is_a_wrong_setting(kube: Replicas, text: str) -> None:
+async def test_an_invalid_kubeconfig_is_a_configuration_error(kube: Replicas, text: str) -> None:
     path = kube.settings.kubernetes.kubeconfig
     assert path is not None
     path.write_text(text)
@@ -304,10 +304,10 @@ async def test_a_kubeconfig_that_makes_no_sense_is_a_wrong_setting(kube: Replica
         await kube.executor().__aenter__()
 
 
-async def test_credentials_that_expire_are_read_again(
+async def test_expired_credentials_are_reloaded(
     kube: Replicas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "LOGIN_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(client, "RELOAD_INTERVAL_SECONDS", 0.0)
     token = tmp_path / "token"
     token.write_text("first")
     kube.server.token = "first"
@@ -317,7 +317,7 @@ async def test_credentials_that_expire_are_read_again(
         kube.write(ONE, "here")
         token.write_text("second")
         kube.server.token = "second"
-        await executor.update_status(ONE, with_request("wish"))
+        await executor.update_status(ONE, with_request("request"))
         for stream in kube.server.streams("watch"):
             stream.abort()
         kube.end(ONE)
@@ -327,18 +327,18 @@ async def test_credentials_that_expire_are_read_again(
         assert texts(await read_all(executor)) == ["here"]
 
 
-async def test_credentials_that_are_refused_for_good_are_waited_for_and_not_read_without_end(
+async def test_rejected_credentials_are_not_reloaded_all_the_time(
     kube: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logins = 0
-    log_in = ApiClient._log_in
+    loads = 0
+    load = ApiClient._load_configuration
 
     async def counted(self: ApiClient) -> None:
-        nonlocal logins
-        logins += 1
-        await log_in(self)
+        nonlocal loads
+        loads += 1
+        await load(self)
 
-    monkeypatch.setattr(ApiClient, "_log_in", counted)
+    monkeypatch.setattr(ApiClient, "_load_configuration", counted)
     async with kube.executor() as executor:
         kube.server.token = "another"
         for _ in range(20):
@@ -346,13 +346,13 @@ async def test_credentials_that_are_refused_for_good_are_waited_for_and_not_read
                 await executor.create(a_spec(ONE), AttemptStatus())
         kube.server.token = None
         await running(executor)
-        assert logins <= 3
+        assert loads <= 3
 
 
 # -- a record outlives its pod
 
 
-async def test_a_pod_deleted_by_hand_stays_a_record_until_its_end_is_told_and_then_answers_duplicates(
+async def test_a_deleted_pod_stays_a_record_until_its_end_is_reported_and_then_answers_duplicates(
     kube: Replicas,
 ) -> None:
     async with kube.executor(keep_ended_seconds=1.0) as executor:
@@ -377,7 +377,7 @@ async def test_a_pod_deleted_by_hand_stays_a_record_until_its_end_is_told_and_th
 
 
 async def in_state_of(changes: AsyncIterator[Any], state: AttemptState) -> Attempt:
-    """Read on until the attempt is in that state."""
+    """Read changes until the attempt is in that state."""
     async for change in changes:
         assert isinstance(change, Changed)
         if change.attempt.state is state:
@@ -385,7 +385,7 @@ async def in_state_of(changes: AsyncIterator[Any], state: AttemptState) -> Attem
     raise AssertionError("the changes ended")
 
 
-async def test_a_told_record_is_kept_even_if_the_watch_is_faster_than_the_answer(
+async def test_a_reported_record_is_kept_even_if_the_watch_is_faster_than_the_response(
     kube: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with kube.executor() as executor:
@@ -395,30 +395,30 @@ async def test_a_told_record_is_kept_even_if_the_watch_is_faster_than_the_answer
         await executor.update_status(ONE, decided)
         async with synced(executor) as changes:
             async with answers_held(monkeypatch, "PATCH") as arrived:
-                marking = asyncio.create_task(executor.update_status(ONE, reported))
+                updating = asyncio.create_task(executor.update_status(ONE, reported))
                 await eventually(lambda: arrived())
                 await in_the_watch(kube, executor)
-            attempt = await marking
+            attempt = await updating
             assert attempt.status.reported
             found = await executor.get(ONE)
             assert found is not None
             assert found.status.reported
             await executor.delete(ONE)
-            told = [await anext(changes)]
-            while told[-1] != Removed(ONE) or executor._records.get(ONE):
-                told.append(await anext(changes))
-        assert told.count(Removed(ONE)) == 1
+            seen = [await anext(changes)]
+            while seen[-1] != Removed(ONE) or executor._records.by_name.get(ONE):
+                seen.append(await anext(changes))
+        assert seen.count(Removed(ONE)) == 1
 
 
 async def in_the_watch(kube: Replicas, executor: KubernetesExecutor) -> None:
-    """Return when the executor's watch has told all that happened so far."""
+    """Return once the executor's watch has reported everything that happened so far."""
     name = AttemptName("build-marker")
     async with kube.executor() as other:
         await other.create(a_spec(name), AttemptStatus())
-    await eventually(lambda: name in executor._records)
+    await eventually(lambda: name in executor._records.by_name)
 
 
-async def test_a_pod_whose_creation_is_answered_after_its_end_leaves_no_ghost(
+async def test_a_pod_removed_before_its_creation_is_answered_leaves_no_record(
     kube: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with kube.executor() as executor:
@@ -428,14 +428,14 @@ async def test_a_pod_whose_creation_is_answered_after_its_end_leaves_no_ghost(
             await eventually(lambda: arrived())
             await in_state(executor, ONE, AttemptState.RUNNING)
             kube.cluster.vanish(ONE)
-            await eventually(lambda: ONE not in executor._records)
+            await eventually(lambda: ONE not in executor._records.by_name)
         await asyncio.gather(creating, return_exceptions=True)
-        assert ONE not in executor._records
+        assert ONE not in executor._records.by_name
         _, is_new = await executor.create(a_spec(ONE), AttemptStatus())
         assert is_new
 
 
-async def test_a_report_whose_answer_was_lost_with_the_pod_is_as_good(kube: Replicas) -> None:
+async def test_a_report_whose_response_was_lost_with_the_pod_can_be_repeated(kube: Replicas) -> None:
     async with kube.executor() as executor:
         await running(executor)
         kube.cluster.delete(ONE)
@@ -449,10 +449,10 @@ async def test_a_report_whose_answer_was_lost_with_the_pod_is_as_good(kube: Repl
         assert await executor.get(ONE) == attempt
 
 
-# -- ending
+# -- cancellation
 
 
-async def test_a_build_that_no_node_took_can_be_cancelled(kube: Replicas) -> None:
+async def test_an_unscheduled_build_can_be_cancelled(kube: Replicas) -> None:
     kube.cluster.automatic = False
     async with kube.executor() as executor:
         await executor.create(a_spec(ONE), AttemptStatus())
@@ -477,7 +477,7 @@ async def test_a_build_whose_container_waits_can_be_cancelled(kube: Replicas) ->
         assert await read_all(executor) == []
 
 
-async def test_a_build_that_runs_is_asked_to_end_once_however_often_it_is_cancelled(kube: Replicas) -> None:
+async def test_a_pod_is_deleted_once_however_often_its_build_is_cancelled(kube: Replicas) -> None:
     kube.cluster.stops = Stops.HANGS
     async with kube.executor() as one, kube.executor() as two:
         await running(one)
@@ -490,7 +490,7 @@ async def test_a_build_that_runs_is_asked_to_end_once_however_often_it_is_cancel
         assert len(kube.server.calls(verb="delete", name=ONE)) == 1
 
 
-async def test_a_builder_that_does_not_obey_is_killed(kube: Replicas) -> None:
+async def test_a_builder_that_ignores_sigterm_is_killed(kube: Replicas) -> None:
     kube.cluster.stops = Stops.STUBBORN
     async with kube.executor(termination_seconds=1) as executor:
         await running(executor)
@@ -501,9 +501,7 @@ async def test_a_builder_that_does_not_obey_is_killed(kube: Replicas) -> None:
         assert attempt.external_end.reason is FailureReason.POD_DELETED
 
 
-async def test_a_build_on_a_node_that_does_not_answer_ends_when_it_is_cancelled(
-    kube: Replicas, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_cancelled_build_on_a_lost_node_ends(kube: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pod_status, "LOST_SECONDS", 0.2)
     async with kube.executor(termination_seconds=1) as executor:
         await running(executor)
@@ -517,7 +515,7 @@ async def test_a_build_on_a_node_that_does_not_answer_ends_when_it_is_cancelled(
         assert not kube.cluster.exists(ONE)
 
 
-async def test_a_cancel_whose_answer_is_lost_has_happened(kube: Replicas) -> None:
+async def test_a_cancellation_whose_response_was_lost_takes_effect(kube: Replicas) -> None:
     async with kube.executor() as executor:
         await running(executor)
         kube.server.faults.drop_after(verb="delete")
@@ -527,7 +525,7 @@ async def test_a_cancel_whose_answer_is_lost_has_happened(kube: Replicas) -> Non
         await executor.cancel(ONE)
 
 
-async def test_a_cancel_never_hits_another_pod_of_the_same_name(kube: Replicas) -> None:
+async def test_a_cancellation_never_deletes_another_pod_of_the_same_name(kube: Replicas) -> None:
     async with kube.executor() as executor, kube.executor() as other:
         await running(executor)
         fault = kube.server.faults.hang(verb="delete")
@@ -544,10 +542,12 @@ async def test_a_cancel_never_hits_another_pod_of_the_same_name(kube: Replicas) 
         assert "deletionTimestamp" not in kube.cluster.pod(ONE)["metadata"]
 
 
-# -- forgetting
+# -- deletion
 
 
-async def test_a_forgotten_pod_is_gone_with_its_finalizer_even_if_it_was_never_told(kube: Replicas) -> None:
+async def test_a_deleted_record_is_gone_with_its_finalizer_even_if_it_was_never_reported(
+    kube: Replicas,
+) -> None:
     async with kube.executor() as executor:
         await ended(kube, executor)
         await executor.delete(ONE)
@@ -556,7 +556,7 @@ async def test_a_forgotten_pod_is_gone_with_its_finalizer_even_if_it_was_never_t
 
 
 @pytest.mark.parametrize("verb", ["patch", "delete"])
-async def test_a_forgetting_that_failed_on_its_way_can_be_repeated(kube: Replicas, verb: str) -> None:
+async def test_a_failed_deletion_of_a_record_can_be_repeated(kube: Replicas, verb: str) -> None:
     async with kube.executor() as executor:
         for how in (kube.server.faults.drop_before, kube.server.faults.drop_after):
             await ended(kube, executor)
@@ -569,7 +569,7 @@ async def test_a_forgetting_that_failed_on_its_way_can_be_repeated(kube: Replica
             assert await executor.get(ONE) is None
 
 
-async def test_a_forgotten_pod_that_somebody_else_holds_on_to_is_no_stranger_to_its_own_name(
+async def test_a_name_stays_unavailable_while_a_foreign_finalizer_keeps_its_deleted_pod(
     kube: Replicas,
 ) -> None:
     async with kube.executor() as executor:
@@ -584,7 +584,7 @@ async def test_a_forgotten_pod_that_somebody_else_holds_on_to_is_no_stranger_to_
         assert is_new
 
 
-async def test_a_replica_that_others_forgot_a_pod_behind_learns_of_it(kube: Replicas) -> None:
+async def test_a_deletion_of_a_record_by_another_replica_is_noticed(kube: Replicas) -> None:
     async with kube.executor() as one, kube.executor() as two:
         await ended(kube, one)
         await in_state(two, ONE, AttemptState.ENDED)
@@ -596,14 +596,14 @@ async def test_a_replica_that_others_forgot_a_pod_behind_learns_of_it(kube: Repl
 # -- cost
 
 
-async def test_a_build_costs_at_most_six_calls_whatever_the_number_of_replicas_that_look_on(
+async def test_a_build_costs_at_most_six_calls_for_any_number_of_replicas(
     kube: Replicas,
 ) -> None:
     async with kube.executor() as executor, kube.executor(), kube.executor():
         await ended(kube, executor, AttemptName("build-first"))
         await eventually(lambda: len(kube.server.streams("watch")) == 6)
         before = len(kube.server.requests)
-        await executor.create(a_spec(ONE), AttemptStatus(requests={"wish": "digest"}))
+        await executor.create(a_spec(ONE), AttemptStatus(requests={"request": "digest"}))
         reading = asyncio.create_task(read_all(executor))
         kube.write(ONE, "first")
         await eventually(lambda: kube.server.streams("log", name=ONE))
@@ -619,7 +619,7 @@ async def test_a_build_costs_at_most_six_calls_whatever_the_number_of_replicas_t
         assert len(calls) <= 6, calls
 
 
-async def test_the_builders_program_is_delivered_once_for_all_builds(kube: Replicas) -> None:
+async def test_the_builders_program_is_created_once_for_all_builds(kube: Replicas) -> None:
     async with kube.executor() as executor:
         await asyncio.gather(
             *(executor.create(a_spec(f"build-{number}"), AttemptStatus()) for number in range(10))

@@ -28,11 +28,11 @@ BUILDS = [f"build-{number}" for number in range(60)]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(informer, "BACKOFF_SECONDS", (0.02, 0.1))
+    monkeypatch.setattr(informer, "PAUSES", (0.02, 0.1))
 
 
 class Replica:
-    """An executor with its own way to the API server, and what it believes of the others."""
+    """An executor with its own connection to the API server, and the members it has seen."""
 
     def __init__(self, kube: Replicas, proxy: Proxy, *, lease_seconds: float) -> None:
         self.proxy = proxy
@@ -58,19 +58,19 @@ class Replica:
         self._task = asyncio.create_task(self.ownership.run())
 
     async def close(self) -> None:
-        """End in good order."""
+        """Stop normally."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
             await self.executor.__aexit__(None, None, None)
 
-    def cut_off(self) -> None:
-        """Let nothing pass any more, as if the network were gone, or the replica."""
+    def disconnect(self) -> None:
+        """Drop all connections, as if the network or the replica were gone."""
         self.proxy.refuse(True)
         self.proxy.cut()
 
-    def reach_again(self) -> None:
+    def reconnect(self) -> None:
         self.proxy.refuse(False)
 
     def _on_change(self) -> None:
@@ -81,7 +81,7 @@ class Replica:
 async def replicas(
     kube: Replicas, count: int, *, lease_seconds: float = LEASE
 ) -> AsyncIterator[list[Replica]]:
-    """Open replicas one after the other, until all know all."""
+    """Open replicas one after the other, and wait until they know each other."""
     async with AsyncExitStack() as stack:
         found: list[Replica] = []
         for _ in range(count):
@@ -90,19 +90,19 @@ async def replicas(
             stack.push_async_callback(replica.close)
             await replica.open()
             found.append(replica)
-        await agreed(found)
+        await all_know(found)
         yield found
 
 
-async def agreed(live: Iterable[Replica]) -> None:
-    """Return when all these believe that just these live."""
+async def all_know(live: Iterable[Replica]) -> None:
+    """Return once each of these replicas knows that exactly these are live."""
     live = list(live)
     names = {replica.name for replica in live}
     await eventually(lambda: all(replica.members == names for replica in live))
 
 
-def split_once(live: Iterable[Replica]) -> None:
-    """Check that each build has one owner."""
+def check_owners(live: Iterable[Replica]) -> None:
+    """Assert that each build has one owner."""
     owned = [replica.owned() for replica in live]
     assert sorted(build for part in owned for build in part) == sorted(BUILDS)
 
@@ -124,62 +124,62 @@ def put_lease(kube: Replicas, name: str, renewed: datetime, *, settings: Setting
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-async def test_each_build_has_one_owner_among_those_who_live(kube: Replicas, count: int) -> None:
+async def test_each_build_has_one_owner_among_the_live_replicas(kube: Replicas, count: int) -> None:
     async with replicas(kube, count) as live:
-        split_once(live)
+        check_owners(live)
         assert all(replica.owned() for replica in live)
         assert all(replica.executor.problems()["lease"] is None for replica in live)
     assert lease_names(kube) == set()
 
 
-async def test_a_replica_that_dies_silently_is_followed_within_its_lease(kube: Replicas) -> None:
+async def test_the_builds_of_a_silent_replica_are_taken_over_within_its_lease(kube: Replicas) -> None:
     async with replicas(kube, 3) as (one, two, three):
         died = time.monotonic()
-        one.cut_off()
-        await agreed([two, three])
-        split_once([two, three])
+        one.disconnect()
+        await all_know([two, three])
+        check_owners([two, three])
         for replica in (two, three):
             heard_at = next(at for at, members in replica.heard if at > died and one.name not in members.live)
-            # It had renewed its Lease up to a third of that time before.
+            # It had last renewed its Lease up to a third of its duration before.
             assert heard_at - died > LEASE / 2
             assert one.name not in replica.members
 
 
-async def test_a_replica_that_ends_in_good_order_is_followed_at_once(kube: Replicas) -> None:
-    # So long that nobody could be taken for dead within this test.
+async def test_the_builds_of_a_replica_that_stops_are_taken_over_at_once(kube: Replicas) -> None:
+    # With a Lease that does not expire during the test.
     async with replicas(kube, 3, lease_seconds=300) as (one, two, three):
         await one.close()
-        await agreed([two, three])
-        split_once([two, three])
+        await all_know([two, three])
+        check_owners([two, three])
         assert lease_names(kube) == {two.name, three.name}
 
 
-async def test_a_replica_that_is_cut_off_knows_it_before_the_others_act(kube: Replicas) -> None:
+async def test_a_disconnected_replica_releases_its_builds_before_others_take_over(kube: Replicas) -> None:
     async with replicas(kube, 2) as (one, two):
         for _ in range(2):
-            one.cut_off()
+            one.disconnect()
             await eventually(lambda: two.owned() == set(BUILDS))
-            # Whoever takes over may be late, whoever has to let go may not.
+            # Taking over may be late, releasing may not.
             assert one.owned() == set()
             assert "Lease cannot be renewed" in (one.executor.problems()["lease"] or "")
-            one.reach_again()
-            await agreed([one, two])
-            split_once([one, two])
+            one.reconnect()
+            await all_know([one, two])
+            check_owners([one, two])
             await eventually(lambda: not any(one.executor.problems().values()))
 
 
-async def test_a_replica_whose_packets_vanish_knows_it_too(kube: Replicas) -> None:
+async def test_a_replica_whose_packets_vanish_releases_its_builds(kube: Replicas) -> None:
     async with replicas(kube, 2) as (one, two):
         one.proxy.black_hole()
         await eventually(lambda: two.owned() == set(BUILDS))
         assert one.owned() == set()
         one.proxy.cut()
         one.proxy.flow()
-        await agreed([one, two])
-        split_once([one, two])
+        await all_know([one, two])
+        check_owners([one, two])
 
 
-async def test_at_no_moment_has_a_build_two_owners_for_longer_than_a_lease(kube: Replicas) -> None:
+async def test_no_build_has_two_owners_for_longer_than_a_lease(kube: Replicas) -> None:
     async with replicas(kube, 3) as live:
         since: dict[str, float] = {}
         longest = 0.0
@@ -199,21 +199,21 @@ async def test_at_no_moment_has_a_build_two_owners_for_longer_than_a_lease(kube:
 
         looking = asyncio.create_task(look())
         one, two, three = live
-        one.cut_off()
-        await agreed([two, three])
-        two.cut_off()
-        await agreed([three])
-        one.reach_again()
-        await agreed([one, three])
-        two.reach_again()
-        await agreed(live)
+        one.disconnect()
+        await all_know([two, three])
+        two.disconnect()
+        await all_know([three])
+        one.reconnect()
+        await all_know([one, three])
+        two.reconnect()
+        await all_know(live)
         stop.set()
         await looking
-        split_once(live)
+        check_owners(live)
         assert longest < LEASE
 
 
-async def test_a_rolling_restart_leaves_no_build_without_an_owner_and_no_lease_behind(kube: Replicas) -> None:
+async def test_a_rolling_restart_leaves_no_build_without_an_owner_and_no_lease(kube: Replicas) -> None:
     async with AsyncExitStack() as stack:
         proxies = [await stack.enter_async_context(Proxy(kube.server.port)) for _ in range(5)]
         waiting = [Replica(kube, proxy, lease_seconds=300) for proxy in proxies]
@@ -222,39 +222,39 @@ async def test_a_rolling_restart_leaves_no_build_without_an_owner_and_no_lease_b
             stack.push_async_callback(replica.close)
             await replica.open()
             live.append(replica)
-            await agreed(live)
+            await all_know(live)
             if len(live) > 2:
                 await live.pop(0).close()
-                await agreed(live)
-            split_once(live)
+                await all_know(live)
+            check_owners(live)
     assert lease_names(kube) == set()
 
 
-async def test_an_api_server_that_is_away_takes_all_builds_from_all_until_it_is_back(kube: Replicas) -> None:
+async def test_no_replica_owns_builds_while_the_api_server_is_away(kube: Replicas) -> None:
     async with replicas(kube, 2) as live:
         before = [replica.owned() for replica in live]
         await kube.server.stop()
         await eventually(lambda: not any(replica.owned() for replica in live))
         await kube.server.start()
-        await agreed(live)
+        await all_know(live)
         assert [replica.owned() for replica in live] == before
 
 
-async def test_a_silent_watch_makes_nobody_dead(kube: Replicas) -> None:
+async def test_a_silent_watch_makes_no_replica_dead(kube: Replicas) -> None:
     async with replicas(kube, 2) as live:
         names = {replica.name for replica in live}
         before = [len(replica.heard) for replica in live]
         silent = kube.server.streams("watch", resource="leases")
         for stream in silent:
             stream.silence()
-        # Until each has noticed and watches anew.
+        # Until each replica has noticed and reopened its watch.
         await eventually(lambda: len(set(kube.server.streams("watch", resource="leases")) - set(silent)) == 2)
         await asyncio.sleep(LEASE / 2)
         for replica, count in zip(live, before, strict=True):
             assert all(members.live == names for _, members in replica.heard[count:])
 
 
-async def test_a_watch_that_breaks_again_and_again_makes_nobody_dead(kube: Replicas) -> None:
+async def test_a_watch_that_breaks_repeatedly_makes_no_replica_dead(kube: Replicas) -> None:
     async with replicas(kube, 2) as live:
         names = {replica.name for replica in live}
         before = [len(replica.heard) for replica in live]
@@ -277,24 +277,24 @@ REFUSALS: dict[str, Callable[[Replicas], object]] = {
 
 
 @pytest.mark.parametrize("what", REFUSALS)
-async def test_a_call_that_fails_on_its_way_costs_no_replica_its_life(kube: Replicas, what: str) -> None:
+async def test_a_failed_call_makes_no_replica_dead(kube: Replicas, what: str) -> None:
     REFUSALS[what](kube)
     async with replicas(kube, 2) as live:
         names = {replica.name for replica in live}
         await asyncio.sleep(LEASE)
         assert all(replica.members == names for replica in live)
-        split_once(live)
+        check_owners(live)
 
 
-async def test_a_lease_that_somebody_deleted_is_made_again(kube: Replicas) -> None:
+async def test_a_deleted_lease_is_created_again(kube: Replicas) -> None:
     async with replicas(kube, 2) as (one, two):
         kube.cluster.store.delete(LEASES, kube.cluster.namespace, one.name)
         await eventually(lambda: one.name not in two.members)
-        await agreed([one, two])
+        await all_know([one, two])
 
 
-async def test_a_lease_that_exists_already_is_renewed_and_not_only_believed_in(kube: Replicas) -> None:
-    """Its creation was done and not answered: what counts is what the others see."""
+async def test_a_lease_whose_creation_lost_its_response_is_renewed(kube: Replicas) -> None:
+    """The creation takes effect although its response is lost."""
     kube.server.faults.drop_after(resource="leases", verb="create")
     async with replicas(kube, 1) as (one,):
         lease = kube.cluster.store.get(LEASES, kube.cluster.namespace, one.name).data()
@@ -303,7 +303,7 @@ async def test_a_lease_that_exists_already_is_renewed_and_not_only_believed_in(k
 
 
 @pytest.mark.parametrize(("verb", "word"), [("list", "list and watch on leases"), ("create", "injected")])
-async def test_a_permission_that_lacks_for_leases_makes_the_replica_unready(
+async def test_a_missing_permission_on_leases_makes_the_replica_unready(
     kube: Replicas, verb: str, word: str
 ) -> None:
     fault = kube.server.faults.answer(403, verb=verb, resource="leases", times=None)
@@ -315,12 +315,12 @@ async def test_a_permission_that_lacks_for_leases_makes_the_replica_unready(
         await eventually(lambda: word in (replica.executor.problems().get("lease") or ""))
         assert replica.owned() == set()
         fault.remove()
-        await agreed([replica])
+        await all_know([replica])
         assert replica.owned() == set(BUILDS)
         assert replica.executor.problems()["lease"] is None
 
 
-async def test_leases_of_others_mean_nothing(kube: Replicas) -> None:
+async def test_leases_of_other_installations_and_dead_replicas_are_ignored(kube: Replicas) -> None:
     put_lease(kube, "of-another-installation", datetime.now(UTC), settings=Settings(instance="another"))
     put_lease(kube, "long-dead", datetime.now(UTC) - timedelta(hours=1))
     kube.cluster.store.create(LEASES, kube.cluster.namespace, {"metadata": {"name": "foreign"}, "spec": {}})
@@ -328,7 +328,7 @@ async def test_leases_of_others_mean_nothing(kube: Replicas) -> None:
         assert one.owned() == set(BUILDS)
 
 
-async def test_leases_of_the_long_dead_are_swept_and_those_of_the_living_kept(kube: Replicas) -> None:
+async def test_leases_of_long_dead_replicas_are_swept(kube: Replicas) -> None:
     put_lease(kube, "long-dead", datetime.now(UTC) - timedelta(hours=1))
     put_lease(kube, "just-died", datetime.now(UTC) - timedelta(seconds=90))
     put_lease(
@@ -343,7 +343,7 @@ async def test_leases_of_the_long_dead_are_swept_and_those_of_the_living_kept(ku
         assert lease_names(kube) == {one.name, two.name, "just-died", "of-another-installation"}
 
 
-async def test_a_lease_without_sense_hurts_nobody(kube: Replicas) -> None:
+async def test_an_invalid_lease_is_ignored(kube: Replicas) -> None:
     for number, spec in enumerate(
         [{}, {"renewTime": "yesterday"}, {"renewTime": None}, {"holderIdentity": ""}]
     ):
@@ -355,8 +355,8 @@ async def test_a_lease_without_sense_hurts_nobody(kube: Replicas) -> None:
         replica = Replica(kube, proxy, lease_seconds=1.0)
         stack.push_async_callback(replica.close)
         await replica.open()
-        # Nobody renews them, so they are soon nobody's.
-        await agreed([replica])
+        # No replica renews them, so they expire soon.
+        await all_know([replica])
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.Event().wait(), 0.5)
         assert replica.members == {replica.name}

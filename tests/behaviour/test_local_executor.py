@@ -1,4 +1,4 @@
-"""What the local executor promises beyond what every executor does."""
+"""The promises of the local executor beyond those of every executor."""
 
 import asyncio
 import errno
@@ -37,7 +37,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalStag
     stage.close()
 
 
-async def test_a_second_service_on_the_same_directory_is_told_which_one_to_stop(stage: LocalStage) -> None:
+async def test_a_second_service_on_the_state_directory_fails_and_names_the_first(stage: LocalStage) -> None:
     async with stage.service():
         with pytest.raises(ConfigurationError, match=f"process {os.getpid()}.*STATE_DIR"):
             await stage.service().__aenter__()
@@ -45,18 +45,18 @@ async def test_a_second_service_on_the_same_directory_is_told_which_one_to_stop(
         pass
 
 
-async def test_a_state_directory_that_cannot_be_made_is_a_wrong_setting(tmp_path: Path) -> None:
+async def test_a_state_directory_that_cannot_be_created_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     settings = Settings(local=LocalSettings(state_dir=tmp_path / "file" / "state"))
     with pytest.raises(ConfigurationError, match="RABBIT2DOCKER_LOCAL__STATE_DIR"):
         await LocalExecutor(settings, builder_command=["true"]).__aenter__()
 
 
-async def test_a_record_whose_service_died_before_the_builder_started_gets_one(stage: LocalStage) -> None:
-    dying = state_directory.StateDirectory(stage.state)
-    await asyncio.to_thread(dying.open)
-    await asyncio.to_thread(dying.make, a_spec(ONE), AttemptStatus(), {})
-    await asyncio.to_thread(dying.close)
+async def test_a_record_left_without_a_builder_by_a_crash_gets_one(stage: LocalStage) -> None:
+    crashed = state_directory.StateDirectory(stage.state)
+    await asyncio.to_thread(crashed.open)
+    await asyncio.to_thread(crashed.create, a_spec(ONE), AttemptStatus(), {})
+    await asyncio.to_thread(crashed.close)
     stage.prepare(ONE)
     async with stage.service() as executor:
         again, is_new = await executor.create(a_spec(ONE), AttemptStatus())
@@ -68,14 +68,14 @@ async def test_a_record_whose_service_died_before_the_builder_started_gets_one(s
     assert stage.starts(ONE) == 1
 
 
-async def test_what_a_death_left_half_made_is_cleared_away(stage: LocalStage) -> None:
+async def test_folders_left_half_created_or_half_removed_by_a_crash_are_removed(stage: LocalStage) -> None:
     for name in (".new-0123", ".old-0123"):
         (stage.state / "attempts" / name).mkdir(parents=True)
     async with stage.service():
         assert list((stage.state / "attempts").iterdir()) == []
 
 
-async def test_a_builder_is_found_even_if_its_service_died_before_noting_whom_it_started(
+async def test_a_builder_is_found_even_if_the_service_died_before_it_recorded_its_process(
     stage: LocalStage,
 ) -> None:
     async with stage.service() as executor:
@@ -102,7 +102,7 @@ def _exists(pid: int) -> bool:
     return True
 
 
-async def test_another_process_that_got_the_builders_number_is_left_alone(stage: LocalStage) -> None:
+async def test_a_process_that_reuses_the_builders_pid_gets_no_signal(stage: LocalStage) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
         stage.write(ONE, "here")
@@ -119,7 +119,7 @@ async def test_another_process_that_got_the_builders_number_is_left_alone(stage:
         await executor.cancel(ONE)
 
 
-async def test_a_builder_that_does_not_end_is_killed_after_the_grace(stage: LocalStage) -> None:
+async def test_a_builder_that_ignores_sigterm_is_killed_after_the_grace_period(stage: LocalStage) -> None:
     async with stage.service(kill_after=0.2) as executor:
         await make(stage, executor)
         stage.command(ONE, {"stubborn": True})
@@ -130,7 +130,7 @@ async def test_a_builder_that_does_not_end_is_killed_after_the_grace(stage: Loca
         assert ended.result is None
 
 
-async def test_a_cancel_whose_service_died_within_the_grace_is_carried_on_by_the_next(
+async def test_the_next_service_completes_a_cancel_that_was_within_its_grace_period(
     stage: LocalStage,
 ) -> None:
     async with stage.service() as executor:
@@ -144,13 +144,13 @@ async def test_a_cancel_whose_service_died_within_the_grace_is_carried_on_by_the
         assert (await in_state(executor, ONE, AttemptState.ENDED)).result is None
 
 
-async def test_a_builder_that_cannot_start_says_why_and_can_be_cancelled_for_good(stage: LocalStage) -> None:
+async def test_an_attempt_whose_builder_cannot_start_says_why_and_can_be_cancelled(stage: LocalStage) -> None:
     settings = Settings(local=LocalSettings(state_dir=stage.state))
     async with LocalExecutor(settings, builder_command=["/nonexistent/builder"]) as executor:
-        made, is_new = await executor.create(a_spec(ONE), AttemptStatus())
+        created, is_new = await executor.create(a_spec(ONE), AttemptStatus())
         assert is_new
-        assert made.state is AttemptState.PENDING
-        assert made.waiting_for == "The builder cannot be started: No such file or directory."
+        assert created.state is AttemptState.PENDING
+        assert created.waiting_for == "The builder cannot be started: No such file or directory."
         await executor.cancel(ONE)
         ended = await in_state(executor, ONE, AttemptState.ENDED)
         assert ended.result is None
@@ -163,7 +163,7 @@ async def test_a_builder_that_cannot_start_says_why_and_can_be_cancelled_for_goo
     assert not (stage.pipes / f"{ONE}.starts").exists()
 
 
-async def test_a_pending_record_starts_with_the_next_service_that_can(stage: LocalStage) -> None:
+async def test_a_pending_record_is_started_by_the_next_service_that_can(stage: LocalStage) -> None:
     settings = Settings(local=LocalSettings(state_dir=stage.state))
     async with LocalExecutor(settings, builder_command=["/nonexistent/builder"]) as executor:
         await executor.create(a_spec(ONE), AttemptStatus())
@@ -174,7 +174,7 @@ async def test_a_pending_record_starts_with_the_next_service_that_can(stage: Loc
         assert ended.result is not None
 
 
-async def test_a_line_counts_once_it_is_whole(stage: LocalStage) -> None:
+async def test_an_incomplete_line_is_not_read_before_it_is_complete(stage: LocalStage) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
         async with left(executor.lines(ONE, after=-1)) as batches:
@@ -197,7 +197,7 @@ async def until_size(stage: LocalStage, size: int) -> None:
     await eventually(lambda: path.stat().st_size >= size)
 
 
-async def test_damaged_lines_are_missing_and_the_others_are_not(stage: LocalStage) -> None:
+async def test_damaged_lines_are_reported_missing_and_the_others_are_read(stage: LocalStage) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
         stage.write(ONE, *(f"line {number}" for number in range(6)))
@@ -214,7 +214,9 @@ async def test_damaged_lines_are_missing_and_the_others_are_not(stage: LocalStag
         assert texts(await read_all(executor, after=4)) == ["line 5"]
 
 
-async def test_a_full_disk_is_said_and_passes(stage: LocalStage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_is_reported_and_recovered_from(
+    stage: LocalStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
 
@@ -222,23 +224,25 @@ async def test_a_full_disk_is_said_and_passes(stage: LocalStage, monkeypatch: py
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         with monkeypatch.context() as patch:
-            patch.setattr(state_directory, "write_whole", full)
+            patch.setattr(state_directory, "write_atomically", full)
             with pytest.raises(ExecutorUnavailable, match="is full"):
                 await make(stage, executor, "build-two")
             with pytest.raises(ExecutorUnavailable, match="is full"):
-                await executor.update_status(ONE, with_request("wish"))
+                await executor.update_status(ONE, with_request("request"))
         attempt = await executor.get(ONE)
         assert attempt is not None
         assert attempt.status == AttemptStatus()
         assert await executor.get(AttemptName("build-two")) is None
-        assert (await executor.update_status(ONE, with_request("wish"))).status.requests == {"wish": "digest"}
+        assert (await executor.update_status(ONE, with_request("request"))).status.requests == {
+            "request": "digest"
+        }
         _, is_new = await make(stage, executor, "build-two")
         assert is_new
         stage.end(ONE)
         stage.end("build-two")
 
 
-async def test_a_builder_is_told_no_settings_of_the_service(
+async def test_the_builders_environment_holds_no_settings_of_the_service(
     stage: LocalStage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("RABBIT2DOCKER_AMQP__URL", "amqp://user:secret@broker/")
@@ -253,7 +257,7 @@ async def test_a_builder_is_told_no_settings_of_the_service(
     assert "RABBIT2DOCKER_" not in environment
 
 
-async def test_a_builder_has_a_session_of_its_own(stage: LocalStage) -> None:
+async def test_a_builder_runs_in_its_own_session(stage: LocalStage) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
         stage.write(ONE, "here")
@@ -262,7 +266,9 @@ async def test_a_builder_has_a_session_of_its_own(stage: LocalStage) -> None:
         stage.end(ONE)
 
 
-async def test_records_can_be_made_after_all_of_them_were_removed_from_outside(stage: LocalStage) -> None:
+async def test_records_can_be_created_after_the_attempts_folder_was_removed_from_outside(
+    stage: LocalStage,
+) -> None:
     async with stage.service() as executor:
         await make(stage, executor)
         stage.write(ONE, "here")

@@ -45,7 +45,6 @@ async def said_by(script: str, named: str, instead: str, amqp: AmqpSettings) -> 
 
 
 @pytest.mark.broker
-@pytest.mark.timeout(120)
 async def test_the_script_asks_for_a_build_and_prints_its_events(
     make_consumer: MakeConsumer, amqp: AmqpSettings
 ) -> None:
@@ -59,7 +58,6 @@ async def test_the_script_asks_for_a_build_and_prints_its_events(
 
 
 @pytest.mark.broker
-@pytest.mark.timeout(120)
 async def test_a_hubs_own_code_asks_for_a_build_and_follows_it(
     make_consumer: MakeConsumer, amqp: AmqpSettings
 ) -> None:

@@ -1,4 +1,4 @@
-"""What a requester gets from real repo2docker, a real Docker engine and a real registry."""
+"""Builds with real repo2docker, a real Docker engine and a real registry."""
 
 import asyncio
 import hashlib
@@ -41,22 +41,21 @@ from tests.support.waiting import eventually
 pytestmark = [
     pytest.mark.docker,
     pytest.mark.broker,
-    pytest.mark.timeout(300),
     pytest.mark.xdist_group("real-builds"),
 ]
 
 PREFIX = os.environ.get("RABBIT2DOCKER_IMAGES__PREFIX", "")
-# Nothing that repo2docker's own Dockerfile runs in it does anything: no package can be had in a test.
+# Its shell does nothing, as the commands of repo2docker's own Dockerfile would install packages from the internet.
 IDLE_BASE = "rabbit2docker-test/idle-base:1"
 MakeRepository = Callable[..., Repository]
 
 
-# --- What there is ------------------------------------------------------------------------------------------
+# --- Fixtures ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def amqp(rabbitmq: RabbitMQ) -> Iterator[AmqpSettings]:
-    """One virtual host for all of these tests: each asks under names of its own."""
+    """One virtual host for all of these tests: each uses repositories of its own."""
     skip_without_services()
     vhost = rabbitmq.new_vhost()
     yield AmqpSettings.model_validate(
@@ -67,7 +66,7 @@ def amqp(rabbitmq: RabbitMQ) -> Iterator[AmqpSettings]:
 
 @pytest.fixture
 def client() -> Iterator[docker.DockerClient]:
-    """The engine that builds."""
+    """A client of the engine that builds."""
     made = docker.DockerClient(base_url=os.environ.get("RABBIT2DOCKER_DOCKER__HOST"))
     yield made
     made.close()
@@ -89,7 +88,7 @@ def process(amqp: AmqpSettings, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture
 def consumer(process: Consumer) -> Iterator[Consumer]:
-    """The consumer of these tests, running."""
+    """The shared consumer, running."""
     if process.process is None or process.has_ended():
         process.start_and_wait()
     yield process
@@ -113,7 +112,7 @@ def make_repository(amqp: AmqpSettings) -> Iterator[MakeRepository]:
 
 @contextmanager
 def other_consumer(directory: Path, amqp: AmqpSettings, **variables: str) -> Iterator[Consumer]:
-    """Run a consumer with settings of its own; the virtual host must have no other."""
+    """Run a consumer with other settings; it must be the only one on its virtual host."""
     consumer = Consumer(directory, amqp, real=True, PATH=tools_path(), **variables)
     try:
         consumer.start_and_wait()
@@ -124,7 +123,7 @@ def other_consumer(directory: Path, amqp: AmqpSettings, **variables: str) -> Ite
 
 @asynccontextmanager
 async def in_thread(context: AbstractContextManager[Consumer]) -> AsyncIterator[Consumer]:
-    """Enter and leave a context that blocks while servers of this event loop go on."""
+    """Enter and leave a blocking context in a thread, while servers of this event loop continue."""
     entered = await asyncio.to_thread(context.__enter__)
     try:
         yield entered
@@ -134,7 +133,7 @@ async def in_thread(context: AbstractContextManager[Consumer]) -> AsyncIterator[
 
 @pytest.fixture
 def own_amqp(rabbitmq: RabbitMQ) -> Iterator[AmqpSettings]:
-    """A virtual host for a test with a consumer of its own."""
+    """A virtual host for a test with its own consumer."""
     skip_without_services()
     vhost = rabbitmq.new_vhost()
     yield AmqpSettings.model_validate(
@@ -144,7 +143,7 @@ def own_amqp(rabbitmq: RabbitMQ) -> Iterator[AmqpSettings]:
 
 
 def run_image(client: docker.DockerClient, image: str) -> str:
-    """Have the registry's image run and return what it prints."""
+    """Pull an image from the registry, run it and return its output."""
     client.images.remove(image, force=True)
     client.images.pull(image)
     output = client.containers.run(image, remove=True)
@@ -153,7 +152,7 @@ def run_image(client: docker.DockerClient, image: str) -> str:
 
 
 def processes_with(text: str) -> list[int]:
-    """Return the processes of this machine whose command line holds the text."""
+    """Return the ids of the processes whose command line contains the text."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -164,8 +163,8 @@ def processes_with(text: str) -> list[int]:
     return found
 
 
-def a_number() -> str:
-    """Return seconds to sleep that no other process on the machine sleeps."""
+def unique_seconds() -> str:
+    """Return a number of seconds that no other process sleeps for."""
     return f"86{uuid.uuid4().int % 10**8:08}"
 
 
@@ -202,7 +201,7 @@ class TestImages:
         assert any(line.endswith("said-by-42") for line in story.log), story.log
         assert end.lines == len(story.log)
 
-    async def test_progress_tells_fetching_build_steps_and_pushed_layers(
+    async def test_progress_reports_phases_build_steps_and_pushed_layers(
         self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository
     ) -> None:
         repo = make_repository("progress", dockerfile("RUN echo one > /one", "RUN sleep 1", "COPY . /here"))
@@ -226,7 +225,7 @@ class TestImages:
         assert timings.fetching is not None
         assert timings.pushing is not None
 
-    async def test_an_image_that_exists_is_not_built_again(
+    async def test_an_existing_image_is_not_built_again(
         self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository
     ) -> None:
         repo = make_repository("exists", dockerfile("RUN echo exists > /it"))
@@ -239,7 +238,7 @@ class TestImages:
         assert (story.completed.image, story.completed.digest) == (first.image, first.digest)
         assert consumer.records() == records
 
-    async def test_force_builds_again_under_a_tag_of_its_own_and_names_the_digest(
+    async def test_a_forced_build_gets_a_unique_tag_and_its_digest(
         self,
         consumer: Consumer,
         amqp: AmqpSettings,
@@ -258,7 +257,7 @@ class TestImages:
         client.images.remove(image, force=True)
         assert client.containers.run(story.completed.image, remove=True) == b"forced\n"
 
-    async def test_options_of_the_request_reach_the_image(
+    async def test_build_options_take_effect_in_the_image(
         self,
         consumer: Consumer,
         amqp: AmqpSettings,
@@ -282,7 +281,7 @@ class TestImages:
         assert image.labels["org.example.course"] == "physics = fun"
         assert run_image(client, story.completed.image) == "deep inside"
 
-    async def test_an_appendix_is_added_to_the_dockerfile_that_repo2docker_makes(
+    async def test_an_appendix_is_added_to_the_dockerfile_of_repo2docker(
         self,
         consumer: Consumer,
         amqp: AmqpSettings,
@@ -314,7 +313,7 @@ class TestImages:
 
 
 class TestVersions:
-    async def test_a_branch_is_told_from_others_whose_names_end_like_it_and_a_tag_means_its_commit(
+    async def test_branches_with_similar_names_and_annotated_tags_resolve_to_their_commits(
         self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository
     ) -> None:
         repo = make_repository("versions", dockerfile("COPY which /which") | {"which": "first"})
@@ -324,13 +323,13 @@ class TestVersions:
         other = repo.commit({"which": "foo/main"})
         repo.git("checkout", "--quiet", "main")
         main = repo.commit({"which": "main"})
-        # The image of a wrong commit would be built without complaint.
+        # A wrong commit would be built without an error.
         for ref, commit in {"main": main, "foo/main": other, "v1": tagged, tagged: tagged}.items():
             story = await build(amqp, repo.spec(ref))
             assert story.completed.resolved_ref == commit, ref
             assert story.completed.image.endswith(f":{commit}")
 
-    async def test_a_version_that_does_not_exist_is_rejected(
+    async def test_a_ref_that_does_not_exist_is_rejected(
         self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository
     ) -> None:
         repo = make_repository("no-version", dockerfile())
@@ -338,7 +337,7 @@ class TestVersions:
         assert rejected.reason == "ref_not_found"
         assert "no-such-branch" in rejected.message
 
-    async def test_a_commit_that_has_vanished_fails_with_that_reason(
+    async def test_the_build_of_a_commit_that_does_not_exist_fails(
         self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository
     ) -> None:
         repo = make_repository("vanished", dockerfile())
@@ -358,10 +357,10 @@ class TestVersions:
         assert rejected.reason == "repository_not_found"
 
     @pytest.mark.parametrize("ref", ["main", "0123456789abcdef0123456789abcdef01234567"])
-    async def test_a_repository_that_asks_for_a_password_is_private(
+    async def test_a_repository_that_requires_a_password_is_private(
         self, consumer: Consumer, amqp: AmqpSettings, ref: str
     ) -> None:
-        """A branch has to be looked up, so that it is noticed before the build; a commit is not."""
+        """A branch is looked up, so the request is rejected; a full commit id is not, so the build fails."""
 
         async def refuse(request: web.Request) -> web.Response:
             return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="git"'})
@@ -376,7 +375,7 @@ class TestVersions:
 
 @asynccontextmanager
 async def serving(handler: Callable[[web.Request], Any]) -> AsyncIterator[str]:
-    """Serve HTTP on loopback and give host and port."""
+    """Serve HTTP on loopback and yield host and port."""
     app = web.Application(client_max_size=1 << 30)
     app.router.add_route("*", "/{path:.*}", handler)
     runner = web.AppRunner(app, access_log=None)
@@ -390,11 +389,11 @@ async def serving(handler: Callable[[web.Request], Any]) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-# --- Builds that do not become images -----------------------------------------------------------------------
+# --- Failures -----------------------------------------------------------------------------------------------
 
 
 class TestFailures:
-    async def test_a_step_that_fails_is_named_with_the_last_lines(
+    async def test_a_failed_step_is_reported_with_the_last_lines(
         self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository
     ) -> None:
         repo = make_repository(
@@ -408,45 +407,45 @@ class TestFailures:
         assert failed.hint
         assert any(line.endswith("so-it-ends-2") for line in failed.tail), failed.tail
         assert failed.tail == story.log[-len(failed.tail) :]
-        assert failed.attempt == 1, "what the repository does wrong is not tried again"
+        assert failed.attempt == 1, "a failure of the repository is not retried"
 
-    async def test_a_cancelled_build_ends_in_the_engine_too(
+    async def test_a_cancelled_build_also_ends_in_the_engine(
         self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository
     ) -> None:
-        number = a_number()
-        repo = make_repository("cancelled", dockerfile(f"RUN echo it-sleeps; sleep {number}"))
-        async with asked(amqp, repo.spec()) as running_count:
-            await eventually(lambda: processes_with(number))
-            await running_count.cancel()
-            story = await running_count.story()
+        seconds = unique_seconds()
+        repo = make_repository("cancelled", dockerfile(f"RUN echo it-sleeps; sleep {seconds}"))
+        async with asked(amqp, repo.spec()) as pending:
+            await eventually(lambda: processes_with(seconds))
+            await pending.cancel()
+            story = await pending.story()
         assert isinstance(story.end, Cancelled)
         assert story.end.by == "ada"
-        await eventually(lambda: not processes_with(number))
+        await eventually(lambda: not processes_with(seconds))
 
-    async def test_a_consumer_killed_in_mid_build_ends_the_build_later_with_every_line_once(
+    async def test_a_build_survives_a_kill_of_the_consumer_with_every_line_once(
         self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository
     ) -> None:
         loop = "for n in $(seq 1 60); do echo line-$n-of-many; sleep 0.1; done"
         repo = make_repository("killed", dockerfile(f"RUN {loop}"))
-        async with asked(amqp, repo.spec()) as running_count:
-            await running_count.until_line("line-10-of-many")
+        async with asked(amqp, repo.spec()) as pending:
+            await pending.until_line("line-10-of-many")
             consumer.kill()
             await asyncio.to_thread(consumer.start_and_wait)
-            story = await running_count.story()
+            story = await pending.story()
         assert story.completed.attempt == 1
         assert story.completed.digest == registry_digest(story.completed.image)
-        said = [line.rpartition(" ")[2] for line in story.log if line.endswith("-of-many")]
-        assert said == [f"line-{n}-of-many" for n in range(1, 61)]
+        lines = [line.rpartition(" ")[2] for line in story.log if line.endswith("-of-many")]
+        assert lines == [f"line-{n}-of-many" for n in range(1, 61)]
         assert story.completed.lines == len(story.log)
 
 
 class FaultyRegistry:
-    """A registry that takes blobs and refuses manifests as it is told."""
+    """A registry that accepts blobs and answers manifests with given errors."""
 
     def __init__(self) -> None:
         self.refusals: list[web.Response] = []
-        """Answers to the next manifests, one after the other; the last one is repeated when `for_ever`."""
-        self.for_ever = False
+        """Responses to the next manifests, in order; the first one is repeated if `repeats`."""
+        self.repeats = False
         self.tries = 0
         self._manifests: dict[str, str] = {}
         self._uploads: dict[str, bytes] = {}
@@ -471,16 +470,16 @@ class FaultyRegistry:
         if request.method == "POST":
             name = uuid.uuid4().hex
             self._uploads[name] = b""
-            return self._goes_on(f"{request.path.rstrip('/')}/{name}", name)
+            return self._continued(f"{request.path.rstrip('/')}/{name}", name)
         name = request.path.rpartition("/")[2]
         self._uploads[name] += await request.read()
         if request.method == "PATCH":
-            return self._goes_on(request.path, name)
+            return self._continued(request.path, name)
         digest = request.query["digest"]
         self._blobs[digest] = len(self._uploads.pop(name))
         return web.Response(status=201, headers={"Docker-Content-Digest": digest, "Location": request.path})
 
-    def _goes_on(self, location: str, name: str) -> web.Response:
+    def _continued(self, location: str, name: str) -> web.Response:
         upto = max(0, len(self._uploads[name]) - 1)
         headers = {"Location": location, "Docker-Upload-UUID": name, "Range": f"0-{upto}"}
         return web.Response(status=202, headers=headers)
@@ -494,7 +493,7 @@ class FaultyRegistry:
         body = await request.read()
         self.tries += 1
         if self.refusals:
-            refusal = self.refusals[0] if self.for_ever else self.refusals.pop(0)
+            refusal = self.refusals[0] if self.repeats else self.refusals.pop(0)
             return web.Response(status=refusal.status, body=refusal.body, headers=refusal.headers)
         digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
         self._manifests[request.path] = digest
@@ -502,7 +501,7 @@ class FaultyRegistry:
 
 
 def a_refusal(status: int, code: str) -> web.Response:
-    return web.json_response({"errors": [{"code": code, "message": f"it says {code}"}]}, status=status)
+    return web.json_response({"errors": [{"code": code, "message": f"denied with {code}"}]}, status=status)
 
 
 class TestRegistries:
@@ -518,11 +517,11 @@ class TestRegistries:
             async with in_thread(other_consumer(directory, amqp, **variables)):
                 return await build(amqp, repo.spec())
 
-    async def test_a_push_that_is_denied_is_the_operators_and_not_tried_again(
+    async def test_a_denied_push_is_an_operator_failure_and_not_retried(
         self, own_amqp: AmqpSettings, make_repository: MakeRepository, tmp_path: Path
     ) -> None:
         registry = FaultyRegistry()
-        registry.refusals, registry.for_ever = [a_refusal(403, "DENIED")], True
+        registry.refusals, registry.repeats = [a_refusal(403, "DENIED")], True
         repo = make_repository("denied", dockerfile("RUN echo denied > /denied"))
         failed = (await self.push(registry, own_amqp, tmp_path, repo)).failed
         assert (failed.reason, failed.category) == ("push_denied", "operator")
@@ -531,11 +530,11 @@ class TestRegistries:
 
 @pytest.fixture
 def own_engine(tmp_path: Path) -> Iterator[tuple[MadeEngine, Ledger]]:
-    """A Docker engine that the test may kill."""
+    """A Docker engine of its own for a test that kills it."""
     skip_without_services()
     if not machine.is_debian_root() or not list(machine.CACHE.glob("docker-engine-*/.complete")):
-        pytest.skip("an engine of one's own is made on Debian, as root, by `make up`")
-    # The path of a socket has room for a hundred characters.
+        pytest.skip("a separate engine needs Debian, root, and `make up`")
+    # The path of a Unix socket is limited to about a hundred characters.
     directory = Path(tempfile.mkdtemp(prefix="r2d-engine-"))
     made = MadeEngine(root=engine.engine_root(), directory=directory, name=uuid.uuid4().hex[:8])
     ledger = Ledger(directory / "started.json")
@@ -547,7 +546,7 @@ def own_engine(tmp_path: Path) -> Iterator[tuple[MadeEngine, Ledger]]:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-async def test_an_engine_killed_in_mid_build_is_waited_for_and_the_build_is_made(
+async def test_a_build_is_retried_after_its_engine_was_killed(
     own_amqp: AmqpSettings,
     make_repository: MakeRepository,
     own_engine: tuple[MadeEngine, Ledger],
@@ -559,14 +558,14 @@ async def test_an_engine_killed_in_mid_build_is_waited_for_and_the_build_is_made
     daemon_arguments = f"--bridge\0{made.bridge}\0"
     async with (
         in_thread(other_consumer(tmp_path, own_amqp, RABBIT2DOCKER_DOCKER__HOST=made.host)),
-        asked(own_amqp, repo.spec()) as running_count,
+        asked(own_amqp, repo.spec()) as pending,
     ):
-        await running_count.until_line("it-works")
+        await pending.until_line("it-works")
         [daemon] = processes_with(daemon_arguments)
         os.kill(daemon, signal.SIGKILL)
         await eventually(lambda: not processes_with(daemon_arguments))
         await asyncio.to_thread(made.start, ledger)
-        story = await running_count.story()
+        story = await pending.story()
     assert story.completed.attempt == 2
     reasons = [item.detail.failed_reason for item in story.progress if item.detail.failed_reason]
     assert reasons == ["docker_unavailable"]
@@ -574,7 +573,7 @@ async def test_an_engine_killed_in_mid_build_is_waited_for_and_the_build_is_made
 
 
 def copy_base_image(host: str) -> None:
-    """Give the base image to another engine."""
+    """Copy the base image to another engine."""
     own = {**os.environ, "PATH": tools_path()}
     saved = subprocess.run(["docker", "save", BASE_IMAGE], capture_output=True, check=True, env=own)
     other = {**own, "DOCKER_HOST": host}

@@ -11,7 +11,7 @@ SINGLE, TOGETHER = 200, 60
 
 
 async def measure() -> Report:
-    """Measure new builds one after the other, and as many at once as a workshop has, and viewers who join one."""
+    """Measure new builds one after the other, and as many at once as a workshop has, and viewers that join one."""
     report = Report("hub_first", {"single": SINGLE, "together": TOGETHER})
     async with serving() as hub:
         single = [await _first(hub.hub.address, f"single-{number}") for number in range(SINGLE)]
@@ -43,4 +43,4 @@ async def _first(address: str, name: str) -> float:
     [viewer] = await crowd.join(1, build_path(name))
     await viewer.first
     crowd.leave()
-    return viewer.told_at - viewer.asked_at
+    return viewer.first_at - viewer.asked_at

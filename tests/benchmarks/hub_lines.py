@@ -1,4 +1,4 @@
-"""From a published line to those who look at its build."""
+"""Delay from a published line to the viewers of its build."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ SECONDS, BATCHES_PER_SECOND, TOGETHER = 15, 4, 25
 
 
 class Ages:
-    """How old lines are when they come, of all viewers: that of the first line of each event."""
+    """Ages of lines on arrival, over all viewers: the first line of each event."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []

@@ -1,4 +1,4 @@
-"""What the hub's benchmarks share: the service as a process of its own, builds that are played, and viewers."""
+"""Shared parts of the hub's benchmarks: the service as a process, played builds, and viewers."""
 
 import asyncio
 import tempfile
@@ -12,16 +12,16 @@ import psutil
 from rabbit2docker.settings import Settings
 from tests.benchmarks.measuring import own_vhost
 from tests.support.crowd import Crowd, need_open_files
+from tests.support.fake_consumer import FakeConsumer, fake_consumer
 from tests.support.hub_service import HubService, build_path
-from tests.support.played import Played, playing
 
 
 @dataclass(slots=True)
 class Serving:
-    """What there is."""
+    """The running parts."""
 
     hub: HubService
-    played: Played
+    played: FakeConsumer
     process: psutil.Process
 
     @property
@@ -36,11 +36,11 @@ class Serving:
         return float(times.user + times.system)
 
     async def running_build(self, name: str, viewers: int) -> tuple[str, Crowd]:
-        """Begin a build that so many look at, who have all been told that it is waiting; return its id and them."""
+        """Start a build with that many viewers, wait until each has its first event, and return its id and them."""
         known, crowd = len(self.played.builds), Crowd(self.hub.address)
         await crowd.join(viewers, build_path(name))
-        *_, build_id = await self.played.has_accepted(known + 1)
-        await crowd.until(lambda viewer: viewer.told > 0)
+        *_, build_id = await self.played.accepted(known + 1)
+        await crowd.until(lambda viewer: viewer.events > 0)
         return build_id, crowd
 
     async def end(self, build_id: str, crowd: Crowd, *, lines: int) -> None:
@@ -60,7 +60,7 @@ async def serving() -> AsyncIterator[Serving]:
             "RABBIT2DOCKER_HUB__SHARE_SECONDS": "600",
             "RABBIT2DOCKER_LOG__LEVEL": "warning",
         }
-        async with playing(Settings(amqp=amqp)) as played:
+        async with fake_consumer(Settings(amqp=amqp)) as played:
             hub = HubService(Path(directory), amqp, **limits)
             await asyncio.to_thread(hub.start_and_wait)
             try:

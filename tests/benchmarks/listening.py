@@ -15,7 +15,7 @@ from rabbit2docker_schemas.events import Log
 
 
 class Listener:
-    """What one subscriber has been told."""
+    """Lines that one subscriber has received."""
 
     def __init__(self) -> None:
         self.ages: list[float] = []
@@ -30,7 +30,7 @@ class Listener:
 
     @property
     def count(self) -> int:
-        """How many different lines came."""
+        """Number of different lines received."""
         return sum(map(len, self.lines.values()))
 
     async def until(self, condition: Callable[[], bool], *, seconds: float = 300) -> None:

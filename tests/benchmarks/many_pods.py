@@ -1,4 +1,4 @@
-"""What it costs one replica to follow a thousand builds, and how soon it has them all back after a restart."""
+"""Cost of following a thousand builds in one replica, and time to adopt them after a restart."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ from tests.benchmarks.places import Place, on_simulation
 from tests.support.consumer import a_request
 from tests.support.waiting import eventually
 
-PODS, LINES, LINES_MEANWHILE = 1000, 20, 5
+PODS, LINES, LINES_DURING_RESTART = 1000, 20, 5
 SETTLING_SECONDS, IDLE_SECONDS = 20, 60
 
 
@@ -55,7 +55,7 @@ async def _restart(place: Place, heard: Listener, lines: int, *, kill: bool) -> 
     began = time.monotonic()
     await asyncio.to_thread(place.consumer.kill if kill else place.consumer.stop)
     stopping = round(time.monotonic() - began, 1)
-    await place.simulated.command(f"say {LINES_MEANWHILE}")
+    await place.simulated.command(f"say {LINES_DURING_RESTART}")
     began = time.monotonic()
     place.consumer.start()
     return {"stopping_seconds": stopping, **await _back(place, heard, lines, began)}
@@ -76,7 +76,7 @@ async def measure() -> Report:
         await asyncio.sleep(IDLE_SECONDS)
         report.results["cores_idle"] = round((_used(place) - before) / (time.monotonic() - began), 4)
         for name, kill in (("restarted", False), ("killed", True)):
-            lines += PODS * LINES_MEANWHILE
+            lines += PODS * LINES_DURING_RESTART
             report.results[name] = await _restart(place, heard, lines, kill=kill)
             await asyncio.sleep(SETTLING_SECONDS)
         report.results["mb_in_the_end"] = _megabytes(place)

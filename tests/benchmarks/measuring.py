@@ -1,4 +1,4 @@
-"""What benchmarks share: a broker of their own, a consumer, percentiles, and reports."""
+"""Shared parts of the benchmarks: a broker of their own, a consumer, percentiles, and reports."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from tests.support.consumer import Consumer
 
 @dataclass(slots=True)
 class Goal:
-    """What a result should be, and whether it is."""
+    """A goal, and whether a result meets it."""
 
     what: str
     goal: float

@@ -1,4 +1,4 @@
-"""Where the kubernetes executor is measured: a real cluster, and a simulated one for more pods than two cores carry."""
+"""Clusters to measure the kubernetes executor on: a real cluster, and a simulated one for more pods than two cores carry."""
 
 import hashlib
 import json

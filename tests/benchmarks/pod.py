@@ -1,4 +1,4 @@
-"""What a build pod runs in benchmarks: the builder's own log and result around lines that cost nothing to make.
+"""The program of a benchmark's build pod: the builder's own log and result around lines that cost nothing to make.
 
 Run behind the builder's program, in the place of its last lines. Build arguments say what it does: LINES, EVERY
 (seconds), AT (Unix time of the first line; unset: at once).

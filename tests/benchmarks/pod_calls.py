@@ -1,4 +1,4 @@
-"""What a build costs the API server."""
+"""API calls per build."""
 
 import asyncio
 

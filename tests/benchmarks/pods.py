@@ -23,7 +23,7 @@ NOWHERE = '{"rabbit2docker.io/benchmark": "nowhere"}'
 
 
 class Arrivals:
-    """When pods were first seen by a watch that was there before them, by the request's id."""
+    """Times at which an existing watch first saw pods, by the request's id."""
 
     def __init__(self) -> None:
         self.at: dict[str, datetime] = {}

@@ -14,16 +14,28 @@ from tests.cluster.harness.suite import DISRUPTIVE
 
 _HERE = Path(__file__).parent
 _SECONDS = 300
+# Other tests of one file or class share what they have installed, so one worker runs them all.
+_INDEPENDENT = ("test_replicas", "test_chart", "test_images")
+_LONGEST_FIRST = {
+    name: place
+    for place, name in enumerate(("test_installation", "test_executor", "test_bad_days", "test_replicas"))
+}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies here, before status choose what runs."""
-    for item in items:
-        if item.path.is_relative_to(_HERE):
-            item.add_marker(pytest.mark.cluster)
-            if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(_SECONDS))
+    """Mark what lies here, before marks choose what runs, and put what takes longest first."""
+    here = [item for item in items if item.path.is_relative_to(_HERE)]
+    for item in here:
+        item.add_marker(pytest.mark.cluster)
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(_SECONDS))
+        if item.path.stem not in _INDEPENDENT:
+            scope = item.nodeid.rpartition("::")[0]
+            item.add_marker(pytest.mark.xdist_group(scope.rpartition("/")[2]))
+    here.sort(key=lambda item: _LONGEST_FIRST.get(item.path.stem, len(_LONGEST_FIRST)))
+    moved = set(here)
+    items[:] = [*here, *(item for item in items if item not in moved)]
 
 
 def pytest_configure(config: pytest.Config) -> None:

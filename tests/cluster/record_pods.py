@@ -31,12 +31,12 @@ REGISTRY: Final = os.environ.get("RABBIT2DOCKER_TEST_CLUSTER_REGISTRY", "127.0.0
 ANY_REGISTRY: Final = "registry.example.org:5000"
 """Takes the registry's place in what is written down."""
 PRIORITIES: Final = {"rabbit2docker-recording-low": -20, "rabbit2docker-recording-high": -10}
-"""Below everything else, so that nobody but our own pod gives way."""
+"""Below everything else, so that only our own pod gives way."""
 RUNTIME: Final = "rabbit2docker-recording-none"
 DOCKER_API: Final = {"app.kubernetes.io/component": "docker-api"}
 
 LISTENS: Final = "trap 'echo {} >/dev/termination-log; exit 143' TERM; sleep 1000 & wait"
-"""A builder that is told to end, and says so."""
+"""A builder that ends on request, and says so."""
 
 
 def _says(**result: Any) -> str:
@@ -93,7 +93,7 @@ class Scenario:
     spec: Json = field(default_factory=dict)
     until: Condition = has_ended
     first: Condition | None = None
-    """How it has to be before `deed`."""
+    """The state it must be in before `deed`."""
     deed: str | None = None
     """delete or evict."""
     then: str | None = None
@@ -239,7 +239,7 @@ class Recorder:
             while True:
                 with suppress(ExecutorUnavailable):
                     data = await self._api.call(
-                        method, path, urgency=CallPriority.RECORD, body=body, **options
+                        method, path, priority=CallPriority.RECORD, body=body, **options
                     )
                     answer: Json = json.loads(data)
                     return answer

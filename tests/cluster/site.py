@@ -89,7 +89,7 @@ class Site:
     # -- docker-api
 
     def provide_docker_api(self) -> None:
-        """Start docker-api on all nodes, or those that have lost it, and wait for it."""
+        """Start docker-api on every node that has none, and wait for it."""
         kubectl.apply(docker_api("docker-api", self.socket_directory), namespace=self.namespace)
         kubectl.kubectl(
             "rollout", "status", "daemonset/docker-api", "--timeout=120s", namespace=self.namespace
@@ -129,11 +129,11 @@ class Site:
         return self._stack.enter_context(repository(name, files, self._server))
 
     def quick(self, name: str = "quick") -> Repository:
-        """Make one that takes a moment to build."""
+        """Make a repository that takes a moment to build."""
         return self.repository(name, shell("echo said-by-a-step"), 'CMD ["/bin/busybox", "echo", "hello"]')
 
     def slow(self, seconds: int, name: str = "slow") -> Repository:
-        """Make one whose build prints each second's number; its step can be found by `step_of(name)`."""
+        """Make a repository whose build prints each second's number; its step can be found by `step_of(name)`."""
         step = f": {self.step_of(name)}; i=0; while [ $i -lt {seconds} ]; do echo second-$i; /bin/busybox sleep 1; i=$((i+1)); done"
         return self.repository(name, shell(step))
 
@@ -158,7 +158,7 @@ class Site:
         return kubectl.kubectl(*arguments, namespace=self.namespace)
 
     def end_all_builds(self) -> None:
-        """Remove all build pods, also those whose build nobody ends any more."""
+        """Remove all build pods, also those whose build has no consumer left to end it."""
         for pod in self.pods():
             patch = '--patch={"metadata": {"finalizers": null}}'
             self.kubectl("patch", "pod", pod["metadata"]["name"], "--type=merge", patch)

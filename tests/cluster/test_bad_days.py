@@ -1,4 +1,4 @@
-"""What goes wrong on a real cluster ends each build once, for a reason that a person understands, and leaves nothing."""
+"""Failures of a real cluster: each build ends once, for a reason that a person understands, and leaves nothing."""
 
 import asyncio
 import json
@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.cluster.harness import faults, kubectl
-from tests.cluster.site import REGISTRY, Site, opened
+from tests.cluster.site import IMAGES, REGISTRY, Site, opened
 from tests.support.consumer import Consumer
 from tests.support.stories import Story, asked, build
 from tests.support.waiting import eventually, eventually_blocking
 
 Start = Callable[..., Consumer]
-# What waits for something that will not come is given up after this many seconds.
-PENDING = "20"
+GIVES_UP = {"RABBIT2DOCKER_KUBERNETES__PENDING_SECONDS": "12"}
+"""Of a consumer whose pods wait for something that will not come; long enough for it to ask what they wait for."""
+LOSES_NODES = {"RABBIT2DOCKER_KUBERNETES__TERMINATION_SECONDS": "2"}
+"""Of a consumer whose pod's node is gone: no process is left that would use the time to end."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,6 @@ def start(site: Site) -> Iterator[Start]:
         consumer = site.consumer(
             **{
                 "RABBIT2DOCKER_LIMITS__KEEP_ENDED_SECONDS": "3",
-                "RABBIT2DOCKER_KUBERNETES__PENDING_SECONDS": PENDING,
                 **variables,
             }
         )
@@ -58,23 +59,25 @@ def ours() -> None:
 
 
 def waits(story: Story) -> list[str]:
-    """Return what was told of why the build did not run yet."""
+    """Return the published reasons for which the build did not run yet."""
     return [progress.detail.waiting_for for progress in story.progress if progress.detail.waiting_for]
 
 
 class TestPodsThatNeverStart:
-    async def test_a_missing_push_secret_is_named(self, site: Site, start: Start) -> None:
-        start(RABBIT2DOCKER_KUBERNETES__PUSH_SECRET="no-such-secret")
+    async def test_a_build_whose_push_secret_is_missing_fails_and_names_it(
+        self, site: Site, start: Start
+    ) -> None:
+        start(**GIVES_UP, RABBIT2DOCKER_KUBERNETES__PUSH_SECRET="no-such-secret")
         story = await build(site.amqp, site.quick("no-secret").spec())
         assert story.failed.reason == "pod_misconfigured"
         assert story.failed.category == "operator"
         assert "no-such-secret" in story.failed.message
         assert any("no-such-secret" in text for text in waits(story)), (
-            "it is told while there is time to mend it"
+            "the reason is published while there is time to mend it"
         )
 
-    async def test_a_secret_that_comes_late_is_in_time(self, site: Site, start: Start) -> None:
-        start(RABBIT2DOCKER_KUBERNETES__PUSH_SECRET="late", RABBIT2DOCKER_KUBERNETES__PENDING_SECONDS="180")
+    async def test_a_build_waits_for_a_push_secret_that_comes_late(self, site: Site, start: Start) -> None:
+        start(RABBIT2DOCKER_KUBERNETES__PUSH_SECRET="late")
         async with asked(site.amqp, site.quick("late-secret").spec()) as request:
             await request.until(lambda event: "late" in str(getattr(event.data, "detail", "")))
             config = json.dumps({"auths": {REGISTRY: {"auth": "bm9ib2R5Om5vdGhpbmc="}}})
@@ -89,25 +92,29 @@ class TestPodsThatNeverStart:
             story = await request.story()
         assert story.completed.digest
 
-    async def test_a_builder_image_that_cannot_be_pulled_is_named(self, site: Site, start: Start) -> None:
+    async def test_a_build_whose_builder_image_cannot_be_pulled_fails_and_names_it(
+        self, site: Site, start: Start
+    ) -> None:
         image = f"{REGISTRY}/no-such-image:1"
-        start(RABBIT2DOCKER_BUILDER__IMAGE=image)
+        start(**GIVES_UP, RABBIT2DOCKER_BUILDER__IMAGE=image)
         story = await build(site.amqp, site.quick("no-image").spec())
         assert story.failed.reason == "builder_image_unavailable"
         assert image in story.failed.message
 
-    async def test_an_image_that_is_no_builder_is_told(self, site: Site, start: Start) -> None:
-        start(RABBIT2DOCKER_BUILDER__IMAGE="rabbit2docker.test/busybox:1")
+    async def test_a_build_whose_builder_image_has_no_python_fails_and_says_so(
+        self, site: Site, start: Start
+    ) -> None:
+        start(**GIVES_UP, RABBIT2DOCKER_BUILDER__IMAGE=f"{IMAGES}busybox:1")
         story = await build(site.amqp, site.quick("no-builder").spec())
         assert story.failed.reason == "pod_misconfigured"
         assert "python3" in story.failed.message
 
-    async def test_without_docker_api_a_build_waits_and_then_says_why_it_ended(
+    async def test_a_build_without_docker_api_waits_and_then_fails_with_no_node(
         self, site: Site, start: Start
     ) -> None:
         site.remove_docker_api()
         try:
-            start()
+            start(**GIVES_UP)
             story = await build(site.amqp, site.quick("no-engine").spec())
             assert story.failed.reason == "no_node"
             assert "docker-api" in story.failed.message
@@ -120,7 +127,7 @@ class TestPodsThatNeverStart:
     ) -> None:
         site.remove_docker_api()
         try:
-            start(RABBIT2DOCKER_KUBERNETES__PENDING_SECONDS="180")
+            start()
             async with asked(site.amqp, site.quick("engine-late").spec()) as request:
                 await request.until(lambda event: "docker-api" in str(getattr(event.data, "message", "")))
                 await asyncio.to_thread(site.provide_docker_api)
@@ -129,7 +136,7 @@ class TestPodsThatNeverStart:
             site.provide_docker_api()
         assert story.completed.attempt == 1
 
-    async def test_what_waits_can_be_cancelled(self, site: Site, start: Start) -> None:
+    async def test_a_build_that_waits_for_a_node_can_be_cancelled(self, site: Site, start: Start) -> None:
         start(RABBIT2DOCKER_KUBERNETES__NODE_SELECTOR='{"no": "node"}')
         async with asked(site.amqp, site.quick("waits").spec()) as request:
             await request.until(lambda event: "Waiting for a node" in str(getattr(event.data, "message", "")))
@@ -167,13 +174,13 @@ class TestPodsThatEndEarly:
         assert story.completed.attempt == 2
         assert any(progress.detail.failed_reason == "evicted" for progress in story.progress)
 
-    async def test_a_builder_out_of_memory_is_told(self, site: Site, start: Start) -> None:
+    async def test_a_builder_that_runs_out_of_memory_is_reported(self, site: Site, start: Start) -> None:
         start(RABBIT2DOCKER_KUBERNETES__MEMORY_LIMIT="30Mi", RABBIT2DOCKER_KUBERNETES__MEMORY_REQUEST="30Mi")
         story = await build(site.amqp, site.quick("memory").spec())
         assert story.failed.reason == "builder_out_of_memory"
         assert "memory" in story.failed.message
 
-    async def test_cancelling_ends_the_step_in_the_engine_too(self, site: Site, start: Start) -> None:
+    async def test_cancelling_a_build_ends_its_step_in_the_engine(self, site: Site, start: Start) -> None:
         start()
         repo = site.slow(300, "cancelled")
         async with asked(site.amqp, repo.spec()) as request:
@@ -184,7 +191,7 @@ class TestPodsThatEndEarly:
         assert story.end.kind == "cancelled"
         await eventually(lambda: not steps_running(site.step_of("cancelled")))
 
-    async def test_a_build_beyond_its_limit_is_ended(self, site: Site, start: Start) -> None:
+    async def test_a_build_beyond_its_time_limit_is_ended(self, site: Site, start: Start) -> None:
         start()
         story = await build(site.amqp, site.slow(300, "limit").spec(), timeout_seconds=12)
         assert story.failed.reason == "timeout"
@@ -252,7 +259,7 @@ class TestTheClusterBreaks:
     async def test_a_node_that_dies_has_its_build_tried_again_on_another(
         self, site: Site, start: Start
     ) -> None:
-        start(RABBIT2DOCKER_KUBERNETES__PENDING_SECONDS="180")
+        start(**LOSES_NODES)
         # The first node's address is the control plane's, too: the other one has to die.
         kubectl.kubectl("cordon", "node-1")
         try:
@@ -271,7 +278,7 @@ class TestTheClusterBreaks:
     async def test_a_node_that_falls_silent_has_its_build_tried_again_on_another(
         self, site: Site, start: Start
     ) -> None:
-        start(RABBIT2DOCKER_KUBERNETES__PENDING_SECONDS="180")
+        start(**LOSES_NODES)
         kubectl.kubectl("cordon", "node-1")
         try:
             async with asked(

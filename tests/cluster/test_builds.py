@@ -75,13 +75,13 @@ async def test_the_pod_runs_beside_docker_api_without_a_token_and_goes_after_the
     await eventually(lambda: name not in {item["metadata"]["name"] for item in site.pods()}, seconds=90)
 
 
-async def test_lines_are_seen_while_the_pod_runs(site: Site, consumer: Consumer) -> None:
+async def test_lines_are_published_while_the_pod_runs(site: Site, consumer: Consumer) -> None:
     repo = site.slow(6, "live")
     async with asked(site.amqp, repo.spec()) as request:
         seen = await request.until_line("second-1")
         story = await request.story()
     [end] = [event for event in story.events if event.is_terminal]
-    assert (end.time - seen.time).total_seconds() > 2, "the line was told while the build ran"
+    assert (end.time - seen.time).total_seconds() > 2, "the line was published while the build ran"
     assert [line.rpartition(" ")[2] for line in story.log if "second-" in line and "[" not in line] == [
         f"second-{number}" for number in range(6)
     ]
@@ -102,7 +102,7 @@ async def test_the_next_version_of_a_repository_is_built_where_its_layers_are(
     assert len(nodes) == 1
 
 
-async def test_many_builds_at_once_all_end(site: Site, consumer: Consumer) -> None:
+async def test_many_builds_at_once_all_complete(site: Site, consumer: Consumer) -> None:
     repos = [site.quick(f"many-{number}") for number in range(6)]
     async with asked(site.amqp, repos[0].spec()) as first:
         others = []
@@ -125,7 +125,7 @@ async def test_a_duplicate_of_an_ended_build_is_answered_from_its_record(
     assert len([pod for pod in site.pods() if pod["metadata"]["name"] == first.accepted.build_name]) <= 1
 
 
-async def test_what_a_pod_is_told_holds_no_secret(site: Site, consumer: Consumer) -> None:
+async def test_the_object_of_a_build_pod_holds_no_secret(site: Site, consumer: Consumer) -> None:
     story = await build(site.amqp, site.quick("secrets").spec())
     [pod] = [item for item in site.pods() if item["metadata"]["name"] == story.accepted.build_name]
     text = json.dumps(pod)

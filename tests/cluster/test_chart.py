@@ -1,4 +1,4 @@
-"""What the chart renders, without installing it: settings that load, permissions that are used, no secret anywhere."""
+"""The objects that the chart renders, without installing it: settings that load, permissions that are used, no secret anywhere."""
 
 import json
 import os
@@ -78,9 +78,9 @@ def render(*values: Values) -> Objects:
 
 
 def refusal(*values: Values) -> str:
-    """Return why helm refuses the values."""
+    """Return the reason for which helm refuses the values."""
     result = template(*values)
-    assert result.returncode, "it is not refused"
+    assert result.returncode, "the values are not refused"
     assert PASSWORD not in result.stderr
     return result.stderr
 
@@ -122,7 +122,7 @@ def settings_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
 # -- values
 
 
-def test_the_committed_schema_is_what_the_settings_say() -> None:
+def test_the_committed_schema_matches_the_settings() -> None:
     assert schema.TARGET.read_text() == schema.text(), "run python -m deploy.helm.schema"
 
 
@@ -145,12 +145,12 @@ def test_helm_lint_has_no_complaint(values: Values) -> None:
     ],
     ids=str,
 )
-def test_unknown_values_and_impossible_ones_are_refused(values: Values) -> None:
+def test_unknown_and_impossible_values_are_refused(values: Values) -> None:
     assert "don't meet the specifications of the schema" in refusal(values)
 
 
 @pytest.mark.parametrize("missing", ["image.repository", "amqp.existingSecret", "config.images.prefix"])
-def test_what_is_needed_is_asked_for_by_name(missing: str) -> None:
+def test_a_missing_value_is_named(missing: str) -> None:
     values: Values = {}
     for key in reversed(missing.split(".")):
         values = {key: values or ""}
@@ -191,7 +191,7 @@ def test_a_password_among_the_settings_is_refused_without_being_shown(path: tupl
     ],
     ids=str,
 )
-def test_what_the_chart_sets_cannot_be_set_beside_it(config: Values, others: Values) -> None:
+def test_settings_that_the_chart_sets_cannot_be_set_in_config(config: Values, others: Values) -> None:
     assert "cannot be set:" in refusal({"config": config}, others)
 
 
@@ -276,9 +276,9 @@ def test_releases_of_long_names_have_sockets_of_their_own_that_can_be_listened_a
     assert all(len(socket) <= 107 for socket in sockets)
 
 
-def test_engines_that_are_there_already_can_be_used(settings_of: Read) -> None:
+def test_existing_engines_can_be_used(settings_of: Read) -> None:
     kubernetes = {"docker_socket": "/var/run/docker/docker.sock", "docker_api_labels": {"app": "dind"}}
-    assert "config.kubernetes.docker_socket has to be set" in refusal({"dockerApi": {"enabled": False}})
+    assert "config.kubernetes.docker_socket is not set" in refusal({"dockerApi": {"enabled": False}})
 
     objects = render({"dockerApi": {"enabled": False}, "config": {"kubernetes": kubernetes}})
 
@@ -324,7 +324,7 @@ def test_consumers_run_without_privileges_and_engines_without_an_account() -> No
     assert docker_api(objects)["spec"]["automountServiceAccountToken"] is False
 
 
-def test_the_variables_of_a_service_are_not_taken_for_settings() -> None:
+def test_service_variables_of_kubernetes_are_not_taken_for_settings() -> None:
     """Kubernetes would set RABBIT2DOCKER_PORT and others in the pods of a release named rabbit2docker."""
     assert consumer(render())["spec"]["enableServiceLinks"] is False
 
@@ -339,7 +339,7 @@ def test_other_settings_restart_the_consumers_and_leave_the_engines_alone() -> N
     assert docker_api(before) == docker_api(after)
 
 
-def test_the_engine_is_told_about_its_cache_and_registries() -> None:
+def test_the_engine_is_configured_with_its_cache_and_registries() -> None:
     more = {
         "dockerApi": {"buildCache": "50GB", "daemonConfig": {"mtu": 1400, "builder": {"gc": {"policy": []}}}}
     }
@@ -368,14 +368,14 @@ def test_the_engine_is_told_about_its_cache_and_registries() -> None:
     ],
     ids=str,
 )
-def test_the_engine_keeps_its_data_where_it_is_told(storage: Values, expected: Values) -> None:
+def test_the_engine_keeps_its_data_in_the_configured_volume(storage: Values, expected: Values) -> None:
     volumes = docker_api(render({"dockerApi": {"storage": storage}}))["spec"]["volumes"]
 
     [volume] = [item for item in volumes if item["name"] == "storage"]
     assert volume == {"name": "storage", **expected}
 
 
-def test_what_is_made_for_the_removal_is_made_after_the_uninstall() -> None:
+def test_objects_of_the_removal_job_are_made_after_the_uninstall() -> None:
     objects = render()
     removal = [found for (_, name), found in objects.items() if name == f"{NAME}-removal"]
 

@@ -1,4 +1,4 @@
-"""What the other tests here take for granted of the cluster that they run on."""
+"""The properties of the cluster that all other tests here rely on."""
 
 import json
 import os
@@ -216,8 +216,8 @@ def test_pods_on_fake_nodes_are_ready_at_once(namespace: str) -> None:
     with fake_nodes(3) as group:
         for number in range(5):
             apply(pod(f"fake-{number}", "none.test/none:1", "none", **placement(group)), namespace=namespace)
-        everybody = [f"pod/fake-{number}" for number in range(5)]
-        kubectl("wait", "--for=condition=Ready", *everybody, "--timeout=60s", namespace=namespace)
+        everyone = [f"pod/fake-{number}" for number in range(5)]
+        kubectl("wait", "--for=condition=Ready", *everyone, "--timeout=60s", namespace=namespace)
     assert not get("nodes", selector=f"{TAINT}={group}")["items"]
 
 

@@ -1,4 +1,4 @@
-"""What every executor promises, on real pods: the suite of the behaviour tests, with another stage."""
+"""The promises of every executor, on real pods: the suite of the behaviour tests, with another stage."""
 
 import json
 import os

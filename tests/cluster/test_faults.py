@@ -54,7 +54,7 @@ def test_a_frozen_api_server_takes_connections_and_answers_nothing() -> None:
     eventually_blocking(answers)
 
 
-def test_without_api_server_pods_go_on(sleeper: str) -> None:
+def test_pods_keep_running_without_an_api_server(sleeper: str) -> None:
     with faults.api_server_down():
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((layout.HOST, layout.API_PORT), timeout=10)
@@ -77,7 +77,7 @@ def test_a_dead_node_is_noticed_its_pods_leave_and_it_comes_back(sleeper: str) -
     assert phase("next", sleeper) == "Succeeded"
 
 
-def test_the_pods_of_a_silent_node_go_on(sleeper: str) -> None:
+def test_the_pods_of_a_silent_node_keep_running(sleeper: str) -> None:
     uid = get("pod", "sleeper", namespace=sleeper)["metadata"]["uid"]
     with faults.kubelet_frozen(NODE):
         eventually_blocking(lambda: not is_ready(NODE), seconds=120)

@@ -1,4 +1,4 @@
-"""The archive of the cluster's images says what the directories it is made of say."""
+"""The archive of the cluster's images matches the directories it is made of."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def layers(manifest: dict[str, object]) -> list[str]:
 
 
 @pytest.mark.usefixtures("root")
-def test_what_a_layer_removed_and_replaced_is_said_in_the_words_of_images(tmp_path: Path) -> None:
+def test_removed_and_replaced_files_become_whiteouts_of_the_image_format(tmp_path: Path) -> None:
     layer = tmp_path / "layer"
     (layer / "etc/replaced").mkdir(parents=True)
     (layer / "etc/kept").write_text("kept")
@@ -62,7 +62,7 @@ def test_what_a_layer_removed_and_replaced_is_said_in_the_words_of_images(tmp_pa
     ]
 
 
-def test_images_share_the_layers_that_they_have_in_common(tmp_path: Path) -> None:
+def test_images_share_common_layers(tmp_path: Path) -> None:
     for name in ("base", "one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).write_text(name)
@@ -77,7 +77,7 @@ def test_images_share_the_layers_that_they_have_in_common(tmp_path: Path) -> Non
     assert len(names) == len(set(names))
 
 
-def test_documents_and_caches_are_no_part_of_an_image(tmp_path: Path) -> None:
+def test_images_leave_out_documents_and_caches(tmp_path: Path) -> None:
     layer = tmp_path / "layer"
     for directory in ("usr/share/doc/package", "var/cache/apt", "usr/bin"):
         (layer / directory).mkdir(parents=True)

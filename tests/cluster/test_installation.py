@@ -64,7 +64,7 @@ class Installation:
         }
 
     def provide_secrets(self) -> None:
-        """Do what the README asks of an operator."""
+        """Make the Secrets that the README asks an operator for."""
         login = base64.b64encode(b"user:password").decode()
         docker_config = {"auths": {REGISTRY: {"auth": login}}}
         management = self.amqp.management_url
@@ -110,7 +110,7 @@ class Installation:
         return {pod["metadata"]["name"] for pod in self.site.pods(selector)}
 
     def everything(self) -> set[str]:
-        """Return whatever there is in the namespace."""
+        """Return the names of all objects in the namespace."""
         return set(self.site.kubectl("get", KINDS, "--output=name").split())
 
     def metrics(self, pod: str) -> str:
@@ -118,7 +118,7 @@ class Installation:
         return kubectl.kubectl("get", "--raw", path)
 
     def refused_calls(self) -> list[str]:
-        """Return what the API server has refused to the consumers for lack of a permission."""
+        """Return the calls that the API server refused to the consumers for lack of a permission."""
         calls = [
             line
             for pod in self.names(CONSUMERS)
@@ -184,7 +184,7 @@ async def test_a_request_becomes_an_image_in_the_registry_and_its_log_is_seen(
     assert any(line.endswith("said-by-a-step") for line in story.log), story.log
 
 
-def test_builds_are_asked_for_inside_a_consumer_as_the_notes_say(installation: Installation) -> None:
+def test_the_command_of_the_release_notes_builds_inside_a_consumer(installation: Installation) -> None:
     repository = installation.site.quick("by-hand")
 
     output = installation.site.kubectl(

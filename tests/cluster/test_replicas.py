@@ -146,7 +146,7 @@ async def test_two_replicas_together_keep_the_limit(site: Site) -> None:
 
 
 def is_live(pod: Object) -> bool:
-    """Tell whether the pod's builder may still run; the phase may say so for a moment longer."""
+    """Return whether the pod's builder may still run; the phase may say so for a moment longer."""
     statuses = pod["status"].get("containerStatuses", [])
     return pod["status"]["phase"] in ("Pending", "Running") and not any(
         "terminated" in status["state"] for status in statuses
@@ -157,8 +157,8 @@ async def ask_all(settings: Settings, specs: dict[str, str]) -> None:
     await declare.declare(settings)
     async with publishing(settings, wait_seconds=60) as publisher:
         for request_id, spec in specs.items():
-            wish = BuildRequest(provider="git", spec=spec, request_id=request_id)
-            await RequestPublisher(publisher, "default").request(wish)
+            build = BuildRequest(provider="git", spec=spec, request_id=request_id)
+            await RequestPublisher(publisher, "default").request(build)
 
 
 @pytest.mark.timeout(500)

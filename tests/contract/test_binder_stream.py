@@ -345,10 +345,10 @@ class TestTheOrderOfChecks:
         ("path", "hub", "headers", "told"),
         [
             (f"{SVN}?build_token=x", {**TOKENS, **BANNED}, {}, (403, "Requests from here are not allowed\n")),
-            (f"{SVN}?build_token=x", TOKENS, {}, (403, "A token is needed")),
+            (f"{SVN}?build_token=x", TOKENS, {}, (403, "A token is required")),
             (f"{SVN}?build_token=x", TOKENS, ADA, (403, "Invalid build token\n")),
             (f"{SVN}?build_only=true", TOKENS, ADA, (None, "No provider found for prefix svn.")),
-            (NO_LAUNCH, TOKENS, ADA, (400, "This service builds images and launches nothing")),
+            (NO_LAUNCH, TOKENS, ADA, (400, "This service builds images and does not launch servers")),
             (f"{LONG}?build_only=true", TOKENS, ADA, (400, "`spec` must have at most 4096")),
         ],
     )

@@ -19,7 +19,7 @@ from tornado.web import create_signed_value
 
 from rabbit2docker.cli.information import settings as list_settings
 from rabbit2docker.errors import ConfigurationError
-from rabbit2docker.hub.service import HubApi
+from rabbit2docker.hub.health import JupyterHubCheck
 from rabbit2docker.hub.store.store import Store
 from rabbit2docker.hub.web.auth import make_authenticator
 from rabbit2docker.settings import HubSettings
@@ -127,7 +127,7 @@ class People:
 
     async def waiting(self) -> None:
         """Let Ada's request wait."""
-        await self.store.asked(
+        await self.store.record_request(
             BuildRequest(**GH, request_id=self.request_id, requester="ada"), at=datetime.now(UTC)
         )
 
@@ -193,7 +193,7 @@ class TestWhoSeesWhat:
 
     async def test_who_shares_a_build_sees_it(self, people: People) -> None:
         await people.build()
-        await people.store.shared(people.request_id, "bob")
+        await people.store.record_share(people.request_id, "bob")
         assert (await people.bob.get(f"api/builds/{people.build_id}")).status == 200
 
     async def test_viewers_of_one_request_share_it_in_the_record(
@@ -240,7 +240,7 @@ class TestWhoEndsWhat:
         self, people: People, builds: MemoryBuilds, name: str
     ) -> None:
         await people.build()
-        await people.store.shared(people.request_id, "bob")
+        await people.store.record_share(people.request_id, "bob")
         answer = await getattr(people, name).delete(f"api/builds/{people.request_id}")
         assert answer.status == 409
         assert "administrator" in answer.message
@@ -248,7 +248,7 @@ class TestWhoEndsWhat:
 
     async def test_but_an_administrators(self, people: People, builds: MemoryBuilds) -> None:
         await people.build()
-        await people.store.shared(people.request_id, "bob")
+        await people.store.record_share(people.request_id, "bob")
         assert (await people.root.delete(f"api/builds/{people.request_id}")).status == 202
         assert builds.cancelled == [(people.build_id, "root")]
 
@@ -612,7 +612,7 @@ class TestJupyterHub:
         assert only.data == {
             "phase": "failed",
             "status_code": 403,
-            "message": "bob may not use this service.\n",
+            "message": "bob is not allowed to use this service.\n",
         }
         assert not builds.asked
 
@@ -702,13 +702,13 @@ def a_login(token: str) -> str:
 class TestHealth:
     async def test_a_hub_that_answers_is_asked_seldom(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async with a_jupyterhub(monkeypatch) as asked:
-            api = HubApi(os.environ["JUPYTERHUB_API_URL"])
+            api = JupyterHubCheck(os.environ["JUPYTERHUB_API_URL"])
             checks = await asyncio.gather(*(api.check() for _ in range(20)))
         assert all(check.ok for check in checks)
         assert asked["root"] == 1
 
     async def test_a_hub_that_is_away_is_told(self) -> None:
-        check = await HubApi(f"http://127.0.0.1:{free_port()}/hub/api").check()
+        check = await JupyterHubCheck(f"http://127.0.0.1:{free_port()}/hub/api").check()
         assert not check.ok
         assert "does not answer" in check.detail
 

@@ -10,6 +10,7 @@ import pytest
 from openapi_spec_validator import validate
 
 from rabbit2docker.hub.store.store import Store
+from rabbit2docker.hub.web.errors import NO_SUCH_PAGE
 from rabbit2docker.hub.web.openapi import document
 from rabbit2docker.settings import HubAuth
 from rabbit2docker_schemas import events
@@ -313,7 +314,9 @@ class TestLogs:
             [extent] = (await api.get(f"api/builds/{build_id}")).json["logs"]
         first, last = extent["cut_first"], extent["cut_last"]
         assert 0 < first < last < 1999
-        assert said[first] == f"[lines {first} to {last} are missing: the log is too long to be kept whole]"
+        assert (
+            said[first] == f"[lines {first} to {last} are missing: the log is too long to be stored in full]"
+        )
         assert said[first - 1].startswith(f"line {first - 1} ")
         assert said[first + 1].startswith(f"line {last + 1} ")
         assert said[-1].startswith("line 1999 ")
@@ -439,14 +442,14 @@ class TestEnding:
     async def test_a_build_is_ended(self, api: Api, builds: MemoryBuilds, store: Store) -> None:
         id_ = await a_build(store, accepted(), lines(0, "x"))
         assert (await api.delete(f"api/builds/{id_}")).status == 202
-        assert builds.cancelled == [(id_, "somebody")]
+        assert builds.cancelled == [(id_, "an anonymous user")]
 
     async def test_a_request_that_waits_is_taken_back_under_its_own_id(
         self, api: Api, builds: MemoryBuilds
     ) -> None:
         build = (await api.post("api/builds", GH)).json
         assert (await api.delete(f"api/builds/{build['id']}")).status == 202
-        assert builds.cancelled == [(build["request_id"], "somebody")]
+        assert builds.cancelled == [(build["request_id"], "an anonymous user")]
 
     async def test_what_has_ended_cannot_be_ended(self, api: Api, builds: MemoryBuilds, store: Store) -> None:
         id_ = await a_build(store, *BUILD, completed())
@@ -503,4 +506,4 @@ class TestTheDescription:
                 path = template.lstrip("/").replace("{id}", "nobody")
                 answer = await api.call(method.upper(), path)
                 assert answer.status != 405
-                assert "nothing here" not in answer.text
+                assert NO_SUCH_PAGE not in answer.text

@@ -74,7 +74,9 @@ class TestRates:
             assert headers["content-type"] == "text/event-stream"
             [only] = parse(raw)
             assert (only.phase, only.data["status_code"]) == ("failed", 429)
-            begin = "Rate limit exceeded. You (ada) have asked for 2 builds within an hour, which is the limit here. "
+            begin = (
+                "Rate limit exceeded. You (ada) have requested 2 builds within an hour, which is the limit. "
+            )
             assert only.message.startswith(begin)
             assert only.message.removeprefix(begin) in (
                 "Try again in 60 minutes.\n",
@@ -93,7 +95,7 @@ class TestRates:
             assert (status, headers["X-RateLimit-Remaining"]) == (202, "0")
             status, headers, said = await post(viewer, **ADA)
             assert status == said["status"] == 429
-            assert said["message"].startswith("Rate limit exceeded. You (ada) have asked for 2 builds")
+            assert said["message"].startswith("Rate limit exceeded. You (ada) have requested 2 builds")
             assert 0 < int(headers["Retry-After"]) <= 3601
             assert headers["X-RateLimit-Limit"] == "2"
             assert headers["X-RateLimit-Remaining"] == "0"
@@ -150,7 +152,7 @@ class TestRates:
             crowd = await asyncio.gather(*(ends(viewer) for _ in range(60)))
             assert {each.phase for each in crowd} == {"ready"}
             other = await ends(viewer, PATH.replace("thesis", "notes"))
-        assert other.message.startswith("Rate limit exceeded. Your address (127.0.0.1) has asked for 1 build")
+        assert other.message.startswith("Rate limit exceeded. Your address (127.0.0.1) has requested 1 build")
         assert len(builds.asked) == 1
 
     async def test_who_is_refused_stands_in_nobodys_way(self, builds: MemoryBuilds, store: Store) -> None:
@@ -207,7 +209,7 @@ class TestBuildTokens:
         async with serving(builds, store, **{**NAMED, "build_token_secret": SECRET}) as viewer:
             only = await ends(viewer, f"{PATH}&build_token={self.token(viewer)}")
         assert only.data["status_code"] == 403
-        assert "token is needed" in only.message
+        assert "token is required" in only.message
         assert not builds.asked
 
     @pytest.mark.parametrize(
@@ -294,7 +296,7 @@ class Line:
         self.answers.set()
 
     @asynccontextmanager
-    async def looking(self) -> AsyncIterator[queue_position.Depth]:
+    async def open(self) -> AsyncIterator[queue_position.ReadDepth]:
         async def depth() -> int:
             self.looks += 1
             await self.answers.wait()
@@ -305,8 +307,8 @@ class Line:
 
 @pytest.fixture
 def line(monkeypatch: pytest.MonkeyPatch) -> Line:
-    monkeypatch.setattr(queue_position, "PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(queue_position, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(queue_position, "FIRST_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(queue_position, "POLL_SECONDS", 0.05)
     return Line(4)
 
 
@@ -317,7 +319,7 @@ def told(sent: Sent) -> str:
 class TestQueue:
     async def test_who_waits_learns_how_many_are_before_them(self, builds: MemoryBuilds, line: Line) -> None:
         builds.plan = []
-        async with serving(builds, looking=line.looking) as viewer, viewer.live(PATH) as sent:
+        async with serving(builds, open_depth_reader=line.open) as viewer, viewer.live(PATH) as sent:
             first = await anext(sent)
             assert first.data == {"phase": "waiting", "message": "Waiting for build to start...\n"}
             place = await anext(sent)
@@ -347,10 +349,10 @@ class TestQueue:
 
     async def test_who_is_cut_off_while_waiting_loses_nothing(self, builds: MemoryBuilds, line: Line) -> None:
         builds.plan = []
-        async with serving(builds, looking=line.looking) as viewer, viewer.live(PATH) as sent:
+        async with serving(builds, open_depth_reader=line.open) as viewer, viewer.live(PATH) as sent:
             seen = [await anext(sent), await anext(sent)]
         async with (
-            serving(builds, looking=line.looking) as other,
+            serving(builds, open_depth_reader=line.open) as other,
             other.live(PATH, Last_Event_ID=str(seen[0].id)) as sent,
         ):
             assert told(await anext(sent)) == "3 builds are before this one."
@@ -378,7 +380,7 @@ class TestQueue:
                 await anext(sent)
                 return told(await anext(sent))
 
-        async with serving(builds, looking=line.looking) as viewer:
+        async with serving(builds, open_depth_reader=line.open) as viewer:
             # One after the other, so that it is known who came first.
             waiting = []
             for number in range(30):
@@ -395,7 +397,7 @@ class TestQueue:
         self, builds: MemoryBuilds, line: Line, store: Store
     ) -> None:
         builds.plan = []
-        async with serving(builds, store, looking=line.looking) as viewer:
+        async with serving(builds, store, open_depth_reader=line.open) as viewer:
             _, _, made = await post(viewer)
             async with viewer.live_bytes(f"api/builds/{made['id']}/events") as chunks:
                 raw = b""

@@ -1,4 +1,4 @@
-"""A consumer process and what is needed to talk to it."""
+"""Fixtures for tests with a consumer process."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ MakeConsumer = Callable[..., Consumer]
 
 @pytest.fixture
 def make_consumer(tmp_path: Path, amqp: AmqpSettings) -> Iterator[MakeConsumer]:
-    """Make consumers on the test's virtual host; nothing of them is left afterwards."""
+    """Return a factory of consumers on the test's virtual host, which are removed afterwards."""
     made: list[Consumer] = []
 
     def make(*, amqp_settings: AmqpSettings | None = None, real: bool = False, **variables: str) -> Consumer:

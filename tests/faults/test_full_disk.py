@@ -1,4 +1,4 @@
-"""A full disk under the state directory is waited out."""
+"""A full disk under the state directory delays builds and loses nothing."""
 
 import os
 import subprocess
@@ -11,22 +11,22 @@ from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.events import Completed, Progress
 from tests.faults.conftest import MakeConsumer, ask
 from tests.support.consumer import a_request
-from tests.support.promises import captured, check_promises, ends_of, lines_of
+from tests.support.promises import captured, check_promises, lines_of, until_ended
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.broker
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A state directory on a disk of its own, of two megabytes."""
+    """A state directory on a separate disk of two megabytes."""
     state = tmp_path / "state"
     state.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(state)]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small disk needs root")
     yield state
-    # What a builder may still hold open must not keep the test from ending.
+    # Files that a builder still holds open must not block the end of the test.
     subprocess.run(["umount", "--lazy", str(state)], check=True)
 
 
@@ -40,7 +40,7 @@ def fill(disk: Path) -> Path:
             return ballast
 
 
-async def test_a_request_that_finds_the_disk_full_is_built_once_there_is_room(
+async def test_a_request_that_meets_a_full_disk_is_built_once_there_is_space(
     small_disk: Path, make_consumer: MakeConsumer, settings: Settings, amqp: AmqpSettings
 ) -> None:
     consumer = make_consumer()
@@ -48,17 +48,17 @@ async def test_a_request_that_finds_the_disk_full_is_built_once_there_is_room(
     ballast = fill(small_disk)
     await ask(settings, a_request("one"))
 
-    async def is_put_off() -> bool:
+    async def is_requeued() -> bool:
         events = await captured(amqp)
         return any(isinstance(e.data, Progress) and e.data.detail.retry_in_seconds for e in events)
 
-    await eventually(is_put_off)
+    await eventually(is_requeued)
     ballast.unlink()
-    await eventually(lambda: _ended(amqp))
+    await until_ended(amqp)
     assert isinstance(check_promises(await captured(amqp), ["one"])["one"], Completed)
 
 
-async def test_a_disk_that_fills_during_a_build_costs_no_line(
+async def test_a_disk_that_fills_during_a_build_loses_no_line(
     small_disk: Path, make_consumer: MakeConsumer, settings: Settings, amqp: AmqpSettings
 ) -> None:
     consumer = make_consumer()
@@ -71,14 +71,10 @@ async def test_a_disk_that_fills_during_a_build_costs_no_line(
     consumer.kill()
     consumer.start()
     ballast.unlink()
-    await eventually(lambda: _ended(amqp), seconds=120)
+    await until_ended(amqp)
     events = await captured(amqp)
     assert isinstance(check_promises(events, ["one"])["one"], Completed)
     [log] = lines_of(events).values()
     assert [line for line in log if line.startswith("line ")] == [
         f"line {n} of the build" for n in range(400)
     ]
-
-
-async def _ended(amqp: AmqpSettings) -> bool:
-    return bool(ends_of(await captured(amqp)))

@@ -1,4 +1,4 @@
-"""A JupyterHub with the service as its own child, as the README has it; everybody may log in with any password."""
+"""A JupyterHub with the service as its own child, as the README has it; any user may log in with any password."""
 
 import os
 import sys

@@ -62,7 +62,7 @@ class Site:
     consumer: Consumer
 
     def started(self) -> list[dict[str, str]]:
-        """Return which servers the spawner was told to start."""
+        """Return the servers that the spawner was asked to start."""
         noted = self.hub.log.with_name("started.jsonl")
         return [json.loads(line) for line in noted.read_text().splitlines()] if noted.exists() else []
 
@@ -140,7 +140,7 @@ def fields(kind: str, body: bytes) -> dict[str, str]:
     return found
 
 
-async def test_an_image_that_is_built_in_the_form_is_the_one_that_starts(
+async def test_the_server_starts_with_the_image_built_in_the_form(
     site: Site, window: Looking, amqp: AmqpSettings
 ) -> None:
     page = window.page
@@ -165,7 +165,7 @@ async def test_an_image_that_is_built_in_the_form_is_the_one_that_starts(
     assert (accepted.provider, accepted.spec, accepted.requester) == ("gh", "o/r/v1", "ada")
 
 
-async def test_a_build_that_fails_says_why_in_the_form_and_starts_nothing(
+async def test_a_failed_build_shows_its_reason_in_the_form_and_starts_nothing(
     site: Site, window: Looking
 ) -> None:
     page = window.page
@@ -179,7 +179,7 @@ async def test_a_build_that_fails_says_why_in_the_form_and_starts_nothing(
     assert site.started() == []
 
 
-async def test_a_branch_that_is_not_there_is_named_in_the_form(site: Site, window: Looking) -> None:
+async def test_a_missing_branch_is_named_in_the_form(site: Site, window: Looking) -> None:
     page = window.page
     await open_form(page, site)
     await order(page, "o/r", "nowhere")
@@ -188,9 +188,7 @@ async def test_a_branch_that_is_not_there_is_named_in_the_form(site: Site, windo
     assert site.started() == []
 
 
-async def test_an_image_that_was_built_before_starts_and_another_ones_does_not(
-    site: Site, window: Looking
-) -> None:
+async def test_an_image_built_before_starts_and_any_other_image_does_not(site: Site, window: Looking) -> None:
     page, ours = window.page, f"{PREFIX}o-r-1a2b3c:0123456"
     await open_form(page, site)
     await choose(page, "An image that was built before")
@@ -212,7 +210,7 @@ async def test_an_image_that_was_built_before_starts_and_another_ones_does_not(
         ({"profile": "nobody"}, "no such profile"),
     ],
 )
-def test_who_leaves_the_form_aside_gets_no_other_image_either(options: dict[str, str], words: str) -> None:
+def test_options_sent_without_the_form_get_no_other_image(options: dict[str, str], words: str) -> None:
     profiles = Profiles([PROFILE], built=re.escape(PREFIX) + IMAGE)
     with pytest.raises(HTTPError, match=words):
         profiles.image(options)

@@ -13,9 +13,7 @@ pytestmark = [pytest.mark.hub, pytest.mark.docker, pytest.mark.timeout(400)]
 ROOT = Path(__file__).parents[2]
 
 
-async def test_the_demonstration_builds_an_image_and_starts_a_server_from_it_and_leaves_nothing_running() -> (
-    None
-):
+async def test_the_hub_demo_builds_an_image_starts_a_server_from_it_and_leaves_nothing_running() -> None:
     done = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-m", "deploy.dev", "hub-demo", "--check"],

@@ -1,4 +1,4 @@
-"""What people see and do in a browser: a real Chromium on real service, consumer and RabbitMQ."""
+"""The pages in a browser: a real Chromium on real service, consumer and RabbitMQ."""
 
 import asyncio
 import base64
@@ -130,7 +130,7 @@ class TestOneBuild:
         image = await page.locator("#image-name").inner_text()
         assert image.endswith(COMMIT)
         await expect(page.locator("#image-facts")).to_contain_text("sha256:")
-        await page.get_by_role("button", name="Copy").click()
+        await page.get_by_role("button", name="Copy", exact=True).click()
         await expect(page.get_by_role("button", name="Copied")).to_be_visible()
         assert await page.evaluate("navigator.clipboard.readText()") == image
         await expect(page.locator("#phases li.done")).to_have_count(5)
@@ -139,7 +139,7 @@ class TestOneBuild:
         assert await page.title() == f"Completed: 127.0.0.1/plain at {COMMIT[:7]} · Image builds"
         assert window.hosts == {hub.bind}
 
-    async def test_who_comes_after_the_end_sees_the_same(
+    async def test_a_page_opened_after_the_end_shows_the_same(
         self, start: Callable[..., HubService], window: Looking
     ) -> None:
         hub = await asyncio.to_thread(start, lines=30)
@@ -156,7 +156,7 @@ class TestOneBuild:
         text = (await (await downloading.value).path()).read_text()
         assert [line for line in text.splitlines() if line in lines(30)] == lines(30)
 
-    async def test_why_it_failed_comes_before_everything_else(
+    async def test_the_reason_of_a_failed_build_stands_above_everything_else(
         self, start: Callable[..., HubService], window: Looking
     ) -> None:
         hub = await asyncio.to_thread(start, fail=3)
@@ -176,7 +176,7 @@ class TestOneBuild:
         assert tops == sorted(tops)
         assert len(tops) == 4
 
-    async def test_what_cannot_be_built_says_why(
+    async def test_a_rejected_request_shows_its_reason(
         self, make_consumer: MakeConsumer, make_service: MakeService, window: Looking
     ) -> None:
         consumer = make_consumer(RABBIT2DOCKER_PROVIDERS__BANNED_SPECS='{"git": [".*banned.*"]}')
@@ -188,10 +188,10 @@ class TestOneBuild:
         await page.get_by_role("button", name="Build", exact=True).click()
         await state_is(page, "Rejected")
         await expect(page.locator("#problem-message")).to_contain_text("does not allow")
-        await expect(page.locator("#facts")).to_contain_text("in inside")
-        await expect(page.locator("#log-part")).to_be_hidden()
+        await expect(page.locator("#facts")).to_contain_text("directory inside")
+        await expect(page.locator("#log-section")).to_be_hidden()
 
-    async def test_a_build_is_cancelled_only_by_who_is_sure(
+    async def test_a_build_is_cancelled_only_after_confirmation(
         self, start: Callable[..., HubService], window: Looking
     ) -> None:
         hub = await asyncio.to_thread(start, lines=2000, every=0.1)
@@ -205,10 +205,10 @@ class TestOneBuild:
         await page.get_by_role("button", name="Cancel", exact=True).click()
         await page.get_by_role("button", name="Cancel the build").click()
         await state_is(page, "Cancelled")
-        await expect(page.locator("#problem-message")).to_contain_text("By ")
+        await expect(page.locator("#problem-message")).to_contain_text("Cancelled by ")
         await expect(page.get_by_role("button", name="Cancel", exact=True)).to_be_hidden()
 
-    async def test_a_build_is_done_again_as_another_one(
+    async def test_building_again_makes_another_build(
         self, start: Callable[..., HubService], window: Looking
     ) -> None:
         hub = await asyncio.to_thread(start)
@@ -219,11 +219,11 @@ class TestOneBuild:
         await page.get_by_role("button", name="Build again").click()
         await page.wait_for_url(lambda url: "/builds/" in url and url != first)
         await state_is(page, "Completed")
-        await expect(page.locator("#facts")).to_contain_text("built even if it existed")
+        await expect(page.locator("#facts")).to_contain_text("build even if the image exists")
         await has_lines(page, 5)
         assert await shown(page) == lines(5)
 
-    async def test_who_waits_is_told_how_many_are_before(
+    async def test_a_waiting_build_shows_its_position_in_the_queue(
         self, make_consumer: MakeConsumer, make_service: MakeService, window: Looking
     ) -> None:
         consumer = make_consumer(**doing(lines=2000, every=0.1), RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS="1")
@@ -234,16 +234,16 @@ class TestOneBuild:
         await ask(page, hub.address, "first")
         await state_is(page, "Building")
         await ask(page, hub.address, "second")
-        await expect(page.locator("#now")).to_contain_text("this build is next")
+        await expect(page.locator("#progress")).to_contain_text("this build is next")
         await ask(page, hub.address, "third")
-        await expect(page.locator("#now")).to_contain_text("1 build is before this one")
+        await expect(page.locator("#progress")).to_contain_text("1 build is before this one")
         await page.get_by_role("button", name="Cancel", exact=True).click()
         await page.get_by_role("button", name="Cancel the build").click()
         await expect(page.get_by_role("dialog")).to_be_hidden()
 
 
 class TestLog:
-    async def test_it_is_followed_until_somebody_looks_back(
+    async def test_the_log_follows_new_lines_until_the_reader_scrolls_back(
         self, start: Callable[..., HubService], window: Looking
     ) -> None:
         hub = await asyncio.to_thread(start, lines=1500, every=0.02)
@@ -267,7 +267,7 @@ class TestLog:
         await follow.click()
         await expect(follow).to_have_attribute("aria-pressed", "false")
 
-    async def test_it_goes_on_by_itself_after_a_restart_of_the_service(
+    async def test_the_log_continues_by_itself_after_a_restart_of_the_service(
         self, start: Callable[..., HubService], window: Looking
     ) -> None:
         hub = await asyncio.to_thread(start, lines=120, every=0.1)
@@ -283,7 +283,7 @@ class TestLog:
         await has_lines(page, 120)
         assert await shown(page) == lines(120)
 
-    async def test_what_a_build_writes_stays_text(
+    async def test_markup_in_the_log_stays_text(
         self, start: Callable[..., HubService], window: Looking
     ) -> None:
         said = [
@@ -305,7 +305,7 @@ class TestLog:
         assert await page.locator("#log img, #log script, #log .text a, h1 b, #problem img").count() == 0
         assert await page.evaluate("window.hacked") is None
 
-    async def test_the_newest_of_very_many_lines_are_there_and_the_rest_is_a_link_away(
+    async def test_a_long_log_shows_its_newest_lines_and_links_to_the_rest(
         self, start: Callable[..., HubService], window: Looking
     ) -> None:
         hub = await asyncio.to_thread(start, lines=22_000)
@@ -313,7 +313,7 @@ class TestLog:
         await ask(page, hub.address, "huge")
         await state_is(page, "Completed")
         await expect(page.locator("#log .line").last).to_be_attached()
-        await expect(page.locator("#trimmed")).to_contain_text("before these are in the full text")
+        await expect(page.locator("#trimmed")).to_contain_text("see the full log")
 
         async def has_the_end() -> bool:
             return "line 21999 of the build" in (await shown(page))[-1:]
@@ -322,7 +322,7 @@ class TestLog:
         assert 19_000 < await page.locator("#log .line").count() < 21_000
         assert await distance_to_end(page) < 40
         async with window.context.expect_page() as opening:
-            await page.get_by_role("link", name="Full text").click(modifiers=["ControlOrMeta"])
+            await page.get_by_role("link", name="Full log").click(modifiers=["ControlOrMeta"])
         full = await opening.value
         await expect(full.locator("body")).to_contain_text("line 0 of the build")
 
@@ -366,7 +366,7 @@ class TestLog:
             ("", []),
         ],
     )
-    async def test_what_terminals_draw_is_drawn(
+    async def test_terminal_sequences_are_rendered(
         self, raw: str, drawn: list[list[str]], window: Looking
     ) -> None:
         async with serving(MemoryBuilds()) as viewer:
@@ -381,7 +381,7 @@ class TestLog:
             )
         assert nodes == drawn
 
-    async def test_missing_lines_and_another_attempt_are_said(self, window: Looking) -> None:
+    async def test_missing_lines_and_a_new_attempt_are_announced(self, window: Looking) -> None:
         builds = MemoryBuilds()
         builds.plan = [
             *BUILD[:1],
@@ -429,15 +429,15 @@ async def distance_to_end(page: Page) -> float:
 
 
 class TestAsking:
-    async def test_how_an_address_is_understood_is_shown_as_one_types(
+    async def test_the_form_shows_how_it_reads_an_address_while_it_is_typed(
         self, start: Callable[..., HubService], window: Looking
     ) -> None:
         hub = await asyncio.to_thread(start)
         page = window.page
         await page.goto(f"{hub.address}new")
-        read = page.locator("#repo-read")
+        read = page.locator("#repo-detected")
         field = page.get_by_label("Repository", exact=True)
-        for typed, told in {
+        for typed, shown_as in {
             "ada/thesis": "GitHub: ada/thesis, default branch",
             "https://github.com/ada/thesis/tree/feature/x": "GitHub: ada/thesis, feature/x",
             "github.com/ada/thesis.git": "GitHub: ada/thesis, default branch",
@@ -446,10 +446,10 @@ class TestAsking:
             "https://git.example.org/%E0%A4%A": "",
         }.items():
             await field.fill(typed)
-            if told or typed == "hello":
-                await expect(read).to_have_text(told)
+            if shown_as or typed == "hello":
+                await expect(read).to_have_text(shown_as)
 
-    async def test_a_wrong_address_is_told_beside_it_and_nothing_is_lost(
+    async def test_a_wrong_address_is_explained_beside_its_field_and_no_input_is_lost(
         self, start: Callable[..., HubService], window: Looking
     ) -> None:
         hub = await asyncio.to_thread(start)
@@ -458,7 +458,7 @@ class TestAsking:
         await page.goto(f"{hub.address}new")
         build = page.get_by_role("button", name="Build", exact=True)
         await build.click()
-        await expect(page.locator("#repo-error")).to_contain_text("address of a repository")
+        await expect(page.locator("#repo-error")).to_contain_text("URL of a repository")
         field = page.get_by_label("Repository", exact=True)
         await expect(field).to_be_focused()
         await field.fill("https://ada:secret@git.example.org/thesis")
@@ -476,7 +476,7 @@ class TestAsking:
         await expect(page.locator("#subdir-error")).not_to_be_empty()
         await expect(page.get_by_label("Directory inside")).to_be_focused()
 
-    async def test_everything_is_done_without_a_mouse(
+    async def test_a_build_can_be_requested_with_the_keyboard_alone(
         self, start: Callable[..., HubService], window: Looking
     ) -> None:
         hub = await asyncio.to_thread(start, lines=2000, every=0.1)
@@ -484,7 +484,7 @@ class TestAsking:
         await page.goto(hub.address)
         await expect(page.locator("#empty")).to_be_visible()
         await page.keyboard.press("Tab")
-        assert await window.focused() == "Skip to the content"
+        assert await window.focused() == "Skip to content"
         await page.keyboard.press("Enter")
         await page.keyboard.press("Tab")
         assert await window.focused() == "New build"
@@ -503,12 +503,12 @@ class TestAsking:
         await tab_to(window, "cancel")
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("dialog")).to_be_visible()
-        assert await window.focused() == "keep"
+        assert await window.focused() == "keep-building"
         await page.keyboard.press("Escape")
         await expect(page.get_by_role("dialog")).to_be_hidden()
         assert await window.focused() == "cancel"
         await page.keyboard.press("Enter")
-        await tab_to(window, "end")
+        await tab_to(window, "confirm-cancel")
         await page.keyboard.press("Enter")
         await state_is(page, "Cancelled")
 
@@ -522,13 +522,13 @@ async def tab_to(window: Looking, wanted: str) -> None:
 
 
 class TestList:
-    async def test_it_shows_what_runs_and_how_that_goes_on(
+    async def test_the_list_shows_running_builds_and_their_progress(
         self, start: Callable[..., HubService], window: Looking
     ) -> None:
         hub = await asyncio.to_thread(start, lines=60, every=0.1)
         page = window.page
         await page.goto(hub.address)
-        await expect(page.get_by_text("Nothing has been built yet")).to_be_visible()
+        await expect(page.get_by_text("No builds yet")).to_be_visible()
         await ask(page, hub.address, "listed")
         await page.goto(hub.address)
         row = page.get_by_role("row").filter(has_text="127.0.0.1/listed")
@@ -538,7 +538,7 @@ class TestList:
         await row.get_by_role("link").click()
         await state_is(page, "Completed")
 
-    async def test_it_is_searched_and_filtered_and_the_address_remembers_how(
+    async def test_search_and_filters_of_the_list_are_kept_in_its_address(
         self, start: Callable[..., HubService], window: Looking
     ) -> None:
         hub = await asyncio.to_thread(start)
@@ -552,9 +552,9 @@ class TestList:
         await page.get_by_role("searchbox", name="Search").fill("apple")
         await expect(rows).to_have_count(1)
         await page.get_by_label("State").select_option("Failed")
-        await expect(page.get_by_text("No build is like this")).to_be_visible()
+        await expect(page.get_by_text("No builds match")).to_be_visible()
         await page.reload()
-        await expect(page.get_by_text("No build is like this")).to_be_visible()
+        await expect(page.get_by_text("No builds match")).to_be_visible()
         await expect(page.get_by_role("searchbox", name="Search")).to_have_value("apple")
         await page.go_back()
         await expect(rows).to_have_count(1)
@@ -567,8 +567,8 @@ class TestList:
         hub = await asyncio.to_thread(start, {"RABBIT2DOCKER_HUB__REQUESTS_PER_USER": "0"})
         async with aiohttp.ClientSession() as session:
             for number in range(53):
-                wish = {"provider": "git", "spec": f"no-address-{number}/HEAD"}
-                async with session.post(f"{hub.address}api/builds", json=wish) as answer:
+                request = {"provider": "git", "spec": f"no-address-{number}/HEAD"}
+                async with session.post(f"{hub.address}api/builds", json=request) as answer:
                     assert answer.status == 202, await answer.text()
         page = window.page
         await page.goto(hub.address)
@@ -585,7 +585,7 @@ class TestWhoSees:
     def as_one(self, name: str) -> dict[str, object]:
         return {"http_credentials": {"username": name, "password": TOKENS[name]}}
 
-    async def test_somebody_elses_build_does_not_exist_but_for_an_admin(
+    async def test_a_build_of_another_user_is_visible_to_admins_only(
         self, start: Callable[..., HubService], browser: Browser
     ) -> None:
         hub = await asyncio.to_thread(
@@ -599,28 +599,28 @@ class TestWhoSees:
         async with looking(browser, **self.as_one("ada")) as ada:
             await ask(ada.page, hub.address, "private")
             await state_is(ada.page, "Completed")
-            await expect(ada.page.locator(".who")).to_contain_text("ada")
-            await expect(ada.page.locator("#whose")).to_have_count(0)
+            await expect(ada.page.locator(".account")).to_contain_text("ada")
+            await expect(ada.page.locator("#owner")).to_have_count(0)
             address = ada.page.url
         async with looking(browser, **self.as_one("bob")) as bob:
             bob.expected = ("404",)
             answer = await bob.page.goto(address)
             assert answer is not None
             assert answer.status == 404
-            await expect(bob.page.get_by_role("heading")).to_have_text("There is nothing here")
-            await bob.page.get_by_role("link", name="To the builds").click()
-            await expect(bob.page.get_by_text("Nothing has been built yet")).to_be_visible()
+            await expect(bob.page.get_by_role("heading")).to_have_text("Page not found")
+            await bob.page.get_by_role("link", name="Go to builds").click()
+            await expect(bob.page.get_by_text("No builds yet")).to_be_visible()
         async with looking(browser, **self.as_one("root")) as root:
-            # The very first address that somebody opens may be that of a build.
+            # The first address that a browser opens may be that of a build.
             await root.page.goto(address)
             await state_is(root.page, "Completed")
             await has_lines(root.page, 5)
             await root.page.goto(hub.address)
-            await expect(root.page.locator("td.asked")).to_have_text("ada")
-            await root.page.get_by_label("Whose").select_option("Mine")
-            await expect(root.page.get_by_text("No build is like this")).to_be_visible()
+            await expect(root.page.locator("td.requester")).to_have_text("ada")
+            await root.page.get_by_label("Requested by").select_option("Me")
+            await expect(root.page.get_by_text("No builds match")).to_be_visible()
 
-    async def test_who_has_no_token_is_asked_for_one_and_then_sent_to_where_they_wanted(
+    async def test_a_visitor_without_a_token_is_asked_for_one_and_then_sent_on(
         self, start: Callable[..., HubService]
     ) -> None:
         hub = await asyncio.to_thread(
@@ -633,7 +633,7 @@ class TestWhoSees:
         status, headers, body = await viewer.raw_once(wanted, Accept="text/html")
         assert status == 401
         assert headers["WWW-Authenticate"].startswith("Basic ")
-        assert "A token is needed" in body.decode()
+        assert "A token is required" in body.decode()
         ada = "Basic " + base64.b64encode(f"ada:{TOKENS['ada']}".encode()).decode()
         status, headers, _ = await viewer.raw_once(wanted, Accept="text/html", Authorization=ada)
         assert (status, headers["Location"]) == (302, f"{BASE}new?repo=x")
@@ -707,7 +707,7 @@ class TestJupyterHub:
     async def a_consumer(self, make_consumer: MakeConsumer) -> None:
         await asyncio.to_thread(make_consumer(**doing(lines=2000, every=0.1)).start_and_wait)
 
-    async def test_a_user_who_is_logged_in_builds_with_cookies(self, hub: Hub, window: Looking) -> None:
+    async def test_a_logged_in_user_builds_with_cookies(self, hub: Hub, window: Looking) -> None:
         page, address = window.page, hub.viewer().address
         await page.goto(f"{address}new?repo={quote(repository('cookies'))}&ref={COMMIT}")
         await page.get_by_label("Username").fill("ada")
@@ -720,12 +720,12 @@ class TestJupyterHub:
         await has_lines(page, 20)
         seen = await shown(page)
         assert seen == lines(len(seen))
-        await expect(page.locator(".who")).to_contain_text("ada")
+        await expect(page.locator(".account")).to_contain_text("ada")
         await expect(page.locator("#facts")).to_contain_text("ada")
         await page.get_by_role("button", name="Cancel", exact=True).click()
         await page.get_by_role("button", name="Cancel the build").click()
         await state_is(page, "Cancelled")
-        await expect(page.locator("#problem-message")).to_have_text("By ada.")
+        await expect(page.locator("#problem-message")).to_have_text("Cancelled by ada.")
         await page.get_by_role("link", name="Builds", exact=True).click()
         row = page.get_by_role("row").filter(has_text="127.0.0.1/cookies")
         await expect(row.locator(".badge.cancelled")).to_be_visible()

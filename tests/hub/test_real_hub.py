@@ -33,13 +33,13 @@ async def test_a_users_token_builds_under_their_name(hub: Hub, amqp: AmqpSetting
     assert accepted.requester == "ada"
 
 
-async def test_a_user_without_access_and_a_token_of_nobody_are_refused(hub: Hub) -> None:
+async def test_a_user_without_access_and_an_unknown_token_are_refused(hub: Hub) -> None:
     for token in (await hub.token_of("bob"), "of-nobody", ""):
         [only] = await hub.viewer(token).watch(build_path("refused"))
         assert (only.phase, only.data["status_code"]) == ("failed", 403)
 
 
-async def test_who_has_logged_in_with_a_browser_asks_with_a_cookie_and_the_xsrf_token(hub: Hub) -> None:
+async def test_a_logged_in_browser_requests_with_a_cookie_and_the_xsrf_token(hub: Hub) -> None:
     jar = aiohttp.CookieJar(unsafe=True)
     async with aiohttp.ClientSession(cookie_jar=jar, headers={"Accept": "text/html"}) as browser:
         await log_in(browser, hub, "ada")
@@ -100,9 +100,7 @@ async def test_binderhub_client_works_unchanged(hub: Hub, tmp_path: Path) -> Non
     assert "No provider found for prefix svn" in failed[-1]
 
 
-async def test_binderhub_client_that_left_and_comes_back_gets_all_of_the_build(
-    hub: Hub, tmp_path: Path
-) -> None:
+async def test_binderhub_client_that_reconnects_gets_the_whole_build(hub: Hub, tmp_path: Path) -> None:
     token = await hub.token_of("ada")
     (tmp_path / "node_modules").symlink_to(NODE)
     script = tmp_path / "client.mjs"

@@ -43,14 +43,14 @@ class Looking:
     page: Page
     context: BrowserContext
     complaints: list[str] = field(default_factory=list)
-    """What the browser has written into its console as an error, and errors of scripts."""
+    """Errors of scripts, and those that the browser wrote to its console."""
     hosts: set[str] = field(default_factory=set)
-    """Where anything was asked for."""
+    """Hosts that were requested from."""
     expected: tuple[str, ...] = ()
     """Words of complaints that are meant to come."""
 
     async def check(self) -> None:
-        """Fail if anything went wrong that nobody would see."""
+        """Fail if anything went wrong out of sight."""
         violations = await self.page.evaluate("window.violations ?? []")
         assert not violations, violations
         bad = [each for each in self.complaints if not any(word in each for word in self.expected)]
@@ -63,7 +63,7 @@ class Looking:
         )
 
     async def scrolls_sideways(self) -> bool:
-        """Tell whether the page is wider than the window."""
+        """Return whether the page is wider than the window."""
         wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
         return bool(await self.page.evaluate(wide))
 
@@ -81,7 +81,7 @@ async def a_browser() -> AsyncIterator[Browser]:
 
 @asynccontextmanager
 async def looking(browser: Browser, **options: Any) -> AsyncIterator[Looking]:
-    """Open a window of somebody's own, without anybody else's cookies; everything must have gone well when it is closed."""
+    """Open a window with cookies of its own. Closing it fails if anything went wrong."""
     context = await browser.new_context(**{"viewport": DESK, "locale": "en-GB", **options})
     context.set_default_timeout(PATIENCE_MS)
     await context.add_init_script(VIOLATIONS)

@@ -1,4 +1,4 @@
-"""Many viewers of builds over HTTP, each as cheap as can be: what they are told is counted, not kept."""
+"""Many viewers of builds over HTTP, each as cheap as can be: their events are counted, not kept."""
 
 import asyncio
 import re
@@ -32,19 +32,19 @@ class Onlooker(asyncio.Protocol):
         self._news = news
         self._rest = b""
         self.next_line = 0
-        """How many lines have come, each of them once and in order."""
+        """Number of lines received, each once and in order."""
         self.disorder: list[int] = []
         """Lines that came twice, or too early."""
-        self.told = 0
+        self.events = 0
         """Events of any kind."""
-        self.asked_at = self.told_at = 0.0
+        self.asked_at = self.first_at = 0.0
         self.last_id = ""
         self.end = b""
         """The event after which nothing came."""
         self.is_gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the connection was closed by the service."""
         self.first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done when anything was told."""
+        """Done with the first event."""
         self.on_lines: Callable[[Iterable[tuple[bytes, bytes]]], None] = lambda lines: None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -62,10 +62,10 @@ class Onlooker(asyncio.Protocol):
         whole, separator, self._rest = (self._rest + data).rpartition(b"\n\n")
         if not separator:
             return
-        if (count := whole.count(b"data: ")) and not self.told:
-            self.told_at = time.monotonic()
+        if (count := whole.count(b"data: ")) and not self.events:
+            self.first_at = time.monotonic()
             self.first.set_result(None)
-        self.told += count
+        self.events += count
         found = LINE.findall(whole)
         for number, _ in found:
             if int(number) == self.next_line:
@@ -87,12 +87,12 @@ class Onlooker(asyncio.Protocol):
 
     @property
     def is_ready(self) -> bool:
-        """Tell whether the last that came says that the image is there."""
+        """Return whether the last event says that the image exists."""
         return b'"phase": "ready"' in self.end
 
 
 class Crowd:
-    """Viewers who look at the same time."""
+    """Viewers that look at the same time."""
 
     def __init__(self, address: str) -> None:
         self._address = urlsplit(address)

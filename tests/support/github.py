@@ -1,4 +1,4 @@
-"""GitHub's REST API on loopback, as its documentation has it: the part that ref resolution needs."""
+"""The part of GitHub's REST API that ref resolution needs, on loopback, after its documentation."""
 
 import hashlib
 from collections.abc import Callable
@@ -17,7 +17,7 @@ MAIN, FOO_MAIN, TAGGED, TAG, OUTER_TAG, PULL, SAME_BRANCH, SAME_TAG, TREE = map(
 
 
 class FakeGitHub:
-    """A server with the one repository `o/r`."""
+    """A server with one repository, `o/r`."""
 
     def __init__(self) -> None:
         self.refs = {
@@ -35,7 +35,7 @@ class FakeGitHub:
         self.tags = {TAG: ("commit", TAGGED), OUTER_TAG: ("tag", TAG)}
         self.commits = {MAIN, FOO_MAIN, TAGGED, PULL}
         self.head: str | None = MAIN
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.not_modified = 0
         self.authorization: set[str | None] = set()
         self.always: Callable[[], web.Response] | None = None
@@ -45,7 +45,7 @@ class FakeGitHub:
 
     async def _answer(self, request: web.Request) -> web.Response:
         path = unquote(request.raw_path).removeprefix("/repos/")
-        self.asked.append(path)
+        self.requests.append(path)
         self.authorization.add(request.headers.get("Authorization"))
         if self.always:
             return self.always()

@@ -18,11 +18,12 @@ import aiohttp
 from yarl import URL
 
 from rabbit2docker.errors import BrokerUnavailable
-from rabbit2docker.hub.service import http_server, listening, make_application
+from rabbit2docker.hub.health import HealthCheck
+from rabbit2docker.hub.service import base_url_of
 from rabbit2docker.hub.store.models import BuildRecords
 from rabbit2docker.hub.store.store import Store
-from rabbit2docker.hub.web.base import HealthCheck
-from rabbit2docker.hub.web.queue_position import Looking
+from rabbit2docker.hub.web.app import WebServer, make_application
+from rabbit2docker.hub.web.queue_position import OpenDepthReader
 from rabbit2docker.settings import AmqpSettings, HubSettings, Settings
 from rabbit2docker_schemas import events, ids
 from rabbit2docker_schemas.cloudevents import Event
@@ -281,35 +282,39 @@ async def serving(
     builds: MemoryBuilds,
     records: BuildRecords | None = None,
     *,
-    looking: Looking | None = None,
+    open_depth_reader: OpenDepthReader | None = None,
     **hub: Any,
 ) -> AsyncIterator[Viewer]:
     """Serve builds in memory over real HTTP; without `records` on a database that is gone afterwards.
 
-    `looking` tells how many requests wait in RabbitMQ.
+    `open_depth_reader` gives the number of requests that wait in RabbitMQ.
     """
     if records is None:
         with TemporaryDirectory() as directory:
             async with (
                 a_store(Path(directory)) as store,
-                serving(builds, store, looking=looking, **hub) as viewer,
+                serving(builds, store, open_depth_reader=open_depth_reader, **hub) as viewer,
             ):
                 yield viewer
         return
     settings = Settings(hub=HubSettings.model_validate({"auth": "none", **hub}))
 
-    async def checks() -> list[HealthCheck]:
+    async def run_checks() -> list[HealthCheck]:
         return [HealthCheck("RabbitMQ", builds.problem is None, str(builds.problem or ""))]
 
-    server = http_server(make_application(settings, builds, checks, records, looking))
-    sockets = listening("127.0.0.1", 0)
-    server.add_sockets(sockets)
-    port = sockets[0].getsockname()[1]
+    application = make_application(
+        settings,
+        base_url_of(settings.hub),
+        builds=builds,
+        records=records,
+        run_checks=run_checks,
+        open_depth_reader=open_depth_reader,
+    )
+    server = WebServer(application, "127.0.0.1", 0)
     try:
-        yield Viewer(f"http://127.0.0.1:{port}{settings.hub.base_url or '/'}")
+        yield Viewer(f"http://127.0.0.1:{server.port}{settings.hub.base_url or '/'}")
     finally:
-        server.stop()
-        await server.close_all_connections()
+        await server.close()
 
 
 AWAY = BrokerUnavailable("RabbitMQ is away.")

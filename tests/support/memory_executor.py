@@ -1,4 +1,4 @@
-"""The executor protocol in memory. What survives a service is in the world; tests play the builders' part on it."""
+"""An executor in memory. The world holds what outlives a service; tests control the builders through it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -43,7 +43,7 @@ class Record:
     started_at: datetime | None = None
     ended_at: datetime | None = None
     starts: int = 0
-    """How often a builder was started for it."""
+    """Number of builders started for the record."""
 
     def snapshot(self) -> Attempt:
         return Attempt(
@@ -59,19 +59,19 @@ class Record:
 
 
 class MemoryWorld:
-    """The records, and the builders that run whether a service looks or not."""
+    """The records, and their builders, which run independently of any service."""
 
     def __init__(self, *, starts_at_once: bool = True, obeys_cancel: bool = True) -> None:
-        """Builders start when their record is made, or when `start` is called; they end when asked, or not."""
+        """Builders start with their record unless `starts_at_once` is false; they ignore a cancel unless `obeys_cancel`."""
         self.records: dict[AttemptName, Record] = {}
         self.starts_at_once = starts_at_once
         self.obeys_cancel = obeys_cancel
         self.failure: TransientError | None = None
-        """Raised by every method of the executors while it is set."""
+        """Raised by every call to an executor while it is set."""
         self.cancels: list[AttemptName] = []
         self.feeds: list[ChangeFeed] = []
-        """One of each executor that was ever made for this world."""
-        self._news: set[asyncio.Event] = set()
+        """One per executor ever created for this world."""
+        self._log_events: set[asyncio.Event] = set()
 
     def start(self, name: str) -> None:
         record = self.records[AttemptName(name)]
@@ -80,7 +80,7 @@ class MemoryWorld:
         self.publish(record)
 
     def wait_for(self, name: str, reason: str) -> None:
-        """Have a pending attempt say why it does not run yet."""
+        """Set the reason why an attempt is still pending."""
         record = self.records[AttemptName(name)]
         record.waiting_for = reason
         self.publish(record)
@@ -110,7 +110,7 @@ class MemoryWorld:
         self._finish(record, BuilderResult.model_validate({"reason": reason, **result, **more}))
 
     def kill(self, name: str) -> None:
-        """End the builder before it can say anything."""
+        """End the builder without a result."""
         self._finish(self.records[AttemptName(name)], None)
 
     def _finish(self, record: Record, result: BuilderResult | None) -> None:
@@ -134,28 +134,28 @@ class MemoryWorld:
             feed.publish(record.snapshot())
 
     def wake(self) -> None:
-        for event in self._news:
+        for event in self._log_events:
             event.set()
 
     @contextmanager
-    def news(self) -> Iterator[asyncio.Event]:
+    def log_events(self) -> Iterator[asyncio.Event]:
         event = asyncio.Event()
-        self._news.add(event)
+        self._log_events.add(event)
         try:
             yield event
         finally:
-            self._news.discard(event)
+            self._log_events.discard(event)
 
 
 class MemoryExecutor:
-    """Implements `Executor` on a world that other executors may have used before."""
+    """Implements `Executor` on a world that may outlive it."""
 
     checkpoint_seconds = 2.0
 
     def __init__(self, world: MemoryWorld | None = None) -> None:
-        """Take the world, or make a new one."""
+        """Store the world, or create one."""
         self.world = world or MemoryWorld()
-        self._feed = ChangeFeed(self.world.snapshots, ready=self._answer)
+        self._feed = ChangeFeed(self.world.snapshots, ready=self._respond)
         self.world.feeds.append(self._feed)
 
     async def __aenter__(self) -> Self:
@@ -169,7 +169,7 @@ class MemoryExecutor:
         pass
 
     async def create(self, spec: AttemptSpec, status: AttemptStatus) -> tuple[Attempt, bool]:
-        await self._answer()
+        await self._respond()
         record, is_new = self.world.records.get(spec.name), False
         if record is None:
             record, is_new = Record(spec, status), True
@@ -183,14 +183,14 @@ class MemoryExecutor:
             self.world.start(record.spec.name)
 
     async def get(self, name: AttemptName) -> Attempt | None:
-        await self._answer()
+        await self._respond()
         record = self.world.records.get(name)
         return record.snapshot() if record else None
 
     async def update_status(
         self, name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]
     ) -> Attempt:
-        await self._answer()
+        await self._respond()
         record = self._existing(name)
         status = change(record.status)
         if status != record.status:
@@ -202,11 +202,11 @@ class MemoryExecutor:
         return self._feed.read()
 
     async def lines(self, name: AttemptName, *, after: int) -> AsyncIterator[Lines]:
-        await self._answer()
+        await self._respond()
         record, wanted = self._existing(name), after + 1
-        with self.world.news() as news:
+        with self.world.log_events() as has_grown:
             while True:
-                news.clear()
+                has_grown.clear()
                 is_over = record.state is AttemptState.ENDED
                 found = [line for line in record.lines if line.n >= wanted][:BATCH_LINES]
                 for lines in _with_gaps(found, wanted):
@@ -218,12 +218,12 @@ class MemoryExecutor:
                     continue
                 if is_over:
                     break
-                await news.wait()
+                await has_grown.wait()
         if record.result and record.result.lines is not None and record.result.lines > wanted:
             yield MissingLines(wanted, record.result.lines - 1)
 
     async def cancel(self, name: AttemptName) -> None:
-        await self._answer()
+        await self._respond()
         record = self.world.records.get(name)
         if record is None or record.state is AttemptState.ENDED:
             return
@@ -234,7 +234,7 @@ class MemoryExecutor:
             self.world.end(name, "cancelled", exit_code=143)
 
     async def delete(self, name: AttemptName) -> None:
-        await self._answer()
+        await self._respond()
         record = self.world.records.get(name)
         if record is not None and record.state is AttemptState.ENDED:
             self.world.remove(name)
@@ -249,8 +249,8 @@ class MemoryExecutor:
     async def sweep(self) -> None:
         pass
 
-    async def _answer(self) -> None:
-        """Let others run, as every real executor does, and fail if that is wanted."""
+    async def _respond(self) -> None:
+        """Yield to other tasks, as every real executor does, and raise `world.failure` if it is set."""
         await asyncio.sleep(0)
         if self.world.failure is not None:
             raise self.world.failure

@@ -1,24 +1,31 @@
-"""What every subscriber may rely on, checked on all messages that a broker has seen."""
+"""The promises to subscribers, checked on all events that a broker has seen."""
 
 import asyncio
 import json
+import uuid
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
 import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.exceptions import AMQPError
 from jsonschema import Draft202012Validator, FormatChecker
 
-from rabbit2docker.amqp.stream import reading
+from rabbit2docker.amqp.stream import Messages, reading
 from rabbit2docker.client.resequencer import Deduplicator
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas import documents
 from rabbit2docker_schemas.cloudevents import Event, read_event, schema_name
-from rabbit2docker_schemas.events import Accepted, Gap, Log
+from rabbit2docker_schemas.events import Accepted, Gap, Log, Rejected
 from rabbit2docker_schemas.routing import tenant_stream
+
+_MARK = "mark-of-a-test-"
+_AFTERWARDS_SECONDS = 0.5
+"""What should not come, such as a second end, has time to come."""
 
 
 @cache
@@ -30,7 +37,7 @@ def _validators() -> dict[str, Draft202012Validator]:
 
 
 def check_message(message: aio_pika.abc.AbstractIncomingMessage) -> Event:
-    """Check a message against the committed contract and return its event."""
+    """Validate a message against the committed contract and return its event."""
     headers = dict(message.headers)
     event = read_event(headers, message.body)
     validator = _validators()[schema_name(str(headers["ce-type"]))]
@@ -45,43 +52,94 @@ def check_message(message: aio_pika.abc.AbstractIncomingMessage) -> Event:
 
 
 async def captured(amqp: AmqpSettings, tenant: str = "default") -> list[Event]:
-    """Return every event that a tenant's stream holds, in order, each message checked; repetitions included.
+    """Return every event of a tenant's stream in order, each message validated; repetitions included.
 
-    A broker that has just started may not know its streams yet.
+    A message of ours at the end marks how far to read. Readers skip it, as all that they do not know.
     """
+    return await _read_stream(amqp, tenant, _up_to_now)
+
+
+async def until_ended(
+    amqp: AmqpSettings, count: int = 1, *, tenant: str = "default", seconds: float = 180
+) -> list[Event]:
+    """Wait until that many builds have ended; return what `captured` returns then."""
+    return await _captured_after(
+        amqp, lambda event: event.subject if event.is_terminal else None, count, tenant, seconds
+    )
+
+
+async def until_answered(
+    amqp: AmqpSettings, count: int = 1, *, tenant: str = "default", seconds: float = 180
+) -> list[Event]:
+    """Wait until there are that many answers to requests; return what `captured` returns then."""
+    return await _captured_after(
+        amqp,
+        lambda event: object() if isinstance(event.data, Accepted | Rejected) else None,
+        count,
+        tenant,
+        seconds,
+    )
+
+
+async def _captured_after(
+    amqp: AmqpSettings, key: Callable[[Event], object], count: int, tenant: str, seconds: float
+) -> list[Event]:
+    async def follow(channel: AbstractChannel, stream: str) -> list[Event]:
+        found: set[object] = set()
+        async with reading(channel, stream, offset="first") as incoming:
+            while len(found) < count:
+                message = await _next(incoming)
+                if not _is_mark(message) and (value := key(check_message(message))):
+                    found.add(value)
+        return []
+
+    async with asyncio.timeout(seconds):
+        await _read_stream(amqp, tenant, follow)
+        await asyncio.sleep(_AFTERWARDS_SECONDS)
+        return await captured(amqp, tenant)
+
+
+async def _read_stream(
+    amqp: AmqpSettings, tenant: str, read: Callable[[AbstractChannel, str], Awaitable[list[Event]]]
+) -> list[Event]:
+    """Read, and once more from the start when the connection is lost or a broker that starts has no stream yet."""
     while True:
-        with suppress(aio_pika.exceptions.ChannelNotFoundEntity):
-            return await _captured(amqp, tenant)
+        with suppress(AMQPError, ConnectionError, EOFError):
+            async with await aio_pika.connect(amqp.url.get_secret_value()) as connection:
+                return await read(await connection.channel(), tenant_stream(tenant))
         await asyncio.sleep(0.5)
 
 
-async def _captured(amqp: AmqpSettings, tenant: str) -> list[Event]:
-    events: list[Event] = []
-    connection = await aio_pika.connect(amqp.url.get_secret_value())
-    async with connection:
-        channel = await connection.channel()
-        async with reading(channel, tenant_stream(tenant), offset="first") as incoming:
-            patience, began = 2.0, datetime.now(UTC)
-            while True:
-                try:
-                    message = await asyncio.wait_for(incoming.get(), patience)
-                except TimeoutError:
-                    break
-                assert message is not None
-                patience = 0.5
+async def _up_to_now(channel: AbstractChannel, stream: str) -> list[Event]:
+    mark = aio_pika.Message(b"", message_id=f"{_MARK}{uuid.uuid4()}")
+    # Confirmed, and returned where there is no such stream.
+    await channel.default_exchange.publish(mark, stream, mandatory=True, timeout=30)
+    events = []
+    async with reading(channel, stream, offset="first") as incoming:
+        while (message := await _next(incoming)).message_id != mark.message_id:
+            if not _is_mark(message):
                 events.append(check_message(message))
-                await message.ack()
-                if events[-1].time > began:
-                    break  # a build that runs never falls silent
     return events
 
 
+async def _next(incoming: Messages) -> AbstractIncomingMessage:
+    message = await incoming.get()
+    if message is None:
+        raise ConnectionError("the channel has closed")
+    await message.ack()
+    return message
+
+
+def _is_mark(message: AbstractIncomingMessage) -> bool:
+    return bool(message.message_id and message.message_id.startswith(_MARK))
+
+
 def lines_of(events: Iterable[Event]) -> dict[tuple[str, int], list[str]]:
-    """Return the log of each attempt as a reader gets it that follows the rule; fails where a line is missing."""
+    """Return the log of each attempt after deduplication; fails if a line is missing."""
     merged = Deduplicator()
     logs: dict[tuple[str, int], list[str]] = defaultdict(list)
     for event in events:
-        for new in merged.take(event):
+        for new in merged.push(event):
             assert not isinstance(new.data, Gap), f"lines are missing: {new.data}"
             if isinstance(new.data, Log):
                 log = logs[new.data.build_id, new.data.attempt]
@@ -91,13 +149,13 @@ def lines_of(events: Iterable[Event]) -> dict[tuple[str, int], list[str]]:
 
 
 def ends_of(events: Iterable[Event]) -> dict[str, Event]:
-    """Return the end of each build; fails where a build has two."""
+    """Return the end of each build; fails if a build has two different ends."""
     ends: dict[str, Event] = {}
     for event in events:
         if event.is_terminal:
             first = ends.setdefault(event.subject, event)
             assert event.id == first.id
-            assert event.data == first.data, "two ends that disagree"
+            assert event.data == first.data, "two ends that differ"
     return ends
 
 

@@ -40,11 +40,11 @@ class Proxy:
             writer.transport.abort()
 
     def refuse(self, refuses: bool) -> None:
-        """Let nobody connect."""
+        """Refuse connections."""
         self._refuses = refuses
 
     def black_hole(self) -> None:
-        """From now on nothing arrives, in either direction, and nobody is told."""
+        """Drop everything from now on, in both directions, without closing connections."""
         self._flows.clear()
 
     def flow(self) -> None:

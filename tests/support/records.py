@@ -1,4 +1,4 @@
-"""Records and requests for tests that need some."""
+"""Builders of records and requests for tests."""
 
 from datetime import UTC, datetime
 from typing import Any

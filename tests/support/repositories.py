@@ -1,4 +1,4 @@
-"""Git repositories that a real git server serves, and what else real builds need from the environment."""
+"""Git repositories on a real git server, and the environment that real builds need."""
 
 import os
 import shutil
@@ -23,25 +23,26 @@ BASE_IMAGE = os.environ.get("RABBIT2DOCKER_TEST_BASE_IMAGE", "")
 
 
 def skip_without_services() -> None:
-    """Skip where there is nothing to build with; called by fixtures."""
+    """Skip the test if the services for real builds are missing."""
     if missing := [name for name in NEEDED if name not in os.environ]:
         pytest.skip(f"run `make test`, which sets {', '.join(missing)}")
 
 
 def tools_path() -> str:
-    """Return the PATH on which the docker client is found, also where it was made for this machine."""
+    """Return a PATH with the docker client, including the one that `make up` installs."""
     made = os.environ.get("RABBIT2DOCKER_DEV_BIN")
     return f"{made}:{os.environ['PATH']}" if made else os.environ["PATH"]
 
 
 def dockerfile(*instructions: str) -> dict[str, str]:
-    """Return the files of a repository that is a Dockerfile on the base image."""
-    return {"Dockerfile": "\n".join((f"FROM {BASE_IMAGE}", *instructions)) + "\n"}
+    """Return the files of a repository that is a Dockerfile on the base image, of which no engine has steps cached."""
+    unique = f"ENV BUILT_BY_TEST={uuid.uuid4().hex}"
+    return {"Dockerfile": "\n".join((f"FROM {BASE_IMAGE}", unique, *instructions)) + "\n"}
 
 
 @dataclass(frozen=True)
 class GitServer:
-    """Serves the repositories in a directory."""
+    """A git server for the repositories in a directory."""
 
     root: Path
     url: str
@@ -52,10 +53,10 @@ class GitServer:
 
 
 class Repository:
-    """One repository of a name that no other has."""
+    """A repository with a unique name."""
 
     def __init__(self, name: str, files: Mapping[str, str | bytes], server: GitServer) -> None:
-        """Make it with one commit on `main`."""
+        """Create it with one commit on `main`."""
         self.name = f"{name}-{uuid.uuid4().hex[:8]}"
         self.directory = server.root / self.name
         self.url = f"{server.url}/{self.name}"
@@ -64,13 +65,13 @@ class Repository:
         self.commit(files)
 
     def git(self, *arguments: str) -> str:
-        """Run git in it and return what it prints."""
-        who = ("-c", "user.name=Example", "-c", "user.email=example@example.org", "-c", "gc.auto=0")
-        command = ["git", "-C", str(self.directory), *who, *arguments]
+        """Run git in the repository and return its output."""
+        identity = ("-c", "user.name=Example", "-c", "user.email=example@example.org", "-c", "gc.auto=0")
+        command = ["git", "-C", str(self.directory), *identity, *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     def commit(self, files: Mapping[str, str | bytes]) -> str:
-        """Write files, commit them on the branch that is checked out, and return the commit; bytes are programs."""
+        """Commit files on the current branch and return the commit id; files given as bytes are executable."""
         for path, content in files.items():
             file = self.directory / path
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -84,11 +85,11 @@ class Repository:
         return self.head()
 
     def head(self) -> str:
-        """Return the commit that is checked out."""
+        """Return the id of the checked-out commit."""
         return self.git("rev-parse", "HEAD")
 
     def spec(self, ref: str = "main") -> str:
-        """Return what a request for the provider `git` names."""
+        """Return the spec for the provider `git`."""
         return f"{quote(self.url, safe='')}/{quote(ref, safe='')}"
 
 
@@ -96,7 +97,7 @@ class Repository:
 def repository(
     name: str, files: Mapping[str, str | bytes], server: GitServer | None = None
 ) -> Iterator[Repository]:
-    """Make a repository and remove it again."""
+    """Create a repository, and remove it afterwards."""
     made = Repository(name, files, server or GitServer.of_this_machine())
     try:
         yield made

@@ -1,11 +1,11 @@
-"""A builder that does what it is told: one JSON command a line from the named pipe of its attempt.
+"""A builder that obeys commands: one JSON object per line from the named pipe of its attempt.
 
     {"write": ["text", …], "phase": "building"}   write numbered lines
-    {"raw": "text"}                               write to the log as it is
-    {"stubborn": true}                            do not end at SIGTERM
+    {"raw": "text"}                               write to the log verbatim
+    {"stubborn": true}                            ignore SIGTERM
     {"end": {"reason": "ok", …}}                  write the result and end
 
-The pipes are in the directory SCRIPTED_BUILDER_DIR; each start is noted there in `<attempt>.starts`.
+The pipes are in the directory SCRIPTED_BUILDER_DIR; each start appends a process id to `<attempt>.starts` there.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, on_term)
     with (directory / f"{name}.starts").open("a") as starts:
         starts.write(f"{os.getpid()}\n")
-    # Opened without waiting for a writer: when the test is over already, there is none and this ends.
+    # Opened without waiting for a writer: if the test is over already, there is none, and this process ends.
     pipe = os.open(directory / name, os.O_RDONLY | os.O_NONBLOCK)
     os.set_blocking(pipe, True)
     with open(pipe) as commands:

@@ -1,4 +1,4 @@
-"""One way to play the builders' part, whichever executor stands behind it."""
+"""One interface to control builders under any executor."""
 
 import json
 import os
@@ -17,28 +17,28 @@ SCRIPTED_BUILDER = Path(__file__).with_name("scripted_builder.py")
 
 
 class Stage(Protocol):
-    """Executors that come one after the other to the same records, and what happens to their builders."""
+    """A sequence of executors on the same records, and control over their builders."""
 
     def service(self) -> Executor:
-        """Return an executor that is not open yet; one is open at a time."""
+        """Return an executor that is not open yet; only one may be open at a time."""
 
     def prepare(self, *names: str) -> None:
-        """Make ready for the builders of these records, before they are made."""
+        """Prepare for the builders of these records, before the records are created."""
 
     def write(self, name: str, *texts: str) -> None:
-        """Have the builder write lines."""
+        """Make the builder write lines."""
 
     def end(self, name: str, reason: str = "ok", **more: object) -> None:
-        """Have the builder end with a result."""
+        """Make the builder end with a result."""
 
     def kill(self, name: str) -> None:
-        """Send SIGKILL to the builder, which runs."""
+        """Send SIGKILL to the running builder."""
 
     def remove(self, name: str) -> None:
         """Remove the record from outside."""
 
     def starts(self, name: str) -> int:
-        """Return how many builders were started for the record; each has written or ended before."""
+        """Return how many builders were started for the record; each has written a line or ended."""
 
 
 class MemoryStage:
@@ -68,7 +68,7 @@ class MemoryStage:
 
 
 class LocalStage:
-    """Processes that wait for commands on a pipe; SCRIPTED_BUILDER_DIR has to be set to `directory / "pipes"`."""
+    """Processes that wait for commands on a pipe; set SCRIPTED_BUILDER_DIR to `directory / "pipes"`."""
 
     def __init__(self, directory: Path) -> None:
         self.state = directory / "state"
@@ -93,7 +93,7 @@ class LocalStage:
             path = self.pipes / name
             if not path.exists():
                 os.mkfifo(path)
-            # Open for both: what is told before the builder listens is kept for it.
+            # Open for reading and writing: commands sent before the builder reads are kept.
             self._open[name] = os.open(path, os.O_RDWR | os.O_NONBLOCK)
         return self._open[name]
 
@@ -122,6 +122,6 @@ class LocalStage:
         return len((self.pipes / f"{name}.starts").read_text().splitlines())
 
     def close(self) -> None:
-        """End every builder that still runs: with nobody left to command it, it ends."""
+        """Close the pipes, which ends every builder that still runs."""
         for pipe in self._open.values():
             os.close(pipe)

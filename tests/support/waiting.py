@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
-PATIENCE = 60.0
+PATIENCE = 180.0
 
 
 @overload

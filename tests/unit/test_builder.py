@@ -1,4 +1,4 @@
-"""The builder, run for real with a repo2docker and a docker that do what the test says."""
+"""The builder, run as a process with scripts in the place of repo2docker and docker."""
 
 import json
 import os
@@ -40,7 +40,7 @@ JSON_LINE = 'echo \'{"message": "%s", "phase": "%s"}\'\n'
 
 
 class Bench:
-    """A place to run the builder in."""
+    """A directory to run the builder in, with its fake commands."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -65,7 +65,7 @@ class Bench:
         self._script("fake-repo2docker", text)
 
     def start(self, **spec: Any) -> "subprocess.Popen[bytes]":
-        told = {
+        defaults = {
             "repo_url": "https://git.example/one",
             "image": f"registry.example/one:{TAG}",
             "ref": TAG,
@@ -76,14 +76,14 @@ class Bench:
             "workdir": str(self.directory / "work"),
             "repo2docker_command": [str(self.bin / "fake-repo2docker")],
         }
-        (self.directory / "spec.json").write_text(json.dumps(told | spec))
+        (self.directory / "spec.json").write_text(json.dumps(defaults | spec))
         command = [sys.executable, "-I", "-S", str(BUILDER_PATH), "--spec", str(self.directory / "spec.json")]
         command += ["--log", str(self.log), "--result", str(self.directory / "result.json")]
         environment = {**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}", "RABBIT2DOCKER_SECRET": "x"}
         return subprocess.Popen(command, env=environment, start_new_session=True)
 
     def run(self, **spec: Any) -> dict[str, Any]:
-        """Run to the end and return the result; what every result promises is checked."""
+        """Run to the end, check what holds for every result, and return it."""
         process = self.start(**spec)
         code = process.wait(50)
         raw = (self.directory / "result.json").read_bytes()
@@ -110,7 +110,7 @@ class Bench:
         eventually_blocking(lambda: self.log.exists() and text in self.log.read_text())
 
     def pids(self) -> list[int]:
-        """Return the numbers that scripts have written into `pids`."""
+        """Return the process ids that scripts have written to `pids`."""
         return [int(word) for word in (self.directory / "pids").read_text().split()]
 
 
@@ -130,7 +130,7 @@ def none_runs(pids: list[int]) -> None:
     eventually_blocking(lambda: not any(is_running(pid) for pid in pids))
 
 
-def test_an_image_that_is_built_and_pushed_ends_with_its_digest(bench: Bench) -> None:
+def test_a_build_that_succeeds_ends_with_the_digest_of_the_image(bench: Bench) -> None:
     bench.repo2docker(JSON_LINE % ("Cloning", "fetching") + JSON_LINE % ("#4 [2/5] RUN pip", "building"))
     result = bench.run(repo2docker_version="2026.4.0")
     assert (result["reason"], result["digest"], result["size"]) == ("ok", DIGEST, 1234)
@@ -156,7 +156,7 @@ def test_a_phase_never_goes_back(bench: Bench) -> None:
     assert [line["phase"] for line in bench.lines()[:2]] == ["building", "building"]
 
 
-def test_numbers_go_on_after_what_is_there_even_after_a_torn_line(tmp_path: Path) -> None:
+def test_line_numbers_continue_in_an_existing_log_even_after_an_incomplete_line(tmp_path: Path) -> None:
     path = tmp_path / "log"
     log = Log(str(path))
     log.write("building", "zero")
@@ -171,7 +171,7 @@ def test_numbers_go_on_after_what_is_there_even_after_a_torn_line(tmp_path: Path
     assert json.loads(lines[3])["text"] == "three"
 
 
-def test_output_of_any_kind_becomes_clean_lines(bench: Bench) -> None:
+def test_output_is_cleaned_of_controls_credentials_and_secrets(bench: Bench) -> None:
     bench.repo2docker(
         r"""printf '10%%\r20%%\r100%%\n'
 printf 'https://user:p@ss@git.example/one and Authorization: Bearer abc.def\n'
@@ -191,14 +191,14 @@ printf 'no newline'"""
     ]
 
 
-def test_progress_that_never_ends_its_line_takes_no_memory_and_is_one_line(bench: Bench) -> None:
+def test_progress_that_rewrites_its_line_becomes_one_line(bench: Bench) -> None:
     bench.repo2docker("for i in $(seq 20000); do printf '%0100d%%\\r' $i; done; echo")
     bench.run()
     assert bench.texts()[0] == f"{20000:0100d}%"
     assert bench.texts()[1].startswith("The push refers")
 
 
-def test_a_long_line_is_told_whole_in_parts(bench: Bench) -> None:
+def test_a_long_line_is_written_in_parts(bench: Bench) -> None:
     bench.repo2docker("head -c 50000 /dev/zero | tr '\\0' 'x'; echo; echo after")
     bench.run()
     assert all(len(line) <= MAX_LINE_BYTES for line in bench.log.read_bytes().splitlines(keepends=True))
@@ -207,7 +207,7 @@ def test_a_long_line_is_told_whole_in_parts(bench: Bench) -> None:
 
 
 @given(st.text(max_size=300), st.integers(0, 40))
-def test_no_text_breaks_a_line(text: str, repeat: int) -> None:
+def test_encoded_lines_are_short_and_hold_the_whole_text(text: str, repeat: int) -> None:
     cleaned = clean_text(text * repeat)
     parts = [json.loads(data) for data in encode_lines(7, "now", "building", cleaned)]
     assert [part["n"] for part in parts] == list(range(7, 7 + len(parts)))
@@ -218,19 +218,19 @@ def test_no_text_breaks_a_line(text: str, repeat: int) -> None:
     )
 
 
-def test_urls_without_credentials_are_left_alone() -> None:
+def test_urls_without_credentials_are_unchanged() -> None:
     for text in ("https://git.example/a@b", "https://git.example?to=a@b", "mail me@example.org"):
         assert clean_text(text) == text
 
 
-def test_the_service_settings_do_not_reach_what_is_built(bench: Bench) -> None:
+def test_settings_of_the_service_do_not_reach_repo2docker(bench: Bench) -> None:
     bench.repo2docker("env")
     bench.run()
     assert not any("RABBIT2DOCKER" in text for text in bench.texts())
     assert any(text.startswith("TMPDIR=") for text in bench.texts())
 
 
-def test_a_terminated_builder_ends_its_children_and_says_cancelled(bench: Bench) -> None:
+def test_sigterm_ends_the_children_and_the_result_is_cancelled(bench: Bench) -> None:
     bench.repo2docker("sleep 300 & echo $$ $! > pids; echo started; wait")
     process = bench.start()
     bench.wait_for("started")
@@ -240,7 +240,7 @@ def test_a_terminated_builder_ends_its_children_and_says_cancelled(bench: Bench)
     none_runs(bench.pids())
 
 
-def test_children_that_ignore_being_ended_are_killed(bench: Bench) -> None:
+def test_children_that_ignore_sigterm_are_killed(bench: Bench) -> None:
     bench.repo2docker("trap '' TERM; sleep 300 & echo $$ $! > pids; echo started; wait; sleep 300")
     process = bench.start()
     bench.wait_for("started")
@@ -259,7 +259,7 @@ def test_a_killed_builder_leaves_no_children_and_no_result(bench: Bench) -> None
     assert not (bench.directory / "result.json").exists()
 
 
-def test_a_builder_that_ended_leaves_no_guard_and_no_background_process(bench: Bench) -> None:
+def test_a_builder_that_ended_leaves_no_process(bench: Bench) -> None:
     bench.repo2docker("sleep 300 & echo $! > pids; echo started")
     process = bench.start()
     assert process.wait(40) == 0
@@ -268,7 +268,7 @@ def test_a_builder_that_ended_leaves_no_guard_and_no_background_process(bench: B
         os.killpg(process.pid, 0)
 
 
-def test_a_build_over_its_time_is_ended(bench: Bench) -> None:
+def test_a_build_over_its_timeout_is_ended(bench: Bench) -> None:
     bench.repo2docker("echo $$ > pids; while sleep 0.2; do echo tick; done")
     result = bench.run(timeout_seconds=1)
     assert (result["reason"], result["exit_code"]) == ("timeout", 124)
@@ -276,13 +276,13 @@ def test_a_build_over_its_time_is_ended(bench: Bench) -> None:
     none_runs(bench.pids())
 
 
-def test_a_build_that_prints_nothing_is_ended(bench: Bench) -> None:
+def test_a_build_over_its_idle_limit_is_ended(bench: Bench) -> None:
     bench.repo2docker("echo first; sleep 300")
     result = bench.run(idle_seconds=1)
     assert (result["reason"], result["exit_code"]) == ("idle", 124)
 
 
-def test_a_push_is_tried_again_after_what_may_pass(bench: Bench) -> None:
+def test_a_push_is_repeated_after_a_failure_that_may_pass(bench: Bench) -> None:
     fail_once = 'if [ ! -e tried ]; then touch tried; echo "received unexpected HTTP status: 503"; exit 1; fi'
     bench.docker(push=f"{fail_once}\n{PUSHED}")
     result = bench.run()
@@ -290,13 +290,13 @@ def test_a_push_is_tried_again_after_what_may_pass(bench: Bench) -> None:
     assert any("Trying again in 1 s" in text for text in bench.texts())
 
 
-def test_a_pause_before_a_push_is_not_idleness(bench: Bench) -> None:
+def test_a_pause_between_pushes_is_not_idle_time(bench: Bench) -> None:
     fail_once = 'if [ ! -e tried ]; then touch tried; echo "timeout"; exit 1; fi'
     bench.docker(push=f"{fail_once}\n{PUSHED}")
     assert bench.run(idle_seconds=0.9)["reason"] == "ok"
 
 
-def test_a_denied_push_is_not_tried_again(bench: Bench) -> None:
+def test_a_denied_push_is_not_repeated(bench: Bench) -> None:
     bench.docker(
         push="echo pushed >> pushes; echo 'denied: requested access to the resource is denied'; exit 1"
     )
@@ -305,7 +305,7 @@ def test_a_denied_push_is_not_tried_again(bench: Bench) -> None:
     assert (bench.directory / "pushes").read_text() == "pushed\n"
 
 
-def test_an_engine_that_is_away_is_waited_for(bench: Bench) -> None:
+def test_the_builder_waits_for_an_engine_that_does_not_answer(bench: Bench) -> None:
     bench.docker(
         version="if [ ! -e asked ]; then touch asked; echo Cannot connect to the Docker daemon; exit 1; fi"
     )
@@ -314,13 +314,13 @@ def test_an_engine_that_is_away_is_waited_for(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("version", ["echo Cannot connect; exit 1", "sleep 300"])
-def test_an_engine_that_stays_away_or_silent_ends_the_attempt(bench: Bench, version: str) -> None:
+def test_an_engine_that_never_answers_ends_the_attempt(bench: Bench, version: str) -> None:
     bench.docker(version=version)
     result = bench.run()
     assert (result["reason"], result["exit_code"], result["phase"]) == ("docker_unavailable", 75, "waiting")
 
 
-def test_a_machine_without_docker_says_so(bench: Bench) -> None:
+def test_a_machine_without_the_docker_command_is_reported(bench: Bench) -> None:
     (bench.bin / "docker").write_text("no program")
     (bench.bin / "docker").chmod(0o644)
     environment = {"PATH": str(bench.bin)}
@@ -341,7 +341,7 @@ def test_a_machine_without_docker_says_so(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("spec", ["", "[]", '{"image": "y"}', "{"])
-def test_a_spec_that_cannot_be_understood_is_a_bad_spec(bench: Bench, spec: str) -> None:
+def test_an_invalid_spec_ends_with_bad_spec(bench: Bench, spec: str) -> None:
     (bench.directory / "bad.json").write_text(spec)
     command = [sys.executable, "-I", "-S", str(BUILDER_PATH), "--spec", str(bench.directory / "bad.json")]
     command += ["--log", str(bench.log), "--result", str(bench.directory / "result.json")]
@@ -349,7 +349,7 @@ def test_a_spec_that_cannot_be_understood_is_a_bad_spec(bench: Bench, spec: str)
     assert json.loads((bench.directory / "result.json").read_text())["reason"] == "bad_spec"
 
 
-def test_a_log_that_cannot_be_written_ends_as_soon_as_the_builder_is_asked_to(bench: Bench) -> None:
+def test_a_builder_that_waits_for_disk_space_obeys_sigterm(bench: Bench) -> None:
     bench.log.symlink_to("/dev/full")
     bench.repo2docker("echo $$ > pids; echo one; sleep 300")
     process = bench.start()
@@ -357,7 +357,7 @@ def test_a_log_that_cannot_be_written_ends_as_soon_as_the_builder_is_asked_to(be
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) in (75, 143)
     result = json.loads((bench.directory / "result.json").read_text())
-    # Which of the two comes first is a race; that neither holds up the other is the promise.
+    # Either may come first; the promise is that neither delays the other.
     assert result["reason"] in ("disk_full", "cancelled")
     assert result["lines"] == 0
     none_runs(bench.pids())
@@ -370,12 +370,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", disk], capture_output=True)
     if mounted.returncode != 0:
-        pytest.skip("file systems cannot be mounted here")
+        pytest.skip("this environment cannot mount file systems")
     yield disk
     subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_the_result_is_written_even_when_the_disk_fills_up(small_disk: Path, bench: Bench) -> None:
+def test_the_result_is_written_even_to_a_full_disk(small_disk: Path, bench: Bench) -> None:
     bench.repo2docker(f"head -c 1000000 /dev/zero > {small_disk}/filler; echo after; sleep 300")
     command = [sys.executable, "-I", "-S", str(BUILDER_PATH), "--spec", str(_written_spec(bench))]
     command += ["--log", str(small_disk / "log.jsonl"), "--result", str(small_disk / "result.json")]
@@ -415,11 +415,11 @@ FAILED_BUILDS = [
 
 
 @pytest.mark.parametrize(("phase", "lines", "code", "reason"), FAILED_BUILDS)
-def test_a_failed_build_is_understood(phase: str, lines: list[str], code: int, reason: str) -> None:
+def test_a_failed_build_is_classified(phase: str, lines: list[str], code: int, reason: str) -> None:
     assert classify_build(phase, lines, code)[0] == reason
 
 
-def test_a_failed_step_is_named(bench: Bench) -> None:
+def test_the_result_names_the_failed_step(bench: Bench) -> None:
     bench.repo2docker(
         JSON_LINE % ("Using", "building")
         + """echo 'ERROR: process "/bin/sh -c pip install nope" did not complete successfully: exit code: 1'; exit 1"""
@@ -439,15 +439,15 @@ def test_a_failed_step_is_named(bench: Bench) -> None:
         ("received unexpected HTTP status: 502 Bad Gateway", "push_failed"),
     ],
 )
-def test_a_failed_push_is_understood(line: str, reason: str) -> None:
+def test_a_failed_push_is_classified(line: str, reason: str) -> None:
     assert classify_push(["The push refers to repository [x]", line])[0] == reason
 
 
-def test_every_reason_of_the_builder_is_one_of_the_contract() -> None:
+def test_every_reason_of_the_builder_is_in_the_schemas() -> None:
     assert set(EXIT_CODES) - {"ok", "cancelled"} <= {reason.value for reason in FailureReason}
 
 
-def test_a_result_is_short_whatever_it_says() -> None:
+def test_an_encoded_result_never_exceeds_its_maximum_size() -> None:
     for key in ("message", "failed_step", "image"):
         data = encode_result({"reason": "ok", "message": "", key: "\N{SNOWMAN}" * 5000})
         assert len(data) <= MAX_RESULT_BYTES

@@ -1,4 +1,4 @@
-"""Who gets the free slots."""
+"""Free slots become prefetch of the request queues."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,23 +8,23 @@ from rabbit2docker_schemas.routing import BULK_QUEUE, REQUESTS_QUEUE
 
 
 @given(st.integers(0, 50), st.integers(1, 50), st.integers(1, 20), st.integers(0, 10), st.booleans())
-def test_credit_is_never_more_than_what_is_free_unless_all_is_quiet(
+def test_prefetch_never_exceeds_the_free_slots_unless_all_is_quiet(
     free: int, limit: int, prefetch: int, reserved: int, is_quiet: bool
 ) -> None:
     free = min(free, limit)
-    credit = split_prefetch(free, limit=limit, prefetch=prefetch, reserved=reserved, is_quiet=is_quiet)
-    assert all(0 <= amount <= prefetch for amount in credit.values())
-    assert sum(credit.values()) <= free + (is_quiet and limit <= max(1, reserved))
+    found = split_prefetch(free, limit=limit, prefetch=prefetch, reserved=reserved, is_quiet=is_quiet)
+    assert all(0 <= amount <= prefetch for amount in found.values())
+    assert sum(found.values()) <= free + (is_quiet and limit <= max(1, reserved))
     if free:
-        assert credit[REQUESTS_QUEUE], "people who wait always get a free slot"
+        assert found[REQUESTS_QUEUE], "interactive requests always get a free slot"
 
 
-def test_bulk_gets_up_to_half_of_what_is_not_reserved() -> None:
+def test_bulk_gets_up_to_half_of_the_slots_that_are_not_reserved() -> None:
     assert split_prefetch(10, limit=10, prefetch=8, reserved=1) == {REQUESTS_QUEUE: 5, BULK_QUEUE: 5}
     assert split_prefetch(1, limit=10, prefetch=8, reserved=1) == {REQUESTS_QUEUE: 1, BULK_QUEUE: 0}
 
 
-def test_with_a_single_slot_bulk_gets_it_when_nobody_waits() -> None:
+def test_bulk_gets_a_single_slot_when_no_interactive_request_waits() -> None:
     assert split_prefetch(1, limit=1, prefetch=8, reserved=1)[BULK_QUEUE] == 0
     assert split_prefetch(1, limit=1, prefetch=8, reserved=1, is_quiet=True)[BULK_QUEUE] == 1
     assert split_prefetch(0, limit=1, prefetch=8, reserved=1, is_quiet=True)[BULK_QUEUE] == 0

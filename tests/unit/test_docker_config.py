@@ -1,4 +1,4 @@
-"""The registry check shows the same credentials as `docker push`."""
+"""The registry check uses the same credentials as `docker push`."""
 
 import base64
 import json
@@ -41,23 +41,23 @@ def helper(directory: Path, monkeypatch: pytest.MonkeyPatch, name: str, script: 
         ("docker.io", "docker.io"),
     ],
 )
-async def test_a_registry_is_found_under_every_spelling_of_its_key(
+async def test_credentials_are_found_under_every_spelling_of_the_registry(
     tmp_path: Path, key: str, registry: str
 ) -> None:
     assert await config(tmp_path, {"auths": {key: {"auth": AUTH}}}).credentials(registry) == ROBOT
 
 
-async def test_other_registries_get_nothing(tmp_path: Path) -> None:
+async def test_credentials_are_not_used_for_other_registries(tmp_path: Path) -> None:
     found = config(tmp_path, {"auths": {"quay.io": {"auth": AUTH}, "empty.example.org": {}}})
     for registry in ("quay.io:8443", "evil-quay.io", "docker.io", "empty.example.org"):
         assert await found.credentials(registry) is None
 
 
-async def test_no_file_means_no_credentials(tmp_path: Path) -> None:
+async def test_a_missing_file_means_no_credentials(tmp_path: Path) -> None:
     assert await DockerConfig(DockerSettings(config=tmp_path)).credentials("quay.io") is None
 
 
-async def test_docker_config_of_the_environment_counts_when_the_settings_name_none(
+async def test_docker_config_of_the_environment_is_used_when_the_settings_have_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config(tmp_path, {"auths": {"quay.io": {"auth": AUTH}}})
@@ -81,7 +81,7 @@ async def test_plain_user_and_password_and_tokens_are_read(tmp_path: Path) -> No
     assert await found.credentials("c.example.org") == Credentials(registry_token="r")
 
 
-async def test_a_changed_secret_counts_at_once(tmp_path: Path) -> None:
+async def test_a_changed_file_takes_effect_at_once(tmp_path: Path) -> None:
     found = config(tmp_path, {"auths": {}})
     assert await found.credentials("quay.io") is None
     config(tmp_path, {"auths": {"quay.io": {"auth": AUTH}}})
@@ -89,12 +89,12 @@ async def test_a_changed_secret_counts_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", {"auths": {"quay.io": {"auth": "no base64!"}}}])
-async def test_a_broken_file_is_not_taken_for_no_credentials(tmp_path: Path, content: Any) -> None:
-    with pytest.raises(RegistryUnavailable, match="must mend it"):
+async def test_a_broken_file_is_an_error_and_not_no_credentials(tmp_path: Path, content: Any) -> None:
+    with pytest.raises(RegistryUnavailable, match="must fix it"):
         await config(tmp_path, content).credentials("quay.io")
 
 
-async def test_a_helper_goes_before_the_stored_credentials(
+async def test_a_credential_helper_takes_precedence_over_stored_credentials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     helper(tmp_path, monkeypatch, "own", 'echo "{\\"Username\\": \\"$question\\", \\"Secret\\": \\"s\\"}"')
@@ -111,7 +111,7 @@ async def test_a_helper_goes_before_the_stored_credentials(
     assert await found.credentials("docker.io") == Credentials(identity_token="t")
 
 
-async def test_a_helper_that_knows_nothing_means_no_credentials(
+async def test_a_credential_helper_without_an_entry_means_no_credentials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     helper(tmp_path, monkeypatch, "none", "echo credentials not found in native keychain; exit 1")
@@ -120,9 +120,13 @@ async def test_a_helper_that_knows_nothing_means_no_credentials(
 
 @pytest.mark.parametrize(
     ("script", "message"),
-    [("echo locked; exit 1", "locked"), ("echo nonsense", "no credential"), ("echo '[]'", "no credential")],
+    [
+        ("echo locked; exit 1", "locked"),
+        ("echo nonsense", "invalid credentials"),
+        ("echo '[]'", "invalid credentials"),
+    ],
 )
-async def test_a_helper_that_fails_is_not_taken_for_no_credentials(
+async def test_a_failing_credential_helper_is_an_error_and_not_no_credentials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
 ) -> None:
     helper(tmp_path, monkeypatch, "bad", script)
@@ -131,10 +135,10 @@ async def test_a_helper_that_fails_is_not_taken_for_no_credentials(
 
 
 @pytest.mark.parametrize("name", ["missing", "../../bin/sh"])
-async def test_a_helper_that_does_not_exist_is_named(tmp_path: Path, name: str) -> None:
+async def test_the_error_for_a_missing_credential_helper_names_it(tmp_path: Path, name: str) -> None:
     with pytest.raises(RegistryUnavailable, match=name):
         await config(tmp_path, {"credsStore": name}).credentials("quay.io")
 
 
-def test_secrets_do_not_show_up_in_logs() -> None:
+def test_secrets_are_not_in_the_repr_of_credentials() -> None:
     assert "pass" not in repr(ROBOT)

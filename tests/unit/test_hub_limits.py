@@ -19,14 +19,13 @@ from rabbit2docker.hub.store.store import Store
 from rabbit2docker.hub.web import queue_position
 from rabbit2docker.hub.web.auth import User
 from rabbit2docker.hub.web.build_tokens import BuildTokens, InvalidBuildToken, mint, origin_of
+from rabbit2docker.hub.web.errors import BannedNetwork, RateLimited
 from rabbit2docker.hub.web.limits import (
-    BannedNetwork,
     Limits,
-    RateLimited,
     client_address,
-    in_words,
+    format_duration,
+    format_period,
     limit_headers,
-    period_in_words,
     read_address,
     read_networks,
 )
@@ -125,7 +124,7 @@ class Counting:
         self.left, self.wait, self.away = left, wait, False
         self.asked: list[str] = []
 
-    async def check_rate_limit(self, who: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
+    async def check_rate(self, who: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
         if self.away:
             raise StoreUnavailable("The database is away.")
         self.asked.append(who)
@@ -145,7 +144,7 @@ class TestLimits:
         assert caught.value.status_code == 429
         assert caught.value.retry_after == 730
         assert caught.value.message == (
-            "Rate limit exceeded. You (ada) have asked for 60 builds within an hour, which is the limit here. "
+            "Rate limit exceeded. You (ada) have requested 60 builds within an hour, which is the limit. "
             "Try again in 13 minutes."
         )
 
@@ -154,7 +153,7 @@ class TestLimits:
         limits = Limits(HubSettings(requests_per_user=1, requests_period_seconds=20), counting)
         with pytest.raises(RateLimited) as caught:
             await limits.check_rate(User(None, admin=True), ADDRESS)
-        words = "Your address (192.0.2.7) has asked for 1 build within 20 seconds, which is the limit here."
+        words = "Your address (192.0.2.7) has requested 1 build within 20 seconds, which is the limit."
         assert words in caught.value.message
 
     async def test_a_network_of_ipv6_counts_as_one_and_names_are_no_addresses(self) -> None:
@@ -240,7 +239,7 @@ class TestLimits:
         ],
     )
     def test_times_are_told_in_words_and_never_too_short(self, seconds: float, words: str) -> None:
-        assert in_words(seconds) == words
+        assert format_duration(seconds) == words
 
     @pytest.mark.parametrize(
         ("seconds", "words"),
@@ -254,7 +253,7 @@ class TestLimits:
         ],
     )
     def test_periods_are_told_in_words(self, seconds: float, words: str) -> None:
-        assert period_in_words(seconds) == words
+        assert format_period(seconds) == words
 
 
 def test_every_provider_that_the_service_has_is_told_to_forms_and_no_other() -> None:
@@ -357,13 +356,13 @@ class Line:
     """A queue of RabbitMQ, as far as its length goes."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, length: int = 0) -> None:
-        for name in ("PATIENCE_SECONDS", "LOOK_SECONDS", "RETRY_SECONDS"):
+        for name in ("FIRST_POLL_SECONDS", "POLL_SECONDS", "RETRY_SECONDS"):
             monkeypatch.setattr(queue_position, name, 0.01)
         self.length, self.looks, self.open, self.times = length, 0, 0, 0
         self.problem: Exception | None = None
 
     @asynccontextmanager
-    async def looking(self) -> AsyncIterator[queue_position.Depth]:
+    async def looking(self) -> AsyncIterator[queue_position.ReadDepth]:
         self.times += 1
         if self.problem:
             raise self.problem
@@ -390,11 +389,11 @@ class TestQueue:
         """Return where requests a, b and c are told to stand while the queue has these lengths."""
         knowing = QueuePositions(None)
         for at, name in enumerate("abc"):
-            knowing.asked(name, float(at))
+            knowing.add(name, float(at))
         seen = []
-        with knowing.watching("a") as a, knowing.watching("b") as b, knowing.watching("c") as c:
+        with knowing.watch("a") as a, knowing.watch("b") as b, knowing.watch("c") as c:
             for length in lengths:
-                knowing.put(length)
+                knowing.update(length)
                 seen.append([a.ahead, b.ahead, c.ahead])
         return seen
 
@@ -406,78 +405,78 @@ class TestQueue:
 
     def test_who_was_answered_is_in_nobodys_way_and_hears_no_more(self) -> None:
         knowing = QueuePositions(None)
-        knowing.asked("a", 1.0)
-        knowing.asked("b", 2.0)
-        with knowing.watching("a") as a, knowing.watching("b") as b:
-            knowing.put(4)
-            a.answered()
-            knowing.put(2)
+        knowing.add("a", 1.0)
+        knowing.add("b", 2.0)
+        with knowing.watch("a") as a, knowing.watch("b") as b:
+            knowing.update(4)
+            a.leave()
+            knowing.update(2)
             assert (a.ahead, b.ahead) == (None, 1)
 
     def test_a_request_that_nobody_watches_is_forgotten_when_it_has_left(self) -> None:
         knowing = QueuePositions(None)
         for at, name in enumerate("abc"):
-            knowing.asked(name, float(at))
-        knowing.put(2)
+            knowing.add(name, float(at))
+        knowing.update(2)
         assert [knowing.find(name) is not None for name in "abc"] == [False, True, True]
 
     def test_requests_that_are_remembered_have_a_bound(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(queue_position, "ASKED", 2)
+        monkeypatch.setattr(queue_position, "MAX_REQUESTS", 2)
         knowing = QueuePositions(None)
         for at, name in enumerate("abc"):
-            knowing.asked(name, float(at))
+            knowing.add(name, float(at))
         assert [knowing.find(name) is not None for name in "abc"] == [False, True, True]
 
     async def test_each_number_is_taken_once_by_each_viewer(self, line: Line) -> None:
         line.length = 3
         knowing = QueuePositions(line.looking)
-        knowing.asked("a", 1.0)
-        with knowing.watching("a") as early:
-            news = early.news()
+        knowing.add("a", 1.0)
+        with knowing.watch("a") as early:
+            news = early.changed()
             assert news is not None
             await news
             assert (early.take(), early.take()) == (2, None)
-            with knowing.watching("a") as late:
-                news = late.news()
+            with knowing.watch("a") as late:
+                news = late.changed()
                 assert news is not None
                 assert news.done()
                 assert late.take() == 2
                 line.length = 1
-                both = [place.news() for place in (early, late)]
+                both = [place.changed() for place in (early, late)]
                 await asyncio.gather(*(each for each in both if each is not None))
                 assert (early.take(), late.take()) == (0, 0)
-                early.answered()
-                assert (early.news(), late.news()) == (None, None)
+                early.leave()
+                assert (early.changed(), late.changed()) == (None, None)
 
     async def test_rabbitmq_is_asked_once_for_all_and_no_longer_than_somebody_waits(self, line: Line) -> None:
         line.length = 40
         knowing = QueuePositions(line.looking)
         for number in range(40):
-            knowing.asked(str(number), float(number))
-        with knowing.watching("39") as one, knowing.watching("38") as other:
+            knowing.add(str(number), float(number))
+        with knowing.watch("39") as one, knowing.watch("38") as other:
             await eventually(lambda: line.looks >= 3)
             assert (one.ahead, other.ahead, line.open, line.times) == (39, 38, 1, 1)
-            one.answered()
-            other.answered()
+            one.leave()
+            other.leave()
             await eventually(lambda: not line.open)
         looks = line.looks
-        knowing.asked("x", 50.0)
-        with knowing.watching("x"):
+        knowing.add("x", 50.0)
+        with knowing.watch("x"):
             await eventually(lambda: line.looks > looks)
         await eventually(lambda: not line.open)
 
     async def test_a_request_that_is_not_known_to_wait_is_not_asked_about(self, line: Line) -> None:
         knowing = QueuePositions(line.looking)
-        with knowing.watching("unknown") as place:
-            assert (place.ahead, place.news(), place.take()) == (None, None, None)
+        with knowing.watch("unknown") as place:
+            assert (place.ahead, place.changed(), place.take()) == (None, None, None)
             await asyncio.sleep(0.05)
         assert not line.times
 
     async def test_rabbitmq_being_away_is_got_over(self, line: Line) -> None:
         line.length, line.problem = 2, BrokerUnavailable("away")
         knowing = QueuePositions(line.looking)
-        knowing.asked("a", 1.0)
-        with knowing.watching("a") as place:
+        knowing.add("a", 1.0)
+        with knowing.watch("a") as place:
             await eventually(lambda: line.times >= 2)
             assert place.ahead is None
             line.problem = None
@@ -486,9 +485,9 @@ class TestQueue:
     async def test_who_may_not_ask_rabbitmq_asks_once(self, line: Line) -> None:
         line.problem = AccessRefused("no")
         knowing = QueuePositions(line.looking)
-        knowing.asked("a", 1.0)
+        knowing.add("a", 1.0)
         for _ in range(3):
-            with knowing.watching("a"):
+            with knowing.watch("a"):
                 await asyncio.sleep(0.05)
         assert line.times == 1
 
@@ -588,7 +587,7 @@ class TestTally:
 
     async def test_what_an_empty_store_learns_of_the_past_is_no_news(self, store: Store) -> None:
         before = value("binderhub_build_count_total", status="success", provider="GitHub")
-        store.tally.begin(since=self.AT + timedelta(hours=1))
+        store.metrics.begin(since=self.AT + timedelta(hours=1))
         await store.put([self.accepted("old"), self.end("old")])
         await store.put([self.accepted("new"), self.end("new", seconds=4000)])
         assert value("binderhub_build_count_total", status="success", provider="GitHub") == before + 1

@@ -125,7 +125,7 @@ def test_label_selectors_mean_what_kubernetes_says(selector: str, fits: bool) ->
     assert all(requirement.matches(labels) for requirement in parse_selector(selector)) is fits
 
 
-def test_a_selector_that_cannot_be_read_is_refused() -> None:
+def test_an_invalid_selector_is_rejected() -> None:
     with pytest.raises(ApiError, match="unable to parse"):
         parse_selector("a in 1")
 
@@ -157,7 +157,7 @@ async def test_a_name_is_taken_until_the_object_is_gone(client: Client) -> None:
     assert (status, refused["message"]) == (409, 'object is being deleted: pods "build-1" already exists')
 
 
-async def test_what_cannot_be_is_invalid(client: Client) -> None:
+async def test_invalid_objects_are_rejected(client: Client) -> None:
     pod = a_pod()
     pod["metadata"]["labels"]["too-long"] = "x" * 64
     status, refused = await client.call("POST", PODS, pod)
@@ -327,7 +327,7 @@ async def test_a_finalizer_keeps_the_object_until_it_is_removed(client: Client) 
     assert (await client.call("GET", f"{PODS}/build-1"))[0] == 404
 
 
-async def test_an_empty_list_is_not_there(client: Client) -> None:
+async def test_empty_lists_are_left_out_of_objects(client: Client) -> None:
     made = await client.create(a_pod())
     assert "finalizers" not in made["metadata"]
 
@@ -346,7 +346,7 @@ async def test_a_running_pod_has_its_grace_even_without_finalizers(client: Clien
     assert (await client.call("GET", f"{PODS}/build-1"))[0] == 404
 
 
-async def test_only_the_meant_object_is_deleted(client: Client) -> None:
+async def test_a_deletion_with_the_uid_of_another_object_conflicts(client: Client) -> None:
     pod = await client.create(a_pod())
     for preconditions in ({"uid": "other"}, {"resourceVersion": "1"}):
         status, refused = await client.call("DELETE", f"{PODS}/build-1", {"preconditions": preconditions})
@@ -357,7 +357,7 @@ async def test_only_the_meant_object_is_deleted(client: Client) -> None:
     assert (await client.call("DELETE", f"{PODS}/build-1"))[0] == 404
 
 
-async def test_what_a_pod_owns_goes_with_it(client: Client) -> None:
+async def test_objects_owned_by_a_pod_are_deleted_with_it(client: Client) -> None:
     pod = await client.create(a_pod())
     owner = {"apiVersion": "v1", "kind": "Pod", "name": "build-1", "uid": pod["metadata"]["uid"]}
     secret = {"metadata": {"name": "s", "ownerReferences": [owner]}}
@@ -403,7 +403,7 @@ async def test_a_lost_node_leaves_its_pods_terminating(client: Client) -> None:
 # -- watches
 
 
-async def test_a_watch_tells_what_came_after_its_version(client: Client) -> None:
+async def test_a_watch_sends_the_changes_after_its_version(client: Client) -> None:
     await client.create(a_pod())
     version = await client.version()
     await client.create(a_pod("build-2"))
@@ -436,7 +436,7 @@ async def test_a_watch_from_before_a_compaction_says_gone_in_the_stream(client: 
         assert watch.status == 410
 
 
-async def test_too_many_changes_are_a_compaction_too() -> None:
+async def test_a_full_history_drops_versions_like_a_compaction() -> None:
     cluster = Cluster(automatic=False, history=3)
     async with KubeServer(cluster) as server, aiohttp.ClientSession() as session:
         client = Client(server, session)
@@ -447,7 +447,7 @@ async def test_too_many_changes_are_a_compaction_too() -> None:
             assert (await events(watch, 1))[0]["type"] == "ERROR"
 
 
-async def test_bookmarks_come_to_those_who_asked_and_the_time_ends_a_watch(client: Client) -> None:
+async def test_bookmarks_are_sent_on_request_and_a_watch_ends_at_its_timeout(client: Client) -> None:
     client.server.bookmark_seconds = 0.05
     version = await client.version()
     query = {"watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true"}
@@ -459,7 +459,7 @@ async def test_bookmarks_come_to_those_who_asked_and_the_time_ends_a_watch(clien
         assert await watch.read() == b""
 
 
-async def test_a_watch_is_cut_in_a_line_silenced_and_ended_as_wanted(client: Client) -> None:
+async def test_a_test_can_cut_silence_and_end_a_watch(client: Client) -> None:
     server = client.server
     query = {"watch": "1", "resourceVersion": await client.version()}
     async with client.stream(PODS, **query) as watch:
@@ -480,7 +480,7 @@ async def test_a_watch_is_cut_in_a_line_silenced_and_ended_as_wanted(client: Cli
         assert await watch.read() == b""
 
 
-async def test_a_reader_who_leaves_is_noticed(client: Client) -> None:
+async def test_the_server_notices_a_closed_connection(client: Client) -> None:
     async with client.stream(PODS, watch="1") as watch:
         await eventually(lambda: client.server.streams("watch"))
         watch.close()
@@ -518,7 +518,7 @@ async def test_a_followed_log_ends_with_its_container(client: Client) -> None:
         assert await log.read() == b"\xff\xfe\ntwo\n"
 
 
-async def test_a_log_that_is_not_there_is_told_as_kubelets_do(client: Client) -> None:
+async def test_a_missing_log_is_reported_as_kubelets_do(client: Client) -> None:
     cluster = client.server.cluster
     await client.create(a_pod())
     assert await client.log(follow="true") == b""  # no node has it
@@ -532,7 +532,7 @@ async def test_a_log_that_is_not_there_is_told_as_kubelets_do(client: Client) ->
     assert (await client.log()).startswith(b"unable to retrieve container logs for containerd://")
 
 
-async def test_a_log_is_cut_anywhere_or_spoilt_as_wanted(client: Client) -> None:
+async def test_a_test_can_cut_or_corrupt_a_log(client: Client) -> None:
     cluster, faults = client.server.cluster, client.server.faults
     await client.create(a_pod())
     cluster.run("build-1")
@@ -623,7 +623,7 @@ async def test_a_token_can_be_changed(client: Client, tmp_path: Path) -> None:
     assert config["clusters"][0]["cluster"]["server"] == client.server.url
 
 
-async def test_a_server_that_was_away_comes_back_where_it_was(client: Client) -> None:
+async def test_a_restarted_server_keeps_its_objects(client: Client) -> None:
     server = client.server
     await client.create(a_pod())
     async with client.stream(PODS, watch="1", resourceVersion=await client.version()) as watch:

@@ -31,29 +31,29 @@ def texts(events: list[Event]) -> list[str]:
 
 def test_an_event_that_comes_twice_is_given_once() -> None:
     merged, end = Deduplicator(), examples.EVENTS[Kind.COMPLETED]
-    assert merged.take(end) == [end]
-    assert merged.take(end) == []
+    assert merged.push(end) == [end]
+    assert merged.push(end) == []
 
 
 def test_of_overlapping_lines_only_the_new_ones_are_given() -> None:
     merged = Deduplicator()
-    merged.take(log(0, 4))
-    [new] = merged.take(log(3, 6))
+    merged.push(log(0, 4))
+    [new] = merged.push(log(3, 6))
     assert isinstance(new.data, Log)
     assert (new.data.n, texts([new])) == (5, ["5", "6"])
-    assert merged.take(log(2, 6)) == []
+    assert merged.push(log(2, 6)) == []
 
 
 def test_each_attempt_has_a_log_of_its_own() -> None:
     merged = Deduplicator()
-    assert merged.take(log(0, 4)) != []
-    assert merged.take(log(0, 4, attempt=2)) != []
+    assert merged.push(log(0, 4)) != []
+    assert merged.push(log(0, 4, attempt=2)) != []
 
 
 def test_a_hole_that_nobody_told_is_given_as_a_gap() -> None:
     merged = Deduplicator()
-    merged.take(log(0, 1))
-    hole, new = merged.take(log(5, 6))
+    merged.push(log(0, 1))
+    hole, new = merged.push(log(5, 6))
     assert isinstance(hole.data, Gap)
     assert (hole.data.first, hole.data.last) == (2, 4)
     assert texts([new]) == ["5", "6"]
@@ -61,17 +61,17 @@ def test_a_hole_that_nobody_told_is_given_as_a_gap() -> None:
 
 def test_a_gap_that_was_told_is_given_once_and_the_log_goes_on_behind_it() -> None:
     merged = Deduplicator()
-    merged.take(log(0, 1))
-    assert len(merged.take(gap(2, 4))) == 1
-    assert merged.take(gap(2, 4)) == []
-    assert texts(merged.take(log(5, 6))) == ["5", "6"]
+    merged.push(log(0, 1))
+    assert len(merged.push(gap(2, 4))) == 1
+    assert merged.push(gap(2, 4)) == []
+    assert texts(merged.push(log(5, 6))) == ["5", "6"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 10)), max_size=30))
 def test_no_line_is_given_twice_or_out_of_order(batches: list[tuple[int, int]]) -> None:
     merged = Deduplicator()
     given_lines = [
-        int(text) for first, more in batches for text in texts(merged.take(log(first, first + more)))
+        int(text) for first, more in batches for text in texts(merged.push(log(first, first + more)))
     ]
     assert given_lines == sorted(set(given_lines))
 
@@ -83,34 +83,34 @@ def end(count: int) -> Event:
 
 def test_lines_that_come_too_early_wait_for_those_before_them() -> None:
     order = Resequencer()
-    assert texts(order.take(log(0, 1))) == ["0", "1"]
-    assert order.take(log(4, 5)) == []
-    assert order.take(log(4, 5)) == []
-    assert order.waits
-    assert texts(order.take(log(2, 3))) == ["2", "3", "4", "5"]
-    assert not order.waits
+    assert texts(order.push(log(0, 1))) == ["0", "1"]
+    assert order.push(log(4, 5)) == []
+    assert order.push(log(4, 5)) == []
+    assert order.is_holding
+    assert texts(order.push(log(2, 3))) == ["2", "3", "4", "5"]
+    assert not order.is_holding
 
 
 def test_an_end_waits_for_the_lines_that_it_counts() -> None:
     order = Resequencer()
-    order.take(log(0, 1))
-    assert order.take(end(4)) == []
-    *new, last = order.take(log(2, 3))
+    order.push(log(0, 1))
+    assert order.push(end(4)) == []
+    *new, last = order.push(log(2, 3))
     assert texts(new) == ["2", "3"]
     assert last.is_terminal
 
 
 def test_what_never_comes_is_a_gap_before_what_waited_for_it() -> None:
     order = Resequencer()
-    order.take(log(0, 1))
-    assert order.take(end(9)) == order.take(log(4, 5)) == []
-    assert [event.kind for event in order.give_up()] == ["gap", "log", "gap", "completed"]
-    assert not order.waits
+    order.push(log(0, 1))
+    assert order.push(end(9)) == order.push(log(4, 5)) == []
+    assert [event.kind for event in order.flush()] == ["gap", "log", "gap", "completed"]
+    assert not order.is_holding
 
 
 def test_not_more_than_a_few_events_wait() -> None:
     order = Resequencer()
-    given_events = [event for n in range(1, 300) for event in order.take(log(n, n))]
+    given_events = [event for n in range(1, 300) for event in order.push(log(n, n))]
     assert given_events[0].kind == "gap"
     assert texts(given_events) == [str(n) for n in range(1, 300)]
 
@@ -120,13 +120,13 @@ def test_in_whatever_order_lines_come_they_are_told_in_theirs(firsts: list[int],
     order = Resequencer()
     given_events: list[Event] = []
     for first in [*firsts[:10], *(firsts[n] for n in again), *firsts[10:]]:
-        given_events += order.take(log(first, first + 2))
-    given_events += order.take(end(60))
+        given_events += order.push(log(first, first + 2))
+    given_events += order.push(end(60))
     assert texts(given_events) == [str(n) for n in range(60)]
     assert given_events[-1].is_terminal
 
 
 def test_of_all_builds_each_event_is_given_once() -> None:
     once = SeenFilter()
-    assert once.take(log(0, 1)) == [log(0, 1)]
-    assert once.take(log(0, 1)) == once.give_up() == []
+    assert once.push(log(0, 1)) == [log(0, 1)]
+    assert once.push(log(0, 1)) == once.flush() == []

@@ -1,4 +1,4 @@
-"""What a build pod has, what it must not have, and that the record which it is reads back as it was written."""
+"""Manifests of build pods, and the records read back from them."""
 
 import json
 from collections.abc import Sequence
@@ -46,9 +46,9 @@ from tests.support.records import NOW, REQUEST, a_spec
 Json = dict[str, Any]
 
 ANNOTATIONS_BYTES: Final = 256 * 1024
-"""All names and values of an object's annotations together; the API server refuses more."""
+"""Limit of the API server for all names and values of an object's annotations together."""
 ARGUMENT_BYTES: Final = 128 * 1024
-"""One variable of the environment, with its name; the kernel refuses more (MAX_ARG_STRLEN)."""
+"""Limit of the kernel for one variable of the environment, with its name (MAX_ARG_STRLEN)."""
 NODES: Final = ("node-a", "node-b", "node-c", "node-d", "node-e")
 TOKEN: Final = "https://robot:s3cr3t-t0ken@git.example.org"
 
@@ -119,7 +119,7 @@ def avoided_nodes(made: Json) -> list[str]:
     return [field["values"][0] for field in term["matchFields"]]
 
 
-# -- what users' code must not find
+# -- isolation
 
 
 def test_a_build_pod_has_neither_a_token_nor_the_addresses_of_the_clusters_services() -> None:
@@ -129,7 +129,7 @@ def test_a_build_pod_has_neither_a_token_nor_the_addresses_of_the_clusters_servi
     assert "serviceAccountName" not in spec
 
 
-def test_a_build_pod_has_no_rights_that_it_does_not_need() -> None:
+def test_a_build_pod_has_a_restricted_security_context() -> None:
     pod = made()
     [container] = pod["spec"]["containers"]
     assert container["securityContext"] == {
@@ -148,7 +148,7 @@ def test_a_build_pod_has_no_rights_that_it_does_not_need() -> None:
     assert not {"hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"} & pod["spec"].keys()
 
 
-def test_the_images_own_user_and_root_are_possible_for_those_who_ask() -> None:
+def test_an_operator_can_choose_the_user_of_the_image_or_root() -> None:
     own = made(settings=with_kubernetes(run_as_user=None, docker_group=None))
     assert own["spec"]["securityContext"] == {"seccompProfile": {"type": "RuntimeDefault"}}
     root = made(settings=with_kubernetes(run_as_user=0))
@@ -168,7 +168,7 @@ def test_credentials_are_mounted_and_never_written_into_the_pod() -> None:
     assert all(mounts(pod)[name]["readOnly"] for name in ("git", "docker-config", "builder"))
 
 
-def test_a_tenants_own_push_secret_takes_the_place_of_the_common_one() -> None:
+def test_the_push_secret_of_a_tenant_replaces_the_common_one() -> None:
     settings = with_kubernetes(push_secret="push-all", tenants={"ada": {"push_secret": "push-ada"}})
     for tenant, secret in (("ada", "push-ada"), ("default", "push-all")):
         pod = made(a_spec(tenant=tenant), settings)
@@ -179,7 +179,7 @@ def test_a_tenants_own_push_secret_takes_the_place_of_the_common_one() -> None:
         assert environment(pod)["DOCKER_CONFIG"] == mounts(pod)["docker-config"]["mountPath"]
 
 
-def test_without_credentials_nothing_of_them_is_mounted() -> None:
+def test_a_tenant_without_credentials_gets_none_mounted() -> None:
     settings = with_kubernetes(tenants={"ada": {"push_secret": "push-ada", "git_credentials": TOKEN}})
     pod = made(settings=settings)
     assert volumes(pod).keys() == mounts(pod).keys() == {"builder", "docker-api", "tmp"}
@@ -187,7 +187,7 @@ def test_without_credentials_nothing_of_them_is_mounted() -> None:
     assert git_credentials(a_spec(), settings) is None, "they are another tenant's"
 
 
-def test_git_finds_its_credentials_in_the_mounted_secret() -> None:
+def test_git_reads_its_credentials_from_the_mounted_secret() -> None:
     settings = with_kubernetes(tenants={"default": {"git_credentials": TOKEN}})
     assert git_credentials(a_spec(), settings) == TOKEN
     secret = credentials_secret(settings, a_spec("build-1"), TOKEN)
@@ -203,7 +203,7 @@ def test_git_finds_its_credentials_in_the_mounted_secret() -> None:
     assert volumes(pod)["git"]["secret"] == {"secretName": secret["metadata"]["name"]}
 
 
-def test_no_two_builds_share_a_secret_even_under_one_pod_name() -> None:
+def test_builds_with_the_same_pod_name_have_different_secrets() -> None:
     name = "a" * 63
     first = credentials_name(a_spec(name))
     assert len(first) <= 253
@@ -211,39 +211,39 @@ def test_no_two_builds_share_a_secret_even_under_one_pod_name() -> None:
     assert first != credentials_name(a_spec(f"{name[:60]}-a2", build_id=a_spec(name).build_id))
 
 
-# -- how it ends
+# -- end
 
 
-def test_a_pod_ends_by_itself_after_the_builders_own_deadline_and_is_never_started_again() -> None:
+def test_the_kubelet_ends_a_pod_after_the_builders_deadline_and_never_restarts_it() -> None:
     pod = made(a_spec(timeout_seconds=600))["spec"]
     assert pod["restartPolicy"] == "Never"
     assert pod["activeDeadlineSeconds"] > 600 + 60, "builder and service end it before the kubelet does"
 
 
-def test_a_pod_leaves_a_node_that_does_not_answer_within_a_minute() -> None:
+def test_a_pod_leaves_an_unreachable_node_within_a_minute() -> None:
     tolerations = made()["spec"]["tolerations"]
     gone = {item["key"]: item for item in tolerations if item["effect"] == "NoExecute"}
     assert gone.keys() == {"node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"}
     assert all((item["operator"], item["tolerationSeconds"]) == ("Exists", 45) for item in gone.values())
 
 
-def test_a_pod_is_a_record_until_its_end_is_told() -> None:
+def test_a_finalizer_keeps_the_pod_until_its_end_is_reported() -> None:
     assert made()["metadata"]["finalizers"] == [FINALIZER]
 
 
-def test_nobody_ends_a_build_to_pack_pods_closer_unless_the_operator_says_so() -> None:
+def test_autoscalers_do_not_evict_builds_unless_the_operator_allows_it() -> None:
     key = "cluster-autoscaler.kubernetes.io/safe-to-evict"
     annotations = made()["metadata"]["annotations"]
     assert (annotations[key], annotations["karpenter.sh/do-not-disrupt"]) == ("false", "true")
-    other = made(settings=with_kubernetes(annotations={key: "true", SPEC: "spoilt"}))
+    other = made(settings=with_kubernetes(annotations={key: "true", SPEC: "invalid"}))
     assert other["metadata"]["annotations"][key] == "true"
     assert read_spec(as_pod(other)) == a_spec(), "an operator cannot spoil the record"
 
 
-# -- where it runs
+# -- placement
 
 
-def test_a_pod_runs_beside_a_docker_api_and_nowhere_else() -> None:
+def test_a_pod_runs_only_beside_a_docker_api() -> None:
     labels = {"app": "docker-api"}
     affinity = made(settings=with_kubernetes(docker_api_labels=labels))["spec"]["affinity"]
     [term] = affinity["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
@@ -261,7 +261,7 @@ def test_a_repository_prefers_the_nodes_that_built_it_before() -> None:
     assert firsts == set(NODES), "different repositories spread over all nodes"
 
 
-def test_a_node_that_is_gone_moves_only_its_own_repositories() -> None:
+def test_the_loss_of_a_node_moves_only_its_own_repositories() -> None:
     gone = preferred_nodes(made())[0][1]
     left = [node for node in NODES if node != gone]
     before = [name for _, name in preferred_nodes(made())]
@@ -269,20 +269,20 @@ def test_a_node_that_is_gone_moves_only_its_own_repositories() -> None:
     assert after[:2] == before[1:]
 
 
-def test_without_a_ready_docker_api_the_pod_waits_where_the_scheduler_likes() -> None:
+def test_a_pod_prefers_no_node_if_no_docker_api_is_ready() -> None:
     assert "nodeAffinity" not in made(ready_nodes=[])["spec"]["affinity"]
 
 
-def test_nodes_that_failed_the_build_are_avoided_where_another_is_left() -> None:
+def test_nodes_that_failed_the_build_are_avoided_if_another_is_left() -> None:
     pod = made(a_spec(avoid=("node-b", "node-a", "node-b")))
     assert avoided_nodes(pod) == ["node-a", "node-b"]
     assert not {name for _, name in preferred_nodes(pod)} & {"node-a", "node-b"}
-    assert avoided_nodes(made(a_spec(avoid=NODES))) == [], "trying again is better than waiting for ever"
+    assert avoided_nodes(made(a_spec(avoid=NODES))) == [], "a retry is better than waiting forever"
     assert avoided_nodes(made(a_spec(avoid=("node-a",)), ready_nodes=["node-a"])) == []
     assert avoided_nodes(made()) == []
 
 
-def test_the_operators_own_wishes_are_in_the_pod() -> None:
+def test_the_pod_has_the_settings_of_the_operator() -> None:
     toleration = {"key": "builds", "operator": "Exists"}
     settings = with_kubernetes(
         node_selector={"disk": "fast"},
@@ -290,8 +290,8 @@ def test_the_operators_own_wishes_are_in_the_pod() -> None:
         priority_class="builds",
         image_pull_secrets=["pull"],
         image_pull_policy="Never",
-        labels={"team": "a", manifest.COMPONENT: "spoilt"},
-        env={"HTTPS_PROXY": "http://proxy.example.org", "RABBIT2DOCKER_BUILD": "spoilt"},
+        labels={"team": "a", manifest.COMPONENT: "invalid"},
+        env={"HTTPS_PROXY": "http://proxy.example.org", "RABBIT2DOCKER_BUILD": "invalid"},
         memory_limit=None,
         termination_seconds=33,
     )
@@ -309,23 +309,23 @@ def test_the_operators_own_wishes_are_in_the_pod() -> None:
     assert json.loads(environment(pod)["RABBIT2DOCKER_BUILD"]) == pod_builder_spec(a_spec(), settings)
 
 
-def test_what_the_operator_did_not_ask_for_is_left_to_the_cluster() -> None:
+def test_settings_that_the_operator_left_out_are_not_in_the_pod() -> None:
     spec = made()["spec"]
     assert not {"nodeSelector", "priorityClassName", "imagePullSecrets", "nodeName"} & spec.keys()
     assert "imagePullPolicy" not in spec["containers"][0]
 
 
-# -- what it runs
+# -- container
 
 
-def test_the_sockets_directory_is_mounted_so_that_a_new_engine_is_seen() -> None:
+def test_the_directory_of_the_socket_is_mounted_instead_of_the_socket() -> None:
     pod = made(settings=with_kubernetes(docker_socket="/run/x/docker.sock"))
     assert volumes(pod)["docker-api"]["hostPath"] == {"path": "/run/x", "type": "DirectoryOrCreate"}
     assert mounts(pod)["docker-api"] == {"name": "docker-api", "mountPath": "/run/x"}
     assert json.loads(environment(pod)["RABBIT2DOCKER_BUILD"])["docker_host"] == "unix:///run/x/docker.sock"
 
 
-def test_the_builders_program_is_mounted_from_a_map_that_never_changes() -> None:
+def test_the_builders_program_is_mounted_from_an_immutable_config_map() -> None:
     pod = made()
     built = builder_config_map(Settings(), "rabbit2docker-builder-0", "print()")
     assert (built["immutable"], built["data"]) == (True, {"builder.py": "print()"})
@@ -335,22 +335,23 @@ def test_the_builders_program_is_mounted_from_a_map_that_never_changes() -> None
     assert pod["metadata"]["annotations"][manifest.BUILDER_MAP] == built["metadata"]["name"]
 
 
-def test_another_program_gets_another_map_and_the_same_one_the_same() -> None:
+def test_the_config_map_is_named_by_the_builders_program() -> None:
     names = [
-        KubernetesExecutor(Settings(), builder_text=text)._provisions.builder_map for text in ("a", "b", "a")
+        KubernetesExecutor(Settings(), builder_text=text)._config_objects.builder_map
+        for text in ("a", "b", "a")
     ]
     assert names[0] == names[2] != names[1]
     assert all(len(name) <= 63 for name in names)
 
 
-def test_a_writable_home_is_there_though_the_root_is_not() -> None:
+def test_the_home_directory_is_writable_while_the_root_is_not() -> None:
     pod = made()
     assert environment(pod)["HOME"] == mounts(pod)["tmp"]["mountPath"]
     assert volumes(pod)["tmp"]["emptyDir"] == {}
     assert "readOnly" not in mounts(pod)["tmp"]
 
 
-def test_labels_are_what_the_watch_selects_and_what_kubernetes_takes() -> None:
+def test_labels_match_the_selector_and_the_limits_of_kubernetes() -> None:
     settings = Settings(instance="an-instance")
     pod = made(a_spec("b" * 63, tenant="t" * 63), settings)
     labels = pod["metadata"]["labels"]
@@ -393,7 +394,7 @@ outcomes = st.builds(
     kind=st.sampled_from(["completed", "failed", "cancelled", "retry"]),
     data=st.dictionaries(texts, st.none() | texts | st.integers() | st.lists(texts, max_size=3), max_size=3),
 )
-all_marks = st.builds(
+statuses = st.builds(
     AttemptStatus,
     requests=st.dictionaries(words, texts, max_size=3),
     confirmed_line=st.integers(-1, 10**9),
@@ -406,7 +407,7 @@ all_marks = st.builds(
 )
 
 
-@given(specs, all_marks)
+@given(specs, statuses)
 def test_a_record_reads_back_as_it_was_written(spec: AttemptSpec, status: AttemptStatus) -> None:
     pod = as_pod(made(spec, status=status))
     assert read_spec(pod) == spec
@@ -414,26 +415,26 @@ def test_a_record_reads_back_as_it_was_written(spec: AttemptSpec, status: Attemp
 
 
 @given(specs)
-def test_the_builder_is_told_the_same_wish_that_the_record_holds(spec: AttemptSpec) -> None:
+def test_the_builders_specification_equals_the_record(spec: AttemptSpec) -> None:
     said = json.loads(environment(made(spec))["RABBIT2DOCKER_BUILD"])
     assert (said["repo_url"], said["ref"], said["image"]) == (spec.repo_url, spec.resolved_ref, spec.image)
     assert (said["build_args"], said["appendix"]) == (spec.request.build_args, spec.request.appendix)
 
 
-def test_a_pod_that_bears_the_spec_of_another_is_no_record() -> None:
+def test_a_pod_with_the_spec_of_another_pod_is_not_a_record() -> None:
     pod = as_pod(made())
-    for spoilt in ({}, {SPEC: ""}, {SPEC: "{}"}, {SPEC: a_spec("build-2").model_dump_json()}):
-        metadata = pod.metadata.model_copy(update={"annotations": spoilt})
+    for invalid in ({}, {SPEC: ""}, {SPEC: "{}"}, {SPEC: a_spec("build-2").model_dump_json()}):
+        metadata = pod.metadata.model_copy(update={"annotations": invalid})
         assert read_spec(pod.model_copy(update={"metadata": metadata})) is None
 
 
-def test_marks_that_somebody_spoilt_read_as_none() -> None:
+def test_an_invalid_status_annotation_reads_as_an_empty_status() -> None:
     pod = as_pod(made())
     metadata = pod.metadata.model_copy(update={"annotations": {STATUS: "{"}})
     assert read_status(pod.model_copy(update={"metadata": metadata})) == AttemptStatus()
 
 
-def test_a_newer_versions_fields_do_not_hide_a_record() -> None:
+def test_unknown_fields_of_a_newer_version_are_ignored_in_a_record() -> None:
     pod = made()
     for name in (SPEC, STATUS):
         old = json.loads(pod["metadata"]["annotations"][name])
@@ -442,7 +443,7 @@ def test_a_newer_versions_fields_do_not_hide_a_record() -> None:
     assert read_status(as_pod(pod)) == AttemptStatus()
 
 
-def test_marks_are_written_only_over_what_was_read() -> None:
+def test_a_status_patch_applies_only_to_the_version_that_was_read() -> None:
     pod = as_pod(made())
     steps = status_patch(pod, AttemptStatus(confirmed_line=7))
     assert [(step["op"], step["path"]) for step in steps] == [
@@ -459,8 +460,8 @@ def test_marks_are_written_only_over_what_was_read() -> None:
     ]
 
 
-@pytest.mark.parametrize("version", [None, "", "spoilt", "41"])
-def test_marks_can_be_written_whatever_became_of_their_version(version: str | None) -> None:
+@pytest.mark.parametrize("version", [None, "", "invalid", "41"])
+def test_a_status_can_be_written_whatever_its_version_annotation_holds(version: str | None) -> None:
     pod = as_pod(made())
     annotations = {**pod.metadata.annotations, **({STATUS_VERSION: version} if version is not None else {})}
     if version is None:
@@ -472,7 +473,7 @@ def test_marks_can_be_written_whatever_became_of_their_version(version: str | No
     assert changed.metadata.annotations[STATUS_VERSION] == ("42" if version == "41" else "0")
 
 
-def test_only_our_finalizer_is_taken_off_and_only_from_the_pod_that_was_read() -> None:
+def test_only_our_finalizer_is_removed_and_only_from_the_pod_that_was_read() -> None:
     pod = as_pod(made())
     others = pod.metadata.model_copy(update={"finalizers": ("other/one", FINALIZER, "other/two")})
     assert without_finalizer(pod.model_copy(update={"metadata": others})) == [
@@ -522,7 +523,7 @@ def size_of(annotations: dict[str, str]) -> int:
 
 
 @pytest.mark.parametrize("character", ["x", "é", "\x1b"], ids=["letters", "two bytes", "control characters"])
-def test_the_largest_record_with_the_largest_outcome_is_not_refused(character: str) -> None:
+def test_the_largest_record_fits_into_the_annotations_of_a_pod(character: str) -> None:
     failed = Failed(
         build_id="b" * 36,
         reason=FailureReason.BUILD_STEP_FAILED,
@@ -545,7 +546,7 @@ def test_the_largest_record_with_the_largest_outcome_is_not_refused(character: s
     assert size_of(annotations) < ANNOTATIONS_BYTES
 
 
-def test_the_largest_wish_fits_into_the_builders_environment() -> None:
+def test_the_largest_request_fits_into_the_builders_environment() -> None:
     variables = environment(made(largest_spec()))
     assert all(len(f"{name}={value}".encode()) < ARGUMENT_BYTES for name, value in variables.items())
 

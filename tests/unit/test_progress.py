@@ -1,4 +1,4 @@
-"""What lines say about how far a build is."""
+"""Progress and log events from the lines of a builder."""
 
 from rabbit2docker.consumer.executors.base import BuilderLine
 from rabbit2docker.consumer.following.progress import ProgressReader, as_log_events
@@ -11,17 +11,17 @@ def line(n: int, phase: Phase, text: str, progress: dict[str, int] | None = None
     return BuilderLine(n, TS, phase, text, progress)
 
 
-def test_each_phase_is_told_once_with_the_number_of_its_first_line() -> None:
+def test_each_phase_is_reported_once_with_the_number_of_its_first_line() -> None:
     reader = ProgressReader("b", 1)
-    told = reader.read(
+    updates = reader.read(
         [line(0, Phase.FETCHING, "a"), line(1, Phase.FETCHING, "b"), line(2, Phase.BUILDING, "c")]
     )
-    assert [(item.data.phase, item.line) for item in told] == [("fetching", 0), ("building", 2)]
+    assert [(item.data.phase, item.line) for item in updates] == [("fetching", 0), ("building", 2)]
     assert reader.read([line(3, Phase.BUILDING, "d")]) == []
 
 
-def test_of_many_steps_and_layers_the_last_is_told() -> None:
-    told = ProgressReader("b", 1).read(
+def test_only_the_last_step_and_layer_count_of_a_batch_are_reported() -> None:
+    updates = ProgressReader("b", 1).read(
         [
             line(0, Phase.BUILDING, "#5 [1/3] FROM x"),
             line(1, Phase.BUILDING, "#6 [2/3] RUN y"),
@@ -29,23 +29,23 @@ def test_of_many_steps_and_layers_the_last_is_told() -> None:
             line(3, Phase.PUSHING, "p", {"layers_done": 2, "layers_total": 4}),
         ]
     )
-    assert [item.data.message for item in told] == [
+    assert [item.data.message for item in updates] == [
         "Building the image",
         "Step 2 of 3: RUN y",
         "Pushing the image",
         "Pushed 2 of 4 layers",
     ]
-    assert told[-1].data.detail.layers_total == 4
+    assert updates[-1].data.detail.layers_total == 4
 
 
-def test_the_same_progress_is_not_told_again() -> None:
+def test_the_same_progress_is_not_reported_again() -> None:
     reader = ProgressReader("b", 1)
     done = {"layers_done": 4, "layers_total": 4}
     assert len(reader.read([line(0, Phase.PUSHING, "p", done)])) == 2
     assert reader.read([line(1, Phase.PUSHING, "p", done)]) == []
 
 
-def test_lines_are_cut_into_batches_of_about_the_size_that_is_allowed() -> None:
+def test_lines_are_cut_into_log_events_of_the_allowed_size() -> None:
     lines = [line(n, Phase.BUILDING, "x" * 1000) for n in range(100)]
     events = list(as_log_events("b", 1, lines, max_bytes=8192))
     assert [event.n for event in events] == [

@@ -1,4 +1,4 @@
-"""The right provider for a prefix or a pasted URL, and only what the operator allows."""
+"""Providers by prefix or pasted URL, and the specs that the operator allows."""
 
 import pytest
 
@@ -13,9 +13,11 @@ NOT_BUILT = sorted(set(PROVIDERS) - set(AVAILABLE))
 GIT_SPEC = "https%3A%2F%2Fexample.org%2Frepo.git/HEAD"
 
 
-def test_every_provider_answers_to_its_prefix_and_names_without_a_connection() -> None:
+def test_every_provider_is_found_by_its_prefix_and_pins_without_a_connection() -> None:
     providers = Providers(ProviderSettings())
-    for prefix, spec in (("gh", "o/r/main"), ("git", GIT_SPEC)):
+    specs = {"gh": "o/r/main", "git": GIT_SPEC}
+    assert specs.keys() == AVAILABLE.keys()
+    for prefix, spec in specs.items():
         provider = providers.get(prefix)
         provider.check(spec)
         assert provider.prefix == prefix
@@ -23,7 +25,7 @@ def test_every_provider_answers_to_its_prefix_and_names_without_a_connection() -
 
 
 @pytest.mark.parametrize("prefix", ["github", "", *NOT_BUILT])
-def test_an_unknown_provider_is_told_which_exist(prefix: str) -> None:
+def test_the_rejection_of_an_unknown_provider_lists_the_existing_ones(prefix: str) -> None:
     with pytest.raises(RequestRejected, match="There are gh and git") as caught:
         Providers(ProviderSettings()).get(prefix)
     assert caught.value.reason is RejectReason.UNKNOWN_PROVIDER
@@ -43,7 +45,7 @@ def test_an_unknown_provider_is_told_which_exist(prefix: str) -> None:
         ("git", "https%3a%2f%2f%65vil.org%2Frepo/HEAD", False),
     ],
 )
-def test_bans_go_before_allowances_and_case_and_spelling_do_not_help(
+def test_bans_take_precedence_over_allowances_in_any_case_and_spelling(
     prefix: str, spec: str, is_allowed: bool
 ) -> None:
     providers = Providers(
@@ -59,7 +61,7 @@ def test_bans_go_before_allowances_and_case_and_spelling_do_not_help(
     assert caught.value.reason is RejectReason.NOT_ALLOWED
 
 
-def test_a_pattern_that_cannot_work_is_found_at_start() -> None:
+def test_an_invalid_pattern_is_a_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match=r"providers\.banned_specs"):
         Providers(ProviderSettings(banned_specs={"gh": ["("]}))
 
@@ -87,15 +89,15 @@ def test_a_pattern_that_cannot_work_is_found_at_start() -> None:
         ("http://127.0.0.1:9/r", None, ("git", "http%3A%2F%2F127.0.0.1%3A9%2Fr/HEAD")),
     ],
 )
-def test_a_pasted_url_finds_its_provider(url: str, ref: str | None, expected: tuple[str, str]) -> None:
+def test_a_pasted_url_becomes_provider_and_spec(url: str, ref: str | None, expected: tuple[str, str]) -> None:
     assert from_url(url, ref) == expected
 
 
-def test_an_enterprise_servers_urls_are_its_own() -> None:
+def test_urls_of_a_github_enterprise_server_become_gh_specs() -> None:
     assert from_url("https://git.corp.example/o/r", github_hostname="git.corp.example") == ("gh", "o/r/HEAD")
     assert from_url("https://github.com/o/r", github_hostname="git.corp.example")[0] == "git"
 
 
-def test_an_empty_url_is_refused() -> None:
+def test_an_empty_url_is_rejected() -> None:
     with pytest.raises(RequestRejected, match="Paste the URL"):
         from_url("  ")

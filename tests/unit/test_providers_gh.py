@@ -1,4 +1,4 @@
-"""GitHub's answers become exactly one commit, or a sentence that says why not."""
+"""Specs of GitHub repositories resolve to exactly one commit, or are rejected with the reason."""
 
 import json
 import time
@@ -64,9 +64,7 @@ async def refusal(provider: GitHubProvider, spec: str) -> RequestRejected:
         ("master", MAIN),
     ],
 )
-async def test_a_ref_becomes_the_commit_that_it_names(
-    provider: GitHubProvider, ref: str, commit: str
-) -> None:
+async def test_a_ref_resolves_to_its_commit(provider: GitHubProvider, ref: str, commit: str) -> None:
     repository = await provider.resolve(f"o/r/{ref}")
     assert repository.resolved_ref == commit
 
@@ -75,21 +73,19 @@ async def test_a_ref_becomes_the_commit_that_it_names(
     "ref",
     ["mai", "foo", "v", "FOO/MAIN", f"{MAIN}0", f"{MAIN}{MAIN[:24]}", sha(50), "beef", "pull/8/head", "tree"],
 )
-async def test_what_is_no_whole_name_of_a_commit_is_not_found(provider: GitHubProvider, ref: str) -> None:
+async def test_an_incomplete_or_unknown_ref_is_not_found(provider: GitHubProvider, ref: str) -> None:
     error = await refusal(provider, f"o/r/{ref}")
     assert error.reason is RejectReason.REF_NOT_FOUND
     assert "o/r" in error.message
 
 
-async def test_a_repository_without_commits_has_no_versions(
-    fake: FakeGitHub, provider: GitHubProvider
-) -> None:
+async def test_a_ref_in_an_empty_repository_is_not_found(fake: FakeGitHub, provider: GitHubProvider) -> None:
     fake.head = None
     assert (await refusal(provider, "o/r/HEAD")).reason is RejectReason.REF_NOT_FOUND
 
 
 @pytest.mark.parametrize("ref", ["main", "HEAD", MAIN, "abcdef0"])
-async def test_a_repository_that_is_not_there_is_told_from_a_ref_that_is_not_there(
+async def test_a_missing_repository_is_distinguished_from_a_missing_ref(
     provider: GitHubProvider, ref: str
 ) -> None:
     error = await refusal(provider, f"o2/r/{ref}")
@@ -114,7 +110,7 @@ async def test_a_repository_that_is_not_there_is_told_from_a_ref_that_is_not_the
         ("o/r/--upload-pack=id", RejectReason.REFUSED_URL, "option"),
     ],
 )
-def test_a_spec_that_cannot_be_read_is_refused_without_asking(
+def test_an_invalid_spec_is_rejected_without_a_request_to_github(
     spec: str, reason: RejectReason, message: str
 ) -> None:
     with pytest.raises(RequestRejected) as caught:
@@ -123,7 +119,7 @@ def test_a_spec_that_cannot_be_read_is_refused_without_asking(
     assert message in caught.value.message
 
 
-def test_the_repository_is_named_as_by_binderhub() -> None:
+def test_a_github_repository_is_named_as_in_binderhub() -> None:
     repository = GitHubProvider(ProviderSettings()).pin("Jupyterhub/zero-to.git/0.9.1", MAIN)
     assert repository.repo_url == "https://github.com/Jupyterhub/zero-to"
     assert repository.build_slug == "Jupyterhub-zero-to"
@@ -131,30 +127,32 @@ def test_the_repository_is_named_as_by_binderhub() -> None:
     assert (repository.content_provider, repository.display_name) == ("Git", "Jupyterhub/zero-to")
 
 
-def test_an_enterprise_servers_repositories_have_its_address() -> None:
+def test_repositories_of_a_github_enterprise_server_have_its_address() -> None:
     provider = GitHubProvider(ProviderSettings(github_hostname="git.corp.example"))
     assert provider.pin("o/r/HEAD", MAIN).repo_url == "https://git.corp.example/o/r"
 
 
-async def test_the_second_question_costs_no_rate_limit(fake: FakeGitHub, provider: GitHubProvider) -> None:
+async def test_a_repeated_request_is_revalidated_and_costs_no_rate_limit(
+    fake: FakeGitHub, provider: GitHubProvider
+) -> None:
     for _ in range(3):
         assert (await provider.resolve("o/r/main")).resolved_ref == MAIN
-    assert (len(fake.asked), fake.not_modified) == (3, 2)
+    assert (len(fake.requests), fake.not_modified) == (3, 2)
 
 
-async def test_a_branch_that_moved_is_seen_at_once(fake: FakeGitHub, provider: GitHubProvider) -> None:
+async def test_a_moved_branch_is_seen_at_once(fake: FakeGitHub, provider: GitHubProvider) -> None:
     await provider.resolve("o/r/main")
     fake.refs["refs/heads/main"] = ("commit", PULL)
     assert (await provider.resolve("o/r/main")).resolved_ref == PULL
 
 
-async def test_the_token_is_shown_and_never_told(fake: FakeGitHub) -> None:
+async def test_the_token_is_sent_and_never_shown(fake: FakeGitHub) -> None:
     async with aiohttp.ClientSession() as session:
         provider = GitHubProvider(settings(fake, github_token="s3cret"), session)
         await provider.resolve("o/r/main")
         assert fake.authorization == {"Bearer s3cret"}
         fake.always = lambda: web.json_response({"message": "Bad credentials"}, status=401)
-        with pytest.raises(ProviderUnavailable, match="refuses the token") as caught:
+        with pytest.raises(ProviderUnavailable, match="rejects the token") as caught:
             await provider.resolve("o/r/main")
     assert "s3cret" not in str(caught.value)
 
@@ -168,7 +166,7 @@ async def test_the_token_is_shown_and_never_told(fake: FakeGitHub) -> None:
         (429, {}, 60, 60),
     ],
 )
-async def test_a_rate_limit_is_waited_for_as_long_as_github_says(
+async def test_a_rate_limit_carries_the_time_that_github_asks_for(
     fake: FakeGitHub,
     provider: GitHubProvider,
     status: int,
@@ -176,8 +174,8 @@ async def test_a_rate_limit_is_waited_for_as_long_as_github_says(
     least: float,
     most: float,
 ) -> None:
-    told = {name: value.replace("in 600", str(int(time.time()) + 600)) for name, value in headers.items()}
-    fake.always = lambda: web.json_response({"message": "limit"}, status=status, headers=told)
+    sent = {name: value.replace("in 600", str(int(time.time()) + 600)) for name, value in headers.items()}
+    fake.always = lambda: web.json_response({"message": "limit"}, status=status, headers=sent)
     with pytest.raises(ProviderUnavailable, match="github_token") as caught:
         await provider.resolve("o/r/main")
     assert caught.value.retry_after is not None
@@ -185,7 +183,7 @@ async def test_a_rate_limit_is_waited_for_as_long_as_github_says(
 
 
 @pytest.mark.parametrize("status", [403, 451])
-async def test_a_blocked_repository_is_refused_in_githubs_words(
+async def test_the_rejection_of_a_blocked_repository_quotes_github(
     fake: FakeGitHub, provider: GitHubProvider, status: int
 ) -> None:
     fake.always = lambda: web.json_response({"message": "Repository access blocked"}, status=status)
@@ -203,7 +201,7 @@ async def test_a_blocked_repository_is_refused_in_githubs_words(
         lambda: web.json_response([{"ref": "refs/heads/main", "object": "nonsense"}]),
     ],
 )
-async def test_trouble_and_nonsense_are_tried_again_later(
+async def test_server_errors_and_malformed_responses_are_transient(
     fake: FakeGitHub, provider: GitHubProvider, response: Callable[[], web.Response]
 ) -> None:
     fake.always = response
@@ -211,13 +209,15 @@ async def test_trouble_and_nonsense_are_tried_again_later(
         await provider.resolve("o/r/main")
 
 
-async def test_a_host_that_is_away_is_waited_for(fake: FakeGitHub, provider: GitHubProvider) -> None:
+async def test_an_unreachable_github_is_transient(fake: FakeGitHub, provider: GitHubProvider) -> None:
     await fake.server.close()
     with pytest.raises(ProviderUnavailable, match="cannot be reached"):
         await provider.resolve("o/r/main")
 
 
-async def test_a_renamed_repository_is_followed(fake: FakeGitHub, provider: GitHubProvider) -> None:
+async def test_the_redirect_of_a_renamed_repository_is_followed(
+    fake: FakeGitHub, provider: GitHubProvider
+) -> None:
     responses = iter(
         [
             web.Response(status=301, headers={"Location": "/repos/o/r/git/matching-refs/heads/main"}),

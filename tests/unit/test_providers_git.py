@@ -1,4 +1,4 @@
-"""What a git repository answers becomes exactly one commit, or a sentence that says why not."""
+"""Specs of git repositories resolve to exactly one commit, or are rejected with the reason."""
 
 import asyncio
 import os
@@ -171,20 +171,20 @@ async def refusal(url: str, ref: str = "HEAD", *, settings: ProviderSettings = O
         ("pull/7/head", 2),
     ],
 )
-async def test_a_ref_becomes_the_commit_that_it_names(host: Host, work: Work, ref: str, number: int) -> None:
+async def test_a_ref_resolves_to_its_commit(host: Host, work: Work, ref: str, number: int) -> None:
     repository = await GitProvider(OPEN).resolve(spec(host.url("/work.git"), ref))
     assert repository.resolved_ref == work.commits[number]
     assert repository.repo_url == host.url("/work.git")
 
 
 @pytest.mark.parametrize("ref", ["mai", "foo", "MAIN", "abcdef0", f"{SHA}0", SHA * 2, "nowhere"])
-async def test_what_is_no_whole_name_is_not_found(host: Host, ref: str) -> None:
+async def test_an_incomplete_or_unknown_ref_is_not_found(host: Host, ref: str) -> None:
     error = await refusal(host.url("/work.git"), ref)
     assert error.reason is RejectReason.REF_NOT_FOUND
     assert ("full id of 40 characters" in error.message) == (ref in ("abcdef0", f"{SHA}0", SHA * 2))
 
 
-async def test_a_full_commit_id_is_taken_without_asking(host: Host) -> None:
+async def test_a_full_commit_id_needs_no_request_to_the_host(host: Host) -> None:
     for written in (SHA, SHA.upper()):
         repository = await GitProvider(OPEN).resolve(spec(host.url("/work.git"), written))
         assert repository.resolved_ref == SHA
@@ -208,7 +208,7 @@ async def test_an_empty_repository_has_no_default_branch(host: Host, work: Work)
         ("/status/403/r", RejectReason.REPOSITORY_PRIVATE),
     ],
 )
-async def test_a_repository_that_cannot_be_read_is_refused_with_the_reason(
+async def test_an_unreadable_repository_is_rejected_with_the_reason(
     host: Host, path: str, reason: RejectReason
 ) -> None:
     error = await refusal(host.url(path))
@@ -217,17 +217,17 @@ async def test_a_repository_that_cannot_be_read_is_refused_with_the_reason(
 
 
 @pytest.mark.parametrize("path", ["/status/500/r", "/status/503/r", "/status/429/r"])
-async def test_trouble_of_the_host_is_tried_again_later(host: Host, path: str) -> None:
+async def test_errors_of_the_host_are_transient(host: Host, path: str) -> None:
     with pytest.raises(ProviderUnavailable, match="at the moment"):
         await GitProvider(OPEN).resolve(spec(host.url(path)))
 
 
-async def test_a_host_that_is_away_is_tried_again_later(unused_tcp_port: int) -> None:
+async def test_an_unreachable_host_is_transient(unused_tcp_port: int) -> None:
     with pytest.raises(ProviderUnavailable, match="at the moment"):
         await GitProvider(OPEN).resolve(spec(f"http://127.0.0.1:{unused_tcp_port}/r"))
 
 
-async def test_a_host_that_hangs_is_left_with_all_helpers(
+async def test_git_and_its_helpers_are_killed_when_the_host_hangs(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     groups: list[int] = []
@@ -259,12 +259,12 @@ def _living(group: int) -> list[str]:
     return found
 
 
-async def test_a_host_that_floods_us_is_left(host: Host) -> None:
+async def test_a_host_that_sends_too_much_is_transient(host: Host) -> None:
     with pytest.raises((ProviderUnavailable, RequestRejected)):
         await GitProvider(OPEN).resolve(spec(host.url("/flood/r")))
 
 
-async def test_a_moved_repository_is_followed_and_keeps_the_name_that_was_asked_for(
+async def test_a_redirect_is_followed_and_the_repository_keeps_the_requested_url(
     host: Host, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(AddressPolicy, "allows_private", property(lambda _: False))
@@ -274,7 +274,7 @@ async def test_a_moved_repository_is_followed_and_keeps_the_name_that_was_asked_
     assert repository.repo_url == host.url("/moved/work.git")
 
 
-async def test_a_redirect_to_an_address_inside_is_refused(
+async def test_a_redirect_to_an_internal_address_is_rejected(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The policy is strict, but the first address counts as public: as if it were a host of the requester."""
@@ -297,7 +297,7 @@ async def test_a_redirect_to_an_address_inside_is_refused(
     ("path", "reason"),
     [("/loop/r", RejectReason.REPOSITORY_NOT_FOUND), ("/login/r", RejectReason.REPOSITORY_PRIVATE)],
 )
-async def test_redirects_that_lead_nowhere_are_refused(
+async def test_redirects_without_a_repository_at_their_end_are_rejected(
     host: Host, monkeypatch: pytest.MonkeyPatch, path: str, reason: RejectReason
 ) -> None:
     monkeypatch.setattr(AddressPolicy, "allows_private", property(lambda _: False))
@@ -307,7 +307,7 @@ async def test_redirects_that_lead_nowhere_are_refused(
     assert caught.value.reason is reason
 
 
-async def test_git_connects_to_the_address_that_was_judged(
+async def test_git_connects_to_the_address_that_was_checked(
     host: Host, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def resolve(_self: AddressPolicy, _url: str) -> list[str]:
@@ -318,7 +318,7 @@ async def test_git_connects_to_the_address_that_was_judged(
     assert (await GitProvider(OPEN).resolve(spec(url, "main"))).resolved_ref == work.commits[0]
 
 
-async def test_git_gets_nothing_of_ours_that_opens_a_door(
+async def test_git_does_not_inherit_credentials_or_configuration(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password s3cret\n")
@@ -337,7 +337,7 @@ async def test_git_gets_nothing_of_ours_that_opens_a_door(
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:9/r", "http://localhost/r", "https://2130706433/r", "https://git.ns.svc/r"]
 )
-async def test_an_address_inside_is_refused_even_for_a_known_commit(url: str) -> None:
+async def test_an_internal_address_is_rejected_even_with_a_full_commit_id(url: str) -> None:
     for ref in ("HEAD", SHA):
         assert (await refusal(url, ref, settings=ProviderSettings())).reason is RejectReason.REFUSED_URL
 
@@ -362,7 +362,7 @@ async def test_an_address_inside_is_refused_even_for_a_known_commit(url: str) ->
         ("https%3A%2F%2Fexample.org%2Fr/a%0Ab", RejectReason.INVALID_SPEC),
     ],
 )
-def test_a_spec_that_cannot_be_read_is_refused_without_asking(text: str, reason: RejectReason) -> None:
+def test_an_invalid_spec_is_rejected_without_a_request_to_the_host(text: str, reason: RejectReason) -> None:
     with pytest.raises(RequestRejected) as caught:
         GitProvider(OPEN).check(text)
     assert caught.value.reason is reason
@@ -377,7 +377,7 @@ def test_a_spec_that_cannot_be_read_is_refused_without_asking(text: str, reason:
         ("http%3A%2F%2F127.0.0.1%3A9%2Fr/a%2Fb", "http://127.0.0.1:9/r"),
     ],
 )  # fmt: skip
-def test_the_repository_is_named_as_by_binderhub(text: str, url: str) -> None:
+def test_a_git_repository_is_named_as_in_binderhub(text: str, url: str) -> None:
     repository = GitProvider(ProviderSettings()).pin(text, SHA)
     assert (repository.repo_url, repository.build_slug) == (url, url)
     assert (repository.resolved_ref, repository.content_provider) == (SHA, "Git")

@@ -1,4 +1,4 @@
-"""The registry says yes or no, or the question stays open: an open question is never a no."""
+"""An image is found, absent, or the lookup fails: an unclear answer is never taken for absence."""
 
 import asyncio
 import base64
@@ -14,7 +14,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from rabbit2docker.consumer.images.registry import Found, Reference, Registry, parse_image
+from rabbit2docker.consumer.images.base import ImageInfo
+from rabbit2docker.consumer.images.registry import Reference, Registry, parse_image
 from rabbit2docker.errors import RegistryUnavailable
 from rabbit2docker.settings import DockerSettings, ImageSettings
 
@@ -146,45 +147,43 @@ ROBOT = {"auth": base64.b64encode(b"robot:secret").decode()}
         ("index.docker.io/org/a:1", Reference("docker.io", "org/a", "1")),
     ],
 )
-def test_an_image_is_looked_for_where_docker_would_push_it(image: str, reference: Reference) -> None:
+def test_an_image_name_is_parsed_as_docker_does(image: str, reference: Reference) -> None:
     assert parse_image(image) == reference
 
 
-async def test_an_image_that_is_there_is_found_with_digest_and_size(
-    fake: FakeRegistry, tmp_path: Path
-) -> None:
+async def test_an_existing_image_is_found_with_digest_and_size(fake: FakeRegistry, tmp_path: Path) -> None:
     async with asking(tmp_path) as registry:
-        assert await registry.find(f"{fake.host}/r2d-a:1") == Found(DIGEST, 123)
+        assert await registry.find(f"{fake.host}/r2d-a:1") == ImageInfo(DIGEST, 123)
 
 
 async def test_an_image_for_several_platforms_is_found(fake: FakeRegistry, tmp_path: Path) -> None:
     fake.images["r2d-a:2"] = INDEX
     async with asking(tmp_path) as registry:
         found = await registry.find(f"{fake.host}/r2d-a:2")
-    assert found == Found(f"sha256:{hashlib.sha256(INDEX).hexdigest()}", None)
+    assert found == ImageInfo(f"sha256:{hashlib.sha256(INDEX).hexdigest()}", None)
 
 
-async def test_a_registry_that_tells_no_digest_is_helped_out(fake: FakeRegistry, tmp_path: Path) -> None:
+async def test_the_digest_is_computed_when_the_registry_sends_none(
+    fake: FakeRegistry, tmp_path: Path
+) -> None:
     fake.digest = False
     async with asking(tmp_path) as registry:
-        assert await registry.find(f"{fake.host}/r2d-a:1") == Found(DIGEST, 123)
+        assert await registry.find(f"{fake.host}/r2d-a:1") == ImageInfo(DIGEST, 123)
 
 
 @pytest.mark.parametrize("says_what_it_is", [True, False])
-async def test_an_image_that_is_not_there_is_absent(
-    fake: FakeRegistry, tmp_path: Path, says_what_it_is: bool
-) -> None:
+async def test_a_missing_image_is_absent(fake: FakeRegistry, tmp_path: Path, says_what_it_is: bool) -> None:
     fake.headers = dict(API) if says_what_it_is else {}
     async with asking(tmp_path) as registry:
         assert await registry.find(f"{fake.host}/r2d-a:2") is None
 
 
-async def test_another_address_of_the_registry_can_be_set(fake: FakeRegistry, tmp_path: Path) -> None:
+async def test_the_address_of_the_registry_can_be_overridden(fake: FakeRegistry, tmp_path: Path) -> None:
     async with asking(tmp_path, registry_url=f"http://{fake.host}/") as registry:
-        assert await registry.find("registry.example.org/r2d-a:1") == Found(DIGEST, 123)
+        assert await registry.find("registry.example.org/r2d-a:1") == ImageInfo(DIGEST, 123)
 
 
-async def test_a_page_not_found_of_something_else_is_not_an_absent_image(
+async def test_a_404_from_another_kind_of_server_is_not_an_absent_image(
     fake: FakeRegistry, tmp_path: Path
 ) -> None:
     fake.always = lambda: web.Response(status=404, text="<html>nothing here</html>")
@@ -194,7 +193,7 @@ async def test_a_page_not_found_of_something_else_is_not_an_absent_image(
 
 
 @pytest.mark.parametrize("status", [400, 403, 418, 500, 502, 503])
-async def test_an_error_of_the_registry_leaves_the_question_open(
+async def test_an_error_of_the_registry_is_not_an_absent_image(
     fake: FakeRegistry, tmp_path: Path, status: int
 ) -> None:
     fake.always = lambda: web.json_response({"errors": [{"code": "UNKNOWN"}]}, status=status, headers=API)
@@ -207,7 +206,7 @@ async def test_an_error_of_the_registry_leaves_the_question_open(
     ("header", "least", "most"),
     [("17", 17, 17), ("Fri, 01 Jan 2100 00:00:00 GMT", 1e6, 1e12), ("soon", None, None)],
 )
-async def test_a_rate_limit_tells_when_to_come_back(
+async def test_a_rate_limit_carries_the_time_to_wait(
     fake: FakeRegistry, tmp_path: Path, header: str, least: float | None, most: float | None
 ) -> None:
     fake.always = lambda: web.Response(status=429, headers={"Retry-After": header})
@@ -218,7 +217,7 @@ async def test_a_rate_limit_tells_when_to_come_back(
     assert wait is None if least is None or most is None else wait is not None and least <= wait <= most
 
 
-async def test_a_registry_that_is_away_leaves_the_question_open(fake: FakeRegistry, tmp_path: Path) -> None:
+async def test_an_unreachable_registry_is_not_an_absent_image(fake: FakeRegistry, tmp_path: Path) -> None:
     host = fake.host
     await fake.server.close()
     async with asking(tmp_path) as registry:
@@ -226,7 +225,7 @@ async def test_a_registry_that_is_away_leaves_the_question_open(fake: FakeRegist
             await registry.find(f"{host}/r2d-a:1")
 
 
-async def test_a_registry_that_is_silent_leaves_the_question_open(
+async def test_a_registry_that_does_not_answer_is_not_an_absent_image(
     tmp_path: Path, unused_tcp_port: int
 ) -> None:
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -245,41 +244,41 @@ async def test_a_registry_that_is_silent_leaves_the_question_open(
     await server.wait_closed()
 
 
-async def test_basic_credentials_are_shown_when_asked_for(fake: FakeRegistry, tmp_path: Path) -> None:
+async def test_basic_credentials_are_sent_on_a_challenge(fake: FakeRegistry, tmp_path: Path) -> None:
     fake.auth = "basic"
     async with asking(tmp_path, ROBOT, host=fake.host) as registry:
-        assert await registry.find(f"{fake.host}/r2d-a:1") == Found(DIGEST, 123)
+        assert await registry.find(f"{fake.host}/r2d-a:1") == ImageInfo(DIGEST, 123)
         assert await registry.find(f"{fake.host}/r2d-a:2") is None
 
 
-async def test_a_token_is_fetched_once_and_used_again(fake: FakeRegistry, tmp_path: Path) -> None:
+async def test_a_token_is_fetched_once_and_reused(fake: FakeRegistry, tmp_path: Path) -> None:
     fake.auth = "bearer"
     async with asking(tmp_path, ROBOT, host=fake.host) as registry:
-        assert await registry.find(f"{fake.host}/r2d-a:1") == Found(DIGEST, 123)
+        assert await registry.find(f"{fake.host}/r2d-a:1") == ImageInfo(DIGEST, 123)
         assert await registry.find(f"{fake.host}/r2d-a:2") is None
     assert fake.asked.count("token GET") == 1
     assert fake.scopes == ["repository:r2d-a:pull"]
 
 
-async def test_a_token_that_was_withdrawn_is_replaced(fake: FakeRegistry, tmp_path: Path) -> None:
+async def test_a_revoked_token_is_replaced(fake: FakeRegistry, tmp_path: Path) -> None:
     fake.auth = "bearer"
     async with asking(tmp_path, ROBOT, host=fake.host) as registry:
         await registry.find(f"{fake.host}/r2d-a:1")
         fake.tokens.clear()
-        assert await registry.find(f"{fake.host}/r2d-a:1") == Found(DIGEST, 123)
+        assert await registry.find(f"{fake.host}/r2d-a:1") == ImageInfo(DIGEST, 123)
     assert fake.asked.count("token GET") == 2
 
 
 async def test_an_identity_token_is_exchanged(fake: FakeRegistry, tmp_path: Path) -> None:
     fake.auth = "bearer"
     async with asking(tmp_path, {"identitytoken": "identity"}, host=fake.host) as registry:
-        assert await registry.find(f"{fake.host}/r2d-a:1") == Found(DIGEST, 123)
+        assert await registry.find(f"{fake.host}/r2d-a:1") == ImageInfo(DIGEST, 123)
     assert "token POST" in fake.asked
 
 
 @pytest.mark.parametrize("auth", ["basic", "bearer"])
 @pytest.mark.parametrize("entry", [None, {"auth": base64.b64encode(b"robot:wrong").decode()}])
-async def test_missing_or_wrong_credentials_leave_the_question_open_and_say_what_to_do(
+async def test_missing_or_wrong_credentials_raise_an_error_with_advice(
     fake: FakeRegistry, tmp_path: Path, auth: str, entry: dict[str, Any] | None
 ) -> None:
     fake.auth = auth
@@ -288,7 +287,7 @@ async def test_missing_or_wrong_credentials_leave_the_question_open_and_say_what
             await registry.find(f"{fake.host}/r2d-a:1")
 
 
-async def test_a_denial_is_not_absence_except_where_it_is_known_to_be(
+async def test_a_denial_is_not_absence_except_at_registries_known_to_deny_absent_images(
     fake: FakeRegistry, tmp_path: Path
 ) -> None:
     fake.auth, fake.denies_absent = "bearer", True
@@ -302,8 +301,8 @@ async def test_a_denial_is_not_absence_except_where_it_is_known_to_be(
         assert await registry.find("docker.io/r2d-a:1") is None
 
 
-async def test_the_pulls_of_docker_hub_are_not_used_up(fake: FakeRegistry, tmp_path: Path) -> None:
+async def test_a_lookup_at_docker_hub_does_not_count_as_a_pull(fake: FakeRegistry, tmp_path: Path) -> None:
     fake.images["org/a:1"] = MANIFEST
     async with asking(tmp_path, registry_url=f"http://{fake.host}") as registry:
-        assert await registry.find("docker.io/org/a:1") == Found(DIGEST, None)
+        assert await registry.find("docker.io/org/a:1") == ImageInfo(DIGEST, None)
     assert fake.asked == ["HEAD"]

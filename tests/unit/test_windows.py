@@ -44,17 +44,17 @@ def test_what_came_lately_is_found_by_its_build_and_moment() -> None:
     for number in range(6):
         recent.add(event(number, "r" if number % 2 else "other"), 10.0 + number)
     build_id = ids.build_id_of("default", "r")
-    assert recent.about(build_id) == [event(1), event(3), event(5)]
-    assert recent.about(build_id, since=13.0) == [event(3), event(5)]
-    assert recent.has_all_since(2.0)
+    assert recent.of_build(build_id) == [event(1), event(3), event(5)]
+    assert recent.of_build(build_id, since=13.0) == [event(3), event(5)]
+    assert recent.is_complete_since(2.0)
 
 
 def test_what_was_forgotten_or_interrupted_is_not_said_to_be_there() -> None:
     recent = RecentEvents(1.0, limit=3 * EVENT_BYTES)
     for number in range(5):
         recent.add(event(number), 10.0 + number)
-    assert not recent.has_all_since(11.0)
-    assert recent.has_all_since(12.0)
-    recent.interrupted(20.0)
-    assert not recent.has_all_since(20.0)
-    assert recent.has_all_since(21.0)
+    assert not recent.is_complete_since(11.0)
+    assert recent.is_complete_since(12.0)
+    recent.mark_gap_possible(20.0)
+    assert not recent.is_complete_since(20.0)
+    assert recent.is_complete_since(21.0)

@@ -1,1 +1,1 @@
-"""Everything that touches RabbitMQ. aio-pika is imported here only, and its errors end here."""
+"""The connection to RabbitMQ: the only package that imports an AMQP library."""

@@ -1,6 +1,6 @@
-"""Both connections of a consumer: one to take requests, one to publish.
+"""The two connections of a consumer: one to take requests, one to publish.
 
-RabbitMQ stops reading from a connection that publishes during an alarm: acknowledgements would be stuck behind.
+RabbitMQ stops reading from a connection that publishes during an alarm; acknowledgements would be stuck behind.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import structlog
 
 from rabbit2docker.amqp.connection import ManagedChannel, connected
 from rabbit2docker.amqp.declare import declare_if_allowed
-from rabbit2docker.amqp.publisher import ConfirmedPublisher
+from rabbit2docker.amqp.publisher import ConfirmedPublisher, record_blocked
 from rabbit2docker.amqp.request_consumer import RequestConsumer
 from rabbit2docker.settings import Settings
 
@@ -19,38 +19,37 @@ log = structlog.get_logger()
 
 
 class Broker:
-    """What the service needs of RabbitMQ."""
+    """The service's view of RabbitMQ: requests in, events out."""
 
     def __init__(self, settings: Settings) -> None:
-        """Make the parts; nothing is connected before `run`. Raises ConfigurationError for a bad URL."""
+        """Create the parts; nothing connects before `run`. Raises ConfigurationError for an invalid URL."""
         self._settings = settings
-        self._publish = ManagedChannel("publish", settings.amqp, missing=self._note_blocked)
-        self.publisher = ConfirmedPublisher(self._publish, settings.amqp)
+        self._publishing = ManagedChannel("publish", settings.amqp, probe=record_blocked)
+        self.publisher = ConfirmedPublisher(self._publishing, settings.amqp)
         self.source = RequestConsumer(settings.amqp, self.publisher)
 
     async def run(self) -> None:
-        """Keep both connections up until cancelled. Raises AccessRefused or TopologyMismatch at the beginning."""
+        """Stay connected until cancelled. Raises AccessRefused or TopologyMismatch at the start."""
         if self._settings.amqp.declare:
             await declare_if_allowed(self._settings)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._publish.run(), name="publishing connection")
-            group.create_task(self.source.link.run(), name="consuming connection")
+            group.create_task(self._publishing.run(), name="publishing connection")
+            group.create_task(self.source.connection.run(), name="consuming connection")
 
     def problems(self) -> dict[str, str]:
-        """Return why a connection is not up, by its role; empty texts when all is well."""
-        return {link.role: "" if link.is_up else link.problem for link in (self._publish, self.source.link)}
-
-    @staticmethod
-    async def _note_blocked(channel: object) -> None:
-        await ConfirmedPublisher.note_blocked(channel)  # type: ignore[arg-type]
+        """Return the reason why a connection is down, by its role; an empty text if it is up."""
+        return {
+            connection.role: "" if connection.is_connected else connection.problem
+            for connection in (self._publishing, self.source.connection)
+        }
 
 
 @asynccontextmanager
 async def publishing(settings: Settings, *, wait_seconds: float) -> AsyncIterator[ConfirmedPublisher]:
-    """Give a publisher on one connection, for programs that do not consume.
+    """Open a publisher on a connection of its own, for programs that do not consume.
 
     Raises AccessRefused, or BrokerUnavailable when RabbitMQ does not answer within `wait_seconds`.
     """
-    link = ManagedChannel("requester", settings.amqp)
-    async with connected(link, wait_seconds):
-        yield ConfirmedPublisher(link, settings.amqp)
+    connection = ManagedChannel("requester", settings.amqp)
+    async with connected(connection, wait_seconds):
+        yield ConfirmedPublisher(connection, settings.amqp)

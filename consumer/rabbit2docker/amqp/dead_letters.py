@@ -1,4 +1,4 @@
-"""What could not be carried out: looked at, put back, or thrown away by an operator."""
+"""Dead letters: requests that could not be processed, for an operator to list, redrive or discard."""
 
 import hashlib
 from collections.abc import AsyncIterator, Callable
@@ -34,7 +34,7 @@ class DeadLetter:
     """One message of the dead-letter queue."""
 
     id: str
-    """Short, made of the content: the same as long as the message is there."""
+    """Short hash of the content, stable for as long as the message exists."""
     reason: str
     message: str
     routing_key: str
@@ -42,7 +42,7 @@ class DeadLetter:
     published_at: datetime | None
     body: bytes
     headers: dict[str, Any]
-    """Those that its publisher gave it."""
+    """Headers set by the original publisher."""
 
 
 def _text(value: Any) -> str:
@@ -50,10 +50,10 @@ def _text(value: Any) -> str:
 
 
 def read_dead_letter(message: AbstractIncomingMessage) -> DeadLetter:
-    """Return what a message of the dead-letter queue says."""
+    """Parse a message of the dead-letter queue."""
     headers = dict(message.headers)
     key = _text(headers.get(ROUTING_KEY_HEADER) or message.routing_key or "")
-    reason, text = _why(headers)
+    reason, text = _reason(headers)
     message_id = _text(headers[MESSAGE_ID_HEADER]) if MESSAGE_ID_HEADER in headers else message.message_id
     identity = f"{message.message_id}/{key}/{message.timestamp}".encode() + message.body
     published = message.timestamp
@@ -73,20 +73,20 @@ def read_dead_letter(message: AbstractIncomingMessage) -> DeadLetter:
     )
 
 
-def _why(headers: dict[str, Any]) -> tuple[str, str]:
+def _reason(headers: dict[str, Any]) -> tuple[str, str]:
     if REASON_HEADER in headers:
         return _text(headers[REASON_HEADER]), _text(headers.get(MESSAGE_HEADER, ""))
     if "x-first-death-reason" in headers:
         reason = _text(headers["x-first-death-reason"])
-        return reason, "RabbitMQ gave it up: it was delivered too often without being settled."
+        return reason, "RabbitMQ dropped it: it was delivered too often without being settled."
     return "unroutable", "No queue takes messages with this routing key."
 
 
 class DeadLetters:
-    """The dead-letter queue, held by one connection: what is looked at goes back when that is closed."""
+    """The dead-letter queue on one connection; messages that were only read return to it when the connection closes."""
 
     def __init__(self, queue: AbstractQueue, exchange: aio_pika.abc.AbstractExchange) -> None:
-        """Use the open queue, and the exchange to put messages back to."""
+        """Take the open queue, and the exchange that redriven messages are published to."""
         self._queue = queue
         self._exchange = exchange
 
@@ -95,14 +95,14 @@ class DeadLetters:
             yield read_dead_letter(message), message
 
     async def listed(self) -> list[DeadLetter]:
-        """Return all, oldest first. They stay where they are."""
+        """Return all dead letters, oldest first. They stay in the queue."""
         return [letter async for letter, _ in self._all()]
 
-    async def redrive(self, is_wanted: Callable[[DeadLetter], bool]) -> list[DeadLetter]:
-        """Publish again under its first key what is wanted, and take it off the queue once that is confirmed."""
+    async def redrive(self, is_selected: Callable[[DeadLetter], bool]) -> list[DeadLetter]:
+        """Publish the selected letters under their first routing key, and remove each once that is confirmed."""
         done = []
         async for letter, message in self._all():
-            if is_wanted(letter):
+            if is_selected(letter):
                 again = make_message(
                     letter.body,
                     letter.headers,
@@ -115,11 +115,11 @@ class DeadLetters:
                 done.append(letter)
         return done
 
-    async def discard(self, is_wanted: Callable[[DeadLetter], bool]) -> list[DeadLetter]:
-        """Take off the queue what is wanted."""
+    async def discard(self, is_selected: Callable[[DeadLetter], bool]) -> list[DeadLetter]:
+        """Remove the selected letters."""
         done = []
         async for letter, message in self._all():
-            if is_wanted(letter):
+            if is_selected(letter):
                 await message.ack()
                 done.append(letter)
         return done

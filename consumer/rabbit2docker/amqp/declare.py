@@ -1,9 +1,8 @@
-"""Makes the topology, or compares what is there with it."""
+"""Declares the topology in RabbitMQ, or compares it with what exists."""
 
-import asyncio
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -13,9 +12,10 @@ from aio_pika.abc import AbstractConnection
 from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from yarl import URL
 
-from rabbit2docker.amqp.connection import PAUSES, open_connection, parse_url, translated
+from rabbit2docker.amqp.connection import RECONNECT_PAUSES, open_connection, parse_url, translated
 from rabbit2docker.amqp.topology import ExchangeSpec, PolicySpec, QueueSpec, Topology, make_topology
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, ConfigurationError, TopologyMismatch
+from rabbit2docker.retry import retry_forever
 from rabbit2docker.settings import AmqpSettings, Settings
 
 log = structlog.get_logger()
@@ -40,7 +40,7 @@ async def _connection(settings: AmqpSettings) -> AsyncIterator[AbstractConnectio
 
 
 async def declare(settings: Settings) -> list[str]:
-    """Make what is missing, and set the policies if there is a management URL; return what was done, for people.
+    """Declare what is missing, and set the policies if there is a management URL; return a report, line by line.
 
     Raises TopologyMismatch when something exists with other arguments, AccessRefused, BrokerUnavailable.
     """
@@ -56,11 +56,11 @@ async def declare(settings: Settings) -> list[str]:
                 await target.bind(binding.exchange, binding.key)
     done = [
         f"{len(topology.exchanges)} exchanges, {len(topology.queues)} queues and streams, "
-        f"{len(topology.bindings)} bindings are there"
+        f"{len(topology.bindings)} bindings exist"
     ]
     if settings.amqp.management_url is None:
         done.append(
-            "policies were not set: RABBIT2DOCKER_AMQP__MANAGEMENT_URL is not given (`topology export` has them)"
+            "policies were not set: RABBIT2DOCKER_AMQP__MANAGEMENT_URL is unset (`topology export` prints them)"
         )
         return done
     async with _Management(settings.amqp) as management:
@@ -70,28 +70,30 @@ async def declare(settings: Settings) -> list[str]:
 
 
 async def declare_if_allowed(settings: Settings) -> None:
-    """Declare at the start of a service: wait for RabbitMQ, and leave it where the user may only use what is there.
+    """Declare at the start of a service: wait for RabbitMQ, and accept a user without the right to declare.
 
-    Raises TopologyMismatch when something exists with other arguments, and AccessRefused for a wrong password.
+    Raises TopologyMismatch when something exists with other arguments.
     """
-    tries = 0
-    while True:
-        try:
-            await declare(settings)
-        except AccessRefused:
-            # A wrong password is refused again by the connections, which then say so; a right to declare is not needed.
-            log.info("this user may not declare the topology; using it as it is")
-        except BrokerUnavailable as error:
-            pause = PAUSES[min(tries, len(PAUSES) - 1)] * random.uniform(0.5, 1.5)
-            tries += 1
-            log.warning("RabbitMQ is away, waiting for it", why=str(error), seconds=round(pause, 1))
-            await asyncio.sleep(pause)
-            continue
-        return
+    await retry_forever(
+        partial(_declare_if_allowed, settings),
+        on=BrokerUnavailable,
+        pauses=RECONNECT_PAUSES,
+        report=lambda error, pause: log.warning(
+            "RabbitMQ unavailable, retrying", reason=str(error), delay_seconds=round(pause, 1)
+        ),
+    )
+
+
+async def _declare_if_allowed(settings: Settings) -> None:
+    try:
+        await declare(settings)
+    except AccessRefused:
+        # A wrong password fails again when the service connects, and is reported there.
+        log.info("topology not declared: user lacks permission")
 
 
 async def check(settings: Settings) -> list[str]:
-    """Return what is missing or differs, for people; empty when all is as it should be.
+    """Return what is missing or differs, one sentence each; empty if the topology is complete.
 
     Raises AccessRefused, BrokerUnavailable.
     """
@@ -144,7 +146,7 @@ async def _problem(
     except ChannelNotFoundEntity:
         return f"{kind} {name} is missing"
     try:
-        await declare()  # it exists, so this changes nothing: RabbitMQ compares the arguments
+        await declare()  # it exists, so RabbitMQ only compares the arguments
     except TopologyMismatch as error:
         return str(error)
     return None
@@ -169,7 +171,7 @@ async def _problem_of_queue(connection: AbstractConnection, spec: QueueSpec) -> 
 
 
 class _Management:
-    """The few calls of RabbitMQ's management API that are needed."""
+    """A client for the few calls of RabbitMQ's management API that are needed."""
 
     def __init__(self, settings: AmqpSettings) -> None:
         assert settings.management_url is not None
@@ -215,7 +217,7 @@ class _Management:
             ) from error
 
     async def set_policy(self, policy: PolicySpec) -> None:
-        """Make a policy, or change it."""
+        """Create or update a policy."""
         body = {
             "pattern": policy.pattern,
             "definition": policy.definition,
@@ -228,9 +230,11 @@ class _Management:
         """Return what is missing or differs."""
         problems: list[str] = []
         for kind, specs in (("exchange", topology.exchanges), ("queue", topology.queues)):
-            there = {item["name"]: item for item in await self._call("GET", f"{kind}s/{self._vhost}") or []}
+            existing = {
+                item["name"]: item for item in await self._call("GET", f"{kind}s/{self._vhost}") or []
+            }
             for spec in specs:
-                problems += _differences(kind, spec, there.get(spec.name))
+                problems += _differences(kind, spec, existing.get(spec.name))
         bindings = await self._call("GET", f"bindings/{self._vhost}") or []
         bound = {(item["source"], item["destination"], item["routing_key"]) for item in bindings}
         problems += [
@@ -252,12 +256,12 @@ def _differences(kind: str, spec: ExchangeSpec | QueueSpec, found: dict[str, Any
     problems = []
     if isinstance(spec, ExchangeSpec) and found["type"] != spec.type:
         problems.append(f"exchange {spec.name} is of type {found['type']}, not {spec.type}")
-    there = {name: value for name, value in found.get("arguments", {}).items() if name != "x-queue-type"}
-    wanted = {name: value for name, value in spec.arguments.items() if name != "x-queue-type"}
+    actual = {name: value for name, value in found.get("arguments", {}).items() if name != "x-queue-type"}
+    expected = {name: value for name, value in spec.arguments.items() if name != "x-queue-type"}
     problems += [
-        f"{kind} {spec.name} has {name}={there.get(name)!r}, it should be {wanted.get(name)!r}"
-        for name in sorted(there.keys() | wanted.keys())
-        if there.get(name) != wanted.get(name)
+        f"{kind} {spec.name} has {name}={actual.get(name)!r}, it should be {expected.get(name)!r}"
+        for name in sorted(actual.keys() | expected.keys())
+        if actual.get(name) != expected.get(name)
     ]
     type_ = spec.arguments.get("x-queue-type")
     if type_ and found.get("type", type_) != type_:

@@ -1,4 +1,4 @@
-"""What intake, following and the command line need of a broker. The seam that fakes implement."""
+"""The interface of the broker for intake, following and the command line; test doubles implement it."""
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ class RequestMessage:
 
     body: bytes
     routing_key: str
-    """The key under which it was first published: kept through the retry ladder."""
+    """The key of its first publication, kept through the retry ladder."""
     queue: str
     headers: Mapping[str, Any]
     message_id: str | None
     content_type: str | None
     timestamp: datetime | None
-    """When the publisher says it published, in whole seconds."""
+    """Time of publication according to the publisher, in whole seconds."""
     redelivered: bool
     tries: int
-    """How often intake has put it on the retry ladder before."""
+    """Number of times that intake has requeued it on the retry ladder."""
 
 
 class Delivery(Protocol):
-    """One message held un-acknowledged, for seconds. Settled exactly once, by one of the three."""
+    """One unacknowledged message, held for seconds. Settled exactly once, by one of the three methods."""
 
     @property
     def received(self) -> RequestMessage:
@@ -36,33 +36,33 @@ class Delivery(Protocol):
 
     @property
     def is_stale(self) -> bool:
-        """Tell whether its channel died: it will be delivered again, so working on it is in vain."""
+        """True once the channel has closed. RabbitMQ redelivers the message; settling it has no effect."""
 
     async def ack(self) -> None:
-        """Acknowledge. A channel that died meanwhile is no error: the repetition will change nothing."""
+        """Acknowledge. A channel closed in between is no error: the redelivery changes nothing."""
 
     async def retry(self, rung: RetryRung) -> None:
-        """Put a copy on a rung of the ladder, confirmed, then acknowledge. Raises BrokerUnavailable."""
+        """Publish a copy to a rung of the ladder, confirmed, then acknowledge. Raises BrokerUnavailable."""
 
     async def dead_letter(self, reason: str, message: str) -> None:
-        """Put a copy into the dead-letter queue with the reason, confirmed, then acknowledge. Raises BrokerUnavailable."""
+        """Publish a copy to the dead-letter queue, with the reason, then acknowledge. Raises BrokerUnavailable."""
 
 
 class RequestSource(Protocol):
-    """Requests and cancel messages as they come."""
+    """Requests and cancel messages as they arrive."""
 
     def deliveries(self) -> AsyncIterator[Delivery]:
-        """Yield deliveries of all queues until closed; survives reconnects."""
+        """Yield deliveries of all queues, across reconnects, until closed."""
 
-    async def set_prefetch(self, queue: str, credit: int) -> None:
-        """Hold at most `credit` deliveries of this queue at once; 0 pauses it. Remembered over reconnects."""
+    async def set_prefetch(self, queue: str, count: int) -> None:
+        """Hold at most `count` deliveries of a queue at once; 0 pauses it. Kept across reconnects."""
 
 
 class Publisher(Protocol):
     """Events out, confirmed."""
 
     async def publish(self, event: Event) -> None:
-        """Return when RabbitMQ has confirmed; waits and tries again while it is away.
+        """Return once RabbitMQ has confirmed; wait and try again while it is away.
 
         Raises BrokerUnavailable only when the outbox is full or the publisher is closing.
         """

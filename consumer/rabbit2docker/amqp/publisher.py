@@ -1,11 +1,9 @@
-"""Confirmed publishing: a message is out when RabbitMQ says so, and is sent again until it does."""
+"""Publishing with confirms: a message counts as sent once RabbitMQ confirms it, and is sent again until then."""
 
 import asyncio
-import random
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from itertools import count
 from typing import Any, Final
 
 import aio_pika
@@ -17,18 +15,20 @@ from cachetools import LRUCache
 from rabbit2docker import metrics
 from rabbit2docker.amqp.connection import BROKEN, ManagedChannel, is_cancelled
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
+from rabbit2docker.retry import Backoff
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.cloudevents import CONTENT_TYPE, Event, event_type
 from rabbit2docker_schemas.routing import RESULTS_EXCHANGE
 
 log = structlog.get_logger()
 
-PAUSES: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
+RESEND_PAUSES: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
+UNROUTED_PAUSE: Final = 0.5
 BLOCKED_CHECK_SECONDS: Final = 0.05
-UNHEARD_SECONDS: Final = 30.0
-"""Events of a tenant that reach no queue are sent again for so long: right after its start RabbitMQ can confirm what it
-has brought nowhere. A tenant that has no stream at all holds nobody up for longer."""
-UNHEARD_TENANTS: Final = 1000
+UNROUTED_SECONDS: Final = 30.0
+"""How long events of a tenant that reach no queue are sent again: right after its start, RabbitMQ may confirm messages
+that it has routed nowhere. A tenant without a stream delays no one for longer."""
+UNROUTED_TENANTS: Final = 1000
 
 
 class _Unrouted(TopologyMismatch):
@@ -45,9 +45,9 @@ def make_message(
     type_: str | None = None,
     timestamp: datetime | None = None,
 ) -> aio_pika.Message:
-    """Return a persistent message; without a `message_id` it gets a fresh one.
+    """Return a persistent message, with a new `message_id` if none is given.
 
-    Two publishes of the same message_id in flight would take each other's returns: each try needs its own.
+    The client matches returned messages by message_id, so two publishes in flight must not share one.
     """
     return aio_pika.Message(
         body,
@@ -63,21 +63,21 @@ def make_message(
 
 
 class ConfirmedPublisher:
-    """Publishes on one link. At most `publish_window` messages are unconfirmed, at most `outbox_size` wait."""
+    """Publishes on one connection. At most `publish_window` messages are unconfirmed; at most `outbox_size` wait."""
 
-    def __init__(self, link: ManagedChannel, settings: AmqpSettings) -> None:
-        """Use the link's channel, whichever it is at the time."""
-        self._link = link
+    def __init__(self, connection: ManagedChannel, settings: AmqpSettings) -> None:
+        """Publish on the connection's current channel."""
+        self._connection = connection
         self._timeout = settings.publish_timeout
         self._window = asyncio.Semaphore(settings.publish_window)
         self._limit = settings.outbox_size
         self._waiting = 0
         self._exchanges: dict[str, AbstractExchange] = {}
-        self._exchanges_of = -1
-        self._unheard_since: LRUCache[str, float] = LRUCache(UNHEARD_TENANTS)
+        self._exchanges_generation = -1
+        self._unrouted_since: LRUCache[str, float] = LRUCache(UNROUTED_TENANTS)
 
     async def publish(self, event: Event) -> None:
-        """Return when the event is confirmed; see broker.base.Publisher."""
+        """Publish an event until it is confirmed; see amqp.ports.Publisher."""
         body, headers = event.body(), event.headers()
 
         def message() -> aio_pika.Message:
@@ -93,27 +93,27 @@ class ConfirmedPublisher:
             while True:
                 try:
                     await self.send(
-                        RESULTS_EXCHANGE, event.routing_key, message, patient=True, unrouted=False
+                        RESULTS_EXCHANGE, event.routing_key, message, until_confirmed=True, until_routed=False
                     )
                 except _Unrouted:
-                    if self._is_unheard(event.tenant):
+                    if self._give_up_unrouted(event.tenant):
                         return
-                    await asyncio.sleep(PAUSES[2])
+                    await asyncio.sleep(UNROUTED_PAUSE)
                 else:
                     break
-        self._unheard_since.pop(event.tenant, None)
+        self._unrouted_since.pop(event.tenant, None)
         metrics.EVENTS_PUBLISHED.labels(kind=event.kind).inc()
 
-    def _is_unheard(self, tenant: str) -> bool:
-        """Tell whether nothing of this tenant has reached a queue for so long that it is not waited for any more."""
+    def _give_up_unrouted(self, tenant: str) -> bool:
+        """Return whether no event of this tenant has reached a queue for UNROUTED_SECONDS."""
         metrics.EVENTS_UNROUTED.inc()
         now = asyncio.get_running_loop().time()
-        if tenant not in self._unheard_since:
-            self._unheard_since[tenant] = now
-            log.warning("events of a tenant reach no queue, they are sent again", tenant=tenant)
-        if now - self._unheard_since[tenant] < UNHEARD_SECONDS:
+        if tenant not in self._unrouted_since:
+            self._unrouted_since[tenant] = now
+            log.warning("events unrouted, sending again", tenant=tenant)
+        if now - self._unrouted_since[tenant] < UNROUTED_SECONDS:
             return False
-        log.warning("an event reaches nobody: `topology declare` makes the tenant's stream", tenant=tenant)
+        log.warning("event dropped: tenant has no stream, see `topology declare`", tenant=tenant)
         return True
 
     async def send(
@@ -122,44 +122,44 @@ class ConfirmedPublisher:
         key: str,
         message: Callable[[], aio_pika.Message],
         *,
-        patient: bool,
-        unrouted: bool = True,
+        until_confirmed: bool,
+        until_routed: bool = True,
     ) -> None:
-        """Publish what `message` makes until it is confirmed and in a queue.
+        """Publish the result of `message` until it is confirmed and in a queue.
 
-        `patient`: wait for as long as RabbitMQ, or the exchange, is away, and if `unrouted` also for a queue; otherwise
-        the first refusal is raised.
+        `until_confirmed`: try again while RabbitMQ or the exchange is away, and with `until_routed` also while no
+        queue takes the message; otherwise the first failure is raised.
         Raises BrokerUnavailable, TopologyMismatch, AccessRefused.
         """
         if self._waiting >= self._limit:
             raise BrokerUnavailable(f"{self._waiting} messages wait for RabbitMQ already.")
-        self._waiting += 1
-        metrics.OUTBOX.set(self._waiting)
+        self._count_waiting(1)
+        backoff = Backoff(RESEND_PAUSES)
         try:
-            for tries in count():
+            while True:
                 try:
                     return await self._try(exchange, key, message)
                 except (BrokerUnavailable, TopologyMismatch, AccessRefused) as error:
-                    given_up = isinstance(error, _Unrouted) and not unrouted
-                    if self._link.is_closing or not patient or given_up:
+                    gives_up = isinstance(error, _Unrouted) and not until_routed
+                    if self._connection.is_closing or not until_confirmed or gives_up:
                         raise
-                    self._tell(error, tries)
-                pause = PAUSES[min(tries, len(PAUSES) - 1)]
-                await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+                    self._report_resend(error, backoff.failures)
+                await backoff.sleep()
         finally:
-            self._waiting -= 1
-            metrics.OUTBOX.set(self._waiting)
+            self._count_waiting(-1)
+
+    def _count_waiting(self, change: int) -> None:
+        self._waiting += change
+        metrics.OUTBOX.set(self._waiting)
 
     @staticmethod
-    def _tell(error: Exception, tries: int) -> None:
+    def _report_resend(error: Exception, failures: int) -> None:
         metrics.EVENT_PUBLISH_RETRIES.inc()
-        if tries in (1, 5) or tries % 50 == 0:
-            log.warning(
-                "RabbitMQ has not confirmed a message, sending it again", why=str(error), tries=tries + 1
-            )
+        if failures in (1, 5) or failures % 50 == 0:
+            log.warning("message not confirmed, sending again", reason=str(error), tries=failures + 1)
 
     async def _try(self, exchange: str, key: str, message: Callable[[], aio_pika.Message]) -> None:
-        channel = await self._link.channel()
+        channel = await self._connection.channel()
         target = await self._exchange(channel, exchange)
         try:
             async with self._window:
@@ -181,28 +181,30 @@ class ConfirmedPublisher:
                 f"RabbitMQ has no exchange {exchange}. `rabbit2docker topology declare` makes it."
             ) from error
         except ChannelAccessRefused as error:
-            raise AccessRefused(f"RabbitMQ does not let us publish {key} to {exchange}.") from error
+            raise AccessRefused(
+                f"RabbitMQ does not allow this user to publish {key} to {exchange}."
+            ) from error
         except BROKEN as error:
             raise BrokerUnavailable(
                 f"RabbitMQ did not confirm: {str(error) or type(error).__name__}"
             ) from error
 
     async def _exchange(self, channel: AbstractChannel, name: str) -> AbstractExchange:
-        if self._exchanges_of != self._link.generation:
-            self._exchanges, self._exchanges_of = {}, self._link.generation
+        if self._exchanges_generation != self._connection.generation:
+            self._exchanges, self._exchanges_generation = {}, self._connection.generation
         if name not in self._exchanges:
-            # Not ensured: asking whether it exists needs a permission, and closes the channel when it does not.
+            # Not ensured: that takes a permission, and closes the channel if the exchange is missing.
             self._exchanges[name] = await channel.get_exchange(name, ensure=False)
         return self._exchanges[name]
 
-    @staticmethod
-    async def note_blocked(channel: AbstractChannel) -> None:
-        """Note whether RabbitMQ has stopped reading from us, which it does under a memory or disk alarm."""
-        connection = (await channel.get_underlay_channel()).connection
-        try:
-            async with asyncio.timeout(BLOCKED_CHECK_SECONDS):
-                await connection.ready()
-        except TimeoutError:
-            metrics.AMQP_BLOCKED.set(1)
-        else:
-            metrics.AMQP_BLOCKED.set(0)
+
+async def record_blocked(channel: AbstractChannel) -> None:
+    """Record whether RabbitMQ has stopped reading from this connection, as it does under a memory or disk alarm."""
+    connection = (await channel.get_underlay_channel()).connection
+    try:
+        async with asyncio.timeout(BLOCKED_CHECK_SECONDS):
+            await connection.ready()
+    except TimeoutError:
+        metrics.AMQP_BLOCKED.set(1)
+    else:
+        metrics.AMQP_BLOCKED.set(0)

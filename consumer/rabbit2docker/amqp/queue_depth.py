@@ -1,4 +1,4 @@
-"""How many messages wait in a queue, as RabbitMQ tells anybody who knows its name."""
+"""The number of messages that wait in a queue."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,19 +10,19 @@ from rabbit2docker.errors import BrokerUnavailable
 from rabbit2docker.settings import AmqpSettings
 
 ANSWER_SECONDS: Final = 10.0
-"""RabbitMQ may take this long to answer."""
+"""Limit for RabbitMQ's answer."""
 
 Depth = Callable[[], Awaitable[int]]
 
 
 @asynccontextmanager
-async def looking(settings: AmqpSettings, queue: str) -> AsyncIterator[Depth]:
-    """Give a function that returns how many messages wait in a queue; those in a consumer's hand are not among them.
+async def depth_reader(settings: AmqpSettings, queue: str) -> AsyncIterator[Depth]:
+    """Open a connection, and give a function that returns how many messages wait in a queue, unacknowledged ones aside.
 
-    It has a connection of its own: RabbitMQ closes the channel of who asks for a queue that is not there, and does not
-    read from who publishes during an alarm. Up to RabbitMQ 4.2.5 anybody may ask; from 4.2.6 and 4.3.0 on only who has
-    a permission on the queue, and hubs are given none: each of them would open the requests of other tenants.
-    Entering and asking raise AccessRefused, TopologyMismatch when there is no such queue, or BrokerUnavailable.
+    The connection is separate because RabbitMQ closes the channel on which a missing queue is declared passively, and
+    stops reading from publishers during an alarm. Up to RabbitMQ 4.2.5 any user may do this; from 4.2.6 and 4.3.0 on
+    it takes a permission on the queue, which hubs do not get: it would open the requests of other tenants to them.
+    Entering and calling raise AccessRefused, TopologyMismatch when the queue does not exist, or BrokerUnavailable.
     """
     url = parse_url(settings, "queue position")
     connection = await open_connection(url)
@@ -33,7 +33,7 @@ async def looking(settings: AmqpSettings, queue: str) -> AsyncIterator[Depth]:
         async def depth() -> int:
             try:
                 with translated(url):
-                    # Passive: it changes nothing.
+                    # Passive: changes nothing.
                     found = await channel.queue_declare(queue, passive=True, timeout=ANSWER_SECONDS)
             except asyncio.CancelledError:
                 if is_cancelled():

@@ -1,4 +1,4 @@
-"""Requests and cancel messages from their queues, each queue with a credit of its own."""
+"""Requests and cancel messages from their queues, each queue with a prefetch of its own."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,6 +15,7 @@ from rabbit2docker.amqp.connection import BROKEN, ManagedChannel
 from rabbit2docker.amqp.ports import Delivery, RequestMessage
 from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
 from rabbit2docker.settings import AmqpSettings
+from rabbit2docker.tasks import TaskSet
 from rabbit2docker_schemas.routing import (
     ATTEMPT_HEADER,
     DEAD_LETTER_EXCHANGE,
@@ -43,12 +44,12 @@ def _number(value: Any) -> int:
 
 
 def request_message_from(message: AbstractIncomingMessage, queue: str) -> RequestMessage:
-    """Return the content of a message. What says that it was on the retry ladder counts only if it came from there."""
+    """Return the content of a message. Headers of the retry ladder count only if the message came from there."""
     headers, key = dict(message.headers), message.routing_key or ""
     tries, message_id = 0, message.message_id
     if message.exchange != REQUESTS_EXCHANGE:
-        # Only the ladder's queues deliver by the default exchange: a requester may write to `builds` alone, so
-        # nobody can pass for another tenant with a header.
+        # Only the ladder's queues deliver through the default exchange. Requesters may write to `builds` alone, so a
+        # header cannot make a message look like another tenant's.
         key = _text(headers.get(ROUTING_KEY_HEADER, key))
         tries = _number(headers.get(ATTEMPT_HEADER))
         message_id = _text(headers[MESSAGE_ID_HEADER]) if MESSAGE_ID_HEADER in headers else message_id
@@ -69,19 +70,19 @@ def request_message_from(message: AbstractIncomingMessage, queue: str) -> Reques
 
 
 class AmqpDelivery:
-    """One message in hand; see broker.base.Delivery."""
+    """One unacknowledged message; see amqp.ports.Delivery."""
 
     def __init__(
         self,
         message: AbstractIncomingMessage,
         queue: str,
-        link: ManagedChannel,
+        connection: ManagedChannel,
         publisher: ConfirmedPublisher,
     ) -> None:
-        """Belongs to the link's channel of this moment."""
+        """Bind the message to the connection's current channel."""
         self._message = message
-        self._link = link
-        self._generation = link.generation
+        self._connection = connection
+        self._generation = connection.generation
         self._publisher = publisher
         self._received = request_message_from(message, queue)
 
@@ -92,8 +93,8 @@ class AmqpDelivery:
 
     @property
     def is_stale(self) -> bool:
-        """Tell whether its channel is gone."""
-        return self._generation != self._link.generation or not self._link.is_channel_open
+        """True once the channel has closed."""
+        return self._generation != self._connection.generation or not self._connection.is_channel_open
 
     async def ack(self) -> None:
         """Acknowledge."""
@@ -101,17 +102,17 @@ class AmqpDelivery:
             await self._message.ack()
         except BROKEN:
             metrics.ACK_FAILURES.inc()
-            log.info("acknowledged too late, the delivery will be repeated")
+            log.info("acknowledgement lost, RabbitMQ will redeliver the message")
 
     async def retry(self, rung: RetryRung) -> None:
-        """Put a copy on the ladder, then acknowledge."""
+        """Publish a copy to the ladder, then acknowledge."""
         received = self._received
         headers = {ATTEMPT_HEADER: received.tries + 1, ROUTING_KEY_HEADER: received.routing_key}
-        await self._copy(RETRY_EXCHANGE, retry_queue(rung, received.queue), headers)
+        await self._publish_copy(RETRY_EXCHANGE, retry_queue(rung, received.queue), headers)
         await self.ack()
 
     async def dead_letter(self, reason: str, message: str) -> None:
-        """Put a copy with the reason into the dead-letter queue, then acknowledge."""
+        """Publish a copy with the reason to the dead-letter queue, then acknowledge."""
         received = self._received
         headers = {
             REASON_HEADER: str(reason),
@@ -120,14 +121,14 @@ class AmqpDelivery:
             ATTEMPT_HEADER: received.tries,
             ROUTING_KEY_HEADER: received.routing_key,
         }
-        await self._copy(DEAD_LETTER_EXCHANGE, received.routing_key, headers)
+        await self._publish_copy(DEAD_LETTER_EXCHANGE, received.routing_key, headers)
         await self.ack()
 
-    async def _copy(self, exchange: str, key: str, headers: dict[str, Any]) -> None:
+    async def _publish_copy(self, exchange: str, key: str, headers: dict[str, Any]) -> None:
         received = self._received
         kept = {name: value for name, value in received.headers.items() if not name.startswith("x-")}
         if received.message_id:
-            kept[MESSAGE_ID_HEADER] = received.message_id  # it may be what names the request
+            kept[MESSAGE_ID_HEADER] = received.message_id  # it may name the request
 
         def message() -> aio_pika.Message:
             return make_message(
@@ -137,71 +138,68 @@ class AmqpDelivery:
                 timestamp=received.timestamp or datetime.now(UTC),
             )
 
-        await self._publisher.send(exchange, key, message, patient=True)
+        await self._publisher.send(exchange, key, message, until_confirmed=True)
 
 
 class RequestConsumer:
-    """Consumes each queue with as much prefetch as it has credit; see broker.base.RequestSource."""
+    """Consumes each queue with the prefetch that was set for it; see amqp.ports.RequestSource."""
 
     def __init__(self, settings: AmqpSettings, publisher: ConfirmedPublisher) -> None:
-        """Make the consuming link; nothing is connected before its `run`."""
-        self.link = ManagedChannel("consume", settings, setup=self._restore, missing=self._what_is_missing)
+        """Create the consuming connection; it connects when its `run` starts."""
+        self.connection = ManagedChannel("consume", settings, setup=self._restore, probe=self._lost_consumer)
         self._publisher = publisher
-        self._credit: dict[str, int] = {}
+        self._prefetch: dict[str, int] = {}
         self._consumers: dict[str, tuple[AbstractQueue, str]] = {}
         self._incoming: asyncio.Queue[Delivery] = asyncio.Queue()
-        self._turn = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._changing = asyncio.Lock()
+        self._tasks = TaskSet()
 
     async def deliveries(self) -> AsyncIterator[Delivery]:
-        """Yield deliveries as they come; those whose channel died while they waited here are left out."""
+        """Yield deliveries as they arrive, except those whose channel closed while they were queued here."""
         while True:
             delivery = await self._incoming.get()
             if not delivery.is_stale:
                 yield delivery
 
-    async def set_prefetch(self, queue: str, credit: int) -> None:
+    async def set_prefetch(self, queue: str, count: int) -> None:
         """Consume `queue` with this prefetch from now on, 0 for not at all; remembered while RabbitMQ is away."""
-        self._credit[queue] = credit
-        # An AMQP call that is cancelled half-way closes the channel: it runs to its end whoever waits for it.
-        task = asyncio.create_task(self._apply_now(queue), name=f"credit of {queue}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        await asyncio.shield(task)
+        self._prefetch[queue] = count
+        # An AMQP call that is cancelled half-way closes the channel: it runs to its end even if the caller is cancelled.
+        await asyncio.shield(self._tasks.run(self._apply_now(queue), f"prefetch of {queue}"))
 
     async def _apply_now(self, queue: str) -> None:
-        async with self._turn:
-            channel = self.link.current()
+        async with self._changing:
+            channel = self.connection.current()
             if channel is None:
                 return
             try:
                 await self._apply(channel, queue)
             except BROKEN as error:
-                log.info("cannot change a consumer, the connection is renewed", queue=queue, why=str(error))
-                self.link.request_reconnect()
+                log.info("prefetch not changed, reconnecting", queue=queue, reason=str(error))
+                self.connection.request_reconnect()
 
     async def _apply(self, channel: AbstractChannel, queue: str) -> None:
         if consumer := self._consumers.pop(queue, None):
             await consumer[0].cancel(consumer[1])
-        credit = self._credit.get(queue, 0)
-        if credit:
-            # The prefetch set on a channel holds for the consumers that begin after it.
-            await channel.set_qos(prefetch_count=credit)
+        count = self._prefetch.get(queue, 0)
+        if count:
+            # A channel's prefetch applies to the consumers that start after it was set.
+            await channel.set_qos(prefetch_count=count)
             source = await channel.get_queue(queue, ensure=False)
             tag = await source.consume(partial(self._on_message, queue))
             self._consumers[queue] = (source, tag)
 
     async def _on_message(self, queue: str, message: AbstractIncomingMessage) -> None:
-        # This runs in a task that ends with the channel: the work is done elsewhere.
-        self._incoming.put_nowait(AmqpDelivery(message, queue, self.link, self._publisher))
+        # This runs in a task that ends with the channel, so the work is done elsewhere.
+        self._incoming.put_nowait(AmqpDelivery(message, queue, self.connection, self._publisher))
 
     async def _restore(self, channel: AbstractChannel) -> None:
-        async with self._turn:
+        async with self._changing:
             self._consumers.clear()
-            for queue in self._credit:
+            for queue in self._prefetch:
                 await self._apply(channel, queue)
 
-    async def _what_is_missing(self, channel: AbstractChannel) -> str | None:
+    async def _lost_consumer(self, channel: AbstractChannel) -> str | None:
         underlay = await channel.get_underlay_channel()
         for queue, (_, tag) in self._consumers.items():
             if tag not in underlay.consumers:  # type: ignore[attr-defined]

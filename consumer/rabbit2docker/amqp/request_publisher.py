@@ -1,4 +1,4 @@
-"""Asks for builds and takes them back: what anything that speaks AMQP could do."""
+"""Build requests and cancel messages of one tenant, as any AMQP client could publish them."""
 
 import uuid
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ class RequestPublisher:
         self._tenant = tenant
 
     async def request(self, request: BuildRequest, priority: Priority = Priority.INTERACTIVE) -> RequestId:
-        """Ask for a build and return the request's id, a fresh one if it names none."""
+        """Request a build and return the request's id, a new one if the request has none."""
         request_id = RequestId(request.request_id or uuid.uuid4().hex)
         named = request.model_copy(update={"request_id": request_id})
         body = named.model_dump_json(exclude_defaults=True).encode()
@@ -31,7 +31,7 @@ class RequestPublisher:
         return request_id
 
     async def cancel(self, cancel: CancelRequest) -> None:
-        """Ask for the end of a build."""
+        """Request the end of a build."""
         body = cancel.model_dump_json(exclude_defaults=True).encode()
         await self._send(cancel_key(self._tenant), body, CANCEL_TYPE, uuid.uuid4().hex)
 
@@ -48,4 +48,4 @@ class RequestPublisher:
         def message() -> aio_pika.Message:
             return make_message(body, headers, type_=type_, timestamp=moment)
 
-        await self._publisher.send(REQUESTS_EXCHANGE, key, message, patient=False)
+        await self._publisher.send(REQUESTS_EXCHANGE, key, message, until_confirmed=False)

@@ -1,4 +1,4 @@
-"""Reading a tenant's stream of events: from any time to its end, for one build or all."""
+"""Reader of a tenant's stream of events: from any time to its end, for one build or all."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -14,13 +14,13 @@ from rabbit2docker.errors import BrokerUnavailable
 from rabbit2docker_schemas.cloudevents import STREAM_FILTER_HEADER, Event, UnreadableEvent, read_event
 
 PREFETCH: Final = 500
-"""Ten times faster than 10: each acknowledgement gives back one credit."""
+"""Ten times faster than 10, as each acknowledgement allows one more message."""
 FIRST_SECONDS: Final = 2.0
-"""A stream that has sent nothing for this long after the beginning holds nothing of what was asked for."""
+"""A stream that sends nothing for this long after the start has no matching message."""
 QUIET_SECONDS: Final = 1.0
-"""A stream whose last message a filter leaves out ends silently: this long without a message is its end."""
+"""A filter may leave out the last message, so that the stream ends silently: this long without a message is the end."""
 LAST_SECONDS: Final = 0.1
-"""The last messages of a stream come together; what comes later than this was published meanwhile."""
+"""The last messages of a stream arrive together; later ones were published after the lookup began."""
 
 Offset = int | str | datetime
 Messages = asyncio.Queue[AbstractIncomingMessage | None]
@@ -35,10 +35,10 @@ async def reading(
     only: Sequence[str] = (),
     prefetch: int = PREFETCH,
 ) -> AsyncIterator[Messages]:
-    """Give a queue that fills with the messages from `offset` on; None in it means that the channel has ended.
+    """Open a queue that fills with the messages from `offset` on; None in it means that the channel has closed.
 
-    `only` has RabbitMQ leave out most of the others. Acknowledging gives back credit, nothing else. About `prefetch`
-    messages are sent in vain by the time that reading ends.
+    `only`: filter values; RabbitMQ leaves out most other messages. Acknowledging a message allows one more, nothing
+    else. About `prefetch` messages have been sent in vain when reading ends.
     """
     incoming: Messages = asyncio.Queue()
 
@@ -79,7 +79,7 @@ class Last:
 
     offset: int
     filter_value: str | None
-    """What RabbitMQ knows it by when it leaves out others; None: nothing, so that it is left out, too."""
+    """Its filter value; None: it has none, so that every filter leaves it out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,31 +88,31 @@ class Page:
 
     events: list[Event]
     next: Offset
-    """Where to go on."""
+    """Offset of the next page."""
     is_last: bool
-    """The stream has been read up to what was its end when it was asked for."""
+    """True once the page reaches the message that was the last of the stream."""
 
 
 class StreamReader:
-    """Reads events of one stream over a link. Methods raise BrokerUnavailable, TopologyMismatch, AccessRefused."""
+    """Reads events of one stream. Methods raise BrokerUnavailable, TopologyMismatch, AccessRefused."""
 
-    def __init__(self, link: ManagedChannel, stream: str) -> None:
-        """Use the link's connection."""
-        self._link = link
+    def __init__(self, connection: ManagedChannel, stream: str) -> None:
+        """Read over this connection."""
+        self._connection = connection
         self._stream = stream
 
     async def last(self) -> Last | None:
-        """Return the last message there is now; None when the stream is empty."""
+        """Return the present last message; None if the stream is empty."""
         found: Last | None = None
-        channel = await self._link.channel()
-        with translated(self._link.url):
+        channel = await self._connection.channel()
+        with translated(self._connection.url):
             async with reading(channel, self._stream, offset="last") as incoming:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(FIRST_SECONDS) as patience:
                         while True:
                             message = await _take(incoming)
                             if found is None:
-                                # Not for each anew: a stream into which much is published never falls silent.
+                                # Not extended for each message: a busy stream never falls silent.
                                 patience.reschedule(asyncio.get_running_loop().time() + LAST_SECONDS)
                             value = message.headers.get(STREAM_FILTER_HEADER)
                             found = Last(_offset_of(message), None if value is None else str(value))
@@ -121,27 +121,27 @@ class StreamReader:
     async def page(
         self, last: Last, *, offset: Offset, only: Sequence[str], size: int, size_bytes: int
     ) -> Page:
-        """Return events from `offset` on, none behind `last`; `only` leaves out most of the others.
+        """Return the events from `offset` on, none after `last`; `only`, filter values, leaves out most others.
 
-        They are about `size` messages, or fewer if these have `size_bytes` by then.
+        A page ends after about `size` messages or `size_bytes`, whichever comes first.
         """
         if isinstance(offset, int) and offset > last.offset:
             return Page([], offset, is_last=True)
-        channel = await self._link.channel()
-        # A filter leaves out what it does not let through without a word. The last message is let through, so
-        # that the end is seen and need not be guessed from silence.
+        channel = await self._connection.channel()
+        # A filter drops messages silently. The last message is let through, so that the end is seen instead of guessed
+        # from silence.
         wanted = [*only, last.filter_value] if only and last.filter_value is not None else only
         events: list[Event] = []
         number, taken, taken_bytes, patience = -1, 0, 0, FIRST_SECONDS
-        # What is sent in vain costs small pages most.
+        # Messages sent in vain cost small pages most.
         prefetch = min(PREFETCH, max(1, size // 4))
-        with translated(self._link.url):
+        with translated(self._connection.url):
             async with reading(
                 channel, self._stream, offset=offset, only=wanted, prefetch=prefetch
             ) as incoming:
                 while number < last.offset and taken < size and taken_bytes < size_bytes:
                     try:
-                        # Waiting in a queue may be interrupted; a call to RabbitMQ would close the channel.
+                        # Waiting on a local queue may be interrupted; a cancelled call to RabbitMQ closes the channel.
                         async with asyncio.timeout(patience):
                             message = await _take(incoming)
                     except TimeoutError:

@@ -1,7 +1,7 @@
-"""Pure: every exchange, queue, stream, binding, policy and permission, with the reason for each argument.
+"""Every exchange, queue, stream, binding, policy and permission, with the reason for each argument. No I/O.
 
-What must never change is an argument; what an operator may tune is a policy. That a message which fails too often
-is kept in `builds.dead` is an argument: it has to hold where nobody may set policies.
+An argument never changes; a policy is for operators to tune. Keeping a message that fails too often in `builds.dead`
+is an argument, because it has to work where policies cannot be set.
 """
 
 from collections.abc import Iterable
@@ -29,12 +29,12 @@ from rabbit2docker_schemas.routing import (
 )
 
 DELIVERY_LIMIT: Final = 20
-"""Deliveries of one message before it counts as poison. Each crash and each reconnect with the message in hand
-counts; RabbitMQ 4 has this limit by itself, and drops the message where no dead-letter exchange is set."""
+"""Deliveries of one message before it counts as poison. Each crash and each reconnect with the message unacknowledged
+counts. RabbitMQ 4 has this limit by default, and drops the message if no dead-letter exchange is set."""
 KEPT_DELIVERY_LIMIT: Final = 1_000_000_000
-"""For the dead letters: looking at them delivers them. RabbitMQ 3 knows no word for `unlimited`."""
+"""For dead letters, as listing delivers them. RabbitMQ 3 has no value for `unlimited`."""
 SEGMENT_BYTES: Final = 20_000_000
-"""Retention of a stream works by whole segments and always keeps one: the default of 500 MB would keep it all."""
+"""Retention removes whole segments of a stream and always keeps one: the default of 500 MB would keep everything."""
 HUB_QUEUE_EXPIRES_MS: Final = 600_000
 HUB_QUEUE_LENGTH: Final = 100_000
 WORK_QUEUES: Final = (REQUESTS_QUEUE, BULK_QUEUE, CANCEL_QUEUE)
@@ -80,7 +80,7 @@ class PolicySpec:
 
 @dataclass(frozen=True, slots=True)
 class UserSpec:
-    """What one role may do: regular expressions on names, and on routing keys of the two topic exchanges."""
+    """Permissions of one role: regular expressions on names, and on routing keys of the two topic exchanges."""
 
     name: str
     configure: str
@@ -122,7 +122,7 @@ def _retry_queues() -> Iterable[tuple[QueueSpec, BindingSpec]]:
             arguments = {
                 "x-queue-type": "quorum",
                 "x-delivery-limit": DELIVERY_LIMIT,
-                # One time for a whole queue: messages expire at its head only, mixed times would block each other.
+                # One TTL per queue: messages expire at its head only, so mixed TTLs would block each other.
                 "x-message-ttl": rung.seconds * 1000,
                 "x-dead-letter-exchange": "",
                 "x-dead-letter-routing-key": queue,
@@ -142,7 +142,7 @@ def _stream(name: str) -> QueueSpec:
 
 
 def hub_queue_arguments() -> Arguments:
-    """Return the arguments of a hub's queue: it outlives the hub's restart, not the hub, and never grows for ever."""
+    """Return the arguments of a hub's queue. It outlives a restart of the hub, but not the hub, and is bounded."""
     return {
         "x-queue-type": "classic",
         "x-expires": HUB_QUEUE_EXPIRES_MS,
@@ -151,14 +151,14 @@ def hub_queue_arguments() -> Arguments:
     }
 
 
-def passing_queue_arguments() -> Arguments:
-    """Return the arguments of a queue that ends with its reader: it never grows for ever, either."""
+def temporary_queue_arguments() -> Arguments:
+    """Return the arguments of a queue that ends with its reader. It is bounded, too."""
     return {"x-queue-type": "classic", "x-max-length": HUB_QUEUE_LENGTH, "x-overflow": "drop-head"}
 
 
 def _request_bindings() -> Iterable[BindingSpec]:
     for priority, queue in ((Priority.INTERACTIVE, REQUESTS_QUEUE), (Priority.BULK, BULK_QUEUE)):
-        # The log is bound to these two keys only: with a wider one, a misspelt key would count as routed.
+        # The log is bound to these two keys only: a wider binding would make a misspelt key count as routed.
         for target in (queue, REQUEST_LOG_STREAM):
             yield BindingSpec(REQUESTS_EXCHANGE, target, request_key("*", priority))
     yield BindingSpec(REQUESTS_EXCHANGE, CANCEL_QUEUE, cancel_key("*"))
@@ -200,7 +200,7 @@ def _users(tenants: Iterable[str]) -> Iterable[UserSpec]:
     )
     for tenant in tenants:
         own = rf"hub\.{tenant}\."
-        # A stream is read as a whole, whatever the topic permissions: that is why each tenant has its own.
+        # Topic permissions do not apply to reading a stream, so each tenant has its own.
         yield UserSpec(
             f"hub-{tenant}",
             configure=f"^{own}",
@@ -223,7 +223,7 @@ def make_topology(tenants: Iterable[str]) -> Topology:
         exchanges=(
             ExchangeSpec(UNROUTED_EXCHANGE, "fanout"),
             ExchangeSpec(DEAD_LETTER_EXCHANGE, "fanout"),
-            # Most publishers do not ask whether their message was routed; the alternate exchange does it for them.
+            # Most publishers do not publish with `mandatory`; the alternate exchange catches their unroutable messages.
             ExchangeSpec(REQUESTS_EXCHANGE, "topic", {"alternate-exchange": UNROUTED_EXCHANGE}),
             ExchangeSpec(RETRY_EXCHANGE, "direct"),
             ExchangeSpec(RESULTS_EXCHANGE, "topic"),
@@ -246,7 +246,7 @@ def make_topology(tenants: Iterable[str]) -> Topology:
 def as_definitions(topology: Topology, *, vhost: str) -> dict[str, Any]:
     """Return RabbitMQ definitions, for `load_definitions` or `rabbitmqctl import_definitions`.
 
-    Users have no password hash, so nobody can log in as one of them before `rabbitmqctl change_password`.
+    Users have no password hash: logging in as one of them takes `rabbitmqctl change_password` first.
     """
     users = topology.users
     return {

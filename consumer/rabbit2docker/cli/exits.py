@@ -64,3 +64,11 @@ def errors_explained() -> Iterator[None]:
         yield
     except Rabbit2DockerError as error:
         fail(str(error), code_of(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "rabbit2docker").startswith("rabbit2docker"):
+            raise
+        fail(
+            f"This command needs the Python package {error.name}, which is not installed. Install an extra that has "
+            "it: pip install 'rabbit2docker[local]' for one machine, 'rabbit2docker[kubernetes]' for a cluster.",
+            Exit.CONFIGURATION,
+        )

@@ -1,4 +1,4 @@
-"""rabbit2docker.client: ask for builds and follow them from a hub's own code.
+"""rabbit2docker.client: request builds and follow them from a hub's own code.
 
 import asyncio, os
 from rabbit2docker.client import BuildEvents, BuildRequest

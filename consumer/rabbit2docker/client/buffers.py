@@ -1,4 +1,4 @@
-"""Pure: what is kept in memory of events that came lately, within a bound."""
+"""Recent events in memory, bounded by their size. No I/O."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -8,38 +8,39 @@ from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Log
 
 EVENT_BYTES: Final = 1000
+"""Approximate memory of an event without log lines."""
 LINE_BYTES: Final = 600
-"""About what an event, and each of its lines beside its text, takes as Python objects."""
+"""Approximate memory of a log line besides its text."""
 
 
 def weight(event: Event) -> int:
-    """Return about how many bytes of memory an event takes."""
+    """Return the approximate memory of an event in bytes."""
     if isinstance(event.data, Log):
         return EVENT_BYTES + sum(LINE_BYTES + len(line.text) for line in event.data.lines)
     return EVENT_BYTES
 
 
 class EventBuffer:
-    """The newest of numbered events. The first that was ever appended has the number 0."""
+    """The newest events of a sequence, by their number. The first event ever appended has number 0."""
 
     def __init__(self) -> None:
         """Start empty."""
         self.first = 0
-        """Number of the oldest that is still here."""
+        """Number of the oldest event that is still in the buffer."""
         self.weight = 0
         self._events: deque[tuple[Event, int]] = deque()
 
     @property
     def end(self) -> int:
-        """Return the number that the next event gets."""
+        """Return the number of the next event to be appended."""
         return self.first + len(self._events)
 
     def __getitem__(self, number: int) -> Event:
-        """Return the event of this number, which has to be here."""
+        """Return an event by its number, which must be in the buffer."""
         return self._events[number - self.first][0]
 
     def append(self, event: Event, *, limit: int) -> None:
-        """Add an event, and forget the oldest while all take more than `limit` bytes; the new one stays."""
+        """Append an event and drop the oldest while the buffer exceeds `limit` bytes; the new event always stays."""
         self._events.append((event, added := weight(event)))
         self.weight += added
         while self.weight > limit and len(self._events) > 1:
@@ -48,32 +49,34 @@ class EventBuffer:
 
 
 class RecentEvents:
-    """Events with the moments at which they came, and from when on none of them is missing."""
+    """Recent events with their time of arrival, and the time since which they are complete."""
 
     def __init__(self, now: float, *, limit: int) -> None:
-        """Keep at most about `limit` bytes."""
+        """Start empty at `now`, a time of the event loop; hold at most about `limit` bytes."""
         self._complete_since = now
         self._limit = limit
         self._weight = 0
         self._events: deque[tuple[float, Event]] = deque()
 
     def add(self, event: Event, now: float) -> None:
-        """Add an event that came now."""
+        """Add an event that arrived now."""
         self._events.append((now, event))
         self._weight += weight(event)
         while self._weight > self._limit:
-            moment, oldest = self._events.popleft()
+            arrived, oldest = self._events.popleft()
             self._weight -= weight(oldest)
-            self._complete_since = moment
+            self._complete_since = arrived
 
-    def interrupted(self, now: float) -> None:
-        """Note that events may be missing before now."""
+    def mark_gap_possible(self, now: float) -> None:
+        """Record that events may have been missed until now."""
         self._complete_since = now
 
-    def has_all_since(self, moment: float) -> bool:
-        """Tell whether everything is here that came since that moment."""
+    def is_complete_since(self, moment: float) -> bool:
+        """Return whether every event that arrived since `moment` is here."""
         return moment > self._complete_since
 
-    def about(self, key: str, *, since: float = 0.0) -> Iterable[Event]:
-        """Return what is about a build and came since that moment."""
-        return [event for moment, event in self._events if moment >= since and event.stream_filter == key]
+    def of_build(self, build_id: str, *, since: float = 0.0) -> Iterable[Event]:
+        """Return the events of a build that arrived at `since` or later."""
+        return [
+            event for arrived, event in self._events if arrived >= since and event.stream_filter == build_id
+        ]

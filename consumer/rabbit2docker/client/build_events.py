@@ -4,7 +4,7 @@ import asyncio
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Self
@@ -21,6 +21,7 @@ from rabbit2docker.client.buffers import RecentEvents
 from rabbit2docker.client.feed import SETTLE_SECONDS, BuildFeed, TenantFeed
 from rabbit2docker.client.history import CLOCK_SLACK, History, joined_offset
 from rabbit2docker.settings import AmqpSettings
+from rabbit2docker.tasks import TaskSet
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Accepted
 from rabbit2docker_schemas.ids import RequestId, build_id_of
@@ -28,20 +29,20 @@ from rabbit2docker_schemas.requests import BuildRequest, CancelRequest
 from rabbit2docker_schemas.routing import Priority
 
 MEMORY_BYTES: Final = 64 * 1024 * 1024
-"""What all builds that are read may keep in memory together."""
-STORY_BYTES: Final = 2 * 1024 * 1024
-LEAST_BYTES: Final = 128 * 1024
+"""Memory that the buffers of all builds share."""
+MAX_FEED_BYTES: Final = 2 * 1024 * 1024
+MIN_FEED_BYTES: Final = 128 * 1024
 RECENT_BYTES: Final = 8 * 1024 * 1024
-ASKED: Final = 10_000
-"""Requests of our own that are remembered; most are followed at once."""
+SUBMITTED_REQUESTS: Final = 10_000
+"""Own requests whose time is remembered; most are followed at once."""
 
 
 class BuildEvents:
-    """What happens to a tenant's builds, and a way to ask for them. Use it with `async with`.
+    """The events of a tenant's builds, and a way to request builds. Use it with `async with`.
 
-    A connection that is lost is made again, for ever, and what was missed meanwhile is read from the tenant's stream;
-    lines that are nowhere any more are told as a `Gap`. Readers may be as many and as slow as they like: what they
-    have not read yet is not kept for them, but read again from the stream.
+    A lost connection is restored indefinitely; events missed in the meantime are read from the tenant's stream, and
+    lines that are lost for good appear as a `Gap`. There is no limit on readers or their pace: what a slow reader has
+    not read yet is not buffered for it, but read from the stream again.
     """
 
     def __init__(
@@ -52,84 +53,88 @@ class BuildEvents:
         *,
         wait_seconds: float | None = None,
     ) -> None:
-        """Take RabbitMQ's URL, and the hub's `name` if its events are to wait for it while it is away.
+        """Take RabbitMQ's URL, and a `name` for the hub if its events shall be queued while it is away.
 
-        A name belongs to one program at a time: a second one waits until the first has gone. `wait_seconds`: give up
-        when RabbitMQ does not answer at the beginning; without it that is waited for, too.
-        Raises ConfigurationError for a URL that cannot be one.
+        One program at a time can use a name; a second one waits until the first has closed. `wait_seconds`: limit for
+        the first connection; without it, entering the context waits for RabbitMQ indefinitely.
+        Raises ConfigurationError for an invalid URL.
         """
         self._amqp = url if isinstance(url, AmqpSettings) else AmqpSettings(url=SecretStr(url))
         self._tenant = tenant
         self._name = name
         self._wait_seconds = wait_seconds
         self.history = History(self._amqp, tenant, wait_seconds=wait_seconds)
-        """The past: what is known by now of one build, or of all since a moment."""
-        self._stories: dict[tuple[str, float | None], BuildFeed] = {}
-        self._by_key: defaultdict[str, set[BuildFeed]] = defaultdict(set)
-        self._tenants: set[TenantFeed] = set()
-        self._from_entry: TenantFeed | None = None
-        self._asked: LRUCache[str, float] = LRUCache(ASKED)
+        """Past events: of one build so far, or of all builds since a moment."""
+        self._feeds: dict[tuple[str, float | None], BuildFeed] = {}
+        self._feeds_by_key: defaultdict[str, set[BuildFeed]] = defaultdict(set)
+        self._tenant_feeds: set[TenantFeed] = set()
+        self._queued_feed: TenantFeed | None = None
+        """With a name: everything since entering, including what had waited in the hub's queue."""
+        self._submitted_at: LRUCache[str, float] = LRUCache(SUBMITTED_REQUESTS)
         self._recent = RecentEvents(0.0, limit=RECENT_BYTES)
         self._requester: RequestPublisher | None = None
-        self._listening: ManagedChannel | None = None
+        self._consuming: ManagedChannel | None = None
         self._connecting = asyncio.Lock()
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        """Begin to listen: from now on nothing is missed.
+        """Connect and start to receive; no event is missed from now on.
 
-        Raises AccessRefused; TopologyMismatch when exchange or queue are missing or differ; BrokerUnavailable when
-        RabbitMQ does not answer within `wait_seconds`.
+        Raises AccessRefused; TopologyMismatch when the exchange or the queue is missing or differs; BrokerUnavailable
+        when RabbitMQ does not answer within `wait_seconds`.
         """
         async with AsyncExitStack() as opening:
             await opening.enter_async_context(self.history)
-            queue = EventConsumer(self._amqp, self._name, self._tenant)
-            self._listening = queue.link
+            consumer = EventConsumer(self._amqp, self._name, self._tenant)
+            self._consuming = consumer.connection
             if self._name is not None:
-                self._from_entry = self._new_tenant_story(datetime.now(UTC), read_first=False)
-                opening.push_async_callback(self._leave, self._from_entry)
-            dispatching = asyncio.create_task(self._dispatch(queue), name="dispatching events")
-            opening.push_async_callback(_end, dispatching)
-            await opening.enter_async_context(connected(queue.link, self._wait_seconds, queue.mismatch))
-            opening.push_async_callback(self._close_stories)
+                self._queued_feed = self._new_tenant_feed(datetime.now(UTC), read_first=False)
+                opening.push_async_callback(self._close_tenant_feed, self._queued_feed)
+            tasks = TaskSet()
+            opening.push_async_callback(tasks.close)
+            tasks.run_in_background(self._dispatch(consumer), "dispatching events")
+            await opening.enter_async_context(
+                connected(consumer.connection, self._wait_seconds, consumer.mismatch)
+            )
+            opening.push_async_callback(self._close_feeds)
             self._open = opening.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Disconnect. Who still reads gets BrokerUnavailable."""
+        """Disconnect. Readers get BrokerUnavailable."""
         await self._open.aclose()
 
     @property
     def problem(self) -> str:
-        """Return why no events come from RabbitMQ now, for people; empty while they do."""
-        return "not connected" if self._listening is None else self._listening.problem
+        """Return the reason why no events arrive from RabbitMQ now, as a text; empty while they do."""
+        return "not connected" if self._consuming is None else self._consuming.problem
 
     async def submit(self, request: BuildRequest, priority: Priority = Priority.INTERACTIVE) -> RequestId:
-        """Ask for a build and return the request's id, a fresh one if it names none.
+        """Request a build and return the request's id, a new one if the request has none.
 
-        Raises BrokerUnavailable when RabbitMQ does not confirm: asking again with the same id builds once.
+        Raises BrokerUnavailable when RabbitMQ does not confirm; submitting again with the same id builds once.
         """
         named = request.model_copy(update={"request_id": request.request_id or uuid.uuid4().hex})
-        requester = await self._connected_requester()
-        self._asked[str(named.request_id)] = asyncio.get_running_loop().time()
+        requester = await self._connect_requester()
+        self._submitted_at[str(named.request_id)] = asyncio.get_running_loop().time()
         return await requester.request(named, priority)
 
     async def cancel(self, id_: str, *, by: str, spare_joined: bool = False) -> None:
-        """End a build, for everybody who shares it, or take back a request, by the id of either.
+        """End a build for all of its requesters, or withdraw a request, by the id of either.
 
-        `spare_joined`: a build of others that the request has joined goes on.
+        `spare_joined`: a build that others started and the request has joined goes on.
         """
-        wish = (
+        request = (
             CancelRequest(build_id=id_, requester=by)
             if _is_build_id(id_)
             else CancelRequest(request_id=id_, requester=by, spare_joined=spare_joined)
         )
-        await (await self._connected_requester()).cancel(wish)
+        await (await self._connect_requester()).cancel(request)
 
     async def of(self, id_: str) -> AsyncGenerator[Event, None]:
-        """Yield the events of a build or of a request, whichever the id is of."""
+        """Yield the events of a build or a request, depending on the id."""
         events = self.of_build(id_) if _is_build_id(id_) else self.of_request(id_)
         async with aclosing(events):
             async for event in events:
@@ -138,19 +143,18 @@ class BuildEvents:
     async def of_request(
         self, request_id: str, *, since: datetime | None = None
     ) -> AsyncGenerator[Event, None]:
-        """Yield what happens to a request and its build, from the answer to the end; a rejection is an end, too.
+        """Yield the events of a request and its build, from the answer to the end. A rejection is an end, too.
 
-        An id that nobody knows is waited for. Of a request that was asked for here, it begins with asking: an older
-        request that had the same id is not meant. `since`: when it was asked for elsewhere, if that is known; without
-        it the whole stream is looked through. Raises TopologyMismatch when the tenant has no stream.
+        An unknown id is waited for. A request submitted here starts with its submission: an older request with the
+        same id is another one. `since`: the time of a request submitted elsewhere, if known; without it the whole
+        stream is searched. Raises TopologyMismatch when the tenant has no stream.
         """
         own = build_id_of(self._tenant, request_id)
-        asked = self._asked.get(request_id)
-        if asked is not None and not self._recent.has_all_since(asked):
-            asked = None
+        submitted_at = self._submitted_at.get(request_id)
+        if submitted_at is not None and not self._recent.is_complete_since(submitted_at):
+            submitted_at = None
         joined: str | None = None
-        offset: Offset = "first" if since is None else since - CLOCK_SLACK
-        async with self._story(own, offset, asked) as story, aclosing(story.read()) as events:
+        async with self._feed(own, _offset(since), submitted_at) as feed, aclosing(feed.read()) as events:
             async for event in events:
                 yield event
                 data = event.data
@@ -158,123 +162,121 @@ class BuildEvents:
                     joined = data.build_id
                     break
         if joined is not None:
-            async with self._story(joined, joined_offset()) as story, aclosing(story.read()) as events:
+            async with self._feed(joined, joined_offset()) as feed, aclosing(feed.read()) as events:
                 async for event in events:
                     yield event
 
     async def of_build(self, build_id: str, *, since: datetime | None = None) -> AsyncGenerator[Event, None]:
-        """Yield what happens to a build, from its beginning to its end; one that nobody knows is waited for.
+        """Yield the events of a build from its beginning to its end. An unknown id is waited for.
 
-        `since`: when it was asked for, where that is known; without it the whole stream is looked through.
+        `since`: the time of the build's request, if known; without it the whole stream is searched.
         Raises TopologyMismatch when the tenant has no stream.
         """
-        offset: Offset = "first" if since is None else since - CLOCK_SLACK
-        async with self._story(build_id, offset) as story, aclosing(story.read()) as events:
+        async with self._feed(build_id, _offset(since)) as feed, aclosing(feed.read()) as events:
             async for event in events:
                 yield event
 
     async def all(self, *, since: datetime | None = None) -> AsyncGenerator[Event, None]:
-        """Yield all events of the tenant, for ever, each id once; repeated lines may come under other ids.
+        """Yield all events of the tenant indefinitely, each id once; lines may be repeated under other ids.
 
-        With a `name` it begins with what has waited in the hub's queue, otherwise with now. `since`: read the stream
-        from that moment first. Raises TopologyMismatch when the tenant has no stream.
+        Starts with the content of the hub's queue if there is a `name`, otherwise with now. `since`: start with the
+        stream from that moment on. Raises TopologyMismatch when the tenant has no stream.
         """
-        story = self._from_entry if since is None else None
-        from_now = story is None and since is None
-        story = story or self._new_tenant_story(since or datetime.now(UTC), read_first=since is not None)
+        queued = self._queued_feed if since is None else None
+        from_now = queued is None and since is None
+        feed = queued or self._new_tenant_feed(since or datetime.now(UTC), read_first=since is not None)
         if since is not None:
-            # What our queue has given before the story began may have reached the stream after it was read.
-            asyncio.get_running_loop().call_later(SETTLE_SECONDS, story.interrupted)
-        story.readers += 1
+            # The stream may store an event after it was read, although the queue delivered it before this feed began.
+            asyncio.get_running_loop().call_later(SETTLE_SECONDS, feed.mark_gap_possible)
+        feed.readers += 1
         try:
-            async with aclosing(story.read(from_now=from_now)) as events:
+            async with aclosing(feed.read(from_now=from_now)) as events:
                 async for event in events:
                     yield event
         finally:
-            story.readers -= 1
-            if story is not self._from_entry:
-                await self._leave(story)
+            feed.readers -= 1
+            if feed is not self._queued_feed:
+                await self._close_tenant_feed(feed)
 
-    async def _dispatch(self, queue: EventConsumer) -> None:
+    async def _dispatch(self, consumer: EventConsumer) -> None:
         now = asyncio.get_running_loop().time
         connections = 0
-        async with aclosing(queue.events()) as arrivals:
-            async for event in arrivals:
+        async with aclosing(consumer.events()) as events:
+            async for event in events:
                 if event is None:
                     connections += 1
-                    self._recent.interrupted(now())
+                    self._recent.mark_gap_possible(now())
                     if connections > 1:
-                        for each in [*self._stories.values(), *self._tenants]:
-                            each.interrupted()
+                        for feed in [*self._feeds.values(), *self._tenant_feeds]:
+                            feed.mark_gap_possible()
                     continue
                 self._recent.add(event, now())
-                for story in (*self._by_key.get(event.stream_filter, ()), *self._tenants):
-                    story.hear(event)
+                for feed in (*self._feeds_by_key.get(event.stream_filter, ()), *self._tenant_feeds):
+                    feed.push(event)
 
     @asynccontextmanager
-    async def _story(
-        self, build_id: str, offset: Offset, asked: float | None = None
+    async def _feed(
+        self, build_id: str, offset: Offset, submitted_at: float | None = None
     ) -> AsyncIterator[BuildFeed]:
-        """Give the story of a build, which all share who read it; from `asked` on where that is given."""
-        key = (build_id, asked)
-        story = self._stories.get(key)
-        if story is None or story.failed:
-            story = BuildFeed(
-                self.history, build_id, offset=offset, read_first=asked is None, limit=self._story_limit
+        """Share the feed of a build among its readers; it begins at `submitted_at` if that is given."""
+        key = (build_id, submitted_at)
+        feed = self._feeds.get(key)
+        if feed is None or feed.failed:
+            feed = BuildFeed(
+                self.history, build_id, offset=offset, read_first=submitted_at is None, limit=self._feed_limit
             )
-            for event in self._recent.about(build_id, since=asked or 0.0):
-                story.hear(event)
-            self._stories[key] = story
-            self._by_key[build_id].add(story)
-        story.readers += 1
+            for event in self._recent.of_build(build_id, since=submitted_at or 0.0):
+                feed.push(event)
+            self._feeds[key] = feed
+            self._feeds_by_key[build_id].add(feed)
+        feed.readers += 1
         try:
-            yield story
+            yield feed
         finally:
-            story.readers -= 1
-            if not story.readers:
-                await self._forget(key, story)
+            feed.readers -= 1
+            if not feed.readers:
+                await self._drop(key, feed)
 
-    async def _forget(self, key: tuple[str, float | None], story: BuildFeed) -> None:
-        if self._stories.get(key) is story:
-            del self._stories[key]
-        self._by_key[story.key].discard(story)
-        if not self._by_key[story.key]:
-            del self._by_key[story.key]
-        await story.close()
+    async def _drop(self, key: tuple[str, float | None], feed: BuildFeed) -> None:
+        if self._feeds.get(key) is feed:
+            del self._feeds[key]
+        self._feeds_by_key[feed.key].discard(feed)
+        if not self._feeds_by_key[feed.key]:
+            del self._feeds_by_key[feed.key]
+        await feed.close()
 
-    def _new_tenant_story(self, beginning: datetime, *, read_first: bool) -> TenantFeed:
+    def _new_tenant_feed(self, beginning: datetime, *, read_first: bool) -> TenantFeed:
         offset = beginning - CLOCK_SLACK
-        story = TenantFeed(
-            self.history, self._tenant, offset=offset, read_first=read_first, limit=lambda: STORY_BYTES
+        feed = TenantFeed(
+            self.history, self._tenant, offset=offset, read_first=read_first, limit=lambda: MAX_FEED_BYTES
         )
-        self._tenants.add(story)
-        return story
+        self._tenant_feeds.add(feed)
+        return feed
 
-    async def _leave(self, story: TenantFeed) -> None:
-        self._tenants.discard(story)
-        await story.close()
+    async def _close_tenant_feed(self, feed: TenantFeed) -> None:
+        self._tenant_feeds.discard(feed)
+        await feed.close()
 
-    async def _close_stories(self) -> None:
-        for story in [*self._stories.values(), *self._tenants]:
-            await story.close()
+    async def _close_feeds(self) -> None:
+        for feed in [*self._feeds.values(), *self._tenant_feeds]:
+            await feed.close()
 
-    def _story_limit(self) -> int:
-        return max(LEAST_BYTES, min(STORY_BYTES, MEMORY_BYTES // max(1, len(self._stories))))
+    def _feed_limit(self) -> int:
+        return max(MIN_FEED_BYTES, min(MAX_FEED_BYTES, MEMORY_BYTES // max(1, len(self._feeds))))
 
-    async def _connected_requester(self) -> RequestPublisher:
-        """Connect at the first wish: RabbitMQ does not read from who publishes during an alarm, so not with the rest."""
+    async def _connect_requester(self) -> RequestPublisher:
+        """Connect on the first request, separately: during an alarm RabbitMQ stops reading from publishers."""
         async with self._connecting:
             if self._requester is None:
-                link = ManagedChannel("requester", self._amqp)
-                await self._open.enter_async_context(connected(link, self._wait_seconds))
-                self._requester = RequestPublisher(ConfirmedPublisher(link, self._amqp), self._tenant)
+                connection = ManagedChannel("requester", self._amqp)
+                await self._open.enter_async_context(connected(connection, self._wait_seconds))
+                publisher = ConfirmedPublisher(connection, self._amqp)
+                self._requester = RequestPublisher(publisher, self._tenant)
         return self._requester
 
 
-async def _end(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+def _offset(since: datetime | None) -> Offset:
+    return "first" if since is None else since - CLOCK_SLACK
 
 
 def _is_build_id(text: str) -> bool:

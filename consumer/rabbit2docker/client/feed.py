@@ -1,8 +1,8 @@
-"""One build as it goes on, put together once for all who read it.
+"""The events of one build as it goes on, assembled once for all of its readers.
 
-Events come live, and from the stream where they were missed. Readers stand at their own places in what is kept in
-memory; one that is so slow that its place was given up reads on from the stream until it has caught up. Nobody waits
-for anybody.
+Events arrive live, and from the tenant's stream where live events may have been missed. Each reader has its own
+position in the buffer; a reader so slow that its position was dropped reads the stream until it has caught up. No
+reader holds up another.
 """
 
 import asyncio
@@ -21,99 +21,102 @@ from rabbit2docker.errors import BrokerUnavailable
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Accepted, Gap, Log, Rejected
 
-INBOX: Final = 1000
-"""Live events that wait while the stream is read; when there are more, the stream has them, too."""
+INBOX_EVENTS: Final = 1000
+"""Live events queued while the stream is read. Further ones are dropped, as the stream has them."""
 HOLE_SECONDS: Final = 0.5
-"""Lines that overtook others are waited for so long before the stream is asked for them."""
+"""Wait for missing lines before they are looked for in the stream."""
 SETTLE_SECONDS: Final = 1.0
-"""What was published while nobody listened may reach the stream a moment later than it reached others."""
+"""Wait after a gap before the stream is read: it may store an event later than a queue delivered it."""
 
 
-class Order(Protocol):
-    """What makes one sequence of events that come repeatedly and from several sides."""
+class EventOrder(Protocol):
+    """Turns repeated events from several sources into one sequence."""
 
     @property
-    def waits(self) -> bool:
-        """Tell whether something is held back."""
+    def is_holding(self) -> bool:
+        """Return whether an event is held back."""
 
-    def take(self, event: Event) -> list[Event]:
-        """Return what can be given now."""
+    def push(self, event: Event) -> list[Event]:
+        """Return the events that are ready now."""
 
-    def give_up(self) -> list[Event]:
-        """Return what was held back."""
+    def flush(self) -> list[Event]:
+        """Return the events that were held back."""
 
 
 @dataclass(slots=True)
 class ReaderPosition:
-    """Where one reader stands."""
+    """The position of one reader in the buffer and in the stream."""
 
-    order: Order
+    order: EventOrder
     number: int
-    """Of the next event in memory."""
+    """Number of the next event in the buffer."""
     offset: Offset
-    """Of the next event in the stream, should it have to be read."""
+    """Stream offset to continue from if the buffer has dropped that event."""
     newest: datetime | None = None
 
-    def take(self, event: Event) -> list[Event]:
+    def push(self, event: Event) -> list[Event]:
         self.newest = event.time
-        return self.order.take(event)
+        return self.order.push(event)
 
 
 class BuildFeed:
-    """One build, or one request that has no build (yet)."""
+    """The events of one build, or of one request that has no build (yet)."""
 
     def __init__(
         self, history: History, key: str, *, offset: Offset, read_first: bool, limit: Callable[[], int]
     ) -> None:
-        """Take the build's id; `offset`: where the stream has its beginning; `limit`: bytes to keep in memory."""
+        """Take the build's id, the stream `offset` of its beginning, and the `limit` of the buffer in bytes.
+
+        `read_first`: read the stream before live events are passed on.
+        """
         self.readers = 0
         self.key = key
         self._history = history
         self._beginning = self._offset = offset
         self._limit = limit
         self._order = self._new_order()
-        self._window = EventBuffer()
+        self._buffer = EventBuffer()
         self._inbox: deque[Event] = deque()
-        self._heard = asyncio.Event()
+        self._wake = asyncio.Event()
         self._changed = asyncio.Event()
-        self._is_built = self._is_over = False
+        self._has_build = self._is_over = False
         now = asyncio.get_running_loop().time()
         self._read_at: float | None = now if read_first else None
-        """When the stream is to be read: what came live may not be all."""
+        """Time to read the stream, because live events may have been missed."""
         self._hole_at: float | None = None
-        """When lines that are missing are looked for in the stream."""
-        self._task = asyncio.create_task(self._run(), name=f"story of {key}")
+        """Time to look for missing lines in the stream."""
+        self._task = asyncio.create_task(self._run(), name=f"feed of {key}")
         self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-    def _new_order(self) -> Order:
+    def _new_order(self) -> EventOrder:
         return Resequencer()
 
-    def _is_about(self, event: Event) -> bool:
+    def _accepts(self, event: Event) -> bool:
         return event.stream_filter == self.key
 
-    def _only(self) -> list[str]:
+    def _filter_values(self) -> list[str]:
         return [self.key]
 
     @property
     def failed(self) -> bool:
-        """Tell whether it ended without an end: the next reader needs another one."""
+        """Return whether the feed broke before the build's end; new readers need a new feed."""
         return self._task.done() and (self._task.cancelled() or self._task.exception() is not None)
 
-    def hear(self, event: Event) -> None:
-        """Take a live event."""
-        if len(self._inbox) < INBOX:
+    def push(self, event: Event) -> None:
+        """Add a live event."""
+        if len(self._inbox) < INBOX_EVENTS:
             self._inbox.append(event)
         elif self._read_at is None:
             self._read_at = asyncio.get_running_loop().time() + SETTLE_SECONDS
-        self._heard.set()
+        self._wake.set()
 
-    def interrupted(self) -> None:
-        """Take note that live events may have been missed."""
+    def mark_gap_possible(self) -> None:
+        """Record that live events may have been missed, so that the stream is read."""
         self._read_at = asyncio.get_running_loop().time() + SETTLE_SECONDS
-        self._heard.set()
+        self._wake.set()
 
     async def close(self) -> None:
-        """End it; readers get BrokerUnavailable."""
+        """End the feed; its readers get BrokerUnavailable."""
         self._task.cancel()
         await asyncio.wait({self._task})
 
@@ -123,99 +126,99 @@ class BuildFeed:
                 await self._step()
         finally:
             self._is_over = True
-            self._tell()
+            self._wake_readers()
 
     async def _step(self) -> None:
         now = asyncio.get_running_loop().time()
-        moments = [moment for moment in (self._read_at, self._hole_at) if moment is not None]
-        if moments and min(moments) <= now:
+        due_times = [due for due in (self._read_at, self._hole_at) if due is not None]
+        if due_times and min(due_times) <= now:
             self._read_at = self._hole_at = None
             await self._read_stream()
-            self._hear_all()
-            self._put(self._order.give_up())
+            self._drain_inbox()
+            self._append(self._order.flush())
         elif self._inbox:
-            self._hear_all()
-            self._hole_at = (self._hole_at or now + HOLE_SECONDS) if self._order.waits else None
+            self._drain_inbox()
+            self._hole_at = (self._hole_at or now + HOLE_SECONDS) if self._order.is_holding else None
         else:
-            self._heard.clear()
+            self._wake.clear()
             try:
-                async with asyncio.timeout_at(min(moments, default=None)):
-                    await self._heard.wait()
+                async with asyncio.timeout_at(min(due_times, default=None)):
+                    await self._wake.wait()
             except TimeoutError:
                 return
 
-    def _hear_all(self) -> None:
+    def _drain_inbox(self) -> None:
         while self._inbox:
-            self._put(self._order.take(self._inbox.popleft()))
+            self._append(self._order.push(self._inbox.popleft()))
 
     async def _read_stream(self) -> None:
-        async with aclosing(self._history.pages(offset=self._where(), only=self._only())) as pages:
+        pages = self._history.pages(offset=self._stream_offset(), only=self._filter_values())
+        async with aclosing(pages):
             async for page in pages:
-                for event in page.events:
-                    if self._is_about(event):
-                        self._put(self._order.take(event))
+                for event in filter(self._accepts, page.events):
+                    self._append(self._order.push(event))
                 self._offset = page.next
                 if self._is_over:
                     return
-                await asyncio.sleep(0)  # readers that keep up shall not be overtaken
+                await asyncio.sleep(0)  # readers that keep up must not lose their position to a long page
 
-    def _where(self) -> Offset:
+    def _stream_offset(self) -> Offset:
         return self._offset
 
-    def _put(self, events: Iterable[Event]) -> None:
+    def _append(self, events: Iterable[Event]) -> None:
         for event in events:
             if self._is_over:
                 return
-            self._window.append(event, limit=self._limit())
-            self._is_built = self._is_built or isinstance(event.data, Accepted | Log | Gap)
-            # A rejection behind an acceptance is about another request that took the same id.
-            self._is_over = event.is_terminal or (isinstance(event.data, Rejected) and not self._is_built)
-        self._tell()
+            self._buffer.append(event, limit=self._limit())
+            self._has_build = self._has_build or isinstance(event.data, Accepted | Log | Gap)
+            # A rejection after an acceptance belongs to another request that reused the id.
+            self._is_over = event.is_terminal or (isinstance(event.data, Rejected) and not self._has_build)
+        self._wake_readers()
 
-    def _tell(self) -> None:
+    def _wake_readers(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def read(self, *, from_now: bool = False) -> AsyncGenerator[Event, None]:
         """Yield everything from the beginning, or from now, to the end. Raises what reading the stream raises."""
-        place = ReaderPosition(self._new_order(), self._window.end if from_now else 0, self._beginning)
+        position = ReaderPosition(self._new_order(), self._buffer.end if from_now else 0, self._beginning)
         while True:
-            if place.number < self._window.first:
-                async with aclosing(self._catch_up(place)) as missed:
+            if position.number < self._buffer.first:
+                async with aclosing(self._replay(position)) as missed:
                     async for event in missed:
                         yield event
-            elif place.number < self._window.end:
-                event, place.number = self._window[place.number], place.number + 1
-                for new in place.take(event):
+            elif position.number < self._buffer.end:
+                event, position.number = self._buffer[position.number], position.number + 1
+                for new in position.push(event):
                     yield new
             elif self._is_over:
-                await self._finished()
-                for new in place.order.give_up():
+                await self._raise_if_broken()
+                for new in position.order.flush():
                     yield new
                 return
             else:
                 await self._changed.wait()
 
-    async def _catch_up(self, place: "ReaderPosition") -> AsyncGenerator[Event, None]:
-        """Yield what a reader has missed in memory, and bring its place into what is there."""
-        offset = self._resume(place)
-        while place.number < self._window.first:
-            end = self._window.end
-            missed = self._history.pages(offset=offset, only=self._only(), small=True)
+    async def _replay(self, position: ReaderPosition) -> AsyncGenerator[Event, None]:
+        """Yield from the stream what the buffer has dropped, and move the position back into the buffer."""
+        offset = self._replay_offset(position)
+        while position.number < self._buffer.first:
+            end = self._buffer.end
+            missed = self._history.pages(offset=offset, only=self._filter_values(), small=True)
             async with aclosing(missed) as pages:
                 async for page in pages:
-                    for event in filter(self._is_about, page.events):
-                        for new in place.take(event):
+                    for event in filter(self._accepts, page.events):
+                        for new in position.push(event):
                             yield new
-                    offset = place.offset = page.next
-            if self._window.first <= end:  # else memory has gone on past what was the stream's end
-                place.number = self._window.first
+                    offset = position.offset = page.next
+            if self._buffer.first <= end:  # else the buffer has moved past what was the stream's end
+                position.number = self._buffer.first
 
-    def _resume(self, place: "ReaderPosition") -> Offset:
-        return place.offset
+    def _replay_offset(self, position: ReaderPosition) -> Offset:
+        return position.offset
 
-    async def _finished(self) -> None:
-        """Return when the story has come to its end; raises what ended it otherwise."""
+    async def _raise_if_broken(self) -> None:
+        """Return if the feed has reached its end; raise its error otherwise."""
         await asyncio.wait({self._task})
         if self._task.cancelled():
             raise BrokerUnavailable("The connection was closed.")
@@ -223,31 +226,31 @@ class BuildFeed:
 
 
 class TenantFeed(BuildFeed):
-    """All builds of a tenant; it has no end."""
+    """The events of all builds of a tenant. Has no end."""
 
     _oldest: datetime | None = None
     _newest: datetime | None = None
 
-    def _new_order(self) -> Order:
+    def _new_order(self) -> EventOrder:
         return SeenFilter()
 
-    def _is_about(self, event: Event) -> bool:
+    def _accepts(self, event: Event) -> bool:
         return True
 
-    def _only(self) -> list[str]:
+    def _filter_values(self) -> list[str]:
         return []
 
-    def _put(self, events: Iterable[Event]) -> None:
+    def _append(self, events: Iterable[Event]) -> None:
         for event in events:
-            self._window.append(event, limit=self._limit())
+            self._buffer.append(event, limit=self._limit())
             self._newest = event.time
             self._oldest = self._oldest or event.time
-        self._tell()
+        self._wake_readers()
 
-    def _where(self) -> Offset:
-        # Its own offset may be of long ago: unlike a build, this goes on for ever.
+    def _stream_offset(self) -> Offset:
+        # The last offset read may be from long ago: unlike a build, this feed lives as long as the program.
         return self._offset if self._newest is None else self._newest - 3 * CLOCK_SLACK
 
-    def _resume(self, place: ReaderPosition) -> Offset:
-        since = place.newest or self._oldest
-        return place.offset if since is None else since - 3 * CLOCK_SLACK
+    def _replay_offset(self, position: ReaderPosition) -> Offset:
+        since = position.newest or self._oldest
+        return position.offset if since is None else since - 3 * CLOCK_SLACK

@@ -1,4 +1,4 @@
-"""Pure: the rule by which a reader gets each event and each log line once, from any mixture of sources."""
+"""One sequence of events out of several sources: each event and each log line once, lines in order. No I/O."""
 
 from dataclasses import replace
 from typing import Final
@@ -9,14 +9,14 @@ from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Cancelled, Completed, Failed, Gap, Log
 from rabbit2docker_schemas.ids import EventId, lines_event_id
 
-HELD: Final = 200
-"""Events that wait for lines before them. What is out of order by more than this is missing."""
-REMEMBERED: Final = 20_000
-"""Ids of a tenant's events: repetitions come within seconds, or are read again from where they were."""
+MAX_HELD: Final = 200
+"""Events held back until the lines before them arrive. Lines that are later than this count as missing."""
+SEEN_IDS: Final = 20_000
+"""Ids remembered of a tenant's events. Repetitions follow within seconds, or after a replay of the stream."""
 
 
 class Deduplicator:
-    """Takes events in the order they come, with repetitions and overlaps, and gives what is new."""
+    """Drops repeated events and cuts overlapping lines, for events that arrive in order."""
 
     def __init__(self) -> None:
         """Start with nothing seen."""
@@ -24,26 +24,26 @@ class Deduplicator:
         self._highest: dict[tuple[str, int], int] = {}
 
     def next_line(self, build_id: str, attempt: int) -> int:
-        """Return the number of the line that comes next."""
+        """Return the number of the line that is expected next."""
         return self._highest.get((build_id, attempt), -1) + 1
 
-    def take(self, event: Event) -> list[Event]:
-        """Return what is new of this event: nothing, it, or its new lines, perhaps after a gap that nobody told."""
+    def push(self, event: Event) -> list[Event]:
+        """Return the news in an event: nothing, the event, or its new lines, with a gap before them if lines are missing."""
         match event.data:
             case Log() as log:
-                return self._lines(event, log)
+                return self._new_lines(event, log)
             case Gap() as gap:
-                return self._gap(event, gap)
+                return self._new_gap(event, gap)
             case _:
-                return self._once(event)
+                return self._unseen(event)
 
-    def _once(self, event: Event) -> list[Event]:
+    def _unseen(self, event: Event) -> list[Event]:
         if event.id in self._seen:
             return []
         self._seen.add(event.id)
         return [event]
 
-    def _lines(self, event: Event, log: Log) -> list[Event]:
+    def _new_lines(self, event: Event, log: Log) -> list[Event]:
         key = (log.build_id, log.attempt)
         highest = self._highest.get(key, -1)
         last = log.n + len(log.lines) - 1
@@ -51,7 +51,7 @@ class Deduplicator:
             return []
         self._highest[key] = last
         if log.n > highest + 1:
-            return [untold_gap(event, log.build_id, log.attempt, highest + 1, log.n - 1), event]
+            return [inferred_gap(event, log.build_id, log.attempt, highest + 1, log.n - 1), event]
         known = highest + 1 - log.n
         if not known:
             return [event]
@@ -59,7 +59,7 @@ class Deduplicator:
         new_id = lines_event_id(log.build_id, log.attempt, rest.n, last, rest.kind)
         return [replace(event, id=new_id, data=rest)]
 
-    def _gap(self, event: Event, gap: Gap) -> list[Event]:
+    def _new_gap(self, event: Event, gap: Gap) -> list[Event]:
         key = (gap.build_id, gap.attempt)
         highest = self._highest.get(key, -1)
         if gap.last <= highest:
@@ -69,64 +69,64 @@ class Deduplicator:
 
 
 class SeenFilter:
-    """Gives events whose id has not come lately, for a reader of all builds; it has nothing that waits."""
+    """Drops events whose id was seen recently, for a reader of all builds. Holds nothing back."""
 
-    waits: Final = False
+    is_holding: Final = False
 
     def __init__(self) -> None:
         """Start with nothing seen."""
-        self._seen: LRUCache[EventId, bool] = LRUCache(REMEMBERED)
+        self._seen: LRUCache[EventId, bool] = LRUCache(SEEN_IDS)
 
-    def take(self, event: Event) -> list[Event]:
-        """Return the event, or nothing when it was seen."""
+    def push(self, event: Event) -> list[Event]:
+        """Return the event, or nothing if its id was seen."""
         if event.id in self._seen:
             return []
         self._seen[event.id] = True
         return [event]
 
-    def give_up(self) -> list[Event]:
+    def flush(self) -> list[Event]:
         """Return nothing."""
         return []
 
 
 class Resequencer:
-    """Gives what `Merged` gives, and lets lines that came too early, or an end, wait for the lines before them."""
+    """A Deduplicator for events in any order: early lines, and an early end, are held until the lines before arrive."""
 
     def __init__(self) -> None:
         """Start with nothing seen."""
-        self._merged = Deduplicator()
+        self._deduplicator = Deduplicator()
         self._held: list[Event] = []
 
     @property
-    def waits(self) -> bool:
-        """Tell whether lines are missing before something that is here."""
+    def is_holding(self) -> bool:
+        """Return whether an event is held back because lines before it are missing."""
         return bool(self._held)
 
-    def take(self, event: Event) -> list[Event]:
-        """Return what can be given now that this event is here."""
+    def push(self, event: Event) -> list[Event]:
+        """Return the events that are ready once this one has arrived."""
         if self._is_early(event):
             if all(event.id != held.id for held in self._held):
                 self._held.append(event)
-            return self.give_up() if len(self._held) > HELD else []
-        given = self._merged.take(event)
-        for held in self._in_turn():
+            return self.flush() if len(self._held) > MAX_HELD else []
+        ready = self._deduplicator.push(event)
+        for held in self._held_in_order():
             if not self._is_early(held):
                 self._held.remove(held)
-                given += self._merged.take(held)
-        return given
+                ready += self._deduplicator.push(held)
+        return ready
 
-    def give_up(self) -> list[Event]:
-        """Return all that waits, with a gap for each hole."""
-        given: list[Event] = []
-        for event in self._in_turn():
-            if (lost := self._lost_before_end(event)) is not None:
-                given += self._merged.take(lost)
-            given += self._merged.take(event)
+    def flush(self) -> list[Event]:
+        """Return everything that was held back, with a gap in place of missing lines."""
+        ready: list[Event] = []
+        for event in self._held_in_order():
+            if (gap := self._gap_before_end(event)) is not None:
+                ready += self._deduplicator.push(gap)
+            ready += self._deduplicator.push(event)
         self._held.clear()
-        return given
+        return ready
 
-    def _in_turn(self) -> list[Event]:
-        def place(event: Event) -> tuple[bool, int, int]:
+    def _held_in_order(self) -> list[Event]:
+        def order(event: Event) -> tuple[bool, int, int]:
             data = event.data
             match data:
                 case Log():
@@ -136,36 +136,36 @@ class Resequencer:
                 case _:
                     return (True, 0, 0)
 
-        return sorted(self._held, key=place)
+        return sorted(self._held, key=order)
 
     def _is_early(self, event: Event) -> bool:
         data = event.data
         match data:
             case Log():
-                return data.n > self._merged.next_line(data.build_id, data.attempt)
+                return data.n > self._deduplicator.next_line(data.build_id, data.attempt)
             case Gap():
-                return data.first > self._merged.next_line(data.build_id, data.attempt)
+                return data.first > self._deduplicator.next_line(data.build_id, data.attempt)
             case Completed() | Failed() | Cancelled():
                 return (
                     any(not held.is_terminal for held in self._held)
-                    or self._lost_before_end(event) is not None
+                    or self._gap_before_end(event) is not None
                 )
             case _:
                 return False
 
-    def _lost_before_end(self, event: Event) -> Event | None:
-        """Return the gap between the last line that came and the last one that the build's end counts."""
+    def _gap_before_end(self, event: Event) -> Event | None:
+        """Return the gap between the last line that arrived and the line count in a terminal event."""
         data = event.data
         if not isinstance(data, Completed | Failed | Cancelled) or not data.attempt or not data.lines:
             return None
-        first = self._merged.next_line(data.build_id, data.attempt)
+        first = self._deduplicator.next_line(data.build_id, data.attempt)
         if first >= data.lines:
             return None
-        return untold_gap(event, data.build_id, data.attempt, first, data.lines - 1)
+        return inferred_gap(event, data.build_id, data.attempt, first, data.lines - 1)
 
 
-def untold_gap(event: Event, build_id: str, attempt: int, first: int, last: int) -> Event:
-    """Return a gap that nobody has published, in the place before `event`."""
+def inferred_gap(event: Event, build_id: str, attempt: int, first: int, last: int) -> Event:
+    """Return a gap that was never published, placed before `event`."""
     gap = Gap(
         build_id=build_id,
         attempt=attempt,

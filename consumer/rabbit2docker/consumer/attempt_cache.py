@@ -1,7 +1,8 @@
-"""What is known of all attempts, indexed the way intake, following and cleaning ask for it."""
+"""Attempts as the executor last reported them, indexed for intake, following and cleaning."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
+from typing import assert_never
 
 from rabbit2docker.consumer.executors.base import (
     Attempt,
@@ -10,19 +11,37 @@ from rabbit2docker.consumer.executors.base import (
     Change,
     Changed,
     Removed,
+    StoredOutcome,
     Synced,
 )
+from rabbit2docker_schemas.events import Cancelled, Completed, Failed, Kind, TerminalEventData
 
 Listener = Callable[[Change], None]
 
 
 def is_reported(attempt: Attempt) -> bool:
-    """Tell whether the attempt ended and its end is told: nothing more will come of it."""
+    """True once the outcome of the attempt is published: nothing further will be."""
     return attempt.status.reported
 
 
+def terminal_event_of(outcome: StoredOutcome) -> TerminalEventData:
+    """Return the terminal event that a record holds. Raises ValueError when it holds another kind of outcome."""
+    kind = Kind(outcome.kind)
+    match kind:
+        case Kind.COMPLETED:
+            return Completed.model_validate(outcome.data)
+        case Kind.FAILED:
+            return Failed.model_validate(outcome.data)
+        case Kind.CANCELLED:
+            return Cancelled.model_validate(outcome.data)
+        case Kind.ACCEPTED | Kind.REJECTED | Kind.PROGRESS | Kind.LOG | Kind.GAP:
+            raise ValueError(f"{kind} does not end a build")
+        case unhandled:
+            assert_never(unhandled)
+
+
 class AttemptCache:
-    """A mirror of the executor's records, fed by its changes and, ahead of them, by our own writes."""
+    """A cache of the executor's records, fed by its changes and, ahead of them, by this replica's own writes."""
 
     def __init__(self, executor: AttemptStore) -> None:
         """Start empty; `run` fills it."""
@@ -32,12 +51,12 @@ class AttemptCache:
         self.synced = asyncio.Event()
 
     async def run(self) -> None:
-        """Mirror until cancelled."""
+        """Apply the executor's changes until cancelled."""
         async for change in self._executor.changes():
             self.apply(change)
 
     def apply(self, change: Change) -> None:
-        """Take in a change and tell the listeners."""
+        """Apply a change and notify the subscribers."""
         match change:
             case Changed(attempt):
                 self._by_name[attempt.name] = attempt
@@ -45,16 +64,18 @@ class AttemptCache:
                 self._by_name.pop(name, None)
             case Synced():
                 self.synced.set()
+            case unhandled:
+                assert_never(unhandled)
         for listener in self._listeners:
             listener(change)
 
     def put(self, attempt: Attempt) -> Attempt:
-        """Take in a snapshot that one of our own calls returned, without waiting for the executor to tell it."""
+        """Store a snapshot that one of our own calls returned, ahead of the executor's change."""
         self.apply(Changed(attempt))
         return attempt
 
     def subscribe(self, listener: Listener) -> None:
-        """Have `listener` called with each change, in the order they come. It must not block."""
+        """Have `listener` called with each change, in order. It must not block."""
         self._listeners.append(listener)
 
     def __iter__(self) -> Iterator[Attempt]:
@@ -62,7 +83,7 @@ class AttemptCache:
         return iter(list(self._by_name.values()))
 
     def get(self, name: AttemptName) -> Attempt | None:
-        """Return the last snapshot."""
+        """Return the last snapshot of the attempt."""
         return self._by_name.get(name)
 
     def live_count(self) -> int:
@@ -87,7 +108,7 @@ class AttemptCache:
         )
 
     def unfinished_like(self, fingerprint: str) -> Attempt | None:
-        """Return the last attempt of a build of this fingerprint that a request may still join."""
+        """Return the last attempt of a build with this fingerprint that a request may still join."""
         return _newest(
             attempt
             for attempt in self._by_name.values()

@@ -1,4 +1,4 @@
-"""Turns what happened into events with the right id, and has them confirmed."""
+"""Events published with deterministic ids: a repetition has the id of the original, so readers can drop it."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -19,10 +19,10 @@ from rabbit2docker_schemas.events import (
 
 
 class EventPublisher:
-    """Publishes events. Each method returns when RabbitMQ has confirmed; all may raise BrokerUnavailable."""
+    """Publishes events. Each method returns once RabbitMQ has confirmed; all may raise BrokerUnavailable."""
 
     def __init__(self, publisher: Publisher, *, instance: str, now: Callable[[], datetime] = utc_now) -> None:
-        """Take the `instance` for `ce-source`."""
+        """Name `instance` in `ce-source`."""
         self._publisher = publisher
         self._source = f"/builds/{instance}"
         self._now = now
@@ -33,30 +33,30 @@ class EventPublisher:
         )
 
     async def publish_accepted(self, tenant: str, data: Accepted) -> None:
-        """Say that a request is a build now."""
+        """Publish that a request has a build."""
         await self._publish(ids.request_event_id(tenant, data.request_id, data.kind), tenant, data)
 
     async def publish_rejected(self, tenant: str, data: Rejected) -> None:
-        """Say that a request will be no build."""
+        """Publish that a request will not become a build."""
         await self._publish(ids.request_event_id(tenant, data.request_id, data.kind), tenant, data)
 
     async def publish_progress(self, tenant: str, data: Progress, *, about: str) -> None:
-        """Say how far a build is; `about` is the same whenever the same is said again."""
+        """Publish how far a build is. Repetitions of the same progress must have the same `about`."""
         await self._publish(ids.progress_event_id(data.build_id, data.attempt, about), tenant, data)
 
     async def publish_log(self, tenant: str, data: Log) -> None:
-        """Tell lines of the log."""
+        """Publish lines of the log."""
         last = data.n + len(data.lines) - 1
         await self._publish(
             ids.lines_event_id(data.build_id, data.attempt, data.n, last, data.kind), tenant, data
         )
 
     async def publish_gap(self, tenant: str, data: Gap) -> None:
-        """Tell that lines are lost."""
+        """Publish that lines of the log are lost."""
         await self._publish(
             ids.lines_event_id(data.build_id, data.attempt, data.first, data.last, data.kind), tenant, data
         )
 
     async def publish_terminal(self, tenant: str, data: TerminalEventData) -> None:
-        """Tell the one end of a build."""
+        """Publish the end of a build, of which there is one."""
         await self._publish(ids.terminal_event_id(data.build_id), tenant, data)

@@ -8,7 +8,6 @@ from typing import Final
 
 import structlog
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST
 
 from rabbit2docker import metrics
 from rabbit2docker.errors import ConfigurationError
@@ -17,13 +16,13 @@ log = structlog.get_logger()
 
 TICK_SECONDS: Final = 1.0
 STUCK_SECONDS: Final = 30.0
-"""A loop that has not ticked for this long counts as dead. The broker's health is no part of liveness: its
-outage must not restart the fleet."""
+"""An event loop that has not ticked for this long counts as dead. The broker is no part of liveness: its outage
+must not restart the fleet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that has to be well before requests can be taken."""
+    """One condition for readiness."""
 
     name: str
     ok: bool
@@ -31,10 +30,13 @@ class Check:
 
 
 class Health:
-    """The HTTP server."""
+    """The HTTP server for health and metrics."""
 
     def __init__(self, bind: str, readiness: Callable[[], Sequence[Check]]) -> None:
-        """Take `bind` as host:port, port 0 for a free one, and the function that makes the checks."""
+        """Listen on `bind`, as host:port with port 0 for a free one; `readiness` returns the current checks.
+
+        Raises ConfigurationError when `bind` has another form.
+        """
         host, separator, port = bind.rpartition(":")
         if not separator or not port.isdigit():
             raise ConfigurationError(f"http.bind must be host:port, such as 127.0.0.1:8090, not {bind!r}.")
@@ -45,7 +47,7 @@ class Health:
         self.started = asyncio.Event()
 
     async def run(self) -> None:
-        """Serve until cancelled. Raises ConfigurationError when the address cannot be had."""
+        """Serve until cancelled. Raises ConfigurationError when the address is not available."""
         app = web.Application()
         app.router.add_get("/health/live", self._live)
         app.router.add_get("/health/ready", self._ready)
@@ -64,7 +66,7 @@ class Health:
             host, port = runner.addresses[0][:2]
             self.address = f"http://{host}:{port}"
             self.started.set()
-            log.info("health and metrics are served", address=self.address)
+            log.info("health server started", address=self.address)
             await self._tick()
         finally:
             await runner.cleanup()
@@ -75,7 +77,7 @@ class Health:
             await asyncio.sleep(TICK_SECONDS)
 
     async def _live(self, request: web.Request) -> web.Response:
-        # The answer itself proves that the loop turns; the age shows how smoothly.
+        # The response itself proves that the loop runs; the age shows how smoothly.
         age = time.monotonic() - self._ticked
         return web.json_response(
             {"ok": age < STUCK_SECONDS, "tick_age_seconds": round(age, 3)},
@@ -94,4 +96,4 @@ class Health:
         )
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return web.Response(body=metrics.render(), headers={"Content-Type": metrics.CONTENT_TYPE})

@@ -1,4 +1,7 @@
-"""Which builds are this replica's to follow, and how many it may start: agreed without talking, from who lives."""
+"""Ownership of builds and of slots, which every replica computes from the list of live replicas.
+
+Replicas need no messages to agree: each build belongs to the replica that ranks first for its id.
+"""
 
 import asyncio
 from collections import Counter
@@ -16,21 +19,21 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """One replica's part of the limit on live attempts."""
+    """One replica's share of the limit on live attempts."""
 
     free: int
-    """How many more it may start."""
-    part: int
-    """How many it may have."""
+    """Attempts that it may start now."""
+    share: int
+    """Attempts that it may have in all."""
     reserved: int
-    """How many of them bulk requests never take."""
+    """Slots of the share that bulk requests never take."""
 
 
 class Ownership:
-    """Knows the living replicas. Owns nothing before the first word about them, nor while it is cut off."""
+    """Decides what this replica owns: nothing before the first list of members, nor while it is not on the list."""
 
     def __init__(self, executor: Membership) -> None:
-        """Ask `executor` who lives."""
+        """Take the members from `executor`; `run` reads them."""
         self._executor = executor
         self._members = Members("", frozenset())
         self._listeners: list[Callable[[], None]] = []
@@ -39,10 +42,10 @@ class Ownership:
     async def run(self) -> None:
         """Follow the members until cancelled."""
         async for members in self._executor.members():
-            gone = sorted(self._members.live - members.live)
-            come = sorted(members.live - self._members.live)
+            left = sorted(self._members.live - members.live)
+            joined = sorted(members.live - self._members.live)
             if self.known.is_set() or members.live != {members.me}:
-                log.info("the replicas changed", live=len(members.live), come=come, gone=gone)
+                log.info("replicas changed", live=len(members.live), joined=joined, left=left)
             self._members = members
             if members.live:
                 self.known.set()
@@ -50,39 +53,37 @@ class Ownership:
                 listener()
 
     def subscribe(self, listener: Callable[[], None]) -> None:
-        """Have `listener` called when builds change hands. It must not block."""
+        """Have `listener` called when builds change owners. It must not block."""
         self._listeners.append(listener)
 
     def is_mine(self, key: str) -> bool:
-        """Tell whether what `key` names, such as a build id, is this replica's."""
+        """Return whether this replica owns `key`, such as a build id."""
         members = self._members
         return members.me in members.live and ranked(key, members.live)[0] == members.me
 
     def slots(self, limits: LimitSettings, attempts: Iterable[Attempt]) -> Slots:
-        """Return what this replica may start now so that all together never exceed the limit."""
+        """Return the slots of this replica, such that all replicas together never exceed the limit."""
         members = self._members
         if members.me not in members.live:
             return Slots(0, 0, 0)
-        held: Counter[str] = Counter()
-        for attempt in attempts:
-            if attempt.is_live:
-                created_by = attempt.created_by
-                held[
-                    created_by
-                    if created_by in members.live
-                    else ranked(attempt.spec.build_id, members.live)[0]
-                ] += 1
+        held = Counter(_slot_holder(attempt, members.live) for attempt in attempts if attempt.is_live)
         free = shares(limits.concurrent_builds, members.live, held)[members.me]
         rank, count = sorted(members.live).index(members.me), len(members.live)
         reserved = limits.reserved_for_interactive
         return Slots(free, free + held[members.me], reserved // count + (rank < reserved % count))
 
 
-def shares(limit: int, members: Iterable[str], held: Mapping[str, int]) -> dict[str, int]:
-    """Return how many slots each member may take now, given how many each holds.
+def _slot_holder(attempt: Attempt, live: frozenset[str]) -> str:
+    """Return the member whose slot the attempt takes: its creator or, once that is gone, its heir."""
+    created_by = attempt.created_by
+    return created_by if created_by in live else ranked(attempt.spec.build_id, live)[0]
 
-    Each has a fixed part of the limit, so that two that look at the same moment cannot both take the last slot. Who
-    holds more than a part, as others came later, keeps it, and the parts of the others are cut from what is left.
+
+def shares(limit: int, members: Iterable[str], held: Mapping[str, int]) -> dict[str, int]:
+    """Return the slots that each member may take now, given the slots that each holds.
+
+    Each has a fixed share of the limit, so that two that look at the same moment cannot both take the last slot. A
+    member that holds more, because others joined later, keeps it; the others share what is left.
     """
     names = sorted(members)
     fixed: dict[str, int] = {}
@@ -91,8 +92,8 @@ def shares(limit: int, members: Iterable[str], held: Mapping[str, int]) -> dict[
         if not open_:
             return dict.fromkeys(names, 0)
         rest = max(0, limit - sum(fixed.values()))
-        part = {name: rest // len(open_) + (rank < rest % len(open_)) for rank, name in enumerate(open_)}
-        over = [name for name in open_ if held.get(name, 0) > part[name]]
+        share = {name: rest // len(open_) + (rank < rest % len(open_)) for rank, name in enumerate(open_)}
+        over = [name for name in open_ if held.get(name, 0) > share[name]]
         if not over:
-            return {name: 0 if name in fixed else part[name] - held.get(name, 0) for name in names}
+            return {name: 0 if name in fixed else share[name] - held.get(name, 0) for name in names}
         fixed.update({name: held[name] for name in over})

@@ -1,4 +1,4 @@
-"""Puts the parts together and keeps them running until a signal: the whole consumer in one place."""
+"""The consumer service: wires its parts together and runs them until a signal."""
 
 import asyncio
 import signal
@@ -14,10 +14,10 @@ from rabbit2docker.consumer.attempt_cache import AttemptCache
 from rabbit2docker.consumer.cleaner import Cleaner
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.executors.base import Executor
-from rabbit2docker.consumer.executors.local.executor import LocalExecutor
 from rabbit2docker.consumer.following.follower import FollowerContext
 from rabbit2docker.consumer.following.supervisor import FollowerSupervisor
 from rabbit2docker.consumer.health import Check, Health
+from rabbit2docker.consumer.images.base import FindImage
 from rabbit2docker.consumer.images.registry import Registry
 from rabbit2docker.consumer.intake.admission import Admission, AdmissionContext, AdmissionOutcome
 from rabbit2docker.consumer.intake.cancellation import Cancellation
@@ -26,30 +26,35 @@ from rabbit2docker.consumer.intake.worker import IntakeWorker
 from rabbit2docker.consumer.ownership import Ownership
 from rabbit2docker.consumer.providers.catalog import Providers
 from rabbit2docker.consumer.providers.http import open_session
-from rabbit2docker.errors import ConfigurationError, Rabbit2DockerError
+from rabbit2docker.errors import ConfigurationError
 from rabbit2docker.settings import ExecutorKind, Settings
+from rabbit2docker.tasks import cancel_and_wait, first_set, root_cause
 from rabbit2docker_schemas.routing import BULK_QUEUE, CANCEL_QUEUE, REQUESTS_QUEUE
 
 log = structlog.get_logger()
 
 DRAIN_SECONDS: Final = 8.0
-"""What is in intake at a SIGTERM may take this long: seconds, as it does in ordinary times. Builds are not waited for."""
+"""Time that deliveries in hand have to finish at a SIGTERM: intake takes seconds. Builds are not waited for."""
 
 
 def make_executor(settings: Settings) -> Executor:
     """Return the executor that the settings name; raises ConfigurationError."""
-    match settings.executor:
-        case ExecutorKind.LOCAL:
-            return LocalExecutor(settings)
-        case ExecutorKind.KUBERNETES:
-            # Only here: the library is an extra, and takes a while to import.
-            try:
+    # Imported only here: an installation has the packages of the executor that it uses.
+    try:
+        match settings.executor:
+            case ExecutorKind.LOCAL:
+                from rabbit2docker.consumer.executors.local.executor import LocalExecutor
+
+                return LocalExecutor(settings)
+            case ExecutorKind.KUBERNETES:
                 from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor
-            except ImportError as error:
-                raise ConfigurationError(
-                    f"The kubernetes executor needs {error.name}: pip install 'rabbit2docker[kubernetes]'."
-                ) from error
-            return KubernetesExecutor(settings)
+
+                return KubernetesExecutor(settings)
+    except ModuleNotFoundError as error:
+        kind = settings.executor
+        raise ConfigurationError(
+            f"The {kind} executor needs {error.name}: pip install 'rabbit2docker[{kind}]'."
+        ) from error
 
 
 class Service:
@@ -64,7 +69,13 @@ class Service:
         self._events = EventPublisher(self._broker.publisher, instance=settings.instance)
         self._ownership = Ownership(self._executor)
         self._capacity = Capacity(self._broker.source, self._attempts, self._ownership, settings)
-        self._cancelling = Cancellation(self._executor, self._attempts)
+        self._cancellation = Cancellation(self._executor, self._attempts)
+        self._cleaner = Cleaner(
+            self._executor,
+            self._attempts,
+            self._ownership,
+            keep_seconds=settings.limits.keep_ended_seconds,
+        )
         self._health = Health(settings.http.bind, self._checks)
         self._stack = AsyncExitStack()
         self._stopping = False
@@ -75,54 +86,51 @@ class Service:
         await self._stack.__aenter__()
         session = await self._stack.enter_async_context(open_session(self._settings.providers))
         registry = Registry(session, self._settings.images, self._settings.docker)
-        self._crew = FollowerSupervisor(
-            FollowerContext(
-                executor=self._executor,
-                attempts=self._attempts,
-                events=self._events,
-                find_image=registry.find,
-                settings=self._settings,
-            ),
-            self._ownership,
-        )
-        admission = Admission(
-            AdmissionContext(
-                executor=self._executor,
-                attempts=self._attempts,
-                events=self._events,
-                catalog=Providers(self._settings.providers, session),
-                find_image=registry.find,
-                settings=self._settings,
-                cancelling=self._cancelling,
-                before_ack=self._capacity.before_ack,
-            )
-        )
-        self._intake = IntakeWorker(
-            source=self._broker.source,
-            events=self._events,
-            admission=admission,
-            cancelling=self._cancelling,
-            capacity=self._capacity,
-            max_bytes=self._settings.limits.message_bytes,
-        )
+        providers = Providers(self._settings.providers, session)
+        self._supervisor = self._make_supervisor(registry.find)
+        self._intake = self._make_intake(providers, registry.find)
         await self._stack.enter_async_context(self._executor)
         return self
 
     async def __aexit__(self, *exc: Any) -> None:
-        """Close what was opened; builds run on."""
+        """Close everything; builds run on."""
         await self._stack.__aexit__(*exc)
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop` is set, then come to an orderly end.
-
-        Raises what makes further work senseless: ConfigurationError, AccessRefused, TopologyMismatch.
-        """
-        cleaner = Cleaner(
-            self._executor,
-            self._attempts,
-            self._ownership,
-            keep_seconds=self._settings.limits.keep_ended_seconds,
+    def _make_supervisor(self, find_image: FindImage) -> FollowerSupervisor:
+        context = FollowerContext(
+            executor=self._executor,
+            attempts=self._attempts,
+            events=self._events,
+            find_image=find_image,
+            settings=self._settings,
         )
+        return FollowerSupervisor(context, self._ownership)
+
+    def _make_intake(self, providers: Providers, find_image: FindImage) -> IntakeWorker:
+        context = AdmissionContext(
+            executor=self._executor,
+            attempts=self._attempts,
+            events=self._events,
+            providers=providers,
+            find_image=find_image,
+            settings=self._settings,
+            cancellation=self._cancellation,
+            before_ack=self._capacity.before_ack,
+        )
+        return IntakeWorker(
+            source=self._broker.source,
+            events=self._events,
+            admission=Admission(context),
+            cancellation=self._cancellation,
+            capacity=self._capacity,
+            max_bytes=self._settings.limits.message_bytes,
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run until `stop` is set, then shut down in order: intake, followers, connections.
+
+        Raises an error that retries cannot cure: ConfigurationError, AccessRefused, TopologyMismatch.
+        """
         async with asyncio.TaskGroup() as group:
 
             def start(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -135,23 +143,23 @@ class Service:
                 start("ownership", self._ownership.run()),
             ]
             for known in (self._attempts.synced, self._ownership.known):
-                await _first(known, stop)
-            crew = start("crew", self._crew.run())
+                await first_set(known, stop)
+            supervisor = start("supervisor", self._supervisor.run())
             intake = [
                 start("capacity", self._capacity.run()),
                 start("intake", self._intake.run()),
-                start("cleaner", cleaner.run()),
+                start("cleaner", self._cleaner.run()),
             ]
             log.info("ready to take requests", executor=self._settings.executor.value)
             await stop.wait()
             await self._drain(intake)
-            await _end([crew])
-            await _end(base)
+            await cancel_and_wait([supervisor])
+            await cancel_and_wait(base)
 
     async def _drain(self, intake: Sequence[asyncio.Task[None]]) -> None:
         self._stopping = True
-        log.info("stopping: no further requests are taken, builds run on")
-        await _end(intake)
+        log.info("service stopping")
+        await cancel_and_wait(intake)
         for queue in (REQUESTS_QUEUE, BULK_QUEUE, CANCEL_QUEUE):
             await self._broker.source.set_prefetch(queue, 0)
         await self._intake.drain(DRAIN_SECONDS)
@@ -171,31 +179,8 @@ class Service:
         return [*checks, Check("intake", not self._stopping, state)]
 
 
-async def _first(*events: asyncio.Event) -> None:
-    """Wait until one of the events is set."""
-    waits = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-
-
-async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        ours = [item for item in error.exceptions if isinstance(item, Rabbit2DockerError)]
-        error = (ours or error.exceptions)[0]
-    return error
-
-
 async def run(settings: Settings) -> None:
-    """Run the consumer until SIGTERM or SIGINT. Raises what makes it senseless to go on."""
+    """Run the consumer until SIGTERM or SIGINT. Raises an error that retries cannot cure."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -203,5 +188,5 @@ async def run(settings: Settings) -> None:
         async with Service(settings) as service:
             await service.run(stop)
     except BaseExceptionGroup as group:
-        raise _root_cause(group) from None
-    log.info("stopped")
+        raise root_cause(group) from None
+    log.info("service stopped")

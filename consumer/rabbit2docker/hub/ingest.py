@@ -1,8 +1,8 @@
-"""Feeds the store with all events of a tenant.
+"""Ingest: the store's copy of everything that happens to a tenant's builds.
 
-Events come from the hub's own queue and, where that may not have all, from the tenant's stream. The queue's are acknowledged
-as they come, before they are stored: whatever a crash takes with it is read again from the stream, because each
-transaction also remembers how far the store has come, and that is where reading begins the next time, with some slack.
+Events come from the hub's own queue and, where that may not have all of them, from the tenant's stream. The queue's
+events are acknowledged before they are stored. What a crash loses is read again from the stream: each transaction also
+stores how far the store has come, and reading begins there the next time, with some slack.
 """
 
 import asyncio
@@ -14,10 +14,11 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from rabbit2docker import metrics
-from rabbit2docker.amqp.event_consumer import IN_OTHER_HANDS
+from rabbit2docker.amqp.event_consumer import QUEUE_IN_USE
 from rabbit2docker.client.build_events import BuildEvents
 from rabbit2docker.errors import BrokerUnavailable, StoreRefused, StoreUnavailable, TopologyMismatch
 from rabbit2docker.hub.store.store import Store
+from rabbit2docker.retry import retry_forever
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Accepted
@@ -27,79 +28,78 @@ T = TypeVar("T")
 
 BATCH_EVENTS: Final = 500
 BATCH_SECONDS: Final = 0.1
-"""An event waits so long for others, so that a busy log costs few transactions."""
+"""An event waits this long for others, so that a busy log costs few transactions."""
 RETRY_SECONDS: Final = 2.0
-FORGET_SECONDS: Final = 3600.0
+CLEAN_UP_SECONDS: Final = 3600.0
 SLACK: Final = timedelta(minutes=2)
-"""By how much the clocks of consumers may differ from RabbitMQ's, and the order of the queue from the stream's."""
-BEGINNING: Final = datetime(2000, 1, 1, tzinfo=UTC)
-"""Before any stream."""
+"""By how much the consumers' clocks may differ from RabbitMQ's, and the queue's order from the stream's."""
+BEFORE_ANY_STREAM: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def queue_name(settings: Settings) -> str:
-    """Return the name of the hub, under which its events wait for it."""
+    """Return the name of the hub, which its durable queue carries."""
     return settings.hub.name or f"{settings.tenant}.service"
 
 
 class Ingester:
-    """Keeps a store up to date. Of several programs with the same queue one does it, and the others stand by."""
+    """Writes a tenant's events to the store. Of several programs on one queue, one writes and the others stand by."""
 
     def __init__(self, store: Store, settings: Settings) -> None:
-        """Take the store to feed, and the settings of RabbitMQ, tenant, queue and retention."""
+        """Take the store to write to, and the settings of RabbitMQ, tenant, queue and retention."""
         self._store = store
         self._settings = settings
         self._events: BuildEvents | None = None
         self._trouble = ""
         self._waiting_since: datetime | None = None
-        self._under_way = 0
+        self._running_builds = 0
 
     @property
     def is_standby(self) -> bool:
-        """Tell whether another program feeds the store now."""
-        return self._events is not None and self._events.problem.startswith(IN_OTHER_HANDS)
+        """True while another program writes to the store."""
+        return self._events is not None and self._events.problem.startswith(QUEUE_IN_USE)
 
     @property
     def problem(self) -> str:
-        """Return why the store is not fed, for people; empty while it is, by whomever."""
+        """The reason why the store gets no events, as text for people; empty while any program writes to it."""
         if self._trouble or self.is_standby:
             return self._trouble
         return "not connected yet" if self._events is None else self._events.problem
 
     @property
     def behind_seconds(self) -> float:
-        """Return the age of the oldest event that has come and is not stored yet; 0 if there is none."""
+        """Age in seconds of the oldest received event that is not stored yet; 0 if there is none."""
         since = self._waiting_since
         return 0.0 if since is None else max(0.0, (datetime.now(UTC) - since).total_seconds())
 
     async def run(self) -> None:
-        """Feed until cancelled, whatever is away for a time. Raises AccessRefused when RabbitMQ refuses us."""
-        # Looked at when the metrics are: of several instances, only the one that feeds says how many builds there are.
-        metrics.BINDERHUB_IN_PROGRESS.set_function(lambda: 0 if self.is_standby else self._under_way)
+        """Ingest until cancelled, through outages of RabbitMQ and database. Raises AccessRefused."""
+        # Evaluated when metrics are scraped: of several instances, only the one that writes reports running builds.
+        metrics.BINDERHUB_IN_PROGRESS.set_function(lambda: 0 if self.is_standby else self._running_builds)
         metrics.HUB_STORE_BEHIND.set_function(lambda: self.behind_seconds)
-        await _together(self._feed_for_ever(), self._forget_for_ever())
+        await _run_together(self._ingest_forever(), self._delete_expired_forever())
 
-    async def _feed_for_ever(self) -> None:
+    async def _ingest_forever(self) -> None:
         while True:
             self._events = BuildEvents(self._settings.amqp, self._settings.tenant, queue_name(self._settings))
             try:
                 async with self._events:
-                    await self._feed(self._events)
+                    await self._ingest(self._events)
             except (TopologyMismatch, BrokerUnavailable) as error:
-                # A consumer that starts for the first time makes what is missing.
+                # A consumer that starts for the first time declares what is missing.
                 self._trouble = str(error)
-                log.warning("builds cannot be remembered yet", why=str(error), seconds=RETRY_SECONDS)
+                log.warning("ingest interrupted", reason=str(error), delay_seconds=RETRY_SECONDS)
             await asyncio.sleep(RETRY_SECONDS)
             self._trouble = ""
 
-    async def _feed(self, events: BuildEvents) -> None:
-        # Asked for only now: another instance may have fed the store until a moment ago.
-        position = await self._insist(self._store.position)
-        since = BEGINNING if position is None else position - SLACK
-        self._store.tally.begin(datetime.now(UTC) if position is None else None)
-        self._under_way = await self._insist(self._store.running_count)
-        log.info("the store is fed", since=since.isoformat(), store=self._store.address)
+    async def _ingest(self, events: BuildEvents) -> None:
+        # Read only now: until a moment ago another instance may have written to the store.
+        position = await self._retried(self._store.position)
+        since = BEFORE_ANY_STREAM if position is None else position - SLACK
+        self._store.metrics.begin(datetime.now(UTC) if position is None else None)
+        self._running_builds = await self._retried(self._store.running_count)
+        log.info("ingest started", since=since.isoformat(), store=self._store.address)
         inbox: asyncio.Queue[Event] = asyncio.Queue(BATCH_EVENTS)
-        await _together(self._read(events, since, inbox), self._write(inbox))
+        await _run_together(self._read(events, since, inbox), self._write(inbox))
 
     async def _read(self, events: BuildEvents, since: datetime, inbox: asyncio.Queue[Event]) -> None:
         async with aclosing(events.all(since=since)) as everything:
@@ -114,51 +114,51 @@ class Ingester:
                 await asyncio.sleep(BATCH_SECONDS)
             while len(batch) < BATCH_EVENTS and not inbox.empty():
                 batch.append(inbox.get_nowait())
-            await self._keep(batch)
+            await self._store_batch(batch)
             if any(event.is_terminal or isinstance(event.data, Accepted) for event in batch):
-                self._under_way = await self._insist(self._store.running_count)
+                self._running_builds = await self._retried(self._store.running_count)
             self._waiting_since = None if inbox.empty() else batch[-1].time
 
-    async def _keep(self, batch: list[Event]) -> None:
-        # The least: a consumer's clock that is ahead must not make us skip what others have published meanwhile.
+    async def _store_batch(self, batch: list[Event]) -> None:
+        # The earliest time: a consumer's clock that is ahead must not make us skip what others publish in the meantime.
         position = min([datetime.now(UTC), *(event.time for event in batch)])
         try:
-            await self._insist(lambda: self._store.put(batch, position=position))
+            await self._retried(lambda: self._store.put(batch, position=position))
         except StoreRefused:
             for event in batch:
-                try:
-                    await self._insist(lambda event=event: self._store.put([event]))  # type: ignore[misc]
-                except StoreRefused as error:
-                    log.error(
-                        "an event cannot be stored", why=str(error), event_id=event.id, build_id=event.subject
-                    )
+                await self._store_alone(event)
 
-    async def _insist(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Return what the work returns, once the database is there."""
-        while True:
-            try:
-                result = await work()
-            except StoreUnavailable as error:
-                if str(error) != self._trouble:
-                    log.warning("the store is away, waiting for it", why=str(error))
-                self._trouble = str(error)
-                await asyncio.sleep(RETRY_SECONDS)
-            else:
-                self._trouble = ""
-                return result
+    async def _store_alone(self, event: Event) -> None:
+        """Store one event of a batch that the database has refused as a whole; skip it if it is the culprit."""
+        try:
+            await self._retried(lambda: self._store.put([event]))
+        except StoreRefused as error:
+            log.error("event skipped", reason=str(error), event_id=event.id, build_id=event.subject)
 
-    async def _forget_for_ever(self) -> None:
+    async def _retried(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Return the step's result, as soon as the database answers."""
+
+        def report(error: Exception, delay_seconds: float) -> None:
+            if str(error) != self._trouble:
+                log.warning("store unavailable", reason=str(error), delay_seconds=round(delay_seconds, 1))
+            self._trouble = str(error)
+
+        result = await retry_forever(step, on=StoreUnavailable, pauses=(RETRY_SECONDS,), report=report)
+        self._trouble = ""
+        return result
+
+    async def _delete_expired_forever(self) -> None:
         days = timedelta(days=self._settings.hub.store_days)
         while True:
             now = datetime.now(UTC)
-            with suppress(StoreUnavailable):  # then it has more to forget the next time
-                if number := await self._store.forget(ended_before=now - days, now=now):
-                    log.info("old builds were forgotten", builds=number)
-            await asyncio.sleep(FORGET_SECONDS)
+            with suppress(StoreUnavailable):  # then there is more to delete the next time
+                if number := await self._store.delete_expired(ended_before=now - days, now=now):
+                    log.info("old builds deleted", builds=number)
+            await asyncio.sleep(CLEAN_UP_SECONDS)
 
 
-async def _together(*work: Coroutine[Any, Any, None]) -> None:
-    """Do some work at the same time; the first error ends it all, and is raised."""
+async def _run_together(*work: Coroutine[Any, Any, None]) -> None:
+    """Run some work at the same time. The first error ends it all and is raised."""
     try:
         async with asyncio.TaskGroup() as group:
             for each in work:

@@ -1,4 +1,4 @@
-"""What pods and tests both reach: a registry, a git server and RabbitMQ on the host's address of the bridge."""
+"""The services that pods and tests both reach: a registry, a git server and RabbitMQ on the host's address of the bridge."""
 
 import urllib.error
 import urllib.request
@@ -146,7 +146,7 @@ def _start_rabbitmq(root: Path, ledger: Ledger) -> None:
     state = STATE / "rabbitmq"
     write_if_different(state / "rabbitmq.conf", _RABBITMQ)
     write_if_different(state / "enabled_plugins", "[rabbitmq_management].\n")
-    # RabbitMQ would start a name server that survives it, and of which nobody here would know.
+    # RabbitMQ would start a name server that survives it, and that the ledger would not know of.
     _start("epmd", root, ["epmd", "-address", "127.0.0.1", "-port", _EPMD_PORT], ledger)
     variables = {
         "PATH": f"/usr/lib/rabbitmq/bin:{SYSTEM_PATH}",

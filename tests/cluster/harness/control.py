@@ -19,7 +19,7 @@ from tests.cluster.harness.layout import (
 )
 
 API_SERVER = "kube-apiserver"
-# In the order in which they are to end: etcd last, so that nobody waits for it in vain.
+# In the order in which they are to end: etcd last, so that none of them waits for it in vain.
 NAMES = ("kube-proxy", "kube-scheduler", "kube-controller-manager", API_SERVER, "etcd")
 NODE_GRACE = 20
 """Seconds of silence after which a node counts as lost. Kubernetes takes 50, and pods leave 300 seconds later."""
@@ -47,7 +47,7 @@ def start_program(name: str, command: list[str | Path], ledger: Ledger) -> None:
 
 
 def write_if_different(file: Path, text: str) -> None:
-    """Write a file; kube-proxy ends when somebody touches its configuration."""
+    """Write a file; kube-proxy ends when its configuration is touched."""
     if not file.exists() or file.read_text() != text:
         file.write_text(text)
 

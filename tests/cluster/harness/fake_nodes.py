@@ -75,7 +75,7 @@ def _node(name: str, group: str, pods: int) -> dict[str, object]:
 
 
 def _remove(group: str) -> None:
-    """Remove nodes and pods; pods first, for nobody would confirm the end of those that have no kubelet."""
+    """Remove nodes and pods; pods first, for without a kubelet nothing confirms their end."""
     nodes = {item["metadata"]["name"] for item in get("nodes", selector=f"{TAINT}={group}")["items"]}
     for pod in get("pods", all_namespaces=True)["items"]:
         if pod["spec"].get("nodeName") in nodes:

@@ -21,7 +21,7 @@ _PATIENCE = 60.0
 
 
 def are_possible() -> bool:
-    """Tell whether the cluster of this run is one whose processes are ours."""
+    """Return whether the cluster of this run is one whose processes are ours."""
     return os.environ.get("RABBIT2DOCKER_TEST_CLUSTER") == own.KIND
 
 

@@ -1,4 +1,4 @@
-"""Who is who in the cluster: one authority, a certificate and a kubeconfig for each component."""
+"""The identities in the cluster: one authority, a certificate and a kubeconfig for each component."""
 
 import os
 from pathlib import Path

@@ -27,7 +27,7 @@ _ENVIRONMENT = {"PATH": SYSTEM_PATH, "LANG": "C"}
 
 
 def other_owner() -> str | None:
-    """Return whose cluster uses the network of this machine when it is not this checkout's."""
+    """Return the owner of the cluster that uses this machine's network, unless that is this checkout."""
     alias = Path("/sys/class/net", BRIDGE, "ifalias")
     owner = alias.read_text().strip() if alias.exists() else _OWNER
     return None if owner == _OWNER else owner or "of an unknown owner"
@@ -61,7 +61,7 @@ def up() -> None:
         _bridge(node.pods_bridge)
         _ip("addr", "replace", f"{node.pods_gateway}/24", "dev", node.pods_bridge)
         _ip("route", "replace", *table, node.pods_network, "dev", node.pods_bridge)
-    # An address of a service that nobody translates must not leave the machine by the default route.
+    # An untranslated address of a service must not leave the machine by the default route.
     _ip("route", "replace", SERVICES_NETWORK, "dev", BRIDGE)
     _let_pods_through()
 

@@ -85,7 +85,7 @@ def _names(node: Node) -> tuple[str, ...]:
 
 
 def stop(node: Node, ledger: Ledger) -> None:
-    """End a node: the kubelet is asked, the rest has nobody left to report to."""
+    """End a node: the kubelet is asked to, the rest has nothing left to report to."""
     for item in ledger.processes:
         if item.name == f"{node.name}-kubelet":
             item.end()

@@ -1,4 +1,4 @@
-"""Which processes belong to a node or a pod, and the control groups they are in."""
+"""The processes of nodes and pods, and the control groups they are in."""
 
 import os
 import re
@@ -18,7 +18,7 @@ _PATIENCE = 20.0
 
 
 def in_mount_namespace_of(pid: int) -> set[int]:
-    """Return the processes that share a mount namespace; empty when it is this program's own or nobody's."""
+    """Return the processes that share a mount namespace; empty when it is this program's own or there is none."""
     namespace = _link(Path("/proc", str(pid), "ns/mnt"))
     if namespace is None or namespace == _link(Path("/proc/self/ns/mnt")):
         return set()
@@ -59,7 +59,7 @@ def pod_of(pid: int) -> str | None:
 
 
 def kill_all(find: Callable[[], Iterable[int]]) -> None:
-    """Kill what `find` finds until it finds nothing, for they may multiply meanwhile."""
+    """Kill what `find` finds until it finds nothing, for they may multiply in the meantime."""
 
     def none_left() -> bool:
         alive = [pid for pid in find() if start_time(pid) is not None]

@@ -1,4 +1,4 @@
-"""The cluster's tests: in parallel what lets each other be, and afterwards, one by one, what breaks the cluster."""
+"""The cluster's tests: first, in parallel, those that let each other be; then, one by one, those that break the cluster."""
 
 import os
 import subprocess
@@ -10,20 +10,22 @@ from deploy.dev.machine import say
 DISRUPTIVE = "disruptive"
 """Mark of the tests that take a node or the API server away from all others."""
 _WORKERS = os.environ.get("RABBIT2DOCKER_TEST_CLUSTER_WORKERS", "3")
-_NOTHING_CHOSEN = 5
-"""pytest's exit code when the arguments choose no test."""
+_PASSED, _FAILED, _NONE_CHOSEN = 0, 1, 5
+"""pytest's exit codes after which the other part can run."""
 
 
 def run(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run both parts and return pytest's exit code; 5 only if the arguments choose no test of either."""
-    # A file's tests share what they have installed, so they stay with one worker.
-    parallel = ("-n", _WORKERS, "--dist", "loadfile")
-    codes = [
-        _pytest(f"cluster and not {DISRUPTIVE}", [*parallel, *arguments], environment),
-        _pytest(f"cluster and {DISRUPTIVE}", arguments, environment),
-    ]
-    failed = [code for code in codes if code not in (0, _NOTHING_CHOSEN)]
-    return failed[0] if failed else min(codes)
+    # The groups, and the order in which they are handed out, are those of conftest.py.
+    parallel = ("--numprocesses", _WORKERS, "--no-loadscope-reorder")
+    parts = {f"cluster and not {DISRUPTIVE}": parallel, f"cluster and {DISRUPTIVE}": ()}
+    codes = set()
+    for chosen, options in parts.items():
+        code = _pytest(chosen, [*options, *arguments], environment)
+        if code not in (_PASSED, _FAILED, _NONE_CHOSEN):
+            return code
+        codes.add(code)
+    return _FAILED if _FAILED in codes else min(codes)
 
 
 def _pytest(chosen: str, arguments: Sequence[str], environment: Mapping[str, str]) -> int:

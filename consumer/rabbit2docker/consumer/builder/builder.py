@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The builder: runs repo2docker and `docker push` for one attempt, numbers every line, and says how it ended.
+"""The builder: runs repo2docker and `docker push` for one attempt, numbers the lines, and writes a result.
 
 One file, standard library only, Python 3.9 or newer: it also runs inside the repo2docker image, as PID 1 of a pod.
 
@@ -7,12 +7,12 @@ Lines go to --log (or standard output), one JSON object each: {"n": 0, "ts": "�
 The result goes to --result (or /dev/termination-log): one JSON object of less than 2 KB, written after the last line.
 
 Exit codes: 0 pushed · 64 bad spec · 65 fetching failed · 66 no environment found · 69 defect of the builder ·
-70 build step failed · 71 out of memory · 74 push failed · 75 Docker engine away, disk full, image gone ·
+70 build step failed · 71 out of memory · 74 push failed · 75 Docker engine unavailable, disk full, image removed ·
 124 deadline or idle limit · 143 cancelled.
 """
 
-# Newer spellings would not run on Python 3.9; and whatever breaks, the result has to be written.
-# ruff: noqa: UP006, UP017, UP035, BLE001
+# Python 3.9 lacks newer spellings, and the result has to be written after any failure.
+# ruff: noqa: UP006, UP017, UP035, UP045, BLE001
 
 from __future__ import annotations
 
@@ -33,22 +33,24 @@ import tempfile
 import time
 from datetime import datetime, timezone
 from types import FrameType
-from typing import Any, Callable, Dict, Iterable
+from typing import Any, Callable, Dict, Iterable, Optional
 
 Spec = Dict[str, Any]
 Result = Dict[str, Any]
 OnLine = Callable[[str], object]
+Progress = Dict[str, int]
+WriteLine = Callable[[str, Optional[Progress]], object]
 
 VERSION = "1"
 MAX_LINE_BYTES = 8192
 MAX_RESULT_BYTES = 2000
-MAX_OPEN_LINE = 1 << 20  # bytes of a line without end that are kept before they are told
-TERM_GRACE = 8.0  # seconds between SIGTERM and SIGKILL to children
-DRAIN_SECONDS = 2.0  # how long a pipe may stay open after the child has ended
-PROGRESS_SECONDS = 0.5  # pause between two lines about the same progress
-DISK_PATIENCE = 120.0  # seconds a full disk under the log is waited for
-PUSH_PAUSES = (1.0, 3.0, 8.0, 20.0)  # seconds before a push is tried again
-ENGINE_CHECK_SECONDS = 5.0
+MAX_OPEN_LINE = 1 << 20  # bytes of an unfinished line that are kept before they become a line of their own
+TERM_GRACE = 8.0  # seconds between SIGTERM and SIGKILL for children
+DRAIN_SECONDS = 2.0  # time that a pipe may stay open after the child has ended
+PROGRESS_SECONDS = 0.5  # pause between two lines about progress of a push
+DISK_PATIENCE = 120.0  # seconds to wait for space on a full disk
+PUSH_PAUSES = (1.0, 3.0, 8.0, 20.0)  # seconds before a push is repeated; the last one recurs
+COMMAND_NOT_FOUND = 127  # as the shell returns it
 
 EXIT_CODES = {
     "ok": 0,
@@ -71,7 +73,7 @@ EXIT_CODES = {
     "cancelled": 143,
 }
 PHASES = ("waiting", "fetching", "building", "pushing")
-PASSED_ON = re.compile(
+INHERITED = re.compile(
     r"^(PATH|HOME|USER|LANG|LC_\w+|TZ|TMPDIR|DOCKER_\w+|GIT_\w+|SSL_\w+|\w*_CA_BUNDLE|PIP_\w+|XDG_\w+"
     r"|https?_proxy|no_proxy|HTTPS?_PROXY|NO_PROXY|BUILDKIT_\w+|BUILDX_\w+|VIRTUAL_ENV|PYTHON\w+)$"
 )
@@ -85,7 +87,10 @@ _AUTHORIZATION = re.compile(r"(?i)(authorization:?\s*(?:basic|bearer|token)\s+)\
 
 
 def clean_text(text: str, secrets: Iterable[str] = ()) -> str:
-    """Return a line fit to be shown: last state of a rewritten line, colours kept, secrets and controls gone."""
+    """Return a line as users may see it: the last state of a rewritten line, without secrets and control characters.
+
+    Colours are kept.
+    """
     if "\r" in text:
         parts = [part for part in text.split("\r") if part]
         text = parts[-1] if parts else ""
@@ -99,9 +104,9 @@ def clean_text(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def encode_lines(
-    number: int, stamp: str, phase: str, text: str, progress: dict[str, int] | None = None
+    number: int, stamp: str, phase: str, text: str, progress: Progress | None = None
 ) -> list[bytes]:
-    """Return the JSON lines for a text: one, or several where it would be longer than MAX_LINE_BYTES."""
+    """Return a text as a JSON line, or as several where it would exceed MAX_LINE_BYTES."""
     line = {"n": number, "ts": stamp, "phase": phase, "text": text}
     if progress:
         line["progress"] = progress
@@ -113,16 +118,16 @@ def encode_lines(
     return first + encode_lines(number + len(first), stamp, phase, text[half:], progress)
 
 
-def now() -> str:
-    """Return the time as RFC 3339 with milliseconds."""
+def timestamp() -> str:
+    """Return the current time in RFC 3339 with milliseconds."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-# --- What went wrong ----------------------------------------------------------------------------------------
+# --- Failures -----------------------------------------------------------------------------------------------
 
 
-class Ended(Exception):
-    """The attempt is over; carries the result's reason and message."""
+class AttemptEnded(Exception):
+    """The attempt is over, for a reason and with a message that become part of the result."""
 
     def __init__(self, reason: str, message: str, **more: object) -> None:
         super().__init__(message)
@@ -131,8 +136,17 @@ class Ended(Exception):
         self.more = more
 
 
-# First match wins. Wording seen from repo2docker 2026.4, docker 26 and 28, git 2.39 and 2.47.
-_ENGINE_GONE = (
+class PushFailed(AttemptEnded):
+    """A push failed."""
+
+    @property
+    def may_pass(self) -> bool:
+        """True if repeating the push may help."""
+        return self.reason not in ("push_denied", "image_missing")
+
+
+# The first match wins. Wording of repo2docker 2026.4, docker 26 and 28, git 2.39 and 2.47.
+_ENGINE_LOST = (
     r"Cannot connect to the Docker daemon|error reading from server: EOF|failed to receive status|error during connect"
     r"|transport is closing|dial unix .*sock|dial tcp .*connect: connection refused.*docker|client is closing"
     r"|[Dd]ocker commandline client must be installed|closing transport"
@@ -140,18 +154,18 @@ _ENGINE_GONE = (
 _DISK_FULL = r"[Nn]o space left on device|[Dd]isk quota exceeded"
 _BEFORE_BUILDING = ("waiting", "fetching")  # later, a build step may print anything
 FAILURES = (
-    (PHASES, _ENGINE_GONE, "docker_unavailable", "The Docker engine went away during the build."),
-    (PHASES, r"buildx plugin must be installed", "docker_unavailable", "The docker client lacks its buildx plugin."),
+    (PHASES, _ENGINE_LOST, "docker_unavailable", "The connection to the Docker engine was lost during the build."),
+    (PHASES, r"buildx plugin must be installed", "docker_unavailable", "The docker client has no buildx plugin, which repo2docker needs."),
     (_BEFORE_BUILDING,
      r"could not read Username|Authentication failed|terminal prompts disabled|Permission denied \(publickey",
-     "repository_private", "The repository asks for credentials."),
+     "repository_private", "The repository requires credentials."),
     (_BEFORE_BUILDING,
      r"Failed to check out ref|couldn't find remote ref|Remote branch .* not found|unknown revision|not our ref"
      r"|Could not parse object|reference is not a tree|'git', 'reset', '--hard', .* returned non-zero",
-     "ref_not_found", "The repository has no such version."),
+     "ref_not_found", "The repository has no such branch, tag or commit."),
     (PHASES, r"Subdirectory .* does not exist", "no_environment", "The repository has no such subdirectory."),
     (PHASES, r"No environment specification found", "no_environment",
-     "repo2docker found nothing to build in the repository."),
+     "repo2docker found no environment specification in the repository."),
 )  # fmt: skip
 _STEP_FAILED = re.compile(r'process "(?P<step>.+?)" did not complete successfully: exit code: (?P<code>\d+)')
 _BUILDKIT = re.compile(r"^#\d+ |failed to solve|ERROR: failed to build")
@@ -165,9 +179,9 @@ _STEP = re.compile(r"^#\d+ \[(?:[\w.-]+ +)?(\d+)/(\d+)\] ")
 
 
 def classify_build(phase: str, lines: list[str], code: int) -> tuple[str, str, str | None]:
-    """Return (reason, message, failed_step) for a repo2docker that ended with `code`, from its last lines."""
+    """Return (reason, message, failed_step) for a failed repo2docker, from its last lines and its exit code."""
     text = "\n".join(lines)
-    # A full disk shows in the words of whatever step meets it first, and is not that step's fault.
+    # Any step may be the first to meet a full disk, and it is not that step's fault.
     if re.search(_DISK_FULL, text):
         return "disk_full", "The disk of the build machine is full.", None
     failed_steps = list(_STEP_FAILED.finditer(text))
@@ -175,31 +189,39 @@ def classify_build(phase: str, lines: list[str], code: int) -> tuple[str, str, s
         step, step_code = failed_steps[-1]["step"], int(failed_steps[-1]["code"])
         shown = re.sub(r"^/bin/(?:ba)?sh -l?c ", "RUN ", step)[:300]
         if step_code == 137:
-            return "build_out_of_memory", f"The step `{shown}` was killed, most likely out of memory.", shown
+            return (
+                "build_out_of_memory",
+                f"The step `{shown}` was killed, most likely because it ran out of memory.",
+                shown,
+            )
         return "build_step_failed", f"The step `{shown}` ended with exit code {step_code}.", shown
     for phases, pattern, reason, message in FAILURES:
         if phase in phases and re.search(pattern, text):
             return reason, message, None
     if code == -signal.SIGKILL:
-        return "builder_out_of_memory", "repo2docker was killed, most likely out of memory.", None
+        return (
+            "builder_out_of_memory",
+            "repo2docker was killed, most likely because it ran out of memory.",
+            None,
+        )
     last = next((line for line in reversed(lines) if line.strip()), "")[:300]
     if phase in ("waiting", "fetching"):
         return "fetch_failed", f"The repository could not be fetched: {last}", None
     if any(_BUILDKIT.search(line) for line in lines):
         return "build_step_failed", f"The image could not be built: {last}", None
-    return "no_environment", f"repo2docker cannot build the repository as it is: {last}", None
+    return "no_environment", f"repo2docker cannot build the repository: {last}", None
 
 
 def classify_push(lines: list[str]) -> tuple[str, str]:
-    """Return (reason, message) for a push that failed, from its output."""
+    """Return (reason, message) for a failed push, from its output."""
     text = "\n".join(lines)
     last = next((line for line in reversed(lines) if line.strip()), "no message")[:300]
     if _PUSH_IMAGE_GONE.search(text):
         return "image_missing", "The image was removed from the Docker engine before it was pushed."
     if _PUSH_DENIED.search(text):
         return "push_denied", f"The registry refused the image: {last}"
-    if re.search(_ENGINE_GONE, text):
-        return "docker_unavailable", "The Docker engine went away during the push."
+    if re.search(_ENGINE_LOST, text):
+        return "docker_unavailable", "The connection to the Docker engine was lost during the push."
     return "push_failed", f"The image could not be pushed: {last}"
 
 
@@ -207,20 +229,20 @@ def classify_push(lines: list[str]) -> tuple[str, str]:
 
 
 class Log:
-    """Numbered lines. Each is one write to a file opened for appending, so a kill cannot tear those before it."""
+    """Numbered lines. Each is a single append, so that a kill cannot damage earlier ones."""
 
     def __init__(self, path: str | None) -> None:
         self.number = 0
-        # Asked while a full disk is waited for.
+        # Checked while waiting for space on a full disk.
         self.give_up: Callable[[], bool] = lambda: False
         if path:
             self.fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            self._continue()
+            self._resume()
         else:
             self.fd = os.dup(1)
 
-    def _continue(self) -> None:
-        """Number on from what is there; a torn last line is ended, so that it does not spoil the next one."""
+    def _resume(self) -> None:
+        """Continue the numbers of an existing file; end an incomplete last line, so that it does not spoil the next."""
         last = b"\n"
         if not stat.S_ISREG(os.fstat(self.fd).st_mode):
             return
@@ -231,9 +253,9 @@ class Log:
             self._write_all(b"\n")
             self.number += 1
 
-    def write(self, phase: str, text: str, progress: dict[str, int] | None = None) -> None:
-        """Write a text as one line or more; a full disk is waited for, then raised as Ended."""
-        for data in encode_lines(self.number, now(), phase, text, progress):
+    def write(self, phase: str, text: str, progress: Progress | None = None) -> None:
+        """Write a text as one line or more. Waits for space on a full disk, then raises AttemptEnded."""
+        for data in encode_lines(self.number, timestamp(), phase, text, progress):
             self._write_all(data)
             self.number += 1
 
@@ -244,28 +266,30 @@ class Log:
                 data = data[os.write(self.fd, data) :]
             except OSError as error:
                 if not is_full(error) or self.give_up() or time.monotonic() > until:
-                    raise Ended("disk_full", f"The log cannot be written: {error.strerror}.") from error
+                    raise AttemptEnded(
+                        "disk_full", f"The log cannot be written: {error.strerror}."
+                    ) from error
                 time.sleep(1)
 
 
 def is_full(error: BaseException) -> bool:
-    """Tell whether an error means that there is no space."""
+    """Return whether an error means that the disk is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class ResultFile:
-    """Where the result goes. Its space is taken at the beginning, so that a disk which fills up can still hold it."""
+    """The file of the result. Its space is reserved at the start, so that it can be written to a full disk."""
 
     def __init__(self, path: str | None) -> None:
         self.path = path
         self.temporary = f"{path}.new" if path and not path.startswith("/dev/") else None
         if self.temporary:
-            # Where this fails, space is waited for at the end.
+            # If this fails, `write` waits for space.
             with contextlib.suppress(OSError):
                 self._fill(self.temporary, None)
 
     def write(self, result: Result) -> None:
-        """Write the result, as one step where the directory allows it; a full disk is waited for."""
+        """Write the result, atomically except to a device. Waits for space on a full disk."""
         data = encode_result(result)
         if self.path and not self.temporary:
             with open(self.path, "wb") as file:
@@ -283,7 +307,7 @@ class ResultFile:
 
     @staticmethod
     def _fill(path: str, data: bytes | None) -> None:
-        # Not truncated before it is written: that would give back the space.
+        # Truncated only after the write: before, it would give up the reserved space.
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if data is None:
@@ -296,7 +320,7 @@ class ResultFile:
 
 
 def encode_result(result: Result) -> bytes:
-    """Return the result as at most MAX_RESULT_BYTES of JSON; shortens its texts where they are too long."""
+    """Return the result as at most MAX_RESULT_BYTES of JSON, with its longest texts shortened as needed."""
     result = dict(result)
     while True:
         data = (json.dumps(result, ensure_ascii=False) + "\n").encode("utf-8", "replace")
@@ -306,36 +330,70 @@ def encode_result(result: Result) -> bytes:
         result[key] = result[key][: len(result[key]) * 2 // 3]
 
 
-# --- Children -----------------------------------------------------------------------------------------------
+# --- Limits -------------------------------------------------------------------------------------------------
+
+
+class Limits:
+    """The conditions that end an attempt early: a signal, the deadline, and the idle limit."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.timeout_seconds = spec.get("timeout_seconds")
+        self.idle_seconds = spec.get("idle_seconds")
+        self.stopped_by: int | None = None
+        self._started = self._active_at = time.monotonic()
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Handle SIGTERM and SIGINT."""
+        self.stopped_by = number
+
+    def restart_idle(self, at: float | None = None) -> None:
+        """Count the idle time from `at`, or from now."""
+        self._active_at = time.monotonic() if at is None else at
+
+    def next(self) -> float:
+        """Return the monotonic time of the next limit."""
+        return min(self._deadline(), self._idle_at())
+
+    def check(self) -> None:
+        """Raise AttemptEnded if a signal came or a limit has passed."""
+        if self.stopped_by is not None:
+            raise AttemptEnded("cancelled", "The build was cancelled.", signal=int(self.stopped_by))
+        deadline, idle_at = self._deadline(), self._idle_at()
+        if time.monotonic() < min(deadline, idle_at):
+            return
+        if deadline <= idle_at:
+            message = f"The build took longer than {self.timeout_seconds} seconds and was ended."
+            raise AttemptEnded("timeout", message)
+        message = f"The build printed nothing for {self.idle_seconds} seconds and was ended."
+        raise AttemptEnded("idle", message)
+
+    def _deadline(self) -> float:
+        return self._started + self.timeout_seconds if self.timeout_seconds else float("inf")
+
+    def _idle_at(self) -> float:
+        return self._active_at + self.idle_seconds if self.idle_seconds else float("inf")
+
+
+# --- Child processes ----------------------------------------------------------------------------------------
 
 
 class Guard:
-    """A process of its own that ends the children should the builder be killed without a chance to do so."""
+    """A separate process that ends the children if the builder is killed."""
 
     def __init__(self) -> None:
         reader, self.writer = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self.writer)
-            self._watch(reader)
+            self._run(reader)
         os.close(reader)
         os.set_inheritable(self.writer, False)
 
-    @staticmethod
-    def _watch(reader: int) -> None:
+    @classmethod
+    def _run(cls, reader: int) -> None:
         try:
-            os.setsid()
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)
-            # Above all the builder's own files: what waits for its end must not wait for the guard.
-            for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
-                if fd != reader:
-                    with contextlib.suppress(OSError):
-                        os.close(fd)
-            group, news = 0, b""
-            while data := os.read(reader, 4096):
-                *lines, news = (news + data).split(b"\n")
-                group = int(lines[-1]) if lines else group
+            cls._isolate(reader)
+            group = cls._last_group(reader)
             if group:
                 for number, pause in ((signal.SIGTERM, 3), (signal.SIGKILL, 0)):
                     os.killpg(group, number)
@@ -345,41 +403,302 @@ class Guard:
         finally:
             os._exit(0)
 
+    @staticmethod
+    def _isolate(reader: int) -> None:
+        os.setsid()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        # The builder's own files above all: a reader of its pipe must not have to wait for the guard, too.
+        for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
+            if fd != reader:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+
+    @staticmethod
+    def _last_group(reader: int) -> int:
+        """Read until the builder is gone; return the last process group that it named."""
+        group, rest = 0, b""
+        while data := os.read(reader, 4096):
+            *lines, rest = (rest + data).split(b"\n")
+            group = int(lines[-1]) if lines else group
+        return group
+
     def watch(self, group: int) -> None:
-        """Name the process group to end; 0 for none."""
+        """Name the process group to end, 0 for none."""
         os.write(self.writer, b"%d\n" % group)
 
     def close(self) -> None:
-        """Dismiss the guard."""
+        """End the guard."""
         self.watch(0)
         os.close(self.writer)
         os.waitpid(self.pid, 0)
 
 
+class LineBuffer:
+    """Splits the output of a child into lines."""
+
+    def __init__(self, on_line: OnLine) -> None:
+        self._on_line = on_line
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        """Pass on the lines that are complete."""
+        *lines, rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._pass_on(line)
+        if b"\r" in rest:
+            # Progress that rewrites its line, perhaps for hours: only the last state will be shown.
+            head, _, tail = rest.rpartition(b"\r")
+            rest = head.rpartition(b"\r")[2] + b"\r" + tail
+        if len(rest) > MAX_OPEN_LINE:
+            self._pass_on(rest)
+            rest = b""
+        self._rest = rest
+
+    def flush(self) -> None:
+        """Pass on an unfinished last line."""
+        if self._rest:
+            self._pass_on(self._rest)
+
+    def _pass_on(self, line: bytes) -> None:
+        self._on_line(line.decode("utf-8", "replace"))
+
+
+class Runner:
+    """Runs commands within the limits of the attempt, one at a time, and leaves none of their processes behind."""
+
+    def __init__(self, environment: dict[str, str], workdir: str, limits: Limits) -> None:
+        self.environment = environment
+        self.workdir = workdir
+        self.limits = limits
+        self._wakeup, self._wakeup_writer = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._wakeup_writer.setblocking(False)
+        self._guard = Guard()
+        self._handle_signals()
+
+    def _handle_signals(self) -> None:
+        signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.limits.on_signal)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)  # wakes _select when a child ends
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def run(self, command: list[str], on_line: OnLine, seconds: float | None = None) -> int:
+        """Run a command, call `on_line` with each line it prints, and return its exit code.
+
+        It is ended after `seconds`; the exit code is then that of the signal. Raises AttemptEnded at the limits.
+        """
+        try:
+            child = self._spawn(command)
+        except OSError as error:
+            on_line(f"{command[0]}: {error.strerror}")
+            return COMMAND_NOT_FOUND
+        self._guard.watch(child.pid)
+        self.limits.restart_idle()
+        try:
+            if not self._read(child, LineBuffer(on_line), time.monotonic() + (seconds or float("inf"))):
+                self._terminate(child)
+        except AttemptEnded:
+            self._terminate(child)
+            raise
+        finally:
+            self._clean_up(child)
+        return child.returncode
+
+    def pause(self, seconds: float) -> None:
+        """Sleep. Raises AttemptEnded at the limits; the pause itself does not count as idle time."""
+        until = time.monotonic() + seconds
+        self.limits.restart_idle(until)
+        while time.monotonic() < until:
+            self.limits.check()
+            self._select([], min(until, self.limits.next()))
+        self.limits.check()
+
+    def close(self) -> None:
+        """End the guard."""
+        signal.set_wakeup_fd(-1)
+        self._guard.close()
+
+    def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=self.environment,
+            cwd=self.workdir,
+            start_new_session=True,
+        )
+
+    def _read(self, child: subprocess.Popen[bytes], lines: LineBuffer, until: float) -> bool:
+        """Read to the end of the output and of the child; False if `until` comes first."""
+        assert child.stdout is not None
+        fd, is_open, drained = child.stdout.fileno(), True, float("inf")
+        while is_open or not self._has_exited(child):
+            self.limits.check()
+            moment = time.monotonic()
+            if moment >= until:
+                return False
+            if drained == float("inf") and self._has_exited(child):
+                # A grandchild may hold the pipe open; it gets a moment to print what it has left.
+                drained = moment + DRAIN_SECONDS
+            if moment >= drained:
+                break
+            if self._select([fd] if is_open else [], min(self.limits.next(), until, drained)):
+                data = os.read(fd, 65536)
+                self.limits.restart_idle()
+                lines.feed(data)
+                is_open = bool(data)
+        lines.flush()
+        return True
+
+    def _select(self, fds: list[int], until: float) -> list[int]:
+        """Wait for one of `fds` to be readable, a signal, or `until`; return those that are readable."""
+        timeout = max(0.0, min(until - time.monotonic(), 3600.0))
+        wakeup = self._wakeup.fileno()
+        ready = select.select([*fds, wakeup], [], [], timeout)[0]
+        if wakeup in ready:
+            with contextlib.suppress(BlockingIOError):
+                self._wakeup.recv(4096)
+        return [fd for fd in ready if fd != wakeup]
+
+    @staticmethod
+    def _has_exited(child: subprocess.Popen[bytes]) -> bool:
+        """Return whether the child has ended, without collecting it."""
+        return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def _terminate(self, child: subprocess.Popen[bytes]) -> None:
+        """Send SIGTERM and wait for at most the grace period."""
+        self._signal_group(child.pid, signal.SIGTERM)
+        until = time.monotonic() + TERM_GRACE
+        while not self._has_exited(child) and time.monotonic() < until:
+            self._select([], until)
+
+    def _clean_up(self, child: subprocess.Popen[bytes]) -> None:
+        """Kill what is left of the child's process group, and collect the child."""
+        # In this order: until the child is collected, no other process can have its number.
+        self._signal_group(child.pid, signal.SIGKILL)
+        child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
+        self._guard.watch(0)
+        self._collect_orphans()
+
+    @staticmethod
+    def _signal_group(group: int, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, number)
+
+    def _collect_orphans(self) -> None:
+        """As PID 1, collect processes whose parents are gone."""
+        while os.getpid() == 1:
+            try:
+                if os.waitpid(-1, os.WNOHANG)[0] in (0, self._guard.pid):
+                    return
+            except ChildProcessError:
+                return
+
+
+# --- The engine ---------------------------------------------------------------------------------------------
+
+
+class Engine:
+    """The container engine: the only caller of its command. Another engine is another class with these methods."""
+
+    title = "Docker engine"
+
+    def __init__(self, spec: Spec, runner: Runner) -> None:
+        self._image: str = spec["image"]
+        self._runner = runner
+        # For repo2docker as well, which calls the engine itself.
+        runner.environment["BUILDKIT_PROGRESS"] = "plain"
+        if spec.get("docker_host"):
+            runner.environment["DOCKER_HOST"] = spec["docker_host"]
+        self.address = runner.environment.get("DOCKER_HOST", "its default socket")
+
+    def ping(self, seconds: float) -> str | None:
+        """Return None if the engine answers within `seconds`, else what its command printed."""
+        code, output = self._call("version", "--format", "{{.Server.Version}}", seconds=seconds)
+        return None if code == 0 else " ".join(output)
+
+    def image_size(self) -> int | None:
+        """Return the size of the image in bytes, None if the engine does not report it."""
+        code, output = self._call("image", "inspect", "--format", "{{.Size}}", self._image)
+        return int(output[0]) if code == 0 and output and output[0].isdigit() else None
+
+    def push(self, write: WriteLine) -> str | None:
+        """Push the image once, and return its digest, None if the output does not contain it. Raises PushFailed."""
+        output = PushOutput(write)
+        code = self._runner.run(["docker", "push", self._image], output.on_line)
+        output.report(force=True)
+        if code != 0:
+            raise PushFailed(*classify_push(output.lines))
+        return output.digest
+
+    def _call(self, *arguments: str, seconds: float | None = None) -> tuple[int, list[str]]:
+        """Return exit code and output of a short command."""
+        output: list[str] = []
+        return self._runner.run(["docker", *arguments], output.append, seconds), output
+
+
+class PushOutput:
+    """The output of `docker push`: counts layers, finds the digest, passes on all other lines."""
+
+    DONE = ("Pushed", "Layer already exists", "Mounted from")
+
+    def __init__(self, write: WriteLine) -> None:
+        self._write = write
+        self._layers: dict[str, bool] = {}
+        self._reported: tuple[int, int] | None = None
+        self._reported_at = 0.0
+        self.lines: list[str] = []
+        """The last lines, to classify a failure."""
+        self.digest: str | None = None
+
+    def on_line(self, raw: str) -> None:
+        """Process one line of output."""
+        match = _LAYER.match(raw.strip())
+        if match and not _DIGEST.search(raw):
+            self._layers[match[1]] = match[2].startswith(self.DONE)
+            self.report()
+            return
+        self.lines = [*self.lines[-39:], raw]
+        found = _DIGEST.search(raw)
+        if found:
+            self.report(force=True)
+            self.digest = found[1]
+        self._write(raw, None)
+
+    def report(self, force: bool = False) -> None:
+        """Write how many layers are pushed, at most twice a second unless `force`."""
+        done, total = sum(self._layers.values()), len(self._layers)
+        moment = time.monotonic()
+        if (done, total) == self._reported or not total:
+            return
+        if force or moment - self._reported_at >= PROGRESS_SECONDS:
+            self._reported, self._reported_at = (done, total), moment
+            self._write(f"Pushed {done} of {total} layers", {"layers_done": done, "layers_total": total})
+
+
+# --- The attempt --------------------------------------------------------------------------------------------
+
+
 class Attempt:
-    """One attempt from beginning to end."""
+    """One attempt: waits for the engine, builds and pushes, and writes every line."""
 
     def __init__(self, spec: Spec, log: Log) -> None:
         self.spec = spec
-        self.log = log
         self.phase = "waiting"
         self.timings: dict[str, float] = {}
-        self.entered = self.started = self.last_line = time.monotonic()
-        self.tail: list[str] = []
-        self.stopped_by: int | None = None
-        self.workdir = self._make_workdir()
-        self.environment = self._environment()
-        self.waker, waked = socket.socketpair()
-        self.waker.setblocking(False)
-        waked.setblocking(False)
-        self.wakened = waked
-        self.guard = Guard()
-        signal.set_wakeup_fd(waked.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)  # wakes _select when a child ends
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        log.give_up = lambda: self.stopped_by is not None
+        self._entered = time.monotonic()
+        self._log = log
+        self._tail: list[str] = []
+        self._workdir = self._make_workdir()
+        limits = Limits(spec)
+        log.give_up = lambda: limits.stopped_by is not None
+        self._runner = Runner(self._environment(), self._workdir, limits)
+        self._engine = Engine(spec, self._runner)
 
     def _make_workdir(self) -> str:
         if not self.spec.get("workdir"):
@@ -389,234 +708,79 @@ class Attempt:
         return path
 
     def _environment(self) -> dict[str, str]:
-        environment = {name: value for name, value in os.environ.items() if PASSED_ON.match(name)}
-        environment.update(
-            TMPDIR=self.workdir,
-            GIT_TERMINAL_PROMPT="0",
-            GIT_SSH_COMMAND="ssh -oBatchMode=yes -oStrictHostKeyChecking=accept-new",
-            PYTHONUNBUFFERED="1",
-            BUILDKIT_PROGRESS="plain",
-        )
-        if self.spec.get("docker_host"):
-            environment["DOCKER_HOST"] = self.spec["docker_host"]
-        return environment
+        return {
+            **{name: value for name, value in os.environ.items() if INHERITED.match(name)},
+            "TMPDIR": self._workdir,
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oStrictHostKeyChecking=accept-new",
+            "PYTHONUNBUFFERED": "1",
+        }
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.stopped_by = number
+    def execute(self) -> Result:
+        """Run all steps, and return the part of the result that they yield."""
+        self.wait_for_engine()
+        self.build()
+        size = self._engine.image_size()
+        digest = self.push() if self.spec.get("push", True) else None
+        return {"digest": digest, "size": size}
 
-    # -- lines
+    def close(self) -> None:
+        """Remove the working directory and end the guard."""
+        self._runner.close()
+        shutil.rmtree(self._workdir, ignore_errors=True)
+
+    # -- lines and phases
 
     def enter(self, phase: str) -> None:
-        """Go on to a phase, and book the time spent in the one before."""
+        """Enter a phase, and record the time spent in the previous one."""
         if phase != self.phase:
             moment = time.monotonic()
-            self.timings[self.phase] = round(self.timings.get(self.phase, 0.0) + moment - self.entered, 3)
-            self.phase, self.entered = phase, moment
+            self.timings[self.phase] = round(self.timings.get(self.phase, 0.0) + moment - self._entered, 3)
+            self.phase, self._entered = phase, moment
 
-    def say(self, text: str, progress: dict[str, int] | None = None) -> None:
+    def write(self, text: str, progress: Progress | None = None) -> None:
         """Write a text as lines of the current phase."""
         for line in text.split("\n"):
             line = clean_text(line, self.spec.get("redact") or ())
             if line:
-                self.tail = [*self.tail[-79:], line]
-                self.log.write(self.phase, line, progress)
-
-    # -- time
-
-    def _limit(self) -> tuple[float, str]:
-        """Return the moment of the next deadline and what it means."""
-        limits = []
-        if self.spec.get("timeout_seconds"):
-            limits.append((self.started + self.spec["timeout_seconds"], "timeout"))
-        if self.spec.get("idle_seconds"):
-            limits.append((self.last_line + self.spec["idle_seconds"], "idle"))
-        return min(limits, default=(float("inf"), ""))
-
-    def check(self) -> None:
-        """Raise Ended when a signal came or a deadline has passed."""
-        if self.stopped_by is not None:
-            raise Ended("cancelled", "The build was cancelled.", signal=int(self.stopped_by))
-        moment, reason = self._limit()
-        if time.monotonic() >= moment:
-            seconds = self.spec[f"{reason}_seconds"]
-            said = {
-                "timeout": f"The build took longer than {seconds} seconds and was ended.",
-                "idle": f"The build printed nothing for {seconds} seconds and was ended.",
-            }
-            raise Ended(reason, said[reason])
-
-    def pause(self, seconds: float) -> None:
-        """Sleep, but wake for signals and deadlines; a pause of our own is not idleness."""
-        until = time.monotonic() + seconds
-        self.last_line = until
-        while time.monotonic() < until:
-            self.check()
-            self._select([], min(until, self._limit()[0]))
-        self.check()
-
-    def _select(self, fds: list[int], until: float) -> list[int]:
-        """Wait until one of `fds` can be read, a signal comes, or `until`; return the ready ones."""
-        timeout = max(0.0, min(until - time.monotonic(), 3600.0))
-        waker = self.waker.fileno()
-        ready = select.select([*fds, waker], [], [], timeout)[0]
-        if waker in ready:
-            with contextlib.suppress(BlockingIOError):
-                self.waker.recv(4096)
-        return [fd for fd in ready if fd != waker]
-
-    # -- children
-
-    def run(self, command: list[str], on_line: OnLine, seconds: float | None = None) -> int:
-        """Run a command and hand over each line it prints; return its code.
-
-        Raises Ended for signals and deadlines. After `seconds` it is ended, and its code is that of the signal.
-        """
-        try:
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=self.environment,
-                cwd=self.workdir,
-                start_new_session=True,
-            )
-        except OSError as error:
-            on_line(f"{command[0]}: {error.strerror}")
-            return 127
-        output = child.stdout
-        assert output is not None
-        self.guard.watch(child.pid)
-        self.last_line = time.monotonic()
-        try:
-            if not self._read(child, output.fileno(), on_line, time.monotonic() + (seconds or float("inf"))):
-                self._end(child)
-        except Ended:
-            self._end(child)
-            raise
-        finally:
-            # Before the child is waited for: until then nobody else can have its number.
-            self._end_group(child.pid, signal.SIGKILL)
-            child.wait()
-            output.close()
-            self.guard.watch(0)
-            self._reap()
-        return child.returncode
-
-    def _read(self, child: subprocess.Popen[bytes], fd: int, on_line: OnLine, until: float) -> bool:
-        """Read to the end of the output and of the child; False when `until` comes before."""
-        rest, is_open, drained = b"", True, float("inf")
-        while is_open or not self._has_exited(child):
-            self.check()
-            moment = time.monotonic()
-            if moment >= until:
-                return False
-            if drained == float("inf") and self._has_exited(child):
-                # A grandchild may hold the pipe open: what it still has to say must come soon.
-                drained = moment + DRAIN_SECONDS
-            if moment >= drained:
-                break
-            if self._select([fd] if is_open else [], min(self._limit()[0], until, drained)):
-                data = os.read(fd, 65536)
-                self.last_line = time.monotonic()
-                rest = self._hand_over(rest + data, on_line)
-                is_open = bool(data)
-        if rest:
-            on_line(rest.decode("utf-8", "replace"))
-        return True
-
-    @staticmethod
-    def _hand_over(data: bytes, on_line: OnLine) -> bytes:
-        """Hand over the whole lines, return the rest."""
-        *lines, rest = data.split(b"\n")
-        for line in lines:
-            on_line(line.decode("utf-8", "replace"))
-        if b"\r" in rest:
-            # Progress that rewrites its line, maybe for hours: only its last state will be shown.
-            head, _, tail = rest.rpartition(b"\r")
-            rest = head.rpartition(b"\r")[2] + b"\r" + tail
-        if len(rest) > MAX_OPEN_LINE:
-            on_line(rest.decode("utf-8", "replace"))
-            rest = b""
-        return rest
-
-    @staticmethod
-    def _has_exited(child: subprocess.Popen[bytes]) -> bool:
-        """Tell whether the child has ended, and leave it to be waited for."""
-        return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-    def _end(self, child: subprocess.Popen[bytes]) -> None:
-        self._end_group(child.pid, signal.SIGTERM)
-        until = time.monotonic() + TERM_GRACE
-        while not self._has_exited(child) and time.monotonic() < until:
-            self._select([], until)
-
-    @staticmethod
-    def _end_group(group: int, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, number)
-
-    def _reap(self) -> None:
-        """Collect orphans that became children of PID 1."""
-        while os.getpid() == 1:
-            try:
-                if os.waitpid(-1, os.WNOHANG)[0] in (0, self.guard.pid):
-                    return
-            except ChildProcessError:
-                return
+                self._tail = [*self._tail[-79:], line]
+                self._log.write(self.phase, line, progress)
 
     # -- steps
 
     def wait_for_engine(self) -> None:
-        """Wait until the Docker engine answers."""
+        """Wait until the engine answers. Raises AttemptEnded when it has not within `docker_wait_seconds`."""
         patience = self.spec.get("docker_wait_seconds", 60)
         give_up = time.monotonic() + patience
-        told = False
-        while True:
-            output: list[str] = []
-            left = max(1.0, give_up - time.monotonic())
-            command = ["docker", "version", "--format", "{{.Server.Version}}"]
-            if self.run(command, output.append, left) == 0:
-                return
-            if not told:
-                where = self.environment.get("DOCKER_HOST", "its default socket")
-                self.say(f"Waiting for the Docker engine at {where}: {' '.join(output)[-300:]}")
-                told = True
+        is_reported = False
+        while (problem := self._engine.ping(max(1.0, give_up - time.monotonic()))) is not None:
+            if not is_reported:
+                self.write(
+                    f"Waiting for the {self._engine.title} at {self._engine.address}: {problem[-300:]}"
+                )
+                is_reported = True
             if time.monotonic() >= give_up:
-                raise Ended("docker_unavailable", f"The Docker engine did not answer for {patience} seconds.")
-            self.pause(min(1.0, max(0.0, give_up - time.monotonic())))
+                message = f"The {self._engine.title} did not answer for {patience} seconds."
+                raise AttemptEnded("docker_unavailable", message)
+            self._runner.pause(min(1.0, max(0.0, give_up - time.monotonic())))
 
     def build(self) -> None:
-        """Run repo2docker."""
+        """Run repo2docker. Raises AttemptEnded if it fails."""
         self.enter("fetching")
-        code = self.run(self._repo2docker(), self._on_build_line)
+        code = self._runner.run(self._repo2docker_command(), self._on_build_line)
         if code != 0:
-            reason, message, step = classify_build(self.phase, self.tail, code)
+            reason, message, step = classify_build(self.phase, self._tail, code)
             if reason == "ref_not_found" and self.spec.get("ref"):
-                message = f"The repository has no version {self.spec['ref']}."
-            raise Ended(reason, message, failed_step=step)
+                message = f"The repository has no branch, tag or commit {self.spec['ref']}."
+            raise AttemptEnded(reason, message, failed_step=step)
 
-    def _repo2docker(self) -> list[str]:
+    def _repo2docker_command(self) -> list[str]:
         spec = self.spec
         if spec.get("repo2docker_command"):
             return list(spec["repo2docker_command"])
-        provider = spec.get("content_provider") or "Git"
-        if not provider.isidentifier():
-            raise Ended("bad_spec", f"{provider!r} is not the name of a content provider.")
-        config = os.path.join(self.workdir, "repo2docker_config.py")
-        with open(config, "w", encoding="utf-8") as file:
-            # By default other providers ask third-party hosts about the URL before Git is tried.
-            file.write(f"from repo2docker.contentproviders import {provider}\n")
-            file.write(f"c.Repo2Docker.content_providers = [{provider}]\n")
-        command = [
-            spec.get("python") or sys.executable,
-            "-m",
-            "repo2docker",
-            "--config",
-            config,
-            "--json-logs",
-        ]
-        command += ["--no-run", "--user-name", spec.get("user_name", "jovyan")]
+        command = [spec.get("python") or sys.executable, "-m", "repo2docker"]
+        command += ["--config", self._write_config(), "--json-logs", "--no-run"]
+        command += ["--user-name", spec.get("user_name", "jovyan")]
         command += ["--user-id", str(spec.get("user_id", 1000)), "--image-name", spec["image"]]
         for option, value in (("--ref", "ref"), ("--subdir", "subdir"), ("--appendix", "appendix")):
             if spec.get(value):
@@ -625,6 +789,18 @@ class Attempt:
             for name, value in (spec.get(values) or {}).items():
                 command += [option, f"{name}={value}"]
         return [*command, *(spec.get("repo2docker_args") or []), "--", spec["repo_url"]]
+
+    def _write_config(self) -> str:
+        """Write a configuration of repo2docker that allows one content provider, and return its path."""
+        provider = self.spec.get("content_provider") or "Git"
+        if not provider.isidentifier():
+            raise AttemptEnded("bad_spec", f"{provider!r} is not the name of a content provider.")
+        path = os.path.join(self._workdir, "repo2docker_config.py")
+        with open(path, "w", encoding="utf-8") as file:
+            # By default, other providers ask third-party hosts about the URL before Git is tried.
+            file.write(f"from repo2docker.contentproviders import {provider}\n")
+            file.write(f"c.Repo2Docker.content_providers = [{provider}]\n")
+        return path
 
     def _on_build_line(self, raw: str) -> None:
         text, phase = raw, None
@@ -637,91 +813,28 @@ class Attempt:
         if phase in PHASES and PHASES.index(phase) > PHASES.index(self.phase):
             self.enter(phase)
         match = _STEP.match(text)
-        self.say(text, {"step": int(match[1]), "steps": int(match[2])} if match else None)
+        self.write(text, {"step": int(match[1]), "steps": int(match[2])} if match else None)
 
     def push(self) -> str | None:
-        """Push the image, again if what failed may pass; return its digest, or None where the push did not say it."""
+        """Push the image, repeatedly if the failure may pass; return its digest if the engine reported it."""
         self.enter("pushing")
-        pauses = [*PUSH_PAUSES, *([PUSH_PAUSES[-1]] * 10)][: self.spec.get("push_retries", 4)]
-        for pause in [*pauses, None]:
-            pusher = Pusher(self)
-            code = self.run(["docker", "push", self.spec["image"]], pusher.on_line)
-            pusher.report(force=True)
-            if code == 0:
-                return pusher.digest
-            reason, message = classify_push(pusher.lines)
-            if reason in ("push_denied", "image_missing") or pause is None:
-                raise Ended(reason, message)
-            self.say(f"{message} Trying again in {pause:.0f} s.")
-            self.pause(pause)
-        raise AssertionError("unreachable")
-
-    def image_size(self) -> int | None:
-        """Return the bytes of the image in the engine, or None."""
-        output: list[str] = []
-        code = self.run(
-            ["docker", "image", "inspect", "--format", "{{.Size}}", self.spec["image"]], output.append
-        )
-        return int(output[0]) if code == 0 and output and output[0].isdigit() else None
-
-    def carry_out(self) -> Result:
-        """Do it all; return the result's own part."""
-        self.wait_for_engine()
-        self.build()
-        size = self.image_size()
-        digest = self.push() if self.spec.get("push", True) else None
-        return {"digest": digest, "size": size}
-
-    def close(self) -> None:
-        """Remove the working directory and dismiss the guard."""
-        signal.set_wakeup_fd(-1)
-        self.guard.close()
-        shutil.rmtree(self.workdir, ignore_errors=True)
-
-
-class Pusher:
-    """Reads the output of `docker push`: counts layers, finds the digest."""
-
-    DONE = ("Pushed", "Layer already exists", "Mounted from")
-
-    def __init__(self, attempt: Attempt) -> None:
-        self.attempt = attempt
-        self.layers: dict[str, bool] = {}
-        self.lines: list[str] = []
-        self.digest: str | None = None
-        self.reported_at = 0.0
-        self.reported: tuple[int, int] | None = None
-
-    def on_line(self, raw: str) -> None:
-        """Take one line: progress of a layer is counted, everything else is told."""
-        match = _LAYER.match(raw.strip())
-        if match and not _DIGEST.search(raw):
-            self.layers[match[1]] = match[2].startswith(self.DONE)
-            self.report()
-            return
-        self.lines = [*self.lines[-39:], raw]
-        found = _DIGEST.search(raw)
-        if found:
-            self.report(force=True)
-            self.digest = found[1]
-        self.attempt.say(raw)
-
-    def report(self, force: bool = False) -> None:
-        """Tell how many layers are pushed, at most twice a second."""
-        done, total = sum(self.layers.values()), len(self.layers)
-        moment = time.monotonic()
-        if (done, total) == self.reported or not total:
-            return
-        if force or moment - self.reported_at >= PROGRESS_SECONDS:
-            self.reported, self.reported_at = (done, total), moment
-            self.attempt.say(f"Pushed {done} of {total} layers", {"layers_done": done, "layers_total": total})
+        retries = self.spec.get("push_retries", 4)
+        for pause in [*PUSH_PAUSES, *([PUSH_PAUSES[-1]] * 10)][:retries]:
+            try:
+                return self._engine.push(self.write)
+            except PushFailed as failure:
+                if not failure.may_pass:
+                    raise
+                self.write(f"{failure.message} Trying again in {pause:.0f} s.")
+            self._runner.pause(pause)
+        return self._engine.push(self.write)
 
 
 # --- Main ---------------------------------------------------------------------------------------------------
 
 
 def read_spec(arguments: argparse.Namespace) -> Spec:
-    """Return the spec; raises Ended(bad_spec)."""
+    """Return the specification. Raises AttemptEnded with the reason `bad_spec`."""
     try:
         if arguments.spec_env:
             spec: Any = json.loads(os.environ[arguments.spec_env])
@@ -729,16 +842,16 @@ def read_spec(arguments: argparse.Namespace) -> Spec:
             with open(arguments.spec, encoding="utf-8") as file:
                 spec = json.load(file)
     except (OSError, ValueError, KeyError) as error:
-        raise Ended("bad_spec", f"The builder cannot read its spec: {error!r}") from error
+        raise AttemptEnded("bad_spec", f"The builder cannot read its spec: {error!r}") from error
     if missing := [
         name for name in ("repo_url", "image") if not isinstance(spec, dict) or not spec.get(name)
     ]:
-        raise Ended("bad_spec", f"The builder's spec lacks {' and '.join(missing)}.")
+        raise AttemptEnded("bad_spec", f"The builder's spec lacks {' and '.join(missing)}.")
     return dict(spec)
 
 
 def repo2docker_version(spec: Spec) -> str | None:
-    """Return the version of repo2docker: as told, or of the one beside this interpreter, or None."""
+    """Return the version of repo2docker from the specification, else of the one installed here, else None."""
     if spec.get("repo2docker_version"):
         return str(spec["repo2docker_version"])
     try:
@@ -750,7 +863,7 @@ def repo2docker_version(spec: Spec) -> str | None:
 
 
 def attempt_result(arguments: argparse.Namespace) -> Result:
-    """Run the attempt and return the result, whatever happens."""
+    """Run the attempt and return its result. Raises nothing."""
     result: Result = {"v": 1, "reason": "builder_error", "message": "", "digest": None, "size": None}
     attempt = log = None
     spec: Spec = {}
@@ -759,16 +872,13 @@ def attempt_result(arguments: argparse.Namespace) -> Result:
         spec = read_spec(arguments)
         result["image"] = spec["image"]
         attempt = Attempt(spec, log)
-        result.update(attempt.carry_out(), reason="ok", message="The image is in the registry.")
-    except Ended as end:
+        result.update(attempt.execute(), reason="ok", message="The image is in the registry.")
+    except AttemptEnded as end:
         result.update(end.more, reason=end.reason, message=end.message)
         if log and end.reason != "disk_full":
-            _last_word(attempt, log, end.message)
+            _write_last_line(attempt, log, end.message)
     except BaseException as error:
-        if is_full(error):
-            result.update(reason="disk_full", message=f"The disk of the build machine is full: {error}.")
-        else:
-            result.update(reason="builder_error", message=f"The builder broke: {error!r}")
+        result.update(_defect(error))
     if attempt:
         result["phase"] = attempt.phase
         attempt.enter("over")
@@ -780,34 +890,46 @@ def attempt_result(arguments: argparse.Namespace) -> Result:
     return result
 
 
-def _last_word(attempt: Attempt | None, log: Log, message: str) -> None:
+def _defect(error: BaseException) -> Result:
+    """Return reason and message for an exception that no step expects."""
+    if is_full(error):
+        return {"reason": "disk_full", "message": f"The disk of the build machine is full: {error}."}
+    return {"reason": "builder_error", "message": f"The builder failed unexpectedly: {error!r}"}
+
+
+def _write_last_line(attempt: Attempt | None, log: Log, message: str) -> None:
     try:
         if attempt:
-            attempt.say(message)
+            attempt.write(message)
         else:
             log.write("waiting", clean_text(message))
-    except Ended:
+    except AttemptEnded:
         pass
 
 
-def main() -> int:
-    """Parse the arguments, run the attempt, write the result."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="builder.py"
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--spec", metavar="FILE", help="JSON file that says what to build")
+    source.add_argument("--spec", metavar="FILE", help="JSON file that specifies the build")
     source.add_argument("--spec-env", metavar="NAME", help="environment variable with that JSON, for pods")
     parser.add_argument("--log", metavar="FILE", help="append lines to this file instead of standard output")
     parser.add_argument(
-        "--result", metavar="FILE", help="write the result there (default: /dev/termination-log)"
+        "--result", metavar="FILE", help="write the result to this file (default: /dev/termination-log)"
     )
     parser.add_argument("--version", action="version", version=VERSION)
-    arguments = parser.parse_args()
-    target = arguments.result or ("/dev/termination-log" if os.path.exists("/dev/termination-log") else None)
-    place = ResultFile(target)
+    return parser
+
+
+def main() -> int:
+    """Parse the arguments, run the attempt, write the result, and return the exit code."""
+    arguments = make_parser().parse_args()
+    default = "/dev/termination-log" if os.path.exists("/dev/termination-log") else None
+    result_file = ResultFile(arguments.result or default)
     result = attempt_result(arguments)
-    place.write(result)
+    result_file.write(result)
     return int(result["exit_code"])
 
 

@@ -1,1 +1,1 @@
-"""From an attempt's lines and end to events: batches, progress, the verdict, and one terminal event."""
+"""Following: the log lines of an attempt become events, and its end becomes one outcome and one terminal event."""

@@ -1,19 +1,13 @@
-"""Pure: how an attempt that has ended is to be understood."""
+"""The outcome of an attempt that has ended, decided from its record and the evidence beside it. Pure."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from rabbit2docker.consumer.executors.base import Attempt, AttemptStatus, BuilderResult, StoredOutcome
-from rabbit2docker_schemas.events import (
-    MODEL_OF,
-    Cancelled,
-    Completed,
-    Failed,
-    Kind,
-    TerminalEventData,
-    Timings,
-)
+from rabbit2docker.consumer.attempt_cache import terminal_event_of
+from rabbit2docker.consumer.executors.base import Attempt, BuilderResult, StoredOutcome
+from rabbit2docker.consumer.images.base import ImageInfo
+from rabbit2docker_schemas.events import Cancelled, Completed, Failed, TerminalEventData, Timings
 from rabbit2docker_schemas.reasons import CATEGORY_OF, HINT_OF, Category, FailureReason
 
 RETRY: Final = "retry"
@@ -21,16 +15,17 @@ CANCELLED: Final = "cancelled"
 
 
 class ImageCheck(StrEnum):
-    """What the registry says about the image after the push."""
+    """Result of looking up the pushed image in the registry."""
 
     THERE = "there"
     ABSENT = "absent"
-    UNKNOWN = "unknown"  # it stayed away: the push itself was confirmed by it, which has to do
+    UNKNOWN = "unknown"
+    """Not looked up, or the registry did not answer: its confirmation of the push has to suffice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The infrastructure failed the attempt and another one may be made."""
+    """The infrastructure failed the attempt, and another attempt is allowed."""
 
     reason: FailureReason
     message: str
@@ -41,60 +36,56 @@ Outcome = TerminalEventData | Retry
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is known about the end beside the record."""
+    """Facts about the end of an attempt that its record does not hold."""
 
     image_check: ImageCheck
     tail: tuple[str, ...]
     """The last log lines."""
     lines: int
-    """How many lines the log has."""
+    """Number of lines in the log."""
     attempts_allowed: int
-    digest: str | None = None
-    """What the registry says the digest is."""
-    size: int | None = None
-    """What the registry says the bytes of the layers are."""
+    image: ImageInfo | None = None
+    """The pushed image, as the registry describes it."""
 
 
-_WHEN_SILENT: Final = {
-    FailureReason.TIMEOUT: "The build took longer than it may and was ended.",
+_DEFAULT_MESSAGES: Final = {
+    FailureReason.TIMEOUT: "The build exceeded its time limit and was ended.",
     FailureReason.IDLE: "The build printed nothing for too long and was ended.",
-    FailureReason.BUILDER_LOST: "The builder ended without saying how: it was ended from outside.",
+    FailureReason.BUILDER_LOST: "The builder ended without a result: it was ended from outside.",
     FailureReason.RECORD_LOST: "The record of the build was removed from outside.",
     FailureReason.IMAGE_MISSING: "The image was built and pushed, but the registry does not have it.",
 }
 
 
-def decide(attempt: Attempt, status: AttemptStatus, evidence: Evidence) -> Outcome:
-    """Decide the end of an attempt that is over.
+def decide(attempt: Attempt, evidence: Evidence) -> Outcome:
+    """Decide the outcome of an attempt that has ended.
 
-    The order is: success, our own wish, what the executor saw from outside, what the builder says.
+    In order of precedence: the pushed image, a cancel, an end that the executor observed, the builder's own result.
     """
-    result = attempt.result
+    result, status = attempt.result, attempt.status
     if result is not None and result.reason == "ok":
         if evidence.image_check is not ImageCheck.ABSENT:
             return _completed(attempt, result, evidence)
-        return _failed(attempt, FailureReason.IMAGE_MISSING, evidence)
+        return _failed_or_retry(attempt, FailureReason.IMAGE_MISSING, evidence)
     if status.cancelled_by is not None:
         if status.cancel_reason in (None, CANCELLED):
-            return Cancelled(
-                build_id=attempt.spec.build_id,
-                by=status.cancelled_by,
-                attempt=attempt.spec.attempt,
-                lines=evidence.lines,
-            )
-        return _failed(attempt, FailureReason(status.cancel_reason), evidence, said=status.cancel_message)
+            return _cancelled(attempt, status.cancelled_by, evidence)
+        reason = FailureReason(status.cancel_reason)
+        return _failed_or_retry(attempt, reason, evidence, message=status.cancel_message)
     if attempt.external_end is not None:
-        return _failed(attempt, attempt.external_end.reason, evidence, said=attempt.external_end.message)
-    return _failed(attempt, _reason_of(result), evidence)
+        end = attempt.external_end
+        return _failed_or_retry(attempt, end.reason, evidence, message=end.message)
+    return _failed_or_retry(attempt, _reason_of(result), evidence)
 
 
-def lost(attempt: Attempt, evidence: Evidence) -> Outcome:
-    """Decide the end of an attempt whose record is gone; it cannot be tried again, as the wish is gone with it."""
-    return _failed(attempt, FailureReason.RECORD_LOST, evidence, final=True)
+def lost(attempt: Attempt, evidence: Evidence) -> Failed:
+    """Return the end of an attempt whose record is gone, and with it the request: there is no retry."""
+    reason = FailureReason.RECORD_LOST
+    return _failed(attempt, reason, evidence, _message(attempt, reason))
 
 
 def _reason_of(result: BuilderResult | None) -> FailureReason:
-    # "cancelled" without our mark: somebody else sent SIGTERM.
+    # "cancelled" without `cancelled_by` in the status: the SIGTERM came from outside.
     if result is None or result.reason == CANCELLED:
         return FailureReason.BUILDER_LOST
     try:
@@ -104,11 +95,12 @@ def _reason_of(result: BuilderResult | None) -> FailureReason:
 
 
 def _completed(attempt: Attempt, result: BuilderResult, evidence: Evidence) -> Completed:
+    digest = evidence.image.digest if evidence.image else result.digest
     return Completed(
         build_id=attempt.spec.build_id,
-        image=_pinned(attempt, evidence.digest or result.digest),
-        digest=evidence.digest or result.digest or "",
-        size=evidence.size,
+        image=_pinned(attempt, digest),
+        digest=digest or "",
+        size=evidence.image.size if evidence.image else None,
         resolved_ref=attempt.spec.resolved_ref,
         timings=timings_of(attempt),
         attempt=attempt.spec.attempt,
@@ -118,30 +110,40 @@ def _completed(attempt: Attempt, result: BuilderResult, evidence: Evidence) -> C
 
 
 def _pinned(attempt: Attempt, digest: str | None) -> str:
-    """Name the image; a forced build by digest too, so that no node runs an older one from its cache."""
+    """Return the image's name; for a forced build with the digest, so that no node runs an older one from its cache."""
     image = attempt.spec.image
     return f"{image}@{digest}" if attempt.spec.request.force and digest else image
 
 
-def _failed(
-    attempt: Attempt,
-    reason: FailureReason,
-    evidence: Evidence,
-    *,
-    said: str | None = None,
-    final: bool = False,
-) -> Outcome:
-    result = attempt.result
-    # What the builder says counts only if it speaks of the same reason.
-    own_words = said or (result.message if result and result.reason == reason else "")
-    message = own_words or _WHEN_SILENT.get(reason) or (result.message if result else "") or HINT_OF[reason]
-    category = CATEGORY_OF[reason]
-    if category is Category.INFRASTRUCTURE and attempt.spec.attempt < evidence.attempts_allowed and not final:
+def _cancelled(attempt: Attempt, by: str, evidence: Evidence) -> Cancelled:
+    return Cancelled(
+        build_id=attempt.spec.build_id, by=by, attempt=attempt.spec.attempt, lines=evidence.lines
+    )
+
+
+def _failed_or_retry(
+    attempt: Attempt, reason: FailureReason, evidence: Evidence, *, message: str | None = None
+) -> Failed | Retry:
+    message = message or _message(attempt, reason)
+    is_infrastructure = CATEGORY_OF[reason] is Category.INFRASTRUCTURE
+    if is_infrastructure and attempt.spec.attempt < evidence.attempts_allowed:
         return Retry(reason, message)
+    return _failed(attempt, reason, evidence, message)
+
+
+def _message(attempt: Attempt, reason: FailureReason) -> str:
+    result = attempt.result
+    # The builder's message takes precedence only if it is about the same reason.
+    own = result.message if result and result.reason == reason else ""
+    return own or _DEFAULT_MESSAGES.get(reason) or (result.message if result else "") or HINT_OF[reason]
+
+
+def _failed(attempt: Attempt, reason: FailureReason, evidence: Evidence, message: str) -> Failed:
+    result = attempt.result
     return Failed(
         build_id=attempt.spec.build_id,
         reason=reason,
-        category=category,
+        category=CATEGORY_OF[reason],
         message=message,
         hint=HINT_OF[reason],
         exit_code=result.exit_code if result else None,
@@ -154,7 +156,7 @@ def _failed(
 
 
 def timings_of(attempt: Attempt) -> Timings:
-    """Return the seconds of each stage: outside the builder from the record, inside it from the builder."""
+    """Return the seconds of each stage: those before the builder from the record, the others from the builder."""
     inside = attempt.result.timings if attempt.result else {}
     waiting = inside.get("waiting", 0.0)
     if attempt.started_at is not None:
@@ -168,17 +170,15 @@ def timings_of(attempt: Attempt) -> Timings:
     )
 
 
-def stored(verdict: Outcome) -> StoredOutcome:
-    """Return the verdict as it is written into the record."""
-    if isinstance(verdict, Retry):
-        return StoredOutcome(kind=RETRY, data={"reason": verdict.reason, "message": verdict.message})
-    return StoredOutcome(kind=verdict.kind, data=verdict.model_dump(mode="json", exclude_none=True))
+def stored(outcome: Outcome) -> StoredOutcome:
+    """Return the outcome as it is written into the record."""
+    if isinstance(outcome, Retry):
+        return StoredOutcome(kind=RETRY, data={"reason": outcome.reason, "message": outcome.message})
+    return StoredOutcome(kind=outcome.kind, data=outcome.model_dump(mode="json", exclude_none=True))
 
 
 def restored(outcome: StoredOutcome) -> Outcome:
-    """Return the verdict that a record holds."""
+    """Return the outcome that a record holds."""
     if outcome.kind == RETRY:
         return Retry(FailureReason(outcome.data["reason"]), outcome.data["message"])
-    data = MODEL_OF[Kind(outcome.kind)].model_validate(outcome.data)
-    assert isinstance(data, Completed | Failed | Cancelled)
-    return data
+    return terminal_event_of(outcome)

@@ -1,4 +1,4 @@
-"""Pure: what the builder's lines say about how far the build is, and lines as `log` events."""
+"""Progress and `log` events made from the builder's lines. Pure."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -15,13 +15,15 @@ PHASE_MESSAGES: Final = {
     Phase.BUILDING: "Building the image",
     Phase.PUSHING: "Pushing the image",
 }
+LINE_OVERHEAD_BYTES: Final = 80
+"""Bytes that a line takes in a `log` event beside its text."""
 # BuildKit's plain output: "#8 [2/5] RUN pip install …"; with stages "#8 [build 2/5] …".
 _STEP = re.compile(r"^#\d+ \[(?:[\w.-]+ +)?(\d+)/(\d+)\] (.+)")
 
 
 @dataclass(frozen=True, slots=True)
 class ProgressUpdate:
-    """A progress event and the number of the line it comes from, which makes its id."""
+    """A progress event and the number of the line that it comes from, which makes its id."""
 
     data: Progress
     line: int
@@ -29,31 +31,31 @@ class ProgressUpdate:
 
 @dataclass(slots=True)
 class ProgressReader:
-    """Reads lines in order and tells phase changes, build steps and pushed layers."""
+    """Reads lines in order and reports phase changes, build steps and pushed layers."""
 
     build_id: str
     attempt: int
     phase: Phase | None = None
-    _said: tuple[object, ...] = field(default=())
+    _last_detail: tuple[object, ...] = field(default=())
 
     def read(self, lines: Iterable[BuilderLine]) -> list[ProgressUpdate]:
-        """Return every change of phase, and of each phase's details only the last one among these lines."""
-        told: list[ProgressUpdate] = []
+        """Return every change of phase and, of each phase's details, only the last among these lines."""
+        updates: list[ProgressUpdate] = []
         latest: ProgressUpdate | None = None
         for line in lines:
             if line.phase is not self.phase:
-                told += [latest] if latest else []
+                updates += [latest] if latest else []
                 latest = None
                 self.phase = line.phase
-                told.append(self._tell(line, PHASE_MESSAGES[line.phase], ProgressDetail()))
+                updates.append(self._update(line, PHASE_MESSAGES[line.phase], ProgressDetail()))
             if detail := _detail_of(line):
-                latest = self._tell(line, detail[0], detail[1])
-        if latest and (said := (latest.data.phase, latest.data.detail)) != self._said:
-            self._said = said
-            told.append(latest)
-        return told
+                latest = self._update(line, *detail)
+        if latest and (detail_of_phase := (latest.data.phase, latest.data.detail)) != self._last_detail:
+            self._last_detail = detail_of_phase
+            updates.append(latest)
+        return updates
 
-    def _tell(self, line: BuilderLine, message: str, detail: ProgressDetail) -> ProgressUpdate:
+    def _update(self, line: BuilderLine, message: str, detail: ProgressDetail) -> ProgressUpdate:
         data = Progress(
             build_id=self.build_id, attempt=self.attempt, phase=line.phase, message=message, detail=detail
         )
@@ -75,7 +77,7 @@ def as_log_events(build_id: str, attempt: int, lines: list[BuilderLine], *, max_
     """Cut consecutive lines into `log` events of at most about `max_bytes` of text each."""
     start = size = 0
     for index, item in enumerate(lines):
-        size += len(item.text) + 80
+        size += len(item.text) + LINE_OVERHEAD_BYTES
         if size >= max_bytes or index + 1 == len(lines):
             batch = [_log_line(line) for line in lines[start : index + 1]]
             yield Log.model_construct(build_id=build_id, attempt=attempt, n=lines[start].n, lines=batch)
@@ -88,7 +90,7 @@ def _log_line(line: BuilderLine) -> LogLine:
 
 
 def last_of(texts: Iterable[str], *, max_bytes: int) -> tuple[str, ...]:
-    """Return as many of the last lines as fit into about `max_bytes`."""
+    """Return as many of the last lines as fit into `max_bytes`."""
     found: list[str] = []
     for text in reversed(list(texts)):
         max_bytes -= len(text.encode())

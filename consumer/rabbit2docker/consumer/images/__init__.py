@@ -1,1 +1,1 @@
-"""What images are called, and whether the registry has them."""
+"""Images: their names, and their lookup in the registry."""

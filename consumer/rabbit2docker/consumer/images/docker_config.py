@@ -1,7 +1,7 @@
 """Credentials for registries, from the same docker `config.json` that the builder's `docker push` reads.
 
-Which entry counts follows docker's command line (cli/config): a helper for the registry before the general store
-before `auths`; and where a helper is set, `auths` is not asked.
+The precedence is that of docker's command line (cli/config): a helper for the registry, then the general store, then
+`auths`; where a helper is set, `auths` is not read.
 """
 
 import asyncio
@@ -29,7 +29,10 @@ _TOKEN_USER = "<token>"
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a registry is shown. `identity_token` stands for user and password, `registry_token` for everything."""
+    """Credentials for a registry.
+
+    `identity_token` replaces user and password; `registry_token` replaces the whole token exchange.
+    """
 
     username: str = ""
     password: str = field(default="", repr=False)
@@ -38,7 +41,7 @@ class Credentials:
 
 
 class DockerConfig:
-    """One `config.json`. It is read again for each question, because mounted Secrets change."""
+    """One `config.json`, read for each lookup, because mounted Secrets change."""
 
     def __init__(self, settings: DockerSettings) -> None:
         """Use the directory of the settings, else `$DOCKER_CONFIG`, else `~/.docker`."""
@@ -46,15 +49,15 @@ class DockerConfig:
         self._path = Path(directory) / "config.json"
 
     async def credentials(self, registry: str) -> Credentials | None:
-        """Return the credentials for a registry host such as `quay.io` or `127.0.0.1:5000`, None without any.
+        """Return the credentials for a registry host such as `quay.io` or `127.0.0.1:5000`, None if there are none.
 
-        Raises RegistryUnavailable when the file cannot be read or a credential helper fails: going on without
-        credentials would make a private image look absent.
+        Raises RegistryUnavailable when the file cannot be read or a credential helper fails: without
+        credentials a private image would look absent.
         """
         config = await self._read()
         key = _key(registry)
         if helper := _helper(config, key):
-            return await self._ask_helper(helper, key)
+            return await self._run_helper(helper, key)
         entries = config.get("auths")
         entry = _entry(entries, key) if isinstance(entries, dict) else None
         return self._decoded(entry, registry) if isinstance(entry, dict) else None
@@ -90,11 +93,11 @@ class DockerConfig:
 
     def _unreadable(self, reason: str) -> RegistryUnavailable:
         return RegistryUnavailable(
-            f"The docker configuration {self._path} cannot be read: {reason}. The operator must mend it."
+            f"The docker configuration {self._path} cannot be read: {reason}. The operator must fix it."
         )
 
-    async def _ask_helper(self, helper: str, key: str) -> Credentials | None:
-        """Ask `docker-credential-<helper> get` (protocol of github.com/docker/docker-credential-helpers)."""
+    async def _run_helper(self, helper: str, key: str) -> Credentials | None:
+        """Run `docker-credential-<helper> get` (protocol of github.com/docker/docker-credential-helpers)."""
         name = f"docker-credential-{helper}"
         if not _HELPER.fullmatch(helper):
             raise self._unreadable(f"{helper!r} is not the name of a credential helper")
@@ -103,20 +106,18 @@ class DockerConfig:
         if code != 0:
             if "credentials not found" in text.lower():
                 return None
-            raise RegistryUnavailable(f"{name} cannot tell the credentials for {key}: {text[-300:]}")
+            raise RegistryUnavailable(f"{name} failed to return credentials for {key}: {text[-300:]}")
         try:
             answer = json.loads(text)
             username, secret = str(answer["Username"]), str(answer["Secret"])
         except (ValueError, KeyError, TypeError) as error:
-            raise RegistryUnavailable(
-                f"{name} answered something that is no credential for {key}."
-            ) from error
+            raise RegistryUnavailable(f"{name} returned invalid credentials for {key}.") from error
         if username == _TOKEN_USER:
             return Credentials(identity_token=secret)
         return Credentials(username, secret)
 
 
-async def _run(program: str, question: str) -> tuple[int, bytes]:
+async def _run(program: str, server: str) -> tuple[int, bytes]:
     try:
         process = await asyncio.create_subprocess_exec(
             program,
@@ -131,7 +132,7 @@ async def _run(program: str, question: str) -> tuple[int, bytes]:
         ) from error
     try:
         async with asyncio.timeout(HELPER_SECONDS):
-            output, _ = await process.communicate(question.encode())
+            output, _ = await process.communicate(server.encode())
     except TimeoutError as error:
         raise RegistryUnavailable(f"{program} did not answer within {HELPER_SECONDS:.0f} seconds.") from error
     finally:
@@ -159,7 +160,7 @@ def _entry(entries: dict[str, Any], key: str) -> object:
 
 
 def _host(key: str) -> str:
-    """Return the host of a key, which may be `host`, `host:port`, or an old address with scheme and path."""
+    """Return the host of a key, which is `host`, `host:port`, or an old address with scheme and path."""
     host = key.partition("://")[2] or key
     host = host.partition("/")[0].lower()
     return "index.docker.io" if host in _DOCKER_HUB_NAMES else host

@@ -1,4 +1,4 @@
-"""Names of images and builds: BinderHub's to the last character, so that images built by it are found again.
+"""Names of images and builds, identical to BinderHub's, so that images built by it are found again.
 
 The rules are those of `_safe_build_slug`, `_generate_build_name` and the image name in BinderHub's builder.py.
 Options that BinderHub does not know add a suffix; without options nothing is added.
@@ -23,8 +23,8 @@ _BUILD_PREFIX = "build-"
 _SLUG_HASH = 6
 _REF_LENGTH = 6
 _REF_HASH = 2
-# Whoever finds other options with the same digest could put their image in the place of somebody else's: a tag has
-# room for 128 bits. A build name has not, but what is built is compared before a build is joined.
+# A collision of digests would let one requester replace the image of another: a tag has room for 128 bits. A build
+# name has not, but fingerprints are compared before a build is joined.
 _TAG_DIGEST = 32
 _BUILD_DIGEST = 8
 # Neither letter is a hexadecimal digit, so no suffix reads as another.
@@ -47,12 +47,12 @@ def options_digest(
     labels: Mapping[str, str] | None = None,
     appendix: str | None = None,
 ) -> str | None:
-    """Return a hexadecimal digest of the options that are set, None when there are none; empty means not set."""
+    """Return a hexadecimal digest of the options that are not empty; None if there are none."""
     options = {"subdir": subdir, "build_args": build_args, "labels": labels, "appendix": appendix}
-    is_set = {
+    present = {
         name: dict(value) if isinstance(value, Mapping) else value for name, value in options.items() if value
     }
-    return hashlib.sha256(json.dumps(is_set, sort_keys=True).encode()).hexdigest() if is_set else None
+    return hashlib.sha256(json.dumps(present, sort_keys=True).encode()).hexdigest() if present else None
 
 
 def image_name(
@@ -60,7 +60,7 @@ def image_name(
 ) -> str:
     """Return `registry/name:tag`.
 
-    `nonce` makes a tag of its own, for a build that must not meet the image of an earlier one.
+    `nonce` makes the tag unique, for a build that must not reuse an existing image.
     Raises RequestRejected(INVALID_IMAGE_NAME) when no engine or registry could take the name.
     """
     room = MAX_IMAGE_NAME - len(prefix)
@@ -73,22 +73,22 @@ def image_name(
         tag += f"-{_OPTIONS_MARK}{options_digest[:_TAG_DIGEST]}"
     if nonce:
         tag += f"-{_NONCE_MARK}{nonce}"
-    name, tag = (_unified(part) for part in (f"{prefix}{_slug(build_slug, room)}", tag))
+    name, tag = (_normalized(part) for part in (f"{prefix}{_slug(build_slug, room)}", tag))
     if not _NAME.fullmatch(name):
         raise _unusable(
             f"The image would be called {name}, which no registry accepts. "
-            "The operator can mend it with an image prefix of the form registry/organisation/prefix-."
+            "The operator can fix this with an image prefix of the form registry/organisation/prefix-."
         )
     if not _TAG.fullmatch(tag):
         raise _unusable(
             f"The image would be tagged {tag[:140]!r}, which no registry accepts: "
-            "a tag has at most 128 letters, digits, points and hyphens. Ask for a version with a simpler name."
+            "a tag has at most 128 letters, digits, dots and hyphens. Use a version with a simpler name."
         )
     return f"{name}:{tag}"
 
 
 def build_name(build_slug: str, ref: str, *, options_digest: str | None = None) -> str:
-    """Return the name of the build: at most 63 characters that a DNS label may have."""
+    """Return the name of the build, a DNS label of at most 63 characters."""
     suffix = f"-{_OPTIONS_MARK}{options_digest[:_BUILD_DIGEST]}" if options_digest else ""
     room = MAX_BUILD_NAME - len(_BUILD_PREFIX) - _REF_LENGTH - 1 - len(suffix)
     version = _slug(ref, _REF_LENGTH, _REF_HASH)[:_REF_LENGTH]
@@ -96,13 +96,13 @@ def build_name(build_slug: str, ref: str, *, options_digest: str | None = None) 
 
 
 def _slug(text: str, length: int, hash_length: int = _SLUG_HASH) -> str:
-    """Return `text` escaped and cut, with a hash of the whole, in at most `length` characters."""
+    """Return `text` escaped and shortened to `length` characters, including a hash of the whole."""
     fingerprint = hashlib.sha256(text.encode("utf-8")).hexdigest()[:hash_length]
     escaped = escape(text, safe=_SAFE, escape_char="-")[: length - hash_length - 1]
     return f"{escaped}-{fingerprint}".lower()
 
 
-def _unified(part: str) -> str:
+def _normalized(part: str) -> str:
     return part.replace("_", "-").lower()
 
 

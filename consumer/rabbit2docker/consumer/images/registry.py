@@ -1,4 +1,4 @@
-"""Whether a registry has an image: yes, no, or cannot tell. The last is an error, never a no.
+"""Image lookups in a registry. An unclear answer is an error, never taken for an absent image.
 
 Speaks the pull side of the OCI distribution specification with Basic and Bearer authentication
 (https://distribution.github.io/distribution/spec/auth/token/).
@@ -20,6 +20,7 @@ import aiohttp
 from cachetools import TLRUCache
 from yarl import URL
 
+from rabbit2docker.consumer.images.base import ImageInfo
 from rabbit2docker.consumer.images.docker_config import DOCKER_HUB, Credentials, DockerConfig
 from rabbit2docker.errors import RegistryUnavailable
 from rabbit2docker.settings import DockerSettings, ImageSettings
@@ -30,35 +31,25 @@ MANIFEST_TYPES: Final = (
     "application/vnd.docker.distribution.manifest.v2+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 )
-MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # what registries accept
+MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the limit of common registries
 MAX_TOKENS: Final = 4096
 
 _ACCEPT = {"Accept": ", ".join(MANIFEST_TYPES)}
 _DOCKER_HUB_HOST = "registry-1.docker.io"
 _LATEST = "latest"
-# These answer 401 or 403 for a repository that does not exist yet, even to who may create it with a push.
+# These answer 401 or 403 for a repository that does not exist yet, even to an account that may create it with a push.
 _DENIES_WHAT_IS_ABSENT = {DOCKER_HUB, "quay.io"}
 _ABSENT_CODES = {"MANIFEST_UNKNOWN", "NAME_UNKNOWN", "NOT_FOUND"}
 _DIGEST = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[0-9a-fA-F]{32,}")
 _CHALLENGE = re.compile(r"\s*(?P<scheme>[A-Za-z]+)(?:\s+(?P<parameters>.*))?", re.DOTALL)
 _PARAMETER = re.compile(r'([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,]+))')
-_TOKEN_SECONDS = 60.0  # what the specification assumes where a token does not say
+_TOKEN_SECONDS = 60.0  # the specification's default where a token has no lifetime
 _TOKEN_MARGIN = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """An image that is there."""
-
-    digest: str
-    """The manifest's digest."""
-    size: int | None
-    """Bytes of its layers as they are stored; None where asking would cost or the image has several platforms."""
-
-
-@dataclass(frozen=True, slots=True)
 class Reference:
-    """An image's name, taken apart."""
+    """The parts of an image name."""
 
     registry: str
     repository: str
@@ -80,7 +71,7 @@ class _Token:
 
 
 def parse_image(image: str) -> Reference:
-    """Take `registry/repository:tag` or `…@digest` apart, with docker's defaults for what is left out."""
+    """Parse `registry/repository:tag` or `…@digest`, with docker's defaults for missing parts."""
     name, _, digest = image.partition("@")
     first, slash, rest = name.partition("/")
     if slash and ("." in first or ":" in first or first == "localhost"):
@@ -94,23 +85,23 @@ def parse_image(image: str) -> Reference:
 
 
 class Registry:
-    """Looks images up."""
+    """A client for image lookups in any registry."""
 
     def __init__(self, session: aiohttp.ClientSession, images: ImageSettings, docker: DockerSettings) -> None:
-        """Ask through `session`, which stays the caller's, with the credentials of the docker configuration."""
+        """Use the caller's `session`, which stays open, and the credentials of the docker configuration."""
         self._session = session
         self._timeout = aiohttp.ClientTimeout(total=images.registry_timeout)
         self._override = images.registry_url
         self._config = DockerConfig(docker)
-        self._tokens: TLRUCache[tuple[str, str], _Token] = TLRUCache(MAX_TOKENS, _good_until)
+        self._tokens: TLRUCache[tuple[str, str], _Token] = TLRUCache(MAX_TOKENS, _expires_at)
 
-    async def find(self, image: str) -> Found | None:
-        """Return the image, None when the registry says that it is absent.
+    async def find(self, image: str) -> ImageInfo | None:
+        """Return the image; None when the registry confirms that it is absent.
 
-        Raises RegistryUnavailable for everything else: no answer, an error, a refusal, an unclear answer.
+        Raises RegistryUnavailable in every other case: no answer, an error, a refusal, an unclear answer.
         """
         reference = parse_image(image)
-        answer = await self._ask("HEAD", reference)
+        answer = await self._request("HEAD", reference)
         if answer.status == 200:
             return await self._found(reference, answer)
         if answer.status == 404:
@@ -121,26 +112,26 @@ class Registry:
             return None
         raise self._unclear(reference, answer)
 
-    async def _found(self, reference: Reference, head: _Answer) -> Found:
+    async def _found(self, reference: Reference, head: _Answer) -> ImageInfo:
         digest = head.headers.get("Docker-Content-Digest", "")
         is_known = _DIGEST.fullmatch(digest) is not None
         # Docker Hub counts each GET of a manifest as a pull; the digest came with the free HEAD.
         if is_known and reference.registry == DOCKER_HUB:
-            return Found(digest, None)
-        answer = await self._ask("GET", reference)
+            return ImageInfo(digest, None)
+        answer = await self._request("GET", reference)
         if answer.status != 200:
             if is_known:
-                return Found(digest, None)
+                return ImageInfo(digest, None)
             raise self._unclear(reference, answer)
-        return Found(
+        return ImageInfo(
             digest if is_known else f"sha256:{hashlib.sha256(answer.body).hexdigest()}", _size(answer.body)
         )
 
     async def _confirm_absent(self, reference: Reference, answer: _Answer) -> None:
-        """Raise RegistryUnavailable if the 404 comes from something that is no registry."""
+        """Raise RegistryUnavailable if the 404 comes from a server that is not a registry."""
         if "Docker-Distribution-Api-Version" in answer.headers:
             return
-        answer = await self._ask("GET", reference)
+        answer = await self._request("GET", reference)
         if answer.status == 404 and (
             "Docker-Distribution-Api-Version" in answer.headers or _codes(answer.body) & _ABSENT_CODES
         ):
@@ -151,23 +142,23 @@ class Registry:
         )
 
     async def _confirm_denial_means_absent(self, reference: Reference, answer: _Answer) -> None:
-        """Raise RegistryUnavailable unless this registry denies what it does not have."""
+        """Raise RegistryUnavailable unless this registry denies access to absent repositories."""
         credentials = await self._credentials(reference)
         if credentials is None:
             raise RegistryUnavailable(
-                f"{reference.registry} wants credentials for {reference.repository} and there are none. "
-                "The operator must put them into the docker configuration (docker.config)."
+                f"{reference.registry} requires credentials for {reference.repository}, and none are configured. "
+                "The operator must add them to the docker configuration (docker.config)."
             )
         is_accepted = self._token_key(reference) in self._tokens
         if is_accepted and reference.registry in _DENIES_WHAT_IS_ABSENT:
             return
         raise RegistryUnavailable(
             f"{reference.registry} does not let the configured account read {reference.repository} "
-            f"(status {answer.status}). The operator must give it the right to pull, or set images.check_registry to false."
+            f"(status {answer.status}). The operator must grant it the right to pull, or set images.check_registry to false."
         )
 
-    async def _ask(self, method: str, reference: Reference) -> _Answer:
-        """Ask for the manifest; authenticate when told to."""
+    async def _request(self, method: str, reference: Reference) -> _Answer:
+        """Request the manifest; authenticate on a challenge."""
         url = f"{self._base(reference)}/v2/{reference.repository}/manifests/{reference.version}"
         key = self._token_key(reference)
         if (token := self._tokens.get(key)) is not None:
@@ -182,7 +173,7 @@ class Registry:
         return await self._send(method, url, _ACCEPT | header) if header else answer
 
     async def _authorization(self, reference: Reference, refusal: _Answer) -> dict[str, str]:
-        """Return the header that answers the challenge, nothing where that is impossible."""
+        """Return the headers that answer the challenge; none where that is impossible."""
         credentials = await self._credentials(reference)
         challenge = _CHALLENGE.match(refusal.headers.get("WWW-Authenticate", ""))
         scheme = challenge["scheme"].lower() if challenge else ""
@@ -203,9 +194,9 @@ class Registry:
         realm = challenge.get("realm", "")
         base = self._base(reference)
         if urlsplit(realm).scheme not in ("http", "https"):
-            raise RegistryUnavailable(f"{base} names no address to get a token from.")
+            raise RegistryUnavailable(f"{base} names no address to request a token from.")
         if credentials and base.startswith("https:") and not realm.startswith("https:"):
-            raise RegistryUnavailable(f"{base} wants credentials sent unencrypted to {realm}; refused.")
+            raise RegistryUnavailable(f"{base} demands credentials unencrypted at {realm}, which is refused.")
         wanted = {"service": challenge.get("service", "")} if "service" in challenge else {}
         wanted["scope"] = challenge.get("scope") or f"repository:{reference.repository}:pull"
         if credentials and credentials.identity_token:
@@ -225,7 +216,7 @@ class Registry:
             what = (
                 "refuses the configured credentials"
                 if is_known
-                else "gives no token without credentials, and there are none"
+                else "issues no token without credentials, and none are configured"
             )
             raise RegistryUnavailable(
                 f"{urlsplit(realm).netloc} {what} for {reference.registry}/{reference.repository} "
@@ -286,17 +277,17 @@ class Registry:
         host = urlsplit(url or self._base(reference)).netloc
         if answer.status == 429:
             return RegistryUnavailable(
-                f"{host} limits the rate of questions.", retry_after=_retry_after(answer.headers)
+                f"{host} limits the rate of requests.", retry_after=_retry_after(answer.headers)
             )
         codes = ", ".join(sorted(_codes(answer.body)))
         return RegistryUnavailable(
-            f"{host} cannot tell whether {reference.repository} exists: status {answer.status}"
+            f"{host} did not answer clearly whether {reference.repository} exists: status {answer.status}"
             f"{f' ({codes})' if codes else ''}.",
             retry_after=_retry_after(answer.headers),
         )
 
 
-def _good_until(_key: tuple[str, str], token: _Token, now: float) -> float:
+def _expires_at(_key: tuple[str, str], token: _Token, now: float) -> float:
     return now + max(token.seconds - _TOKEN_MARGIN, token.seconds / 2)
 
 
@@ -352,7 +343,7 @@ def _size(manifest: bytes) -> int | None:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Read seconds or a date (RFC 9110, 10.2.3)."""
+    """Return the seconds of a Retry-After header, which holds seconds or a date (RFC 9110, 10.2.3)."""
     text = headers.get("Retry-After", "").strip()
     if text.isdecimal():
         return float(text)

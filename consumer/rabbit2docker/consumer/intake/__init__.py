@@ -1,1 +1,1 @@
-"""From a message to a build: read, check, resolve, look in the registry, create or join, tell, acknowledge."""
+"""Intake: each delivery is parsed, admitted as a build, a joined build or an existing image, and settled once."""

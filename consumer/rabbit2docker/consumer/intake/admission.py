@@ -1,45 +1,38 @@
-"""What a wish leads to: an answer from memory, a joined build, the image that exists, or a new attempt."""
+"""Admission of requests: a repeated answer, a joined build, the existing image, or a new attempt."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Final
 
 import structlog
 from cachetools import TTLCache
 
 from rabbit2docker.clock import utc_now
-from rabbit2docker.consumer.attempt_cache import AttemptCache, is_reported
+from rabbit2docker.consumer.attempt_cache import AttemptCache, is_reported, terminal_event_of
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.executors.attempt_names import fallback_name
-from rabbit2docker.consumer.executors.base import Attempt, AttemptStatus, Executor
+from rabbit2docker.consumer.executors.base import Attempt, AttemptStatus, AttemptStore
+from rabbit2docker.consumer.images.base import FindImage, ImageInfo
 from rabbit2docker.consumer.intake.cancellation import Cancellation
 from rabbit2docker.consumer.intake.parsing import IncomingRequest
-from rabbit2docker.consumer.intake.plan import Plan, accepted_from, make_plan
-from rabbit2docker.consumer.providers.base import Provider
+from rabbit2docker.consumer.intake.plan import Plan, accepted, make_plan
+from rabbit2docker.consumer.providers.catalog import Providers
 from rabbit2docker.errors import ExecutorUnavailable, NameTaken, RecordMissing, RequestRejected
 from rabbit2docker.settings import Settings
-from rabbit2docker_schemas.events import (
-    MODEL_OF,
-    TERMINAL_KINDS,
-    Cancelled,
-    Completed,
-    Failed,
-    Kind,
-    Timings,
-)
+from rabbit2docker_schemas.events import TERMINAL_KINDS, Completed, Timings
 from rabbit2docker_schemas.reasons import RejectReason
 
 log = structlog.get_logger()
 
-REMEMBERED = 10_000
-MAX_JOINED = 400
+MAX_CACHED_ANSWERS: Final = 10_000
+MAX_SHARING_REQUESTS: Final = 400
 """Requests that may share a build: their ids are part of its record, which in a cluster may not exceed 256 KiB."""
 
 
 class AdmissionOutcome(StrEnum):
-    """How intake ended, for the metrics."""
+    """Outcomes of admission, as metrics label them."""
 
     ACCEPTED = "accepted"
     ATTACHED = "attached"
@@ -47,191 +40,167 @@ class AdmissionOutcome(StrEnum):
     DUPLICATE = "duplicate"
 
 
-class FoundImage(Protocol):
-    """An image that the registry has."""
-
-    @property
-    def digest(self) -> str:
-        """Return the manifest's digest."""
-
-    @property
-    def size(self) -> int | None:
-        """Return the bytes of its layers, where known."""
-
-
-class Catalog(Protocol):
-    """The providers."""
-
-    def get(self, prefix: str) -> Provider:
-        """Return the provider; raises RequestRejected."""
-
-    def check_allowed(self, prefix: str, spec: str) -> None:
-        """Raise RequestRejected when the operator does not allow the spec."""
-
-
 @dataclass(frozen=True, slots=True)
 class AdmissionContext:
-    """What wishes are fulfilled with."""
+    """The services that admission works with."""
 
-    executor: Executor
+    executor: AttemptStore
     attempts: AttemptCache
     events: EventPublisher
-    catalog: Catalog
-    find_image: Callable[[str], Awaitable[FoundImage | None]]
+    providers: Providers
+    find_image: FindImage
     settings: Settings
-    cancelling: Cancellation
+    cancellation: Cancellation
     before_ack: Callable[[], Awaitable[None]]
-    """Called when a slot was taken, before the delivery is acknowledged."""
+    """Called after a slot was taken and before the delivery is acknowledged."""
     now: Callable[[], datetime] = utc_now
 
 
 class Admission:
-    """Carries out one wish after the other; several at once, but one at a time for one request id."""
+    """Admits requests, several at once, but only one at a time for the same request id."""
 
-    def __init__(self, tools: AdmissionContext) -> None:
-        """Start with nothing answered."""
-        self._tools = tools
-        # Requests answered from the registry leave no record: their digests are kept here.
-        keep = tools.settings.limits.keep_ended_seconds
-        self._answered: TTLCache[tuple[str, str], str] = TTLCache(REMEMBERED, keep)
+    def __init__(self, context: AdmissionContext) -> None:
+        """Start with no cached answers."""
+        self._context = context
+        # Requests answered with an existing image leave no record: their digests are kept here.
+        keep = context.settings.limits.keep_ended_seconds
+        self._cached_answers: TTLCache[tuple[str, str], str] = TTLCache(MAX_CACHED_ANSWERS, keep)
 
-    async def admit(self, wish: IncomingRequest) -> AdmissionOutcome:
-        """Answer the wish. Safe to repeat after a crash at any point.
+    async def admit(self, incoming: IncomingRequest) -> AdmissionOutcome:
+        """Answer the request. Safe to repeat after a crash at any point.
 
-        Raises RequestRejected, or TransientError when something needed is away.
+        Raises RequestRejected, or TransientError when a dependency is unavailable.
         """
-        if await self._answer_duplicate(wish):
+        if await self._answer_duplicate(incoming):
             return AdmissionOutcome.DUPLICATE
-        self._check_current(wish)
-        plan = await self._plan(wish)
-        if (running := self._tools.attempts.unfinished_like(plan.fingerprint)) and await self._join(
-            running, wish
-        ):
+        self._check_current(incoming)
+        plan = await self._plan(incoming)
+        running = self._context.attempts.unfinished_like(plan.fingerprint)
+        if running is not None and await self._join(running, incoming):
             return AdmissionOutcome.ATTACHED
-        if not wish.request.force and self._tools.settings.images.check_registry:
-            found = await self._tools.find_image(plan.image)
-            if found is not None:
-                await self._tell_cached(plan, found)
-                return AdmissionOutcome.CACHED
-        return await self._build(plan)
+        if await self._answer_cached(plan):
+            return AdmissionOutcome.CACHED
+        return await self._create(plan)
 
-    async def _answer_duplicate(self, wish: IncomingRequest) -> bool:
-        """Tell where the build of a known request id stands."""
-        known = self._tools.attempts.of_request(wish.tenant, wish.request_id)
+    async def _answer_duplicate(self, incoming: IncomingRequest) -> bool:
+        """Repeat the answer to a request id that a build has already; return False if no build has it."""
+        known = self._context.attempts.of_request(incoming.tenant, incoming.request_id)
         digest = (
-            known.status.requests[wish.request_id]
+            known.status.requests[incoming.request_id]
             if known
-            else self._answered.get((wish.tenant, wish.request_id))
+            else self._cached_answers.get((incoming.tenant, incoming.request_id))
         )
         if digest is None:
             return False
-        if digest != wish.request.digest():
+        if digest != incoming.request.digest():
             raise RequestRejected(
                 RejectReason.REQUEST_ID_REUSED,
-                f"The request id {wish.request_id} was used a moment ago for something else. Use a new id for each wish.",
+                f"The request id {incoming.request_id} was used recently for a different request. "
+                "Use a new id for each request.",
             )
         if known is None:
-            return False  # answered from the registry: asking it again gives the same answer, or a build
-        attached = known.spec.request_id != wish.request_id
-        await self._tools.events.publish_accepted(
-            wish.tenant, accepted_from(known.spec, wish, attached=attached)
-        )
-        await self._tell_end_again(known)
+            return False  # answered with an existing image: the lookup gives the same answer, or a build
+        await self._publish_accepted(known, incoming)
+        await self._publish_known_end(known)
         return True
 
-    async def _tell_end_again(self, attempt: Attempt) -> None:
-        outcome = attempt.status.outcome
-        if outcome is None or outcome.kind not in TERMINAL_KINDS:
-            return
-        data = MODEL_OF[Kind(outcome.kind)].model_validate(outcome.data)
-        assert isinstance(data, Completed | Failed | Cancelled)
-        await self._tools.events.publish_terminal(attempt.spec.tenant, data)
+    async def _publish_accepted(self, attempt: Attempt, incoming: IncomingRequest) -> None:
+        await self._context.events.publish_accepted(incoming.tenant, accepted(incoming, attempt.spec))
 
-    def _check_current(self, wish: IncomingRequest) -> None:
-        if by := self._tools.cancelling.taken_back_by(wish.tenant, wish.request_id):
+    async def _publish_known_end(self, attempt: Attempt) -> None:
+        outcome = attempt.status.outcome
+        if outcome is not None and outcome.kind in TERMINAL_KINDS:
+            await self._context.events.publish_terminal(attempt.spec.tenant, terminal_event_of(outcome))
+
+    def _check_current(self, incoming: IncomingRequest) -> None:
+        """Raise RequestRejected when the request was cancelled or has expired."""
+        if by := self._context.cancellation.withdrawn_by(incoming.tenant, incoming.request_id):
             raise RequestRejected(
-                RejectReason.CANCELLED, f"The request was cancelled by {by} before its build began."
+                RejectReason.CANCELLED, f"The request was cancelled by {by} before its build started."
             )
-        limit = wish.request.not_after
-        if limit is not None and self._tools.now() > limit:
+        limit = incoming.request.not_after
+        if limit is not None and self._context.now() > limit:
             raise RequestRejected(
                 RejectReason.EXPIRED,
-                f"The request was to be picked up before {limit.isoformat()}, and that has passed. Ask again.",
+                f"The request was not picked up before its limit, {limit.isoformat()}. Send it again.",
                 retryable=True,
             )
 
-    async def _plan(self, wish: IncomingRequest) -> Plan:
-        request, catalog = wish.request, self._tools.catalog
-        provider = catalog.get(request.provider)
-        catalog.check_allowed(request.provider, request.spec)
+    async def _plan(self, incoming: IncomingRequest) -> Plan:
+        request, providers = incoming.request, self._context.providers
+        provider = providers.get(request.provider)
+        providers.check_allowed(request.provider, request.spec)
         provider.check(request.spec)
         repository = await provider.resolve(request.spec)
-        return make_plan(wish, repository, self._tools.settings.images.prefix)
+        return make_plan(incoming, repository, self._context.settings.images.prefix)
 
-    async def _join(self, attempt: Attempt, wish: IncomingRequest) -> bool:
-        """Add the request to a build that runs; False when it ended at this moment, or has joiners enough."""
+    async def _join(self, attempt: Attempt, incoming: IncomingRequest) -> bool:
+        """Add the request to a running build; return False if that has just ended or has its maximum of requests."""
 
         def with_request(status: AttemptStatus) -> AttemptStatus:
-            if status.reported or len(status.requests) >= MAX_JOINED:
+            if status.reported or len(status.requests) >= MAX_SHARING_REQUESTS:
                 return status
             return status.model_copy(
-                update={"requests": {**status.requests, wish.request_id: wish.request.digest()}}
+                update={"requests": {**status.requests, incoming.request_id: incoming.request.digest()}}
             )
 
         try:
-            marked = self._tools.attempts.put(
-                await self._tools.executor.update_status(attempt.name, with_request)
-            )
+            updated = await self._context.executor.update_status(attempt.name, with_request)
         except RecordMissing:
             return False
-        if wish.request_id not in marked.status.requests:
+        self._context.attempts.put(updated)
+        if incoming.request_id not in updated.status.requests:
             return False
-        attached = marked.spec.request_id != wish.request_id
-        await self._tools.events.publish_accepted(
-            wish.tenant, accepted_from(marked.spec, wish, attached=attached)
-        )
+        await self._publish_accepted(updated, incoming)
         return True
 
-    async def _tell_cached(self, plan: Plan, found: FoundImage) -> None:
-        wish, events = plan.wish, self._tools.events
-        self._answered[wish.tenant, wish.request_id] = wish.request.digest()
-        await events.publish_accepted(wish.tenant, plan.accepted(cached=True))
-        queued = max(0.0, (self._tools.now() - wish.queued_at).total_seconds())
-        await events.publish_terminal(
-            wish.tenant,
-            Completed(
-                build_id=wish.build_id,
-                image=plan.image,
-                digest=found.digest,
-                size=found.size,
-                resolved_ref=plan.repository.resolved_ref,
-                cached=True,
-                timings=Timings(queued=round(queued, 3)),
-            ),
+    async def _answer_cached(self, plan: Plan) -> bool:
+        """Answer with the image that the registry has; return False if it has none or a build is forced."""
+        incoming, events = plan.incoming, self._context.events
+        if incoming.request.force or not self._context.settings.images.check_registry:
+            return False
+        image = await self._context.find_image(plan.image)
+        if image is None:
+            return False
+        self._cached_answers[incoming.tenant, incoming.request_id] = incoming.request.digest()
+        await events.publish_accepted(incoming.tenant, accepted(incoming, plan, cached=True))
+        await events.publish_terminal(incoming.tenant, self._cached_end(plan, image))
+        return True
+
+    def _cached_end(self, plan: Plan, image: ImageInfo) -> Completed:
+        queued = max(0.0, (self._context.now() - plan.incoming.queued_at).total_seconds())
+        return Completed(
+            build_id=plan.build_id,
+            image=plan.image,
+            digest=image.digest,
+            size=image.size,
+            resolved_ref=plan.resolved_ref,
+            cached=True,
+            timings=Timings(queued=round(queued, 3)),
         )
 
-    async def _build(self, plan: Plan) -> AdmissionOutcome:
-        """Create the attempt, or join the one that somebody created first."""
-        wish = plan.wish
-        spec = plan.spec(self._tools.settings, now=self._tools.now())
-        status = AttemptStatus(requests={wish.request_id: wish.request.digest()})
+    async def _create(self, plan: Plan) -> AdmissionOutcome:
+        """Create the attempt, or join the same build if another request created it first."""
+        incoming, context = plan.incoming, self._context
+        spec = plan.spec(context.settings, now=context.now())
+        status = AttemptStatus(requests={incoming.request_id: incoming.request.digest()})
         for name in (spec.name, fallback_name(spec)):
             try:
-                attempt, is_new = await self._tools.executor.create(
+                attempt, is_new = await context.executor.create(
                     spec.model_copy(update={"name": name}), status
                 )
             except NameTaken as error:
-                log.warning("another name is needed", name=name, error=str(error))
+                log.warning("record name taken", name=name, error=str(error))
                 continue
-            self._tools.attempts.put(attempt)
+            context.attempts.put(attempt)
             if is_new:
                 log.info("attempt created", build_id=spec.build_id, name=name, image=spec.image)
-                await self._tools.before_ack()
-                await self._tools.events.publish_accepted(wish.tenant, plan.accepted())
+                await context.before_ack()
+                await self._publish_accepted(attempt, incoming)
                 return AdmissionOutcome.ACCEPTED
-            same = attempt.spec.fingerprint == spec.fingerprint and not is_reported(attempt)
-            if same and await self._join(attempt, wish):
+            is_same_build = attempt.spec.fingerprint == spec.fingerprint and not is_reported(attempt)
+            if is_same_build and await self._join(attempt, incoming):
                 return AdmissionOutcome.ATTACHED
         raise ExecutorUnavailable(
-            f"The names for build {plan.build_name} are taken by builds that have ended."
+            f"Ended builds hold the record names for build {plan.build_name}. Waiting for them to be deleted."
         )

@@ -1,17 +1,24 @@
-"""A delivery read and checked: who wishes what, under which id, since when."""
+"""Deliveries parsed: each one is a build request, a cancel message, or invalid."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
 from rabbit2docker.amqp.ports import RequestMessage
+from rabbit2docker.clock import utc_now
 from rabbit2docker_schemas.ids import BuildId, RequestId, build_id_of, routable_request_id
-from rabbit2docker_schemas.requests import BuildRequest
+from rabbit2docker_schemas.parsing import InvalidMessage, read_cancel, read_request
+from rabbit2docker_schemas.reasons import RejectReason
+from rabbit2docker_schemas.requests import BuildRequest, CancelRequest
+from rabbit2docker_schemas.routing import RequestKey, parse_request_key
+
+CANCEL_ACTION = "cancel"
 
 
 @dataclass(frozen=True, slots=True)
 class IncomingRequest:
-    """A build request with everything that its envelope says."""
+    """A build request with its envelope."""
 
     tenant: str
     request_id: RequestId
@@ -24,24 +31,105 @@ class IncomingRequest:
         return build_id_of(self.tenant, self.request_id)
 
 
-def _text(value: object) -> str | None:
-    if isinstance(value, bytes):
-        value = value.decode(errors="replace")
-    return str(value) if value else None
+@dataclass(frozen=True, slots=True)
+class IncomingCancel:
+    """A cancel message with the tenant that it comes from."""
+
+    tenant: str
+    cancel: CancelRequest
 
 
-def header(received: RequestMessage, name: str) -> str | None:
-    """Return a header as text."""
-    return _text(received.headers.get(name))
+@dataclass(frozen=True, slots=True)
+class InvalidRequest:
+    """A request that cannot be read; its sender is answered with a `rejected` event."""
+
+    tenant: str
+    request_id: RequestId
+    reason: RejectReason
+    message: str
 
 
-def request_id_of(received: RequestMessage, in_body: str | None) -> RequestId:
-    """Return the request id: the body's, else `ce-id`, else the message_id, else one made of the content.
+@dataclass(frozen=True, slots=True)
+class UndeliverableMessage:
+    """A message without an event to answer it with: a bad routing key, or a cancel message that cannot be read."""
 
-    The last makes an unnamed message that is delivered again the same request. Two unnamed messages with the
-    same body in the same second are taken for one, too.
+    reason: str
+    message: str
+
+
+ParsedDelivery = IncomingRequest | IncomingCancel | InvalidRequest | UndeliverableMessage
+
+
+def parse_delivery(
+    received: RequestMessage, *, max_bytes: int, now: Callable[[], datetime] = utc_now
+) -> ParsedDelivery:
+    """Parse a delivery of at most `max_bytes`; a request without a timestamp counts as queued `now`."""
+    key = parse_request_key(received.routing_key)
+    if key is None:
+        return UndeliverableMessage("unroutable", "The routing key is neither a request's nor a cancel's.")
+    if key.action == CANCEL_ACTION:
+        return _parse_cancel(received, key, max_bytes)
+    return _parse_request(received, key, max_bytes, now)
+
+
+def sender_of(received: RequestMessage) -> tuple[str, RequestId] | None:
+    """Return tenant and request id from the envelope alone, without the body; None unless it is a request."""
+    key = parse_request_key(received.routing_key)
+    if key is None or key.action == CANCEL_ACTION:
+        return None
+    return key.tenant, _request_id(received, None)
+
+
+def _parse_request(
+    received: RequestMessage, key: RequestKey, max_bytes: int, now: Callable[[], datetime]
+) -> IncomingRequest | InvalidRequest:
+    try:
+        request = read_request(
+            received.body,
+            content_type=received.content_type,
+            ce_type=_header(received, "ce-type"),
+            max_bytes=max_bytes,
+        )
+    except InvalidMessage as error:
+        request_id = _request_id(received, error.request_id)
+        return InvalidRequest(key.tenant, request_id, error.reason, error.message)
+    return IncomingRequest(
+        tenant=key.tenant,
+        request_id=_request_id(received, request.request_id),
+        request=request,
+        queued_at=received.timestamp or now(),
+    )
+
+
+def _parse_cancel(
+    received: RequestMessage, key: RequestKey, max_bytes: int
+) -> IncomingCancel | UndeliverableMessage:
+    try:
+        cancel = read_cancel(
+            received.body,
+            content_type=received.content_type,
+            ce_type=_header(received, "ce-type"),
+            max_bytes=max_bytes,
+        )
+    except InvalidMessage as error:
+        return UndeliverableMessage(error.reason, error.message)
+    return IncomingCancel(key.tenant, cancel)
+
+
+def _request_id(received: RequestMessage, in_body: str | None) -> RequestId:
+    """Return the request id: the body's, else `ce-id`, else the message_id, else a hash of the content.
+
+    The hash makes a redelivery of an unnamed message the same request. Two unnamed messages with the same body in
+    the same second are the same request, too.
     """
-    if raw := in_body or header(received, "ce-id") or received.message_id:
+    if raw := in_body or _header(received, "ce-id") or received.message_id:
         return routable_request_id(raw)
     seconds = received.timestamp.isoformat() if received.timestamp else ""
     return RequestId("anon-" + hashlib.sha256(seconds.encode() + received.body).hexdigest()[:32])
+
+
+def _header(received: RequestMessage, name: str) -> str | None:
+    value = received.headers.get(name)
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    return str(value) if value else None

@@ -1,10 +1,10 @@
-"""From a wish to what exactly is to be built: the version, the names, and what makes two builds the same."""
+"""Build plans: the version to build, its names, the fingerprint by which builds are shared, and the `accepted` event."""
 
 import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, Protocol
 
 from rabbit2docker.consumer.executors.base import AttemptName, AttemptSpec
 from rabbit2docker.consumer.images.names import build_name, image_name, options_digest
@@ -19,101 +19,124 @@ NONCE_LENGTH: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be built for a wish."""
+    """The build that a request would start."""
 
-    wish: IncomingRequest
+    incoming: IncomingRequest
     repository: Repository
     image: str
     build_name: str
     fingerprint: str
 
+    @property
+    def build_id(self) -> str:
+        """Return the id of the build."""
+        return self.incoming.build_id
+
+    @property
+    def repo_url(self) -> str:
+        """Return the URL that repo2docker fetches from."""
+        return self.repository.repo_url
+
+    @property
+    def resolved_ref(self) -> str:
+        """Return the version to build."""
+        return self.repository.resolved_ref
+
     def spec(self, settings: Settings, *, now: datetime) -> AttemptSpec:
-        """Return the first attempt's specification."""
-        request, limits = self.wish.request, settings.limits
+        """Return the specification of the first attempt."""
+        incoming, request, limits = self.incoming, self.incoming.request, settings.limits
         return AttemptSpec(
             name=AttemptName(self.build_name),
-            build_id=self.wish.build_id,
+            build_id=incoming.build_id,
             build_name=self.build_name,
             attempt=1,
-            tenant=self.wish.tenant,
-            request_id=self.wish.request_id,
+            tenant=incoming.tenant,
+            request_id=incoming.request_id,
             request=request,
-            repo_url=self.repository.repo_url,
-            resolved_ref=self.repository.resolved_ref,
+            repo_url=self.repo_url,
+            resolved_ref=self.resolved_ref,
             content_provider=self.repository.content_provider,
             image=self.image,
             fingerprint=self.fingerprint,
             timeout_seconds=min(request.timeout_seconds or limits.build_seconds, limits.build_seconds),
             idle_seconds=limits.idle_seconds,
-            queued_at=self.wish.queued_at,
+            queued_at=incoming.queued_at,
             created_at=now,
         )
 
-    def accepted(
-        self, *, build_id: str | None = None, attached: bool = False, cached: bool = False
-    ) -> Accepted:
-        """Return the answer to the wish; `build_id` where another build was joined."""
-        request = self.wish.request
-        return Accepted(
-            request_id=self.wish.request_id,
-            build_id=build_id or self.wish.build_id,
-            build_name=self.build_name,
-            provider=request.provider,
-            spec=request.spec,
-            resolved_ref=self.repository.resolved_ref,
-            repo_url=self.repository.repo_url,
-            image=self.image,
-            attached=attached,
-            cached=cached,
-            requester=request.requester,
-            options=options_of(request),
-        )
 
+def make_plan(incoming: IncomingRequest, repository: Repository, prefix: str) -> Plan:
+    """Name the image, with the registry's `prefix`, and the build.
 
-def make_plan(wish: IncomingRequest, repository: Repository, prefix: str) -> Plan:
-    """Name everything. Raises RequestRejected(INVALID_IMAGE_NAME) when no engine could take the name."""
-    request = wish.request
+    Raises RequestRejected(INVALID_IMAGE_NAME) when no engine could take the name.
+    """
+    request = incoming.request
     options = options_digest(
         subdir=request.subdir,
         build_args=request.build_args,
         labels=request.labels,
         appendix=request.appendix,
     )
-    nonce = wish.build_id.replace("-", "")[:NONCE_LENGTH] if request.force else None
+    nonce = incoming.build_id.replace("-", "")[:NONCE_LENGTH] if request.force else None
     image = image_name(
         prefix, repository.build_slug, repository.resolved_ref, options_digest=options, nonce=nonce
     )
-    # BinderHub's names collide across providers, and tenants do not share builds: the name alone proves nothing.
-    same = [wish.tenant, repository.repo_url, repository.resolved_ref, options, image]
+    # BinderHub's names collide across providers, and tenants do not share builds: the name alone identifies nothing.
+    identity = [incoming.tenant, repository.repo_url, repository.resolved_ref, options, image]
     return Plan(
-        wish=wish,
+        incoming=incoming,
         repository=repository,
         image=image,
         build_name=build_name(repository.build_slug, repository.resolved_ref, options_digest=options),
-        fingerprint=hashlib.sha256(json.dumps(same).encode()).hexdigest(),
+        fingerprint=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
     )
 
 
-def accepted_from(spec: AttemptSpec, wish: IncomingRequest, *, attached: bool) -> Accepted:
-    """Return the answer to a wish whose build has a record already."""
-    request = wish.request
+class NamedBuild(Protocol):
+    """The part of a Plan or an AttemptSpec that `accepted` events report."""
+
+    @property
+    def build_id(self) -> str:
+        """Return the id of the build."""
+
+    @property
+    def build_name(self) -> str:
+        """Return BinderHub's name of the build."""
+
+    @property
+    def repo_url(self) -> str:
+        """Return the URL that repo2docker fetches from."""
+
+    @property
+    def resolved_ref(self) -> str:
+        """Return the version that is built."""
+
+    @property
+    def image(self) -> str:
+        """Return the name and tag of the image."""
+
+
+def accepted(incoming: IncomingRequest, build: NamedBuild, *, cached: bool = False) -> Accepted:
+    """Return the event that answers a request with a build: its own, one that it joined, or a `cached` image."""
+    request = incoming.request
     return Accepted(
-        request_id=wish.request_id,
-        build_id=spec.build_id,
-        build_name=spec.build_name,
+        request_id=incoming.request_id,
+        build_id=build.build_id,
+        build_name=build.build_name,
         provider=request.provider,
         spec=request.spec,
-        resolved_ref=spec.resolved_ref,
-        repo_url=spec.repo_url,
-        image=spec.image,
-        attached=attached,
+        resolved_ref=build.resolved_ref,
+        repo_url=build.repo_url,
+        image=build.image,
+        attached=build.build_id != incoming.build_id,
+        cached=cached,
         requester=request.requester,
         options=options_of(request),
     )
 
 
 def options_of(request: BuildRequest) -> BuildOptions | None:
-    """Return what the request asks for beside the repository; None if that is nothing."""
+    """Return the request's build options; None if it has none."""
     given = request.model_dump(include=set(BuildOptions.model_fields))
     options = BuildOptions.model_validate(given)
     return None if options == BuildOptions() else options

@@ -1,36 +1,39 @@
-"""Takes deliveries, has them carried out, and settles each exactly once, whatever happens."""
+"""The intake loop: a task per delivery, each settled exactly once."""
 
 import asyncio
 from contextlib import suppress
-from typing import Final
+from typing import Final, assert_never
 from weakref import WeakValueDictionary
 
 import structlog
 
 from rabbit2docker import metrics
 from rabbit2docker.amqp.ports import Delivery, RequestSource
-from rabbit2docker.clock import utc_now
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.intake.admission import Admission
 from rabbit2docker.consumer.intake.cancellation import Cancellation
 from rabbit2docker.consumer.intake.capacity import Capacity
-from rabbit2docker.consumer.intake.parsing import IncomingRequest, header, request_id_of
-from rabbit2docker.errors import BrokerUnavailable, RequestRejected, TransientError
-from rabbit2docker_schemas.events import Phase, Progress, ProgressDetail, Rejected
-from rabbit2docker_schemas.parsing import InvalidMessage, read_cancel, read_request
-from rabbit2docker_schemas.reasons import RejectReason
-from rabbit2docker_schemas.routing import (
-    RETRY_LADDER,
-    RequestKey,
-    RetryRung,
-    parse_request_key,
+from rabbit2docker.consumer.intake.parsing import (
+    IncomingCancel,
+    IncomingRequest,
+    InvalidRequest,
+    ParsedDelivery,
+    UndeliverableMessage,
+    parse_delivery,
+    sender_of,
 )
+from rabbit2docker.errors import BrokerUnavailable, RequestRejected, TransientError
+from rabbit2docker.tasks import TaskSet
+from rabbit2docker_schemas.events import Phase, Progress, ProgressDetail, Rejected
+from rabbit2docker_schemas.ids import RequestId
+from rabbit2docker_schemas.reasons import RejectReason
+from rabbit2docker_schemas.routing import RETRY_LADDER, RetryRung
 
 log = structlog.get_logger()
 
 REJECTED: Final = "rejected"
 RETRIED: Final = "retried"
-# Rejections about the message itself: an operator may want to look at it. The others are answers to people.
+# Rejections that an operator may want to look at: the message is malformed or forbidden, or the service failed.
 _DEAD_LETTERED: Final = frozenset(
     {
         RejectReason.INVALID_JSON,
@@ -46,14 +49,14 @@ _DEAD_LETTERED: Final = frozenset(
 
 
 def next_rung(tries: int, retry_after: float | None) -> RetryRung | None:
-    """Return where a message rests before it is tried again; None when it was on every rung already."""
+    """Return the rung of the retry ladder on which a message waits; None once it was on every rung."""
     remaining = RETRY_LADDER[tries:]
     long_enough = (rung for rung in remaining if rung.seconds >= (retry_after or 0))
     return next(long_enough, remaining[-1] if remaining else None)
 
 
 class IntakeWorker:
-    """The loop over deliveries. Many are in hand at once, each in a task of its own."""
+    """Consumes deliveries. Many are in hand at once, each in a task of its own."""
 
     def __init__(
         self,
@@ -61,113 +64,110 @@ class IntakeWorker:
         source: RequestSource,
         events: EventPublisher,
         admission: Admission,
-        cancelling: Cancellation,
+        cancellation: Cancellation,
         capacity: Capacity,
         max_bytes: int,
     ) -> None:
-        """Take the parts; nothing is consumed before `run`."""
+        """Accept bodies of at most `max_bytes`; nothing is consumed before `run`."""
         self._source = source
         self._events = events
         self._admission = admission
-        self._cancelling = cancelling
+        self._cancellation = cancellation
         self._capacity = capacity
         self._max_bytes = max_bytes
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._one_at_a_time: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self._tasks = TaskSet()
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def run(self) -> None:
-        """Take deliveries until cancelled."""
+        """Consume deliveries until cancelled."""
         async for delivery in self._source.deliveries():
             queue = delivery.received.queue
             self._capacity.take(queue)
-            task = asyncio.create_task(self._handle(delivery), name=f"intake from {queue}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.run(self._handle(delivery), name=f"intake from {queue}")
 
     async def drain(self, seconds: float) -> None:
-        """Let what is in hand come to its end, then cancel the rest: it is delivered again."""
-        tasks = set(self._tasks)
-        if not tasks:
-            return
-        _, late = await asyncio.wait(tasks, timeout=seconds)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
+        """Let the deliveries in hand finish for `seconds`, then cancel the rest, which RabbitMQ redelivers."""
+        await self._tasks.close(seconds=seconds)
 
     async def _handle(self, delivery: Delivery) -> None:
         received = delivery.received
+        parsed: ParsedDelivery | None = None
         structlog.contextvars.clear_contextvars()
         metrics.REQUESTS_RECEIVED.labels(queue=received.queue).inc()
         try:
             with metrics.INTAKE_SECONDS.time():
-                outcome = "stale" if delivery.is_stale else await self._settle(delivery)
+                if delivery.is_stale:
+                    outcome = "stale"
+                else:
+                    parsed = parse_delivery(received, max_bytes=self._max_bytes)
+                    outcome = await self._settle(delivery, parsed)
             metrics.REQUESTS_SETTLED.labels(outcome=outcome).inc()
         except BrokerUnavailable as error:
-            # Un-acknowledged: RabbitMQ delivers it again when the channel is closed or renewed.
-            log.warning("cannot settle a delivery, it will be repeated", error=str(error))
+            # Unacknowledged: RabbitMQ redelivers it when the channel is closed or renewed.
+            log.warning("delivery not settled", error=str(error))
         except Exception:
             metrics.REQUESTS_SETTLED.labels(outcome="error").inc()
-            log.exception("intake broke on a message")
+            log.exception("intake failed")
             with suppress(TransientError):
-                await self._again(delivery, "The service made an error; it tries again.", None)
+                await self._requeue_after_defect(delivery, parsed)
         finally:
             self._capacity.release(received.queue)
 
-    async def _settle(self, delivery: Delivery) -> str:
-        key = parse_request_key(delivery.received.routing_key)
-        if key is None:
-            await delivery.dead_letter("unroutable", "The routing key is neither a request's nor a cancel's.")
-            return REJECTED
-        if key.action == "cancel":
-            return await self._settle_cancel(delivery, key)
-        return await self._settle_request(delivery, key)
+    async def _settle(self, delivery: Delivery, parsed: ParsedDelivery) -> str:
+        match parsed:
+            case IncomingRequest() as incoming:
+                return await self._settle_request(delivery, incoming)
+            case IncomingCancel() as incoming:
+                return await self._settle_cancel(delivery, incoming)
+            case InvalidRequest(tenant, request_id, reason, message):
+                return await self._reject(delivery, tenant, request_id, RequestRejected(reason, message))
+            case UndeliverableMessage(reason, message):
+                log.info("message dead-lettered", reason=reason, error=message)
+                await delivery.dead_letter(reason, message)
+                return REJECTED
+            case unhandled:
+                assert_never(unhandled)
 
-    async def _settle_request(self, delivery: Delivery, key: RequestKey) -> str:
-        received = delivery.received
-        try:
-            request = read_request(
-                received.body,
-                content_type=received.content_type,
-                ce_type=header(received, "ce-type"),
-                max_bytes=self._max_bytes,
-            )
-        except InvalidMessage as error:
-            request_id = request_id_of(received, error.request_id)
-            return await self._reject(
-                delivery, key.tenant, request_id, RequestRejected(error.reason, error.message)
-            )
-        wish = IncomingRequest(
-            tenant=key.tenant,
-            request_id=request_id_of(received, request.request_id),
-            request=request,
-            queued_at=received.timestamp or utc_now(),
-        )
-        return await self._admit(delivery, wish)
-
-    async def _admit(self, delivery: Delivery, wish: IncomingRequest) -> str:
+    async def _settle_request(self, delivery: Delivery, incoming: IncomingRequest) -> str:
+        tenant, request_id = incoming.tenant, incoming.request_id
         structlog.contextvars.bind_contextvars(
-            tenant=wish.tenant, request_id=wish.request_id, build_id=wish.build_id
+            tenant=tenant, request_id=request_id, build_id=incoming.build_id
         )
-        turn = self._one_at_a_time.setdefault((wish.tenant, wish.request_id), asyncio.Lock())
         try:
-            async with turn:
-                outcome = await self._admission.admit(wish)
+            async with self._locks.setdefault((tenant, request_id), asyncio.Lock()):
+                outcome = await self._admission.admit(incoming)
         except RequestRejected as rejection:
-            return await self._reject(delivery, wish.tenant, wish.request_id, rejection)
+            return await self._reject(delivery, tenant, request_id, rejection)
         except BrokerUnavailable:
             raise
         except TransientError as error:
-            return await self._again(delivery, error.message, error.retry_after, wish)
+            return await self._requeue_request(delivery, incoming, error)
         await delivery.ack()
-        log.info("request taken", outcome=outcome, provider=wish.request.provider, spec=wish.request.spec)
+        request = incoming.request
+        log.info("request settled", outcome=outcome, provider=request.provider, spec=request.spec)
         return outcome
+
+    async def _settle_cancel(self, delivery: Delivery, incoming: IncomingCancel) -> str:
+        try:
+            found = await self._cancellation.cancel(incoming)
+        except TransientError as error:
+            return await self._requeue(delivery, error.message, error.retry_after)
+        # Its request may be in hand, or behind it in the queue: look again a little later.
+        if not found and (rung := next_rung(delivery.received.tries, None)):
+            await delivery.retry(rung)
+            return RETRIED
+        await delivery.ack()
+        return "cancelled" if found else "nothing_to_cancel"
 
     async def _reject(
         self, delivery: Delivery, tenant: str, request_id: str, rejection: RequestRejected
     ) -> str:
         metrics.REQUESTS_REJECTED.labels(reason=rejection.reason).inc()
         log.info(
-            "request rejected", request_id=request_id, reason=str(rejection.reason), why=rejection.message
+            "request rejected",
+            request_id=request_id,
+            reason=str(rejection.reason),
+            error=rejection.message,
         )
         await self._events.publish_rejected(
             tenant,
@@ -184,67 +184,57 @@ class IntakeWorker:
             await delivery.ack()
         return REJECTED
 
-    async def _again(
-        self, delivery: Delivery, message: str, retry_after: float | None, wish: IncomingRequest | None = None
+    async def _requeue_request(
+        self, delivery: Delivery, incoming: IncomingRequest, error: TransientError
     ) -> str:
-        """Put the delivery on the retry ladder and say so, or give it up after the last rung."""
-        received = delivery.received
-        rung = next_rung(received.tries, retry_after)
+        """Put a request on the retry ladder and publish why; reject it after the last rung."""
+        tries = delivery.received.tries
+        rung = next_rung(tries, error.retry_after)
         if rung is None:
-            return await self._give_up(delivery, message, wish)
-        log.warning("request put off", seconds=rung.seconds, why=message)
-        if wish is not None:
-            await self._events.publish_progress(
-                wish.tenant,
-                Progress(
-                    build_id=wish.build_id,
-                    attempt=0,
-                    phase=Phase.WAITING,
-                    message=message,
-                    detail=ProgressDetail(waiting_for=message, retry_in_seconds=rung.seconds),
-                ),
-                about=f"try{received.tries}",
+            rejection = RequestRejected(
+                RejectReason.UNAVAILABLE,
+                f"{error.message} Several tries have failed; send the request again later.",
+                retryable=True,
             )
+            return await self._reject(delivery, incoming.tenant, incoming.request_id, rejection)
+        log.warning("request requeued", reason=error.message, delay_seconds=rung.seconds)
+        progress = Progress(
+            build_id=incoming.build_id,
+            attempt=0,
+            phase=Phase.WAITING,
+            message=error.message,
+            detail=ProgressDetail(waiting_for=error.message, retry_in_seconds=rung.seconds),
+        )
+        await self._events.publish_progress(incoming.tenant, progress, about=f"try{tries}")
         await delivery.retry(rung)
         return RETRIED
 
-    async def _give_up(self, delivery: Delivery, message: str, wish: IncomingRequest | None) -> str:
-        if wish is None:
-            key = parse_request_key(delivery.received.routing_key)
-            if key is None or key.action == "cancel":
-                await delivery.dead_letter(RejectReason.INTERNAL, message)
-                return REJECTED
-            tenant, request_id = key.tenant, str(request_id_of(delivery.received, None))
-            rejection = RequestRejected(RejectReason.INTERNAL, message, retryable=True)
+    async def _requeue(self, delivery: Delivery, message: str, retry_after: float | None) -> str:
+        """Put a message on the retry ladder without an event; dead-letter it after the last rung."""
+        rung = next_rung(delivery.received.tries, retry_after)
+        if rung is None:
+            await delivery.dead_letter(RejectReason.INTERNAL, message)
+            return REJECTED
+        log.warning("message requeued", reason=message, delay_seconds=rung.seconds)
+        await delivery.retry(rung)
+        return RETRIED
+
+    async def _requeue_after_defect(self, delivery: Delivery, parsed: ParsedDelivery | None) -> None:
+        """Put a message on the ladder after a defect; reject a request after the last rung.
+
+        `parsed` is None where parsing itself failed: then the request has the id of its envelope.
+        """
+        received = delivery.received
+        if isinstance(parsed, IncomingRequest | InvalidRequest):
+            sender: tuple[str, RequestId] | None = parsed.tenant, parsed.request_id
         else:
-            tenant, request_id = wish.tenant, str(wish.request_id)
+            sender = sender_of(received)
+        if sender is not None and next_rung(received.tries, None) is None:
             rejection = RequestRejected(
-                RejectReason.UNAVAILABLE,
-                f"{message} It was tried several times; ask again later.",
+                RejectReason.INTERNAL,
+                "The service failed on this request because of a defect. Inform the operator, or try again later.",
                 retryable=True,
             )
-        return await self._reject(delivery, tenant, request_id, rejection)
-
-    async def _settle_cancel(self, delivery: Delivery, key: RequestKey) -> str:
-        received = delivery.received
-        try:
-            wish = read_cancel(
-                received.body,
-                content_type=received.content_type,
-                ce_type=header(received, "ce-type"),
-                max_bytes=self._max_bytes,
-            )
-        except InvalidMessage as error:
-            log.info("cancel message cannot be read", why=error.message)
-            await delivery.dead_letter(error.reason, error.message)
-            return REJECTED
-        try:
-            found = await self._cancelling.cancel(key.tenant, wish)
-        except TransientError as error:
-            return await self._again(delivery, error.message, error.retry_after)
-        # Perhaps its request is in hand, or behind it in the queue: look again a little later.
-        if not found and (rung := next_rung(received.tries, None)):
-            await delivery.retry(rung)
-            return RETRIED
-        await delivery.ack()
-        return "cancelled" if found else "nothing_to_cancel"
+            await self._reject(delivery, *sender, rejection)
+        else:
+            await self._requeue(delivery, "The service failed because of a defect.", None)

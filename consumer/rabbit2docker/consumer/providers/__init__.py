@@ -1,1 +1,1 @@
-"""Where repositories come from: one provider for each prefix of BinderHub's `/build/<provider>/<spec>`."""
+"""Repository providers, one for each prefix of BinderHub's `/build/<provider>/<spec>`."""

@@ -1,4 +1,4 @@
-"""What every provider offers, and what it answers with. The seam at which further providers plug in."""
+"""The interface that every provider implements, and the repository that it resolves to."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -6,38 +6,38 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A spec after resolution: everything that names and fetches the content, fixed to one version."""
+    """A resolved spec: the names and the address of the content, pinned to one version."""
 
     provider: str
     """Prefix of the provider, such as `gh`."""
     spec: str
-    """The spec as it was asked for."""
+    """The spec as requested."""
     repo_url: str
-    """What repo2docker is given to fetch from; never holds credentials."""
+    """The URL that repo2docker fetches from; never holds credentials."""
     resolved_ref: str
     """Immutable version: a full commit id where the content is a git repository."""
     build_slug: str
-    """What image and build names are made of, identical to BinderHub's."""
+    """The part of image and build names that identifies the repository, identical to BinderHub's."""
     content_provider: str
-    """Class name of repo2docker's content provider that fetches it."""
+    """Class name of the repo2docker content provider that fetches it."""
     display_name: str
-    """For people: `owner/repository` or the like."""
+    """Name for users, such as `owner/repository`."""
 
 
 class Provider(Protocol):
-    """One kind of repository. Reading a spec is pure; resolving asks the host."""
+    """One kind of repository. Only `resolve` contacts the host."""
 
     prefix: str
 
     def check(self, spec: str) -> None:
-        """Raise RequestRejected(INVALID_SPEC or REFUSED_URL) when the spec cannot be read; asks nobody."""
+        """Raise RequestRejected(INVALID_SPEC or REFUSED_URL) when the spec cannot be read; contacts no host."""
 
     async def resolve(self, spec: str) -> Repository:
-        """Find the version that the spec names now.
+        """Return the repository at the version that the spec names now.
 
-        Raises RequestRejected (no such ref, no such repository, private, refused address) or
-        ProviderUnavailable (the host is away, slow or limits the rate).
+        Raises RequestRejected (no such ref or repository, private, refused address) or ProviderUnavailable (the host
+        is away, slow or limits the rate).
         """
 
     def pin(self, spec: str, ref: str) -> Repository:
-        """Return the repository as if `resolve` had answered `ref`; asks nobody. Raises RequestRejected."""
+        """Return the repository at version `ref`, which is not verified; contacts no host. Raises RequestRejected."""

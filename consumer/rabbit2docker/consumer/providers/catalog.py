@@ -1,7 +1,8 @@
-"""All providers by prefix, and what the operator lets them build."""
+"""All providers by prefix, and the specs that the operator allows."""
 
 import re
 from functools import lru_cache
+from typing import Final
 from urllib.parse import unquote
 
 import aiohttp
@@ -9,54 +10,51 @@ import aiohttp
 from rabbit2docker.consumer.providers.base import Provider
 from rabbit2docker.consumer.providers.gh import GitHubProvider
 from rabbit2docker.consumer.providers.git import GitProvider
+from rabbit2docker.consumer.providers.specs import unknown_provider
 from rabbit2docker.errors import ConfigurationError, RequestRejected
 from rabbit2docker.settings import ProviderSettings
-from rabbit2docker_schemas.providers import PROVIDERS, in_words
 from rabbit2docker_schemas.reasons import RejectReason
+
+_PROVIDERS: Final = (GitHubProvider, GitProvider)
+"""One class per available descriptor."""
 
 
 class Providers:
-    """The providers. Each reads its settings once."""
+    """The providers, each with its settings."""
 
     def __init__(self, settings: ProviderSettings, session: aiohttp.ClientSession | None = None) -> None:
-        """Make all providers; without `session` they can check and name, but not ask GitHub.
+        """Create all providers; without `session` they can check and pin, but not resolve.
 
-        Raises ConfigurationError when a pattern for specs is no regular expression.
+        Raises ConfigurationError when a pattern for specs is not a regular expression.
         """
-        made: tuple[Provider, ...] = (GitHubProvider(settings, session), GitProvider(settings, session))
-        self._providers = {provider.prefix: provider for provider in made}
+        self._providers: dict[str, Provider] = {
+            provider.prefix: provider(settings, session) for provider in _PROVIDERS
+        }
         self._banned = _compiled("banned_specs", settings.banned_specs)
         self._allowed = _compiled("allowed_specs", settings.allowed_specs)
 
     def get(self, prefix: str) -> Provider:
-        """Return the provider. Raises RequestRejected(UNKNOWN_PROVIDER) that names those that exist."""
+        """Return the provider. Raises RequestRejected(UNKNOWN_PROVIDER), which lists the existing ones."""
         if provider := self._providers.get(prefix):
             return provider
-        existing = in_words(sorted(self._providers))
-        what = (
-            f"The provider {prefix!r} is not available in this version"
-            if prefix in PROVIDERS
-            else f"There is no provider {prefix!r}"
-        )
-        raise RequestRejected(RejectReason.UNKNOWN_PROVIDER, f"{what}. There are {existing}.")
+        raise unknown_provider(prefix)
 
     def check_allowed(self, prefix: str, spec: str) -> None:
         """Raise RequestRejected(NOT_ALLOWED) when a banned pattern matches, or allowed ones exist and none does.
 
-        Patterns of `git` and other specs that are escaped are matched with the spec as it is written and unescaped:
-        a ban shall not be avoided with another spelling.
+        Patterns are matched with the spec as written and unescaped: another spelling must not evade a ban.
         """
         spellings = {spec, unquote(spec)}
         if any(pattern.match(text) for pattern in self._banned.get(prefix, ()) for text in spellings):
             raise RequestRejected(
                 RejectReason.NOT_ALLOWED,
-                f"The operator does not allow builds of {prefix} {spec}. Ask them for the reason.",
+                f"The operator does not allow builds of {prefix} {spec}. Contact the operator for the reason.",
             )
         allowed = self._allowed.get(prefix, ())
         if allowed and not any(pattern.match(text) for pattern in allowed for text in spellings):
             raise RequestRejected(
                 RejectReason.NOT_ALLOWED,
-                f"{prefix} {spec} is not among the repositories that the operator allows. Ask them to add it.",
+                f"{prefix} {spec} is not among the repositories that the operator allows. Ask the operator to add it.",
             )
 
 
@@ -70,5 +68,5 @@ def _compile(name: str, text: str) -> re.Pattern[str]:
         return re.compile(text, re.IGNORECASE)
     except re.error as error:
         raise ConfigurationError(
-            f"providers.{name} holds {text!r}, which is no regular expression: {error}."
+            f"providers.{name} holds {text!r}, which is not a regular expression: {error}."
         ) from error

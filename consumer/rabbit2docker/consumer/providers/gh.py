@@ -1,12 +1,11 @@
 """Repositories on GitHub or a GitHub Enterprise server. Spec: `<owner>/<repository>/<ref>`."""
 
 import json
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import aiohttp
 from cachetools import LRUCache
@@ -21,35 +20,25 @@ from rabbit2docker.consumer.providers.refs import (
     is_object_id,
     is_short_commit,
 )
+from rabbit2docker.consumer.providers.specs import GitHubSpec, pin_github
 from rabbit2docker.errors import ProviderUnavailable, RequestRejected
 from rabbit2docker.settings import ProviderSettings
+from rabbit2docker_schemas.providers import PROVIDERS
 from rabbit2docker_schemas.reasons import RejectReason
 
-REMEMBERED: Final = 4096
+MAX_CACHED_RESPONSES: Final = 4096
 MAX_TAG_DEPTH: Final = 5
 MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
 
-_NAME = re.compile(r"(?!\.\.?$)[A-Za-z0-9_.-]+")
 _OLD_DEFAULTS = {"main", "master"}
-_PUBLIC_HOST = "github.com"
+_DESCRIPTOR = PROVIDERS["gh"]
 _JSON = "application/vnd.github+json"
 _ID_ONLY = "application/vnd.github.sha"
 _API_VERSION = "2022-11-28"
 
 
 @dataclass(frozen=True, slots=True)
-class _Spec:
-    owner: str
-    name: str
-    ref: str
-
-    @property
-    def path(self) -> str:
-        return f"{self.owner}/{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
+class _Response:
     status: int
     headers: Mapping[str, str]
     body: str
@@ -59,11 +48,11 @@ class _Answer:
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError) as error:
-            raise ProviderUnavailable("GitHub answered with something that is no JSON.") from error
+            raise ProviderUnavailable("GitHub sent a response that is not JSON.") from error
 
     @property
     def message(self) -> str:
-        """GitHub's own words, empty where it said nothing."""
+        """The message of an error response; empty if it has none."""
         try:
             content = json.loads(self.body)
         except (ValueError, RecursionError):
@@ -72,33 +61,33 @@ class _Answer:
 
 
 class GitHubProvider:
-    """Asks GitHub's REST API. Answers are asked for again with their ETag, which costs no rate limit."""
+    """Resolves specs with GitHub's REST API. Cached responses are revalidated by ETag, which costs no rate limit."""
 
-    prefix = "gh"
+    prefix = _DESCRIPTOR.prefix
 
     def __init__(self, settings: ProviderSettings, session: aiohttp.ClientSession | None = None) -> None:
-        """Take host, token and time limit from the settings. Without `session` only naming is possible."""
+        """Take host, token and timeout from the settings. Without `session`, `resolve` is not possible."""
         self._host = settings.github_hostname
         derived = (
-            f"https://api.{self._host}" if self._host == _PUBLIC_HOST else f"https://{self._host}/api/v3"
+            f"https://api.{self._host}" if self._host == _DESCRIPTOR.host else f"https://{self._host}/api/v3"
         )
         self._api = (settings.github_api_url or derived).rstrip("/")
         self._token = settings.github_token.get_secret_value() if settings.github_token else None
         self._timeout = aiohttp.ClientTimeout(total=settings.timeout)
         self._session = session
-        self._cache: LRUCache[tuple[str, str], _Answer] = LRUCache(REMEMBERED)
+        self._cache: LRUCache[tuple[str, str], _Response] = LRUCache(MAX_CACHED_RESPONSES)
 
     def check(self, spec: str) -> None:
         """Raise RequestRejected(INVALID_SPEC) when the spec cannot be read."""
-        check_ref(_parse(spec).ref)
+        check_ref(GitHubSpec.parse(spec).ref)
 
     async def resolve(self, spec: str) -> Repository:
-        """Find the commit that a branch, tag, pull request or (short) commit id stands for now."""
+        """Return the repository at the commit that a branch, tag, pull request or (short) commit id names now."""
         self.check(spec)
-        parsed = _parse(spec)
+        parsed = GitHubSpec.parse(spec)
         found = await self._find(parsed, parsed.ref)
         if found is None and parsed.ref in _OLD_DEFAULTS:
-            # Links from before the default branch was renamed: BinderHub follows them too.
+            # Links from before the default branch was renamed keep working, as in BinderHub.
             found = await self._find(parsed, HEAD)
         if found is None:
             raise RequestRejected(
@@ -110,23 +99,14 @@ class GitHubProvider:
 
     def pin(self, spec: str, ref: str) -> Repository:
         """Return the repository at `ref`."""
-        parsed = _parse(spec)
-        return Repository(
-            provider=self.prefix,
-            spec=spec,
-            repo_url=f"https://{self._host}/{parsed.path}",
-            resolved_ref=ref,
-            build_slug=f"{parsed.owner}-{parsed.name}",
-            content_provider="Git",
-            display_name=parsed.path,
-        )
+        return pin_github(spec, ref, self._host)
 
-    async def _find(self, parsed: _Spec, ref: str) -> str | None:
+    async def _find(self, parsed: GitHubSpec, ref: str) -> str | None:
         if ref == HEAD:
             return await self._commit_of(parsed, HEAD)
         if is_full_commit(ref):
-            # Not `/commits/`: that would also take a branch of this name.
-            answer = await self._ask(parsed, f"git/commits/{ref.lower()}", (200, 404, 409, 422))
+            # Not `/commits/`: that would also accept a branch of this name.
+            answer = await self._get(parsed, f"git/commits/{ref.lower()}", (200, 404, 409, 422))
             if answer.status == 200:
                 return ref.lower()
             await self._require_repository(parsed)
@@ -139,12 +119,12 @@ class GitHubProvider:
             return found if found and found.startswith(ref.lower()) else None
         return None
 
-    async def _ref(self, parsed: _Spec, name: str) -> str | None:
+    async def _ref(self, parsed: GitHubSpec, name: str) -> str | None:
         """Return the commit of the ref with exactly this full name."""
-        # The API lists what begins with the name, sorted, so the exact one is on the first page; an empty list means
-        # that there is no such ref, while 404 is left for a repository that is not there.
+        # The API lists refs with this prefix, sorted, so the exact one is on the first page. An empty list means that
+        # there is no such ref; 404 means that there is no such repository.
         short = name.removeprefix("refs/")
-        answer = await self._ask(parsed, f"git/matching-refs/{quote(short)}", (200, 404, 409))
+        answer = await self._get(parsed, f"git/matching-refs/{quote(short)}", (200, 404, 409))
         if answer.status != 200:
             await self._require_repository(parsed)
             return None
@@ -153,8 +133,8 @@ class GitHubProvider:
         target = next((item.get("object") for item in items if item.get("ref") == name), None)
         return await self._peeled(parsed, target) if target else None
 
-    async def _peeled(self, parsed: _Spec, target: Any) -> str:
-        """Follow annotated tags to their commit."""
+    async def _peeled(self, parsed: GitHubSpec, target: Any) -> str:
+        """Return the commit that a (possibly annotated) tag points to."""
         for _ in range(MAX_TAG_DEPTH):
             kind, value = (
                 (target.get("type"), target.get("sha")) if isinstance(target, dict) else (None, None)
@@ -166,36 +146,36 @@ class GitHubProvider:
             if kind != "tag":
                 raise RequestRejected(
                     RejectReason.REF_NOT_FOUND,
-                    f"{parsed.ref!r} in {parsed.path} is a tag on a {kind}, not on a commit. Name another version.",
+                    f"{parsed.ref!r} in {parsed.path} is a tag on a {kind}, not on a commit. Use another version.",
                 )
-            tag = (await self._ask(parsed, f"git/tags/{value}", (200,))).read()
+            tag = (await self._get(parsed, f"git/tags/{value}", (200,))).read()
             target = tag.get("object") if isinstance(tag, dict) else None
-        raise ProviderUnavailable(f"{self._host} answered with no commit for {parsed.path}/{parsed.ref}.")
+        raise ProviderUnavailable(f"{self._host} returned no commit for {parsed.path}/{parsed.ref}.")
 
-    async def _commit_of(self, parsed: _Spec, ref: str) -> str | None:
-        answer = await self._ask(parsed, f"commits/{ref}", (200, 404, 409, 422), accept=_ID_ONLY)
+    async def _commit_of(self, parsed: GitHubSpec, ref: str) -> str | None:
+        answer = await self._get(parsed, f"commits/{ref}", (200, 404, 409, 422), accept=_ID_ONLY)
         if answer.status != 200:
             await self._require_repository(parsed)
             return None
         found = answer.body.strip()
         if not is_object_id(found):
-            raise ProviderUnavailable(f"{self._host} answered with no commit for {parsed.path}/{ref}.")
+            raise ProviderUnavailable(f"{self._host} returned no commit for {parsed.path}/{ref}.")
         return found
 
-    async def _require_repository(self, parsed: _Spec) -> None:
-        """Return when the repository is there, and so only the ref is not. Raises RequestRejected otherwise."""
-        answer = await self._ask(parsed, "", (200, 404))
+    async def _require_repository(self, parsed: GitHubSpec) -> None:
+        """Return if the repository exists, so that only the ref is missing; raise RequestRejected otherwise."""
+        answer = await self._get(parsed, "", (200, 404))
         if answer.status == 404:
             raise RequestRejected(
                 RejectReason.REPOSITORY_NOT_FOUND,
                 f"{self._host} shows no repository {parsed.path}: it does not exist, or it is private. Check owner "
-                "and name; for a private one the operator must set a token that may read it.",
+                "and name; for a private repository the operator must configure a token that can read it.",
             )
 
-    async def _ask(
-        self, parsed: _Spec, rest: str, expected: tuple[int, ...], *, accept: str = _JSON
-    ) -> _Answer:
-        """Ask the API about the repository; other answers than the expected become errors."""
+    async def _get(
+        self, parsed: GitHubSpec, rest: str, expected: tuple[int, ...], *, accept: str = _JSON
+    ) -> _Response:
+        """Request `rest` below the repository's API URL; statuses other than the expected become errors."""
         url = f"{self._api}/repos/{parsed.path}/{rest}".rstrip("/")
         known = self._cache.get((url, accept))
         answer = await self._send(url, accept, known)
@@ -207,9 +187,9 @@ class GitHubProvider:
             raise self._translated(parsed, answer)
         return answer
 
-    async def _send(self, url: str, accept: str, known: _Answer | None) -> _Answer:
+    async def _send(self, url: str, accept: str, known: _Response | None) -> _Response:
         if self._session is None:
-            raise ProviderUnavailable("GitHub was to be asked, but there is no connection for that.")
+            raise ProviderUnavailable("GitHub cannot be reached: this command has no HTTP session.")
         headers = {"Accept": accept, "X-GitHub-Api-Version": _API_VERSION}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
@@ -223,8 +203,8 @@ class GitHubProvider:
                 async for chunk in response.content.iter_any():
                     body += chunk
                     if len(body) > MAX_ANSWER_BYTES:
-                        raise ProviderUnavailable(f"{self._host} answered with far too much.")
-                return _Answer(response.status, response.headers.copy(), body.decode(errors="replace"))
+                        raise ProviderUnavailable(f"{self._host} sent a response that is too large.")
+                return _Response(response.status, response.headers.copy(), body.decode(errors="replace"))
         except TimeoutError as error:
             raise ProviderUnavailable(
                 f"{self._host} did not answer within {self._timeout.total:g} seconds: waiting for it."
@@ -232,53 +212,37 @@ class GitHubProvider:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ProviderUnavailable(f"{self._host} cannot be reached: {error}. Waiting for it.") from error
 
-    def _translated(self, parsed: _Spec, answer: _Answer) -> RequestRejected | ProviderUnavailable:
-        status, said = answer.status, answer.message
+    def _translated(self, parsed: GitHubSpec, answer: _Response) -> RequestRejected | ProviderUnavailable:
+        status, detail = answer.status, answer.message
         if (wait := _rate_limited(answer)) is not None:
-            advice = "" if self._token else " The operator can raise the limit with providers.github_token."
+            advice = (
+                "" if self._token else " The operator can raise the limit by setting providers.github_token."
+            )
             return ProviderUnavailable(
-                f"{self._host} limits our rate of questions.{advice}", retry_after=wait
+                f"{self._host} limits the rate of our requests.{advice}", retry_after=wait
             )
         if status == 401:
             return ProviderUnavailable(
-                f"{self._host} refuses the token in providers.github_token: the operator must renew it."
+                f"{self._host} rejects the token in providers.github_token. The operator must renew it."
             )
         if status in (403, 451):
             return RequestRejected(
                 RejectReason.REPOSITORY_PRIVATE,
-                f"{self._host} does not let us read {parsed.path}: {said or f'status {status}'}. "
-                "Make it public, or ask the operator for a token that may read it.",
+                f"{self._host} denies access to {parsed.path}: {detail or f'status {status}'}. "
+                "Make it public, or ask the operator to configure a token that can read it.",
             )
         if status == 404:
             return RequestRejected(
                 RejectReason.REF_NOT_FOUND, f"{parsed.path} on {self._host} no longer has {parsed.ref!r}."
             )
         return ProviderUnavailable(
-            f"{self._host} answered with status {status}{f' ({said})' if said else ''}: waiting for it.",
+            f"{self._host} answered with status {status}{f' ({detail})' if detail else ''}: waiting for it.",
             retry_after=_seconds(answer.headers.get("Retry-After")),
         )
 
 
-def _parse(spec: str) -> _Spec:
-    parts = spec.rstrip("/").split("/", 2)
-    if len(parts) != 3:
-        hint = f' Did you mean "{"/".join(parts)}/HEAD"?' if len(parts) == 2 else ""
-        raise RequestRejected(
-            RejectReason.INVALID_SPEC,
-            f'The spec must be of the form "owner/repository/ref", not {spec!r}.{hint}',
-        )
-    owner, name = parts[0], parts[1].removesuffix(".git")
-    if wrong := [part for part in (owner, name) if not _NAME.fullmatch(part)]:
-        raise RequestRejected(
-            RejectReason.INVALID_SPEC,
-            f"{wrong[0]!r} cannot be an owner or a repository on GitHub: letters, digits, points, hyphens and "
-            "underscores are possible.",
-        )
-    return _Spec(owner, name, unquote(parts[2]))
-
-
-def _rate_limited(answer: _Answer) -> float | None:
-    """Return the seconds to wait when the answer is a rate limit, primary or secondary."""
+def _rate_limited(answer: _Response) -> float | None:
+    """Return the seconds to wait if the response is a primary or secondary rate limit; None otherwise."""
     if answer.status not in (403, 429):
         return None
     wait = _seconds(answer.headers.get("Retry-After"))
@@ -287,7 +251,7 @@ def _rate_limited(answer: _Answer) -> float | None:
     reset = _seconds(answer.headers.get("X-RateLimit-Reset"))
     if answer.headers.get("X-RateLimit-Remaining") == "0" and reset is not None:
         return max(1.0, reset - time.time())
-    # GitHub's documentation asks for a minute where nothing is said.
+    # GitHub's documentation asks for a minute where the response has no time.
     return 60.0 if answer.status == 429 or "rate limit" in answer.message.lower() else None
 
 

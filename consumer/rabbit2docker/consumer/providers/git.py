@@ -1,25 +1,19 @@
-"""Any git repository that can be read without a password. Spec: `<url-escaped URL>/<url-escaped ref>`."""
+"""Any git repository that is readable without a password. Spec: `<url-escaped URL>/<url-escaped ref>`."""
 
 import asyncio
 import os
 import re
 import signal
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final
-from urllib.parse import unquote, urljoin
+from urllib.parse import urljoin
 
 import aiohttp
 from yarl import URL
 
-from rabbit2docker.consumer.providers.address_policy import (
-    DEFAULT_PORTS,
-    AddressPolicy,
-    literal_address,
-    shown,
-    split_url,
-)
+from rabbit2docker.consumer.providers.address_policy import AddressPolicy, literal_address
 from rabbit2docker.consumer.providers.base import Repository
+from rabbit2docker.consumer.providers.git_urls import DEFAULT_PORTS, shown
 from rabbit2docker.consumer.providers.refs import (
     HEAD,
     PEELED,
@@ -28,23 +22,23 @@ from rabbit2docker.consumer.providers.refs import (
     is_full_commit,
     is_object_id,
 )
+from rabbit2docker.consumer.providers.specs import GitSpec, pin_git
 from rabbit2docker.errors import ProviderUnavailable, RequestRejected
 from rabbit2docker.settings import ProviderSettings
+from rabbit2docker_schemas.providers import PROVIDERS
 from rabbit2docker_schemas.reasons import RejectReason
 
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 MAX_REDIRECTS: Final = 3
 
 _SERVICE = "/info/refs?service=git-upload-pack"
-_NAMED_SCHEMES = {*DEFAULT_PORTS, "ssh"}
-_SCP_LIKE = re.compile(r"([\w\-]+@[\w\-.]+):(.+)")
 _REDIRECTED = re.compile(r"returned error: 30[12378]\b")
 _PASSED_ON = re.compile(
     r"PATH|SSL_CERT_(FILE|DIR)|GIT_SSL_CAINFO|GIT_SSL_CAPATH|(HTTPS?|ALL|NO)_PROXY", re.IGNORECASE
 )
 
-# What git says, in the order in which it must be looked for: later patterns are wider.
-_SAYINGS: Final[tuple[tuple[re.Pattern[str], RejectReason], ...]] = (
+# Error messages of git, in the order in which they must be matched: later patterns are wider.
+_ERROR_PATTERNS: Final[tuple[tuple[re.Pattern[str], RejectReason], ...]] = (
     (re.compile(r"transport '.*' not allowed"), RejectReason.REFUSED_URL),
     (
         re.compile(
@@ -66,33 +60,27 @@ _SAYINGS: Final[tuple[tuple[re.Pattern[str], RejectReason], ...]] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Spec:
-    url: str
-    ref: str
-
-
 class GitProvider:
-    """Asks the repository itself, with `git ls-remote`."""
+    """Resolves specs with `git ls-remote`."""
 
-    prefix = "git"
+    prefix = PROVIDERS["git"].prefix
 
     def __init__(self, settings: ProviderSettings, session: aiohttp.ClientSession | None = None) -> None:
-        """Take limits from the settings. `session` is needed to go along with redirects, nothing else."""
+        """Take limits from the settings. `session` is needed only to follow redirects."""
         self._policy = AddressPolicy(settings)
         self._timeout = settings.timeout
         self._session = session
 
     def check(self, spec: str) -> None:
         """Raise RequestRejected when the spec cannot be read or names a refused address."""
-        parsed = _parse(spec)
+        parsed = GitSpec.parse(spec)
         self._policy.check(parsed.url)
         check_ref(parsed.ref)
 
     async def resolve(self, spec: str) -> Repository:
-        """Find the commit. A full commit id is taken as it is: only fetching can tell whether it exists."""
+        """Return the repository at the commit. A full commit id is not verified: only a fetch shows whether it exists."""
         self.check(spec)
-        parsed = _parse(spec)
+        parsed = GitSpec.parse(spec)
         addresses = await self._policy.resolve(parsed.url)
         if is_full_commit(parsed.ref):
             return self.pin(spec, parsed.ref.lower())
@@ -100,18 +88,9 @@ class GitProvider:
 
     def pin(self, spec: str, ref: str) -> Repository:
         """Return the repository at `ref`; the build slug is the whole URL, as in BinderHub."""
-        url = _parse(spec).url
-        return Repository(
-            provider=self.prefix,
-            spec=spec,
-            repo_url=url,
-            resolved_ref=ref,
-            build_slug=url,
-            content_provider="Git",
-            display_name=url.partition("://")[2].rstrip("/").removesuffix(".git"),
-        )
+        return pin_git(spec, ref)
 
-    async def _look_up(self, parsed: _Spec, addresses: list[str]) -> str:
+    async def _look_up(self, parsed: GitSpec, addresses: list[str]) -> str:
         names = full_names(parsed.ref)
         refs = await self._list_refs(parsed.url, [*names, *(name + PEELED for name in names)], addresses)
         for name in names:
@@ -122,34 +101,34 @@ class GitProvider:
         raise RequestRejected(RejectReason.REF_NOT_FOUND, _no_such_ref(parsed))
 
     async def _list_refs(self, url: str, patterns: list[str], addresses: list[str]) -> dict[str, str]:
-        """Ask the repository for the named refs, going along with redirects to allowed addresses only."""
+        """Return the refs that match the patterns, following redirects to allowed addresses only."""
         for _ in range(MAX_REDIRECTS + 1):
-            code, output, complaint = await self._run(self._command(url, addresses, patterns), url)
+            code, stdout, stderr = await self._run(self._command(url, addresses, patterns), url)
             if code == 0:
-                return _read_refs(output)
-            if not _REDIRECTED.search(complaint):
-                raise self._translated(url, complaint)
+                return _read_refs(stdout)
+            if not _REDIRECTED.search(stderr):
+                raise self._translated(url, stderr)
             url = await self._redirected(url)
             addresses = await self._policy.resolve(url)
         raise RequestRejected(
             RejectReason.REPOSITORY_NOT_FOUND,
-            f"{shown(url)} redirects again and again. Name its final address.",
+            f"{shown(url)} redirects too many times. Use its final address.",
         )
 
     def _command(self, url: str, addresses: list[str], patterns: list[str]) -> list[str]:
         options = ["-c", "credential.helper=", "-c", "http.lowSpeedLimit=0"]
-        # A redirect could lead to an address that the policy refuses, so we look at each before git goes there.
+        # A redirect could lead to an address that the policy refuses, so each is checked before git follows it.
         options += ["-c", f"http.followRedirects={'initial' if self._policy.allows_private else 'false'}"]
         target = self._policy.check(url)
         if addresses and not literal_address(target.host):
-            # git (from 2.37) shall connect to the addresses that were judged, not to what the name says a moment
-            # later; a name with a final dot is another name to curl.
+            # git (from 2.37) must connect to the addresses that were checked, not to those that DNS returns a moment
+            # later; to curl, a name with a final dot is another name.
             for host in (target.host, f"{target.host}."):
                 options += ["-c", f"http.curloptResolve={host}:{target.port}:{','.join(addresses)}"]
         return ["git", *options, "ls-remote", "--symref", "--", url, *patterns]
 
     async def _run(self, command: list[str], url: str) -> tuple[int, str, str]:
-        """Run git with a time limit; its helpers end with it."""
+        """Run git with a time limit, and end its helper processes with it."""
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
@@ -167,7 +146,7 @@ class GitProvider:
         assert process.stderr
         try:
             async with asyncio.timeout(self._timeout):
-                output, complaint = await asyncio.gather(_read(process.stdout), _read(process.stderr))
+                stdout, stderr = await asyncio.gather(_read(process.stdout), _read(process.stderr))
                 code = await process.wait()
         except TimeoutError as error:
             raise ProviderUnavailable(
@@ -175,53 +154,55 @@ class GitProvider:
             ) from error
         except _TooMuch as error:
             raise ProviderUnavailable(
-                f"{shown(url)} sends more than {MAX_ANSWER_BYTES} bytes about itself."
+                f"{shown(url)} sent a list of refs larger than {MAX_ANSWER_BYTES} bytes."
             ) from error
         finally:
-            # git-remote-https outlives a killed git; when all went well the group is gone already.
+            # git-remote-https outlives a killed git; after a regular end the process group is gone already.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-        return code, output, complaint
+        return code, stdout, stderr
 
     async def _redirected(self, url: str) -> str:
         if self._session is None:
             raise RequestRejected(
-                RejectReason.REPOSITORY_NOT_FOUND, f"{shown(url)} has moved. Name its new address."
+                RejectReason.REPOSITORY_NOT_FOUND, f"{shown(url)} has moved. Use its new address."
             )
-        question = url.rstrip("/") + _SERVICE
+        refs_url = url.rstrip("/") + _SERVICE
         try:
             async with self._session.get(
-                URL(question), allow_redirects=False, timeout=aiohttp.ClientTimeout(total=self._timeout)
+                URL(refs_url), allow_redirects=False, timeout=aiohttp.ClientTimeout(total=self._timeout)
             ) as response:
-                location = urljoin(question, response.headers.get("Location", ""))
+                location = urljoin(refs_url, response.headers.get("Location", ""))
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise ProviderUnavailable(f"{shown(url)} did not tell where it has moved to.") from error
+            raise ProviderUnavailable(
+                f"{shown(url)} redirects, but the new address cannot be read."
+            ) from error
         if not location.endswith(_SERVICE):
             raise RequestRejected(
                 RejectReason.REPOSITORY_PRIVATE,
-                f"{shown(url)} leads to {shown(location)}, which is no git repository: it does not exist there or "
-                "asks for a login. Check the address; private repositories need credentials set by the operator.",
+                f"{shown(url)} redirects to {shown(location)}, which is not a git repository: it does not exist there or "
+                "requires a login. Check the address; private repositories need credentials from the operator.",
             )
         return location.removesuffix(_SERVICE)
 
-    def _translated(self, url: str, complaint: str) -> RequestRejected | ProviderUnavailable:
-        said = _last_line(complaint)
-        for pattern, reason in _SAYINGS:
-            if not pattern.search(complaint):
+    def _translated(self, url: str, stderr: str) -> RequestRejected | ProviderUnavailable:
+        detail = _last_line(stderr)
+        for pattern, reason in _ERROR_PATTERNS:
+            if not pattern.search(stderr):
                 continue
             if reason is RejectReason.REPOSITORY_PRIVATE:
                 return RequestRejected(
                     reason,
-                    f"{shown(url)} asks for a password: it is private, or does not exist. Check the address, make "
-                    "the repository public, or ask the operator to set credentials for it.",
+                    f"{shown(url)} requires a password: it is private, or does not exist. Check the address, make "
+                    "the repository public, or ask the operator to configure credentials for it.",
                 )
             if reason is RejectReason.REPOSITORY_NOT_FOUND:
                 return RequestRejected(
                     reason, f"There is no git repository at {shown(url)}. Check the address."
                 )
-            return RequestRejected(reason, f"git refuses {shown(url)}: {said}")
-        return ProviderUnavailable(f"{shown(url)} cannot be read at the moment: {said}")
+            return RequestRejected(reason, f"git refuses {shown(url)}: {detail}")
+        return ProviderUnavailable(f"{shown(url)} cannot be read at the moment: {detail}")
 
 
 class _TooMuch(Exception):
@@ -238,10 +219,10 @@ async def _read(stream: asyncio.StreamReader) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Return git's environment: nothing of ours that could open a door for the requester."""
+    """Return git's environment, without anything of ours that could give the requester access."""
     passed_on = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
     return passed_on | {
-        # With our home directory git would show hosts the passwords in our ~/.netrc and read our ~/.gitconfig.
+        # With our home directory git would send hosts the passwords in our ~/.netrc and read our ~/.gitconfig.
         "HOME": "/nonexistent",
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_CONFIG_NOSYSTEM": "1",
@@ -249,30 +230,10 @@ def _environment() -> dict[str, str]:
         "GIT_ASKPASS": "",
         "SSH_ASKPASS": "",
         "GIT_ALLOW_PROTOCOL": ":".join(DEFAULT_PORTS),
-        # Outside of any repository, whose configuration would count.
+        # Not a repository: the configuration of one would be applied.
         "GIT_DIR": os.devnull,
         "LC_ALL": "C",
     }
-
-
-def _parse(spec: str) -> _Spec:
-    escaped_url, slash, escaped_ref = spec.rstrip("/").partition("/")
-    if not slash or not escaped_url or not escaped_ref:
-        raise RequestRejected(
-            RejectReason.INVALID_SPEC,
-            f'{spec!r} is not of the form "<url-escaped address>/<ref>", such as '
-            "https%3A%2F%2Fexample.org%2Frepository.git/HEAD.",
-        )
-    url = unquote(escaped_url)
-    if scp_like := _SCP_LIKE.match(url):
-        url = f"ssh://{scp_like[1]}/{scp_like[2]}"
-    scheme = split_url(url).scheme
-    if scheme not in _NAMED_SCHEMES:
-        raise RequestRejected(
-            RejectReason.REFUSED_URL,
-            f"{shown(url)} begins with `{scheme}:`, which requests may not use. Name an https:// address.",
-        )
-    return _Spec(url, unquote(escaped_ref))
 
 
 def _read_refs(output: str) -> dict[str, str]:
@@ -284,13 +245,13 @@ def _read_refs(output: str) -> dict[str, str]:
     return refs
 
 
-def _no_such_ref(parsed: _Spec) -> str:
+def _no_such_ref(parsed: GitSpec) -> str:
     if parsed.ref == HEAD:
-        return f"{shown(parsed.url)} has no default branch: it may be empty. Name a branch, tag or commit."
+        return f"{shown(parsed.url)} has no default branch: it may be empty. Use a branch, tag or commit."
     hint = (
-        "A commit must be given by its full id of 40 characters"
+        "Use the full id of 40 characters for a commit"
         if re.fullmatch(r"[0-9a-fA-F]+", parsed.ref)
-        else "Name a branch, a tag, the full id of a commit, or HEAD for the default branch"
+        else "Use a branch, a tag, the full id of a commit, or HEAD for the default branch"
     )
     return f"{shown(parsed.url)} has no branch or tag {parsed.ref!r}. {hint}."
 

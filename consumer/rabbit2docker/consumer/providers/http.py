@@ -8,7 +8,7 @@ from rabbit2docker.settings import ProviderSettings
 
 
 def user_agent() -> str:
-    """Return what we call ourselves to other hosts."""
+    """Return the User-Agent header of our requests."""
     try:
         return f"rabbit2docker/{version('rabbit2docker')}"
     except PackageNotFoundError:
@@ -16,9 +16,9 @@ def user_agent() -> str:
 
 
 def open_session(settings: ProviderSettings) -> aiohttp.ClientSession:
-    """Return a session to be closed by the caller; must be called inside the event loop.
+    """Return a session, which the caller closes; call it inside the event loop.
 
-    Proxies are taken from the environment. Cookies are not kept: no host is to know one question from another.
+    Proxies are taken from the environment. Cookies are dropped, so that hosts cannot link requests.
     """
     return aiohttp.ClientSession(
         trust_env=True,

@@ -1,7 +1,7 @@
-"""What a ref in a spec can mean.
+"""Refs in specs: branches, tags and commits.
 
-A branch goes before a tag of the same name, as on GitHub, in `git ls-remote` and in repo2docker's own check-out;
-`git rev-parse` would take the tag. Names are compared whole: `main` is never `foo/main`.
+A branch takes precedence over a tag of the same name, as on GitHub, in `git ls-remote` and in repo2docker's own check-out;
+`git rev-parse` prefers the tag. Names are compared whole: `main` never matches `foo/main`.
 """
 
 import re
@@ -12,7 +12,7 @@ from rabbit2docker_schemas.reasons import RejectReason
 
 HEAD: Final = "HEAD"
 PEELED: Final = "^{}"
-"""What `git ls-remote` appends to a tag's name to tell the commit behind the tag object."""
+"""Suffix with which `git ls-remote` marks the commit that a tag object points to."""
 
 _FULL_COMMIT = re.compile(r"[0-9a-f]{40}", re.IGNORECASE)
 _OBJECT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
@@ -22,17 +22,17 @@ _FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|^[./-]|[/.]$|
 
 
 def is_full_commit(ref: str) -> bool:
-    """Tell whether `ref` is exactly a full commit id; longer hexadecimal text is none."""
+    """Return whether `ref` is exactly a full commit id; longer hexadecimal text is not."""
     return _FULL_COMMIT.fullmatch(ref) is not None
 
 
 def is_short_commit(ref: str) -> bool:
-    """Tell whether `ref` could be the beginning of a commit id."""
+    """Return whether `ref` could be an abbreviated commit id."""
     return _SHORT_COMMIT.fullmatch(ref) is not None
 
 
 def is_object_id(text: object) -> bool:
-    """Tell whether a host's answer is an object id of git, in either of its hash functions."""
+    """Return whether a host's answer is an object id of git, in either hash function."""
     return isinstance(text, str) and _OBJECT.fullmatch(text) is not None
 
 
@@ -41,17 +41,17 @@ def check_ref(ref: str) -> None:
     if ref.startswith("-"):
         raise RequestRejected(
             RejectReason.REFUSED_URL,
-            f"{ref!r} looks like an option for git, not like a branch, tag or commit.",
+            f"{ref!r} looks like an option for git, not a branch, tag or commit.",
         )
     if not ref or _FORBIDDEN.search(ref):
         raise RequestRejected(
             RejectReason.INVALID_SPEC,
-            f"{ref!r} cannot be a branch, tag or commit. Name one of them, or HEAD for the default branch.",
+            f"{ref!r} cannot be a branch, tag or commit. Use an existing one, or HEAD for the default branch.",
         )
 
 
 def full_names(ref: str) -> list[str]:
-    """Return the full names that `ref` may stand for, the first that exists wins."""
+    """Return the full names that `ref` may stand for, in order of precedence."""
     if ref == HEAD:
         return [HEAD]
     if ref.startswith("refs/"):

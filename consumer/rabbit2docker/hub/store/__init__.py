@@ -1,1 +1,1 @@
-"""What a hub remembers of its builds: requests, events and logs, in SQLite or PostgreSQL."""
+"""The store: requests, events and logs of a hub's builds, in SQLite or PostgreSQL."""

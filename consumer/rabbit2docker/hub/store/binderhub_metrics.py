@@ -1,8 +1,8 @@
-"""Builds counted under the names that BinderHub's dashboards know: each once, not once a viewer nor once an instance.
+"""Build counts under the metric names of BinderHub's dashboards: each build once, whatever the number of instances.
 
-Events are heard repeatedly: by several instances, after restarts, when the stream is read again. What happens once is the
-transaction in which the store learns that a build has ended, so it is counted by whoever made that one, and the sum over
-all instances is right, whoever has asked, were it the command line or a replay.
+Events arrive repeatedly: at several instances, after restarts, when the stream is read again. The transaction in which
+the store learns that a build has ended happens once. The instance that commits it counts the build, so the sum over all
+instances is right for every requester, the command line and replays included.
 """
 
 from collections.abc import Sequence
@@ -15,24 +15,24 @@ from rabbit2docker.hub.store.projection import BuildRow
 from rabbit2docker_schemas.providers import metric_label
 
 STATUS: Final = {BuildState.COMPLETED: "success", BuildState.CANCELLED: "cancelled"}
-"""BinderHub's words for ends, and one that it has not; every other end is a failure."""
+"""Label values for ends; `cancelled` is not BinderHub's. Every other end is a failure."""
 
 
 class BinderHubMetrics:
     """Counts builds that have ended."""
 
     def __init__(self) -> None:
-        """Count whatever ends."""
+        """Count every build from the start."""
         self._since: datetime | None = None
 
     def begin(self, since: datetime | None) -> None:
-        """Leave out what ended before `since`: an empty store learns of days at once, which are no news."""
+        """Leave out builds that ended before `since`: an empty store reads days of history at once."""
         self._since = since
 
     def ended(self, builds: Sequence[BuildRow]) -> None:
-        """Count builds of which the store has learnt just now that they have ended."""
+        """Count builds whose end was stored just now."""
         for build in builds:
-            # An image that existed was not built; of a build whose beginning nobody saw, the time is not known.
+            # A cached image was not built, and a build without a known beginning has no duration.
             if build.cached or build.started_at is None or build.ended_at is None:
                 continue
             if self._since is not None and build.ended_at < self._since:

@@ -1,4 +1,4 @@
-"""The database: SQLite or PostgreSQL, opened, brought up to date, and its errors translated."""
+"""The database, SQLite or PostgreSQL: connections, transactions, migrations, translated errors."""
 
 import asyncio
 import hashlib
@@ -28,19 +28,19 @@ from rabbit2docker.errors import ConfigurationError, StoreRefused, StoreUnavaila
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 ANSWER_SECONDS: Final = 30.0
-"""One piece of work may take this long; then the database is taken for away."""
+"""Longest transaction; after it the database counts as unavailable."""
 CONNECT_SECONDS: Final = 5
 BUSY_SECONDS: Final = 20.0
-"""How long SQLite waits for another program that writes."""
+"""Seconds that SQLite waits for another writer."""
 POSTGRESQL: Final[dict[str, Any]] = {
     "connect_timeout": CONNECT_SECONDS,
-    # A connection into a black hole is noticed.
+    # Notices a connection whose packets vanish.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,
     "application_name": "rabbit2docker hub",
-    # Poolers between us and the server cannot keep prepared statements.
+    # Connection poolers cannot keep prepared statements.
     "prepare_threshold": None,
 }
 SQLITE: Final[dict[str, Any]] = {"timeout": BUSY_SECONDS, "isolation_level": None}
@@ -49,7 +49,7 @@ _MUST_BE: Final = (
 )
 
 _one_migration = threading.Lock()
-"""Alembic keeps what it does in the module."""
+"""Alembic keeps its state in module globals."""
 
 
 def parse_url(url: SecretStr | str) -> URL:
@@ -57,7 +57,7 @@ def parse_url(url: SecretStr | str) -> URL:
     try:
         parsed = make_url(url.get_secret_value() if isinstance(url, SecretStr) else url)
     except (ArgumentError, ValueError):
-        # Not even as the cause: it holds the text, in which a password may be.
+        # Not even as the cause: its text may contain the password.
         raise ConfigurationError(f"{_MUST_BE}.") from None
     match parsed.get_backend_name():
         case "sqlite" if parsed.database and parsed.database != ":memory:" and not parsed.host:
@@ -68,7 +68,7 @@ def parse_url(url: SecretStr | str) -> URL:
 
 
 def lock_key(*parts: str) -> int:
-    """Return the number of a lock in PostgreSQL, which knows them by 64 bits."""
+    """Return the 64-bit number of an advisory lock in PostgreSQL."""
     digest = hashlib.sha256("/".join(("rabbit2docker", *parts)).encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8], signed=True)
 
@@ -87,7 +87,7 @@ def _prepare_sqlite(engine: Engine, begin: str) -> None:
 
 
 def migrate(url: URL) -> None:
-    """Bring the tables up to date, or make them; others that do so at the same time wait. Blocks."""
+    """Create or migrate the tables, one program at a time. Blocks."""
     is_sqlite = url.get_backend_name() == "sqlite"
     engine = create_engine(url, poolclass=NullPool, connect_args=SQLITE if is_sqlite else POSTGRESQL)
     if is_sqlite:
@@ -103,10 +103,10 @@ def migrate(url: URL) -> None:
 
 
 class Database:
-    """Gives transactions. Its tables are made with the first one, whenever the database is there."""
+    """Transactions on one database. The first one that gets through creates or migrates the tables."""
 
     def __init__(self, url: SecretStr | str) -> None:
-        """Take the URL. Raises ConfigurationError for one that cannot be one."""
+        """Take the URL. Raises ConfigurationError if it is not one that the store supports."""
         self._url = parse_url(url)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
         self._reader, self._writer = self._engines()
@@ -124,13 +124,13 @@ class Database:
         reader = create_async_engine(url, connect_args=SQLITE, pool_size=4, max_overflow=0)
         writer = create_async_engine(url, connect_args=SQLITE, pool_size=1, max_overflow=0)
         _prepare_sqlite(reader.sync_engine, "BEGIN")
-        # Who has read before it writes is refused when another one has written in between.
+        # A transaction that reads before it writes fails if another one has written in between.
         _prepare_sqlite(writer.sync_engine, "BEGIN IMMEDIATE")
         return reader, writer
 
     @property
     def address(self) -> str:
-        """Return where it is, for people: no user, no password."""
+        """Address without user and password, as text for people."""
         if self.is_sqlite:
             return str(self._url.database)
         host = self._url.host or self._url.query.get("host") or "its socket"
@@ -142,7 +142,7 @@ class Database:
             await engine.dispose()
 
     async def prepare(self) -> None:
-        """Have the tables made or brought up to date. Raises StoreUnavailable."""
+        """Create or migrate the tables. Raises StoreUnavailable."""
         with self._translated():
             await self._prepare()
 
@@ -155,7 +155,7 @@ class Database:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """Give a transaction that reads. Raises StoreUnavailable."""
+        """Open a transaction for reading. Raises StoreUnavailable."""
         with self._translated():
             async with asyncio.timeout(ANSWER_SECONDS):
                 await self._prepare()
@@ -164,9 +164,9 @@ class Database:
 
     @asynccontextmanager
     async def writing(self, *lock: str) -> AsyncIterator[AsyncConnection]:
-        """Give a transaction that writes: one at a time of those with the same lock, whoever has it, here or elsewhere.
+        """Open a transaction for writing. Transactions with the same lock exclude each other, in this program and others.
 
-        SQLite has one at a time anyway. Raises StoreUnavailable, or StoreRefused for what no try can write.
+        SQLite has one at a time anyway. Raises StoreUnavailable, or StoreRefused for values that can never be written.
         """
         with self._translated():
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -193,14 +193,14 @@ class Database:
                 f"The tables of the database {self.address} are those of another version: {error}"
             ) from None
         except StatementError as error:
-            if not isinstance(error, DBAPIError):  # a value that cannot even be sent
+            if not isinstance(error, DBAPIError):  # a value that the driver cannot send
                 raise StoreRefused(f"The database {self.address} refuses: {self._words(error)}") from None
             raise StoreUnavailable(f"The database {self.address} is away: {self._words(error)}") from None
         except (SQLAlchemyError, OSError) as error:
             raise StoreUnavailable(f"The database {self.address} is away: {self._words(error)}") from None
 
     def _words(self, error: BaseException) -> str:
-        """Return what the driver says, without the statement and its values, and without the password."""
+        """Return the driver's message without the statement, its values and the password."""
         cause = error.orig if isinstance(error, StatementError) and error.orig else error
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         words = lines[0] if lines else type(cause).__name__

@@ -1,8 +1,8 @@
-"""The lines of builds' logs: each kept once, and of a log that is too long its head and its tail.
+"""Storage of log lines: each line once, and head and tail of a log that is too long.
 
-What is kept depends on the lines alone, not on the order in which they come. While all of an attempt's lines take at most
-the limit, all are kept. Otherwise the head is the longest beginning that takes at most half of it, the tail the longest
-end that does; what is between them is cut, also when it comes (again) later.
+The result depends on the lines alone, not on the order in which they arrive. While all lines of an attempt fit into the
+limit, all are kept. Otherwise the head is the longest beginning that fits into half of it, and the tail the longest end
+that does. Lines between them are cut, also when they arrive (again) later.
 """
 
 import json
@@ -21,14 +21,14 @@ from rabbit2docker.hub.store.tables import CHUNKS, LOGS, clean
 from rabbit2docker_schemas.events import Gap, Log, LogLine
 
 PAGE_CHUNKS: Final = 32
-"""Read at once; a chunk is at most what one event held."""
+"""Chunks read at once; a chunk holds at most the lines of one event."""
 Line = list[str]
 """Phase, time and text."""
 
 
 @dataclass(slots=True)
 class LogRow:
-    """A row of logs."""
+    """A row of `r2d_logs`."""
 
     build_id: str
     attempt: int
@@ -40,11 +40,11 @@ class LogRow:
     cut_last: int | None = None
 
     def is_cut(self, number: int) -> bool:
-        """Tell whether a line is among those that were too many."""
+        """Return whether a line is among those that were cut."""
         return self.cut_first is not None and self.cut_first <= number <= (self.cut_last or 0)
 
     def count(self, chunk: "Chunk", sign: int) -> None:
-        """Add a chunk to what is kept, or take it away."""
+        """Add a chunk to the counts (`sign` 1), or subtract it (-1)."""
         self.kept += sign * len(chunk.lines)
         if self.cut_first is None or chunk.first < self.cut_first:
             self.head_bytes += sign * chunk.bytes
@@ -66,12 +66,12 @@ class Chunk:
 
     @property
     def bytes(self) -> int:
-        """Return what it takes."""
+        """Return the bytes that its lines take."""
         return sum(map(weight, self.lines))
 
 
 def as_line(line: LogLine) -> Line:
-    """Return a line as it is kept."""
+    """Return a line as it is stored."""
     return [str(line.phase), line.ts.isoformat(), clean(line.text)]
 
 
@@ -81,7 +81,7 @@ def weight(line: Line) -> int:
 
 
 def runs(lines: Iterable[tuple[int, Line]]) -> list[Chunk]:
-    """Return numbered lines as chunks without holes."""
+    """Return numbered lines as chunks of consecutive lines."""
     ordered = sorted(lines, key=itemgetter(0))
     grouped = groupby(enumerate(ordered), key=lambda item: item[1][0] - item[0])
     found = ([numbered for _, numbered in group] for _, group in grouped)
@@ -89,10 +89,10 @@ def runs(lines: Iterable[tuple[int, Line]]) -> list[Chunk]:
 
 
 class LogWriter:
-    """Enters the lines of one attempt, within a transaction that writes."""
+    """Writes the lines of one attempt, within a transaction."""
 
     def __init__(self, connection: AsyncConnection, log: LogRow, *, limit: int) -> None:
-        """Take what is known of the log, and the bytes that may be kept of it."""
+        """Take the log's row, and how many bytes of it to keep."""
         self._connection = connection
         self._log = log
         self._half = limit // 2
@@ -100,7 +100,7 @@ class LogWriter:
         self._here = and_(CHUNKS.c.build_id == log.build_id, CHUNKS.c.attempt == log.attempt)
 
     async def enter(self, events: Sequence[Log | Gap]) -> None:
-        """Keep what is new, and cut what is too much."""
+        """Store new lines, then cut what exceeds the limit."""
         log = self._log
         new: dict[int, Line] = {}
         for event in events:
@@ -120,7 +120,7 @@ class LogWriter:
         await self._cut()
 
     def _pieces(self, run: Chunk) -> list[Chunk]:
-        """Return a run in pieces that are not too much to read, to move or to cut at once."""
+        """Split a run into chunks small enough to be read and cut one at a time."""
         size = 500
         return [
             Chunk(run.first + start, run.lines[start : start + size])
@@ -130,7 +130,7 @@ class LogWriter:
     async def _drop_known(self, new: dict[int, Line]) -> None:
         lowest, highest = min(new), max(new)
         if lowest >= self._log.lines:
-            return  # the usual case: they are behind everything
+            return  # the usual case: they follow everything that is stored
         overlapping = select(CHUNKS.c.first, CHUNKS.c.last).where(
             self._here, CHUNKS.c.last >= lowest, CHUNKS.c.first <= highest
         )
@@ -165,7 +165,7 @@ class LogWriter:
             await self._shorten(chunk, "tail")
 
     async def _begin_cut(self) -> None:
-        """Say where the head ends; what is behind it is the tail, of which nothing has been cut yet."""
+        """Fix the end of the head. Everything after it becomes the tail, of which nothing is cut yet."""
         log, room = self._log, self._half
         index = select(CHUNKS.c.last, CHUNKS.c.bytes).where(self._here).order_by(CHUNKS.c.last)
         for last, size in (await self._connection.execute(index)).all():
@@ -186,7 +186,7 @@ class LogWriter:
         return Chunk(*(await self._connection.execute(found)).one())
 
     async def _next_to(self, side: str) -> Chunk | None:
-        """Return the chunk of that side that is next to the cut."""
+        """Return the chunk that borders the cut on that side."""
         found = select(CHUNKS.c.first, CHUNKS.c.lines).where(self._here).limit(1)
         if side == "head":
             found = found.where(CHUNKS.c.last < self._log.cut_first).order_by(CHUNKS.c.last.desc())
@@ -196,7 +196,7 @@ class LogWriter:
         return None if row is None else Chunk(*row)
 
     async def _shorten(self, chunk: Chunk, side: str) -> None:
-        """Take from a chunk what is too much, or all of it."""
+        """Remove the lines of a chunk that exceed the limit, all of them if need be."""
         log = self._log
         log.count(chunk, -1)
         if side == "head":
@@ -217,7 +217,7 @@ class LogWriter:
 
 
 def _fitting(lines: Iterable[Line], room: int) -> int:
-    """Return how many of the lines, from the first on, take at most `room`."""
+    """Return how many lines, counted from the first, fit into `room` bytes."""
     number = 0
     for line in lines:
         room -= weight(line)
@@ -232,13 +232,13 @@ def _split(chunk: Chunk, number: int) -> tuple[Chunk, Chunk]:
 
 
 async def write_logs(
-    connection: AsyncConnection, told: dict[tuple[str, int], list[Log | Gap]], *, limit: int
+    connection: AsyncConnection, events_by_log: dict[tuple[str, int], list[Log | Gap]], *, limit: int
 ) -> None:
-    """Enter the lines of some attempts, by build and attempt. Their builds have to be there."""
-    builds = {build_id for build_id, _ in told}
+    """Store lines, given by build and attempt. Their builds must exist."""
+    builds = {build_id for build_id, _ in events_by_log}
     rows = await connection.execute(select(LOGS).where(LOGS.c.build_id.in_(builds)))
     known = {(row["build_id"], row["attempt"]): row for row in rows.mappings()}
-    for key, events in told.items():
+    for key, events in events_by_log.items():
         before = known.get(key)
         log = LogRow(*key) if before is None else LogRow(**before)
         await LogWriter(connection, log, limit=limit).enter(events)
@@ -252,7 +252,7 @@ async def write_logs(
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Consecutive lines that were kept."""
+    """Consecutive stored lines."""
 
     first: int
     lines: list[LogLine]
@@ -266,7 +266,7 @@ class Kept:
 async def kept_lines(
     database: Database, build_id: str, attempt: int, *, first: int = 0, last: int | None = None
 ) -> AsyncGenerator[Kept, None]:
-    """Yield the kept lines `first` to `last`; nothing in the database waits for who takes them slowly."""
+    """Yield the stored lines `first` to `last`. No transaction stays open while a slow reader takes its time."""
     after = first - 1
     while True:
         page = await _page(database, build_id, attempt, after=after, last=last)

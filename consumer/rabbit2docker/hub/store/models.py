@@ -1,4 +1,4 @@
-"""What is known of builds, as the store gives it and the JSON API tells it."""
+"""The store's models of builds, which the JSON API returns, and the interface of the store."""
 
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
@@ -13,16 +13,16 @@ from rabbit2docker_schemas.requests import BuildRequest
 
 
 class Record(BaseModel):
-    """One thing that is remembered."""
+    """Base of the store's models."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
 class BuildState(StrEnum):
-    """Where a build stands; the first five are not its end."""
+    """State of a build; the first five are not terminal."""
 
     QUEUED = "queued"
-    """Asked for, not answered yet."""
+    """Requested, not answered yet."""
     WAITING = "waiting"
     FETCHING = "fetching"
     BUILDING = "building"
@@ -31,11 +31,11 @@ class BuildState(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     REJECTED = "rejected"
-    """The request was no build and will be none."""
+    """The request never became a build."""
 
     @property
     def is_end(self) -> bool:
-        """Tell whether nothing follows."""
+        """True for a terminal state."""
         return self in ENDS
 
 
@@ -43,10 +43,10 @@ ENDS = frozenset({BuildState.COMPLETED, BuildState.FAILED, BuildState.CANCELLED,
 
 
 class Problem(Record):
-    """Why there is no image."""
+    """The reason why there is no image."""
 
     reason: str
-    """Code of the failure or of the rejection."""
+    """Code of the failure or rejection."""
     category: str | None = None
     """user, infrastructure, operator or timeout; absent for rejections."""
     message: str
@@ -61,41 +61,41 @@ class Problem(Record):
 
 
 class LogExtent(Record):
-    """What is kept of one attempt's log."""
+    """The stored part of one attempt's log."""
 
     attempt: int
     lines: int
-    """Lines known in all: the number of the last one, plus one."""
+    """Lines in all: the number of the last known one, plus one."""
     kept: int
-    """Lines that can be had."""
+    """Lines that are stored."""
     cut_first: int | None = None
-    """First of the lines in the middle that were too many to keep; absent when none was cut."""
+    """First of the lines that were cut from the middle; absent when none was."""
     cut_last: int | None = None
 
 
 class Build(Record):
-    """One build, or one request that is no build (yet)."""
+    """One build, or one request that is not a build (yet)."""
 
     id: str
-    """The build_id. A request that waits has the id that its build will have, unless it joins another build."""
+    """The build_id. A waiting request has the id that its build will have, unless it joins another build."""
     state: BuildState
     provider: str
     spec: str
     requester: str | None = None
-    """Who asked first."""
+    """The first requester."""
     requesters: list[str] = []
-    """Everybody who asked for it or shares it."""
+    """All requesters, including those of joined requests."""
     request_id: str
-    """The request that began it."""
+    """The request that started it."""
     requested_at: AwareDatetime
     started_at: AwareDatetime | None = None
-    """When it was accepted."""
+    """Time of its acceptance."""
     ended_at: AwareDatetime | None = None
     build_name: str | None = None
     repo_url: str | None = None
     resolved_ref: str | None = None
     image: str | None = None
-    """Name under which the image is, or will be, in the registry; with its digest once a forced build has ended."""
+    """Name that the image has, or will have, in the registry; with its digest once a forced build has ended."""
     digest: str | None = None
     size: int | None = None
     """Bytes of the layers in the registry."""
@@ -108,28 +108,28 @@ class Build(Record):
     cancelled_by: str | None = None
     timings: Timings = Timings()
     options: BuildOptions | None = None
-    """What the request asked for beside the repository; absent when nothing."""
+    """Options of the request; absent when it has none."""
     logs: list[LogExtent] = []
-    """What is kept of its log, an entry an attempt; only where one build is told."""
+    """Extent of its stored log, one entry per attempt; only in answers about a single build."""
 
 
 class BuildQuery(Record):
-    """Which builds are wanted, newest first."""
+    """A query for builds, newest first."""
 
     visible_to: str | None = None
-    """Only builds that this person asked for or shares; None for all."""
+    """Only builds that this user requested or joined; None for all."""
     state: tuple[BuildState, ...] = ()
     requester: str | None = None
-    """Who is among those who asked."""
+    """Only builds with this name among the requesters."""
     text: Annotated[str, Field(max_length=256)] = ""
-    """Occurs in the spec, the repository's URL or the image's name."""
+    """Text that occurs in the spec, the repository's URL or the image's name."""
     limit: Annotated[int, Field(ge=1, le=200)] = 50
     before: str | None = None
     """`next` of the page before."""
 
 
 class BuildPage(Record):
-    """Some of the builds that were wanted."""
+    """One page of builds."""
 
     builds: list[Build]
     next: str | None = None
@@ -143,40 +143,43 @@ class StoredLine(LogLine):
 
 
 class BuildRecords(Protocol):
-    """What the web side needs of the store. Raises StoreUnavailable when the database is away."""
+    """The store as the web side uses it. Raises StoreUnavailable when the database is away."""
 
-    async def asked(self, request: BuildRequest, *, at: datetime) -> None:
-        """Remember a request that is about to be published, under its request_id and requester. Safe to repeat."""
+    async def record_request(self, request: BuildRequest, *, at: datetime) -> None:
+        """Store a request that is about to be published, under its request_id and requester. Safe to repeat."""
 
-    async def shared(self, request_id: str, requester: str) -> None:
-        """Remember that somebody else watches this request as their own. Safe to repeat."""
+    async def record_share(self, request_id: str, requester: str) -> None:
+        """Store a further requester of a request. Safe to repeat."""
 
     async def put(self, events: Sequence[Event]) -> None:
-        """Remember events, in one transaction; those that are known already change nothing."""
+        """Store events in one transaction; repeats change nothing."""
 
     async def build(self, id_: str) -> Build | None:
-        """Return a build by its own id, the id of a request that led to it, or the id that request would have had."""
+        """Return a build by its id, the id of a request that led to it, or the id that the request's own build would have."""
 
     async def builds(self, query: BuildQuery) -> BuildPage:
         """Return builds, newest first."""
 
     def events(self, build_id: str) -> AsyncGenerator[Event, None]:
-        """Yield what is known of a build in order: accepted, progress, lines, gaps (also for what was cut), the end."""
+        """Yield the events of a build in order: accepted, progress, lines, gaps (also for cut lines), the end."""
 
     def lines(
         self, build_id: str, *, attempt: int | None = None, first: int = 0, last: int | None = None
     ) -> AsyncGenerator[StoredLine, None]:
-        """Yield the kept lines `first` to `last`, both included, of an attempt, by default the latest."""
+        """Yield the stored lines `first` to `last`, both included, of an attempt, by default the latest."""
 
-    async def check_rate_limit(self, who: str, *, limit: int, seconds: float, at: datetime) -> "Allowance":
-        """Count a wish of somebody who may have `limit` of them in any `seconds`, and tell whether it is one too many."""
+    async def check_rate(self, requester: str, *, limit: int, seconds: float, at: datetime) -> "Allowance":
+        """Count a request against a limit of `limit` in any `seconds`, and return whether it is allowed.
+
+        A request over the limit is not counted.
+        """
 
 
 class Allowance(Record):
-    """What is left of somebody's limit."""
+    """Result of a rate-limit check."""
 
     allowed: bool
     limit: int
     remaining: int
     reset_at: AwareDatetime
-    """When the next wish is allowed, if none is left; else when all of them are there again."""
+    """Time of the next allowed request, if none remains; else the time when all of them are available again."""

@@ -1,4 +1,4 @@
-"""Pure: what events make of a build. The order in which they come, and how often, makes no difference."""
+"""Pure: the current state of a build, computed from its events. Order and repetition make no difference."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,12 +22,12 @@ from rabbit2docker_schemas.events import (
 from rabbit2docker_schemas.requests import BuildRequest
 
 NAME_CHARACTERS: Final = 256
-"""What is longer cannot be in an index."""
+"""Longest name that an index takes."""
 
 
 @dataclass(slots=True)
 class BuildRow:
-    """A row of builds."""
+    """A row of `r2d_builds`."""
 
     id: str
     tenant: str
@@ -52,23 +52,23 @@ class BuildRow:
     phase: str | None = None
     message: str = ""
     progress_key: str | None = None
-    ending: Any = None
+    outcome: Any = None
     rejection: Any = None
 
     @property
     def has_begun(self) -> bool:
-        """Tell whether it is known to be a build: it was accepted, or what only builds do has happened."""
-        return bool(self.started_at or self.progress_key or self.attempt or self.ending)
+        """True if it is known to be a build: it was accepted, or an event came that only builds have."""
+        return bool(self.started_at or self.progress_key or self.attempt or self.outcome)
 
     @property
     def is_whole(self) -> bool:
-        """Tell whether both its beginning and its end are known."""
-        return bool(self.started_at and self.ending)
+        """True if both its beginning and its end are known."""
+        return bool(self.started_at and self.outcome)
 
 
 @dataclass(slots=True)
 class RequestRow:
-    """A row of requests."""
+    """A row of `r2d_requests`."""
 
     tenant: str
     id: str
@@ -78,30 +78,30 @@ class RequestRow:
     build_id: str | None = None
     requester: str | None = None
     options: Any = None
-    asked_at: datetime | None = None
+    requested_at: datetime | None = None
     accepted_at: datetime | None = None
     accepted: Any = field(default=None)
 
     @property
     def leads_to(self) -> str:
-        """Return the id of its build."""
+        """Id of the build that the request started or joined."""
         return self.build_id or self.own_id
 
 
 def attempt_of(event: Event) -> int:
-    """Return the attempt that an event is about, 0 for none."""
+    """Return the attempt that an event belongs to, 0 for none."""
     return getattr(event.data, "attempt", None) or 0
 
 
-def note_asked(row: RequestRow, request: BuildRequest, at: datetime) -> None:
-    """Enter what was asked for."""
-    row.asked_at = min(at, row.asked_at or at)
+def apply_request(row: RequestRow, request: BuildRequest, at: datetime) -> None:
+    """Enter the request as its requester made it."""
+    row.requested_at = min(at, row.requested_at or at)
     row.requester = row.requester or request.requester
     row.options = row.options or options_of(request)
 
 
-def note_accepted(row: RequestRow, accepted: Accepted, at: datetime) -> None:
-    """Enter the answer."""
+def apply_accepted(row: RequestRow, accepted: Accepted, at: datetime) -> None:
+    """Enter the acceptance."""
     row.build_id = accepted.build_id
     row.accepted_at = at
     row.requester = row.requester or accepted.requester
@@ -117,24 +117,24 @@ def note_accepted(row: RequestRow, accepted: Accepted, at: datetime) -> None:
 
 
 def options_of(request: BuildRequest) -> dict[str, Any] | None:
-    """Return what a request asks for beside the repository, None for nothing."""
+    """Return the options of a request, None if it has none."""
     asked = request.model_dump(mode="json", include=set(BuildOptions.model_fields))
     return BuildOptions.model_validate(asked).model_dump(mode="json", exclude_defaults=True) or None
 
 
-def begin(row: BuildRow, requests: list[RequestRow]) -> None:
-    """Enter what the requests that led to a build say about it; the one that began it goes first."""
+def apply_requests(row: BuildRow, requests: list[RequestRow]) -> None:
+    """Enter the facts of a build that stand in its requests; the request that started it goes first."""
     if not requests:
         return
 
     def place(request: RequestRow) -> tuple[bool, int, str]:
-        first = request.accepted_at or request.asked_at
+        first = request.accepted_at or request.requested_at
         return (request.own_id != row.id, 0 if first is None else micros(first), request.id)
 
     first = min(requests, key=place)
     row.request_id, row.provider, row.spec = first.id, first.provider, first.spec
     row.requester, row.options = first.requester, first.options
-    row.requested_at = min(moment for moment in (first.asked_at, first.accepted_at) if moment is not None)
+    row.requested_at = min(moment for moment in (first.requested_at, first.accepted_at) if moment is not None)
     row.last_event_at = max(row.last_event_at, row.requested_at)
     answered = [request for request in requests if request.accepted]
     if answered:
@@ -142,13 +142,13 @@ def begin(row: BuildRow, requests: list[RequestRow]) -> None:
         row.started_at = answer.accepted_at
         row.build_name, row.repo_url = answer.accepted["build_name"], answer.accepted["repo_url"]
         row.cached = row.cached or any(request.accepted["cached"] for request in answered)
-        if not row.ending or row.ending["kind"] != BuildState.COMPLETED:
+        if not row.outcome or row.outcome["kind"] != BuildState.COMPLETED:
             row.resolved_ref, row.image = answer.accepted["resolved_ref"], answer.accepted["image"]
-    settle(row)
+    update_state(row)
 
 
-def fold(row: BuildRow, event: Event) -> None:
-    """Enter an event of the build, or the rejection of the request with its id."""
+def apply_event(row: BuildRow, event: Event) -> None:
+    """Enter an event of the build, or the rejection of the request that would have started it."""
     row.last_event_at = max(row.last_event_at, event.time)
     row.attempt = max(row.attempt, attempt_of(event))
     data = event.data
@@ -158,40 +158,40 @@ def fold(row: BuildRow, event: Event) -> None:
             if row.progress_key is None or key > row.progress_key:
                 row.progress_key, row.phase, row.message = key, str(data.phase), data.message
         case Completed() | Failed() | Cancelled():
-            _end(row, event, data)
+            _apply_end(row, event, data)
         case Rejected():
             problem = Problem(reason=str(data.reason), message=data.message, retryable=data.retryable)
             row.rejection = {"at": event.time.isoformat(), "problem": problem.model_dump(mode="json")}
         case Log() | Gap() | Accepted():
             pass
-    settle(row)
+    update_state(row)
 
 
-def _end(row: BuildRow, event: Event, end: Completed | Failed | Cancelled) -> None:
+def _apply_end(row: BuildRow, event: Event, end: Completed | Failed | Cancelled) -> None:
     row.ended_at = event.time
-    ending: dict[str, Any] = {"kind": end.kind.value}
+    outcome: dict[str, Any] = {"kind": end.kind.value}
     match end:
         case Completed():
             row.image, row.digest, row.size = end.image, end.digest, end.size
             row.resolved_ref, row.cached = end.resolved_ref, row.cached or end.cached
-            ending["timings"] = end.timings.model_dump(mode="json", exclude_none=True)
+            outcome["timings"] = end.timings.model_dump(mode="json", exclude_none=True)
         case Failed():
             fields = set(Problem.model_fields) - {"retryable"}
-            ending["problem"] = end.model_dump(mode="json", include=fields)
-            ending["timings"] = end.timings.model_dump(mode="json", exclude_none=True)
+            outcome["problem"] = end.model_dump(mode="json", include=fields)
+            outcome["timings"] = end.timings.model_dump(mode="json", exclude_none=True)
         case Cancelled():
-            ending["by"] = end.by
-    row.ending = ending
+            outcome["by"] = end.by
+    row.outcome = outcome
 
 
-def settle(row: BuildRow) -> None:
-    """Say where the build stands."""
-    if row.ending:
-        row.state = BuildState(row.ending["kind"])
+def update_state(row: BuildRow) -> None:
+    """Set the build's state from everything that is known of it."""
+    if row.outcome:
+        row.state = BuildState(row.outcome["kind"])
         return
     row.ended_at = None
     if row.has_begun:
-        # A rejection then is about another request that took the same id.
+        # A rejection then belongs to another request that took the same id.
         known = {BuildState.WAITING, BuildState.FETCHING, BuildState.BUILDING, BuildState.PUSHING}
         phase = row.phase or BuildState.WAITING
         row.state = BuildState(phase) if phase in known else BuildState.BUILDING
@@ -203,9 +203,9 @@ def settle(row: BuildRow) -> None:
 
 
 def as_build(row: BuildRow, requesters: list[str], logs: list[LogExtent]) -> Build:
-    """Return the row for those outside. Its request has to be known."""
-    ending, state = row.ending or {}, BuildState(row.state)
-    problem = row.rejection["problem"] if state is BuildState.REJECTED else ending.get("problem")
+    """Return the row as the store's model. Its request must be known."""
+    outcome, state = row.outcome or {}, BuildState(row.state)
+    problem = row.rejection["problem"] if state is BuildState.REJECTED else outcome.get("problem")
     return Build(
         id=row.id,
         state=state,
@@ -227,8 +227,8 @@ def as_build(row: BuildRow, requesters: list[str], logs: list[LogExtent]) -> Bui
         attempt=row.attempt,
         message=row.message,
         problem=None if problem is None else Problem.model_validate(problem),
-        cancelled_by=ending.get("by"),
-        timings=Timings.model_validate(ending.get("timings") or {}),
+        cancelled_by=outcome.get("by"),
+        timings=Timings.model_validate(outcome.get("timings") or {}),
         options=None if row.options is None else BuildOptions.model_validate(row.options),
         logs=logs,
     )

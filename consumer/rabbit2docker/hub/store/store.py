@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from rabbit2docker.errors import StoreUnavailable
 from rabbit2docker.hub.store.binderhub_metrics import BinderHubMetrics
 from rabbit2docker.hub.store.database import Database
-from rabbit2docker.hub.store.event_replay import told_of
+from rabbit2docker.hub.store.event_replay import replay
 from rabbit2docker.hub.store.log_storage import kept_lines
 from rabbit2docker.hub.store.models import (
     Allowance,
@@ -43,32 +43,32 @@ from rabbit2docker_schemas.requests import BuildRequest
 log = structlog.get_logger()
 
 DEFAULT_LOG_BYTES: Final = 4 * 1024 * 1024
-PUT_AT_ONCE: Final = 500
-FORGET_AT_ONCE: Final = 20
-"""Builds that go in one transaction: their logs may be megabytes each."""
+PUT_BATCH: Final = 500
+DELETE_BATCH: Final = 20
+"""Builds deleted in one transaction: their logs may be megabytes each."""
 LONGEST_BUILD: Final = timedelta(days=1)
 
 
 class Store:
-    """What is remembered of a tenant's builds. Use it with `async with`. Several programs may share its database.
+    """The builds of one tenant, in a database that several programs may share. An asynchronous context manager.
 
     All methods raise StoreUnavailable while the database is away; they work again when it is back.
     """
 
     def __init__(self, url: SecretStr | str, tenant: str, *, log_bytes: int = DEFAULT_LOG_BYTES) -> None:
-        """Take the database's URL, and the bytes that are kept of an attempt's log. Raises ConfigurationError."""
+        """Take the database's URL, and how many bytes to keep of an attempt's log. Raises ConfigurationError."""
         self._database = Database(url)
         self._tenant = tenant
         self._log_bytes = log_bytes
-        self.tally = BinderHubMetrics()
-        """Counts the builds of which this program is the one that enters the end."""
+        self.metrics = BinderHubMetrics()
+        """Counts the builds whose end this program writes."""
 
     async def __aenter__(self) -> Self:
-        """Make the tables or bring them up to date; if the database is away, as soon as it is there."""
+        """Create or migrate the tables; if the database is away, with the first transaction after it is back."""
         try:
             await self._database.prepare()
         except StoreUnavailable as error:
-            log.warning("builds cannot be remembered yet", why=str(error))
+            log.warning("store unavailable", reason=str(error))
         return self
 
     async def __aexit__(
@@ -79,40 +79,40 @@ class Store:
 
     @property
     def address(self) -> str:
-        """Return where the database is, for people: no user, no password."""
+        """Address of the database without user and password, as text for people."""
         return self._database.address
 
     async def check(self) -> None:
-        """Return if the database answers. Raises StoreUnavailable."""
+        """Query the database. Raises StoreUnavailable unless it answers."""
         async with self._database.reading() as connection:
             await connection.execute(select(1))
 
-    def _writing(self, connection: AsyncConnection) -> EventWriter:
+    def _writer(self, connection: AsyncConnection) -> EventWriter:
         return EventWriter(connection, self._tenant, log_bytes=self._log_bytes)
 
-    async def asked(self, request: BuildRequest, *, at: datetime) -> None:
-        """Remember a request that is about to be published, under its request_id and requester. Safe to repeat."""
+    async def record_request(self, request: BuildRequest, *, at: datetime) -> None:
+        """Store a request that is about to be published, under its request_id and requester. Safe to repeat."""
         async with self._database.writing("builds", self._tenant) as connection:
-            await self._writing(connection).asked(request, at)
+            await self._writer(connection).record_request(request, at)
 
-    async def shared(self, request_id: str, requester: str) -> None:
-        """Remember that somebody else watches this request as their own. Safe to repeat."""
+    async def record_share(self, request_id: str, requester: str) -> None:
+        """Store a further requester of a request. Safe to repeat."""
         async with self._database.writing("builds", self._tenant) as connection:
-            await self._writing(connection).shared(request_id, requester)
+            await self._writer(connection).record_share(request_id, requester)
 
     async def put(self, events: Sequence[Event], *, position: datetime | None = None) -> None:
-        """Remember events, in one transaction; those that are known already change nothing.
+        """Store events in one transaction; repeats change nothing.
 
-        `position`: all of the tenant's events before this moment are remembered then.
-        Raises StoreRefused when the database will never take one of them.
+        `position`: all of the tenant's events before this moment are stored then.
+        Raises StoreRefused when the database will never accept one of them.
         """
         ended: list[BuildRow] = []
         async with self._database.writing("builds", self._tenant) as connection:
-            for start in range(0, len(events), PUT_AT_ONCE):
-                ended += await self._writing(connection).put(events[start : start + PUT_AT_ONCE])
+            for start in range(0, len(events), PUT_BATCH):
+                ended += await self._writer(connection).put(events[start : start + PUT_BATCH])
             if position is not None:
                 await self._set_position(connection, position)
-        self.tally.ended(ended)
+        self.metrics.ended(ended)
 
     async def _set_position(self, connection: AsyncConnection, position: datetime) -> None:
         here = POSITIONS.c.tenant == self._tenant
@@ -123,7 +123,7 @@ class Store:
             await connection.execute(update(POSITIONS).where(here).values(moment=position))
 
     async def position(self) -> datetime | None:
-        """Return the moment before which all of the tenant's events are remembered; None for an empty store."""
+        """Return the moment before which all of the tenant's events are stored; None for an empty store."""
         async with self._database.reading() as connection:
             wanted = select(POSITIONS.c.moment).where(POSITIONS.c.tenant == self._tenant)
             return (await connection.execute(wanted)).scalar_one_or_none()
@@ -140,7 +140,7 @@ class Store:
             return int((await connection.execute(wanted)).scalar_one())
 
     async def build(self, id_: str) -> Build | None:
-        """Return a build by its own id, the id of a request that led to it, or the id that request would have had."""
+        """Return a build by its id, the id of a request that led to it, or the id that the request's own build would have."""
         async with self._database.reading() as connection:
             row = await self._row(connection, BUILDS.c.id == id_)
             if row is None:
@@ -209,8 +209,8 @@ class Store:
         return wanted
 
     async def events(self, build_id: str) -> AsyncGenerator[Event, None]:
-        """Yield what is known of a build in order: accepted, progress, lines, gaps (also for what was cut), the end."""
-        events = told_of(self._database, self._tenant, build_id)
+        """Yield the events of a build in order: accepted, progress, lines, gaps (also for cut lines), the end."""
+        events = replay(self._database, self._tenant, build_id)
         async with aclosing(events):
             async for event in events:
                 yield event
@@ -218,7 +218,7 @@ class Store:
     async def lines(
         self, build_id: str, *, attempt: int | None = None, first: int = 0, last: int | None = None
     ) -> AsyncGenerator[StoredLine, None]:
-        """Yield the kept lines `first` to `last`, both included, of an attempt, by default the latest."""
+        """Yield the stored lines `first` to `last`, both included, of an attempt, by default the latest."""
         async with self._database.reading() as connection:
             here = and_(BUILDS.c.tenant == self._tenant, BUILDS.c.id == build_id)
             latest = (await connection.execute(select(BUILDS.c.attempt).where(here))).scalar_one_or_none()
@@ -231,14 +231,14 @@ class Store:
                 for number, line in enumerate(chunk.lines, chunk.first):
                     yield StoredLine(n=number, phase=line.phase, text=line.text, ts=line.ts)
 
-    async def check_rate_limit(self, who: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
-        """Count a wish of somebody who may have `limit` of them in any `seconds`, and tell whether it is one too many.
+    async def check_rate(self, requester: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
+        """Count a request against a limit of `limit` in any `seconds`, and return whether it is allowed.
 
-        A wish that is one too many is not counted.
+        A request over the limit is not counted.
         """
         period = timedelta(seconds=seconds)
-        here = and_(RATE_LIMIT_HITS.c.tenant == self._tenant, RATE_LIMIT_HITS.c.who == who)
-        async with self._database.writing("wishes", self._tenant, who) as connection:
+        here = and_(RATE_LIMIT_HITS.c.tenant == self._tenant, RATE_LIMIT_HITS.c.requester == requester)
+        async with self._database.writing("rate-limits", self._tenant, requester) as connection:
             await connection.execute(delete(RATE_LIMIT_HITS).where(here, RATE_LIMIT_HITS.c.until < at))
             wanted = (
                 select(RATE_LIMIT_HITS.c.at)
@@ -247,8 +247,8 @@ class Store:
             )
             made = list((await connection.execute(wanted)).scalars())
             if allowed := len(made) < limit:
-                wish = {"tenant": self._tenant, "who": who, "at": at, "until": at + period}
-                await connection.execute(insert(RATE_LIMIT_HITS), wish)
+                hit = {"tenant": self._tenant, "requester": requester, "at": at, "until": at + period}
+                await connection.execute(insert(RATE_LIMIT_HITS), hit)
                 made = sorted([*made, at])
         remaining = max(0, limit - len(made))
         if remaining or not made:
@@ -257,29 +257,31 @@ class Store:
             reset = made[len(made) - limit] if limit > 0 else made[-1]
         return Allowance(allowed=allowed, limit=limit, remaining=remaining, reset_at=reset + period)
 
-    async def forget(self, *, ended_before: datetime, now: datetime) -> int:
-        """Forget builds that ended before a moment, and those whose end was never told. Return how many there were.
+    async def delete_expired(self, *, ended_before: datetime, now: datetime) -> int:
+        """Delete builds that ended before a moment or never reported an end. Return how many they were.
 
-        `now`: wishes that no limit counts any more go, too.
+        `now`: rate-limit hits that no period counts any more are deleted, too.
         """
-        async with self._database.writing("wishes", self._tenant, "all") as connection:
+        async with self._database.writing("rate-limits", self._tenant, "all") as connection:
             await connection.execute(delete(RATE_LIMIT_HITS).where(RATE_LIMIT_HITS.c.until < now))
         old = or_(
             BUILDS.c.ended_at < ended_before,
             and_(BUILDS.c.ended_at.is_(None), BUILDS.c.last_event_at < ended_before - LONGEST_BUILD),
         )
-        wanted = select(BUILDS.c.id).where(BUILDS.c.tenant == self._tenant, old).limit(FORGET_AT_ONCE)
-        forgotten = 0
+        wanted = select(BUILDS.c.id).where(BUILDS.c.tenant == self._tenant, old).limit(DELETE_BATCH)
+        deleted = 0
         while True:
             async with self._database.writing("builds", self._tenant) as connection:
                 builds = list((await connection.execute(wanted)).scalars())
                 if builds:
                     await self._delete(connection, builds)
-            forgotten += len(builds)
-            if len(builds) < FORGET_AT_ONCE:
-                return forgotten
+            deleted += len(builds)
+            if len(builds) < DELETE_BATCH:
+                return deleted
 
     async def _delete(self, connection: AsyncConnection, builds: Sequence[str]) -> None:
         own = and_(REQUESTS.c.own_id.in_(builds), REQUESTS.c.build_id.is_(None))
         await connection.execute(delete(REQUESTS).where(or_(REQUESTS.c.build_id.in_(builds), own)))
-        await connection.execute(delete(BUILDS).where(BUILDS.c.id.in_(builds)))  # and all that is about them
+        await connection.execute(
+            delete(BUILDS).where(BUILDS.c.id.in_(builds))
+        )  # cascades to requesters, events and logs

@@ -1,7 +1,7 @@
-"""The tables. What changes here needs a migration; a test compares the two.
+"""The tables. A change here needs a migration; a test compares the two.
 
-All names begin with `r2d_`, so that the database may be one that others use, too, such as the JupyterHub's. Moments are
-microseconds since 1970, which SQLite and PostgreSQL keep and compare in the same way.
+All names begin with `r2d_`, so that the database may be shared, for example with the JupyterHub. Moments are
+microseconds since 1970, which SQLite and PostgreSQL store and compare in the same way.
 """
 
 import json
@@ -33,12 +33,12 @@ def micros(moment: datetime) -> int:
 
 
 def moment_of(number: int) -> datetime:
-    """Return the moment so many microseconds after 1970."""
+    """Return the moment that is this many microseconds after 1970."""
     return _EPOCH + timedelta(microseconds=number)
 
 
 def clean(text: str) -> str:
-    """Return a text that every database takes: without null characters and halves of surrogate pairs."""
+    """Return text that every database accepts: without null characters and unpaired surrogates."""
     if "\0" in text:
         text = text.replace("\0", "\ufffd")
     try:
@@ -49,7 +49,7 @@ def clean(text: str) -> str:
 
 
 def cleaned(value: Any) -> Any:
-    """Return the same JSON value with clean texts."""
+    """Return the same JSON value with all its text cleaned."""
     match value:
         case str():
             return clean(value)
@@ -62,13 +62,13 @@ def cleaned(value: Any) -> Any:
 
 
 class CleanText(TypeDecorator[str]):
-    """A text, cleaned."""
+    """Text, cleaned on its way in."""
 
     impl = Text
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """Clean it."""
+        """Clean the value."""
         return None if value is None else clean(value)
 
 
@@ -79,13 +79,13 @@ class Json(TypeDecorator[Any]):
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
-        """Write it."""
+        """Encode the value."""
         if value is None:
             return None
         return json.dumps(cleaned(value), ensure_ascii=False, separators=(",", ":"))
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
-        """Read it."""
+        """Decode the value."""
         return None if value is None else json.loads(value)
 
 
@@ -96,11 +96,11 @@ class Moment(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
-        """Write it."""
+        """Encode the value."""
         return None if value is None else micros(value)
 
     def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
-        """Read it."""
+        """Decode the value."""
         return None if value is None else moment_of(value)
 
 
@@ -117,7 +117,7 @@ BUILDS: Final = Table(
     Column("id", CleanText, primary_key=True),
     Column("tenant", CleanText, nullable=False),
     Column("state", CleanText, nullable=False),
-    # Absent until the request or its acceptance is known: events of a build may come before.
+    # Null until the request or its acceptance is known: other events of a build may come first.
     Column("request_id", CleanText),
     Column("provider", CleanText),
     Column("spec", CleanText),
@@ -126,7 +126,7 @@ BUILDS: Final = Table(
     Column("requested_at", Moment),
     Column("started_at", Moment),
     Column("ended_at", Moment),
-    # Of whatever was last heard about it, for those that never end.
+    # Time of the latest event, to expire builds that never end.
     Column("last_event_at", Moment, nullable=False),
     Column("build_name", CleanText),
     Column("repo_url", CleanText),
@@ -136,12 +136,12 @@ BUILDS: Final = Table(
     Column("size", BigInteger),
     Column("cached", Boolean, nullable=False),
     Column("attempt", Integer, nullable=False),
-    # The latest progress, and what tells that another one is later.
+    # The latest progress, and the key that orders progress events.
     Column("phase", CleanText),
     Column("message", CleanText, nullable=False),
     Column("progress_key", CleanText),
-    # What the terminal event and the rejection of its own request have said.
-    Column("ending", Json),
+    # Content of the terminal event, and of the rejection of its own request.
+    Column("outcome", Json),
     Column("rejection", Json),
     Index("r2d_builds_by_time", "tenant", "requested_at", "id"),
     Index("r2d_builds_by_state", "tenant", "state", "requested_at", "id"),
@@ -153,14 +153,14 @@ REQUESTS: Final = Table(
     metadata,
     Column("tenant", CleanText, primary_key=True),
     Column("id", CleanText, primary_key=True),
-    # The build that the request starts unless it joins another one, and the one that it has led to.
+    # The build that the request starts unless it joins another one, and the build that it led to.
     Column("own_id", CleanText, nullable=False),
     Column("build_id", CleanText),
     Column("provider", CleanText, nullable=False),
     Column("spec", CleanText, nullable=False),
     Column("requester", CleanText),
     Column("options", Json),
-    Column("asked_at", Moment),
+    Column("requested_at", Moment),
     Column("accepted_at", Moment),
     Column("accepted", Json),
     Index("r2d_requests_by_own_id", "own_id"),
@@ -186,17 +186,17 @@ EVENTS: Final = Table(
     Column("source", CleanText, nullable=False),
     Column("data", Json, nullable=False),
 )
-"""All but lines, as they came."""
+"""All events but log lines, as they were published."""
 
 LOGS: Final = Table(
     "r2d_logs",
     metadata,
     _of_build(),
     Column("attempt", Integer, primary_key=True),
-    # The number of the last line that is known of, plus one; how many of them are kept.
+    # Number of the last known line plus one; how many lines are stored.
     Column("lines", BigInteger, nullable=False),
     Column("kept", BigInteger, nullable=False),
-    # Bytes before and behind the cut; all are before it while there is none.
+    # Bytes before and after the cut; all are before it while nothing is cut.
     Column("head_bytes", BigInteger, nullable=False),
     Column("tail_bytes", BigInteger, nullable=False),
     Column("cut_first", BigInteger),
@@ -208,7 +208,7 @@ CHUNKS: Final = Table(
     metadata,
     _of_build(),
     Column("attempt", Integer, primary_key=True),
-    # The last line is part of the key: what is new is behind everything, and looked for from there.
+    # The last line is part of the key: new lines follow everything, and are looked for from the end.
     Column("last", BigInteger, primary_key=True),
     Column("first", BigInteger, nullable=False),
     Column("bytes", BigInteger, nullable=False),
@@ -221,12 +221,12 @@ RATE_LIMIT_HITS: Final = Table(
     metadata,
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
     Column("tenant", CleanText, nullable=False),
-    Column("who", CleanText, nullable=False),
+    Column("requester", CleanText, nullable=False),
     Column("at", Moment, nullable=False),
-    # From when on nobody counts it any more.
+    # The end of the period that counts this hit.
     Column("until", Moment, nullable=False),
-    Index("r2d_wishes_by_who", "tenant", "who", "at"),
-    Index("r2d_wishes_by_until", "until"),
+    Index("r2d_rate_limit_hits_by_who", "tenant", "requester", "at"),
+    Index("r2d_rate_limit_hits_by_until", "until"),
 )
 
 POSITIONS: Final = Table(
@@ -235,4 +235,4 @@ POSITIONS: Final = Table(
     Column("tenant", CleanText, primary_key=True),
     Column("moment", Moment, nullable=False),
 )
-"""Up to when the events of a tenant's stream are here."""
+"""The moment up to which the events of a tenant's stream are stored."""

@@ -1,4 +1,4 @@
-"""Enters requests and events, within a transaction that no other writer of the tenant's builds is in."""
+"""Write requests and events, in a transaction that excludes other writers of the tenant's builds."""
 
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
@@ -20,10 +20,10 @@ from rabbit2docker_schemas.requests import BuildRequest
 
 
 class EventWriter:
-    """One transaction's look at builds and requests, and what changes in them."""
+    """Builds and requests as one transaction sees them, and the changes to write."""
 
     def __init__(self, connection: AsyncConnection, tenant: str, *, log_bytes: int) -> None:
-        """Take the transaction, and the bytes that are kept of an attempt's log."""
+        """Take the transaction, and how many bytes to keep of an attempt's log."""
         self._connection = connection
         self._tenant = tenant
         self._log_bytes = log_bytes
@@ -32,31 +32,31 @@ class EventWriter:
         self._before: dict[str, BuildRow | RequestRow] = {}
         self._names: set[tuple[str, str]] = set()
 
-    async def asked(self, request: BuildRequest, at: datetime) -> None:
+    async def record_request(self, request: BuildRequest, at: datetime) -> None:
         """Enter a request that is about to be published."""
         if request.request_id is None:
             raise ValueError("a request without an id cannot be found again")
         await self._load_requests([request.request_id])
         row = self._request(request.request_id, request.provider, request.spec)
-        projection.note_asked(row, request, at)
+        projection.apply_request(row, request, at)
         await self._load_builds([row.leads_to])
         self._build(row.leads_to, at)
         self._add_name(row.leads_to, row.requester)
         await self._begin([row.leads_to])
         await self._write()
 
-    async def shared(self, request_id: str, requester: str) -> None:
-        """Enter somebody who shares a request."""
+    async def record_share(self, request_id: str, requester: str) -> None:
+        """Enter a further requester of a request."""
         await self._load_requests([request_id])
         row = self._requests.get(request_id)
         build_id = row.leads_to if row else build_id_of(self._tenant, request_id)
         await self._load_builds([build_id])
-        if build_id in self._builds:  # else it was forgotten meanwhile
+        if build_id in self._builds:  # else it has been deleted in the meantime
             self._add_name(build_id, requester)
         await self._write()
 
     async def put(self, events: Sequence[Event]) -> list[BuildRow]:
-        """Enter events, and return the builds of which beginning and end are known only now."""
+        """Enter events. Return the builds whose beginning and end are both known only since now."""
         mine = [event for event in events if event.tenant == self._tenant]
         own_ids = {
             request_id: build_id_of(self._tenant, request_id)
@@ -71,13 +71,13 @@ class EventWriter:
         for event in new:
             if isinstance(event.data, Accepted):
                 await self._accept(event, event.data)
-        kept = self._fold(new)
+        kept = self._apply(new)
         logs: dict[tuple[str, int], list[Log | Gap]] = {}
         for event in mine:
             if isinstance(event.data, Log | Gap):
                 row = self._build(event.data.build_id, event.time)
                 row.attempt = max(row.attempt, event.data.attempt)
-                projection.settle(row)
+                projection.update_state(row)
                 logs.setdefault((row.id, event.data.attempt), []).append(event.data)
         await self._begin({event.data.build_id for event in new if isinstance(event.data, Accepted)})
         await self._write()
@@ -90,13 +90,13 @@ class EventWriter:
         return isinstance(before, BuildRow) and before.is_whole
 
     def _place(self, event: Event) -> str:
-        """Return the id of the build that an event is about, or that its request would have been."""
+        """Return the id of the build that an event belongs to, or that its request would have started."""
         if isinstance(event.data, Rejected):
             return build_id_of(self._tenant, event.data.request_id)
         return clean(event.subject)
 
     async def _new(self, events: Iterable[Event], places: Iterable[str]) -> list[Event]:
-        """Return those that are not known yet, without lines."""
+        """Return the events that are not stored yet; log lines are left out."""
         unique = {
             (self._place(event), clean(event.id)): event
             for event in events
@@ -110,9 +110,9 @@ class EventWriter:
         return list(unique.values())
 
     async def _accept(self, event: Event, accepted: Accepted) -> None:
-        """Enter that a request has led to a build: what was its own until then goes there with it."""
+        """Enter an acceptance. The requesters of the request move to the build that it joined."""
         request = self._request(accepted.request_id, accepted.provider, accepted.spec)
-        projection.note_accepted(request, accepted, event.time)
+        projection.apply_accepted(request, accepted, event.time)
         target = self._build(accepted.build_id, event.time)
         self._add_name(target.id, request.requester)
         waiting = self._builds.get(request.own_id)
@@ -128,20 +128,20 @@ class EventWriter:
         if self._before.pop(waiting.id, None) is not None:
             await self._connection.execute(delete(BUILDS).where(BUILDS.c.id == waiting.id))
 
-    def _fold(self, events: Iterable[Event]) -> list[Event]:
-        """Enter events beside lines; return those that are to be kept as they are."""
+    def _apply(self, events: Iterable[Event]) -> list[Event]:
+        """Apply all events but log lines; return those to store as they are."""
         kept = []
         for event in events:
             if isinstance(event.data, Rejected):
                 request = self._requests.get(event.data.request_id)
                 if request is not None and request.leads_to != request.own_id:
-                    continue  # it has led to a build: this is about another one that took its id
-            projection.fold(self._build(self._place(event), event.time), event)
+                    continue  # it has led to a build: this rejects another request with the same id
+            projection.apply_event(self._build(self._place(event), event.time), event)
             kept.append(event)
         return kept
 
     async def _begin(self, builds: Iterable[str]) -> None:
-        """Enter what the requests say that led to these builds."""
+        """Apply the requests that led to these builds."""
         wanted = {id_ for id_ in builds if id_ in self._builds}
         if not wanted:
             return
@@ -154,7 +154,7 @@ class EventWriter:
         )
         all_requests = {row["id"]: RequestRow(**row) for row in found.mappings()} | self._requests
         for id_ in wanted:
-            projection.begin(
+            projection.apply_requests(
                 self._builds[id_], [request for request in all_requests.values() if request.leads_to == id_]
             )
 
@@ -187,7 +187,7 @@ class EventWriter:
             self._names.add((build_id, clean(name)[:NAME_CHARACTERS]))
 
     async def _write(self) -> None:
-        """Write what has changed."""
+        """Write the rows that have changed."""
         for table, rows in ((BUILDS, self._builds), (REQUESTS, self._requests)):
             new, changed = [], []
             for row in rows.values():

@@ -1,8 +1,8 @@
-"""Pure: a build's events as the JSON API streams them, and how far a reader has come.
+"""A build's events as the JSON API streams them, and the position of a reader.
 
-A place is told by numbers that are the same whoever reads, when, and from where: whether the acceptance was told, how
-many progress events, and which line of which attempt comes next. So any instance of the service goes on with what
-another has begun, from the stream or from the store.
+A position consists of numbers that are the same for all readers and sources: whether `accepted` was sent, the count of
+progress events, and the attempt and number of the next line. So any instance of the service can resume what another one
+has begun, from RabbitMQ's stream or from the store.
 """
 
 import json
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final, Self
+from typing import Any, Final, Self, assert_never
 
 from cachetools import LRUCache
 from pydantic import Field
@@ -20,6 +20,9 @@ from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import (
     Accepted,
     AnyEventData,
+    Cancelled,
+    Completed,
+    Failed,
     Gap,
     Kind,
     Log,
@@ -29,104 +32,109 @@ from rabbit2docker_schemas.events import (
 from rabbit2docker_schemas.ids import lines_event_id
 
 RETRY: Final = b"retry: 2000\n\n"
-"""What a stream begins with: who is cut off comes back after two seconds."""
-_PLACE = re.compile(r"([01])\.(\d{1,9})\.(\d{1,9})\.(\d{1,9})", re.ASCII)
+"""The first bytes of a stream: an EventSource that is disconnected reconnects after two seconds."""
+_POSITION = re.compile(r"([01])\.(\d{1,9})\.(\d{1,9})\.(\d{1,9})", re.ASCII)
 _END: Final = "end"
 _ENCODED: Final[LRUCache[str, bytes]] = LRUCache(128)
-"""Events as JSON: many readers of one build get the same ones at about the same time."""
+"""Events as JSON: many readers of one build get the same events at about the same time."""
 
 
 class BuildEvent(Record):
     """The data of one server-sent event."""
 
     id: str
-    """The event's own id: a repetition has the same one."""
+    """Id of the event; a redelivered event has the same one."""
     time: datetime
     kind: Kind
     data: AnyEventData = Field(union_mode="left_to_right")
-    """As in the event's message; see `rabbit2docker schema`."""
+    """As in the message on RabbitMQ; see `rabbit2docker schema`."""
 
 
 class QueuePosition(Record):
-    """The data of `event: queue`, which comes while a request waits for a free slot."""
+    """The data of `event: queue`, which is sent while a request waits for a free slot."""
 
     ahead: int
-    """Builds that are before this one."""
+    """Number of builds ahead of this one."""
 
 
 def queue_frame(ahead: int) -> bytes:
-    """Return what a reader gets while a request waits; without an id, as it holds for a moment only."""
+    """Return the frame of a queue position, without an id: it is true for a moment only."""
     return f"event: queue\ndata: {QueuePosition(ahead=ahead).model_dump_json()}\n\n".encode()
 
 
 @dataclass(slots=True)
 class ApiCursor:
-    """What a reader of a build's events has got."""
+    """The position of one reader in a build's events."""
 
     accepted: bool = False
     progress: int = 0
     """Progress events."""
     attempt: int = 0
     line: int = 0
-    """Number of the line of `attempt` that comes next."""
+    """Number of the next line of `attempt`."""
     ended: bool = False
 
     def __str__(self) -> str:
-        """Return what stands after `id:`."""
+        """Return the value of the field `id:`."""
         return _END if self.ended else f"{self.accepted:d}.{self.progress}.{self.attempt}.{self.line}"
 
     def first_new(self, attempt: int, first: int) -> int:
-        """Return the first line from `first` on that the reader has not got."""
+        """Return the first line from `first` on that is new to the reader."""
         if attempt < self.attempt:
             return 1 << 62
         return max(first, self.line) if attempt == self.attempt else first
 
     @classmethod
-    def read(cls, text: str | None) -> Self:
-        """Return the place that a `Last-Event-ID` names; the beginning if it names none."""
+    def parse(cls, text: str | None) -> Self:
+        """Parse a `Last-Event-ID`; anything malformed is the beginning."""
         text = (text or "").strip()
         if text == _END:
             return cls(ended=True)
-        if not (match := _PLACE.fullmatch(text)):
+        if not (match := _POSITION.fullmatch(text)):
             return cls()
         accepted, progress, attempt, line = (int(part) for part in match.groups())
         return cls(bool(accepted), progress, attempt, line)
 
 
 class ApiStream:
-    """Tells one reader the events of one build, each once, whichever of them are given again."""
+    """Renders the events of one build for one reader, each exactly once, even if some are redelivered."""
 
-    def __init__(self, place: ApiCursor) -> None:
-        """Go on at `place`, which moves along."""
-        self.place = place
+    def __init__(self, cursor: ApiCursor) -> None:
+        """Start at `cursor`, which is advanced with every event."""
+        self.cursor = cursor
         self.result = ""
-        """The kind of event that ended it; empty until then."""
-        self._begun = replace(place)
-        self._met = 0
+        """The kind of the final event; empty until then."""
+        self._start = replace(cursor)
+        self._progress_seen = 0
 
-    def tell(self, event: Event) -> bytes:
-        """Return what the reader gets of an event: a frame, or nothing."""
+    def render(self, event: Event) -> bytes:
+        """Return the frame for an event; empty if it is not new to the reader."""
         match event.data:
             case Accepted():
-                # Of a build that several asked for there are several; each reader gets the first.
-                is_new, self.place.accepted = not self.place.accepted, True
+                # A build that several requests share has several; each reader gets the first.
+                is_new, self.cursor.accepted = not self.cursor.accepted, True
                 return self._frame(event) if is_new else b""
             case Progress():
-                self._met += 1
-                if self._met <= self._begun.progress:
-                    return b""
-                self.place.progress = self._met
-                return self._frame(event)
+                return self._progress(event)
             case Log() as log:
                 return self._lines(event, log)
             case Gap() as gap:
                 return self._gap(event, gap)
-            case _:
+            case Completed() | Failed() | Cancelled() | Rejected():
                 return self._end(event)
+            case _:
+                assert_never(event.data)
+
+    def _progress(self, event: Event) -> bytes:
+        self._progress_seen += 1
+        if self._progress_seen <= self._start.progress:
+            return b""
+        self.cursor.progress = self._progress_seen
+        return self._frame(event)
 
     def _lines(self, event: Event, log: Log) -> bytes:
         end = log.n + len(log.lines)
-        first = self._begun.first_new(log.attempt, log.n)
+        first = self._start.first_new(log.attempt, log.n)
         if first >= end:
             return b""
         self._move(log.attempt, end)
@@ -140,7 +148,7 @@ class ApiStream:
         return self._frame(event)
 
     def _gap(self, event: Event, gap: Gap) -> bytes:
-        first = self._begun.first_new(gap.attempt, gap.first)
+        first = self._start.first_new(gap.attempt, gap.first)
         if first > gap.last:
             return b""
         self._move(gap.attempt, gap.last + 1)
@@ -153,20 +161,19 @@ class ApiStream:
         return self._frame(event)
 
     def _move(self, attempt: int, line: int) -> None:
-        if (attempt, line) > (self.place.attempt, self.place.line):
-            self.place.attempt, self.place.line = attempt, line
+        if (attempt, line) > (self.cursor.attempt, self.cursor.line):
+            self.cursor.attempt, self.cursor.line = attempt, line
 
     def _end(self, event: Event) -> bytes:
-        assert event.is_terminal or isinstance(event.data, Rejected)
-        self.place.ended = True
+        self.cursor.ended = True
         self.result = str(event.kind)
         return self._frame(event)
 
     def _frame(self, event: Event) -> bytes:
-        return b"".join(self._parts(event))
+        return b"".join(self._pieces(event))
 
-    def _parts(self, event: Event) -> Iterator[bytes]:
-        yield f"id: {self.place}\nevent: {event.kind}\ndata: ".encode()
+    def _pieces(self, event: Event) -> Iterator[bytes]:
+        yield f"id: {self.cursor}\nevent: {event.kind}\ndata: ".encode()
         key = f"{event.id} {event.time.timestamp()}"
         if key not in _ENCODED:
             _ENCODED[key] = json.dumps(as_build_event(event)).encode()
@@ -175,7 +182,7 @@ class ApiStream:
 
 
 def as_build_event(event: Event) -> dict[str, Any]:
-    """Return the data of an event's frame."""
+    """Return an event as the JSON of a `BuildEvent`."""
     return {
         "id": event.id,
         "time": event.time.isoformat(),

@@ -1,4 +1,4 @@
-"""Who asks, what they may see, and from where: nobody in particular, whoever has a token, a user of the JupyterHub."""
+"""Authentication and authorization: open to all, by token, or by JupyterHub."""
 
 import base64
 import binascii
@@ -15,115 +15,90 @@ from tornado.web import HTTPError, RequestHandler
 
 from rabbit2docker.errors import ConfigurationError
 from rabbit2docker.hub.store.models import Build
+from rabbit2docker.hub.web.errors import Forbidden
 from rabbit2docker.settings import HubAuth, HubSettings
 
 NAME_CHARACTERS: Final = 256
-"""What a request's `requester` may have at most."""
+"""The limit of a request's `requester`."""
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _HEADER = re.compile(r"(?:token|bearer)\s+(\S+)\s*", re.IGNORECASE)
 _BASIC = re.compile(r"basic\s+([A-Za-z0-9+/=]+)\s*", re.IGNORECASE)
 _CHALLENGE: Final = 'Basic realm="builds", charset="UTF-8"'
 
 
-class HttpError(HTTPError):
-    """What was asked for cannot be had; says so in words for a person."""
-
-    def __init__(self, message: str, status_code: int) -> None:
-        """Take the message and the status of the answer, where answers have one."""
-        super().__init__(status_code)
-        self.message = message
-
-
-class Forbidden(HttpError):
-    """Who asks may not, or cannot be told."""
-
-    def __init__(
-        self,
-        message: str,
-        status_code: int,
-        *,
-        login_url: str | None = None,
-        challenge: str | None = None,
-    ) -> None:
-        """Take message and status, and how a person with a browser logs in: at an address, or by this challenge."""
-        super().__init__(message, status_code)
-        self.login_url = login_url
-        self.challenge = challenge
-
-
 @dataclass(frozen=True, slots=True)
 class User:
-    """Who asks."""
+    """The client of a request."""
 
     name: str | None
-    """None where nobody is asked who they are."""
+    """None without authentication."""
     admin: bool = False
-    """May see and end everybody's builds."""
+    """May see and cancel all builds."""
     by_browser: bool = False
-    """Known by what a browser sends by itself, on the wish of whichever page: a cookie, or a password it remembers."""
+    """Identified by what a browser attaches to any page's requests: a cookie, or a remembered password."""
 
     def can_view(self, build: Build) -> bool:
-        """Tell whether a build is theirs to see; to others it does not exist."""
+        """Return whether this user may see a build; to all others it does not exist."""
         return self.admin or (self.name is not None and self.name in build.requesters)
 
     def can_cancel(self, build: Build) -> bool:
-        """Tell whether ending a build takes it from nobody else."""
+        """Return whether this user may cancel a build: an admin, or its only requester."""
         return self.admin or (self.name is not None and set(build.requesters) == {self.name})
 
 
 def check_origin(handler: RequestHandler) -> None:
-    """Raise NotAllowed when a browser says that another site's page makes the request."""
+    """Raise Forbidden if the browser says that a page of another site makes the request."""
     site = handler.request.headers.get("Sec-Fetch-Site")
     origin = handler.request.headers.get("Origin")
     if origin is not None and origin == handler.settings.get("allow_origin"):
         return
     if site is None and origin is not None:
-        # Browsers do not say it to addresses without TLS.
+        # Browsers send Sec-Fetch-Site over TLS only.
         site = "same-origin" if urlsplit(origin).netloc == handler.request.host else "cross-site"
     if site not in (None, "none", "same-origin"):
-        raise Forbidden("Pages of other sites may not do this.", 403)
+        raise Forbidden("Pages of other sites are not allowed to do this.", 403)
 
 
 def check_browser(handler: RequestHandler, user: User) -> None:
-    """Raise NotAllowed when another site's page may be behind a GET that changes something."""
+    """Raise Forbidden if a page of another site may be behind a GET that starts a build."""
     site = handler.request.headers.get("Sec-Fetch-Site")
     if user.by_browser and site not in (None, "none", "same-origin", "same-site"):
-        raise Forbidden("Pages of other sites may not ask for builds.", 403)
+        raise Forbidden("Pages of other sites are not allowed to request builds.", 403)
     is_basic = _BASIC.fullmatch(handler.request.headers.get("Authorization", "")) is not None
     if is_basic and site not in ("none", "same-origin"):
-        # Without TLS browsers do not say which page it was, and send the password all the same.
-        raise Forbidden("Here programs send their token as `Authorization: Bearer …`.", 403)
+        # Without TLS browsers do not name the page, but send the remembered password all the same.
+        raise Forbidden("Programs must send their token as `Authorization: Bearer …`.", 403)
 
 
 class Authenticator(Protocol):
-    """One way to tell who asks."""
+    """One way to identify the client of a request."""
 
     async def user(self, handler: RequestHandler) -> User:
-        """Return who asks. Raises NotAllowed."""
+        """Return the client. Raises Forbidden."""
 
-    def made(self, handler: type[RequestHandler]) -> type[RequestHandler]:
-        """Return the handler with whatever it needs so that it can be guarded."""
+    def wrap(self, handler: type[RequestHandler]) -> type[RequestHandler]:
+        """Return the handler class with the mixins that authentication needs."""
 
     def routes(self, base_url: str) -> list[Any]:
         """Return the routes that logging in needs."""
 
     def cookie_secret(self) -> bytes | None:
-        """Return what cookies are signed with, None if there are none."""
+        """Return the key that signs cookies; None if there are no cookies."""
 
 
 class NoAuth:
-    """Everybody may ask."""
+    """No authentication: every client is an admin without a name."""
 
     async def user(self, handler: RequestHandler) -> User:
-        """Return nobody in particular, who may do everything."""
+        """Return a nameless admin."""
         return User(None, admin=True)
 
-    def made(self, handler: type[RequestHandler]) -> type[RequestHandler]:
-        """Return it as it is."""
+    def wrap(self, handler: type[RequestHandler]) -> type[RequestHandler]:
+        """Return the handler class unchanged."""
         return handler
 
     def routes(self, base_url: str) -> list[Any]:
-        """Return none."""
+        """Return no routes."""
         return []
 
     def cookie_secret(self) -> bytes | None:
@@ -132,10 +107,10 @@ class NoAuth:
 
 
 class TokenAuth(NoAuth):
-    """Who has a token may ask, under its name."""
+    """Authentication by tokens from the settings; the client gets the name of its token."""
 
     def __init__(self, tokens: Mapping[str, SecretStr], admins: Collection[str] = ()) -> None:
-        """Take tokens by name. Raises ConfigurationError when there are none, or an empty one."""
+        """Take tokens by name. Raises ConfigurationError if there are none, or if one is empty."""
         if not tokens or not all(token.get_secret_value().strip() for token in tokens.values()):
             raise ConfigurationError(
                 'RABBIT2DOCKER_HUB__AUTH=tokens needs RABBIT2DOCKER_HUB__TOKENS={"name": "token", …}, none of them empty.'
@@ -144,24 +119,24 @@ class TokenAuth(NoAuth):
         self._admins = frozenset(admins)
 
     async def user(self, handler: RequestHandler) -> User:
-        """Return whose token it is. Raises NotAllowed."""
+        """Return the owner of the token. Raises Forbidden."""
         header = handler.request.headers.get("Authorization", "")
         basic = _basic(header)
         match = _HEADER.fullmatch(header)
         if basic is None and match is None:
-            raise Forbidden("A token is needed: `Authorization: Bearer …`.", 403, challenge=_CHALLENGE)
+            raise Forbidden("A token is required: `Authorization: Bearer …`.", 403, challenge=_CHALLENGE)
         claimed, token = basic or (None, match[1] if match else "")
         given = _digest(token)
-        # All are compared, so that the time says nothing.
+        # Compare with all of them, so that the time taken reveals nothing.
         found = [name for name, digest in self._digests.items() if hmac.compare_digest(given, digest)]
         if not found or (claimed is not None and claimed not in found):
-            raise Forbidden("This token is not known here.", 403, challenge=_CHALLENGE)
+            raise Forbidden("This token is not valid.", 403, challenge=_CHALLENGE)
         name = claimed or found[0]
         return User(name[:NAME_CHARACTERS], admin=name in self._admins, by_browser=basic is not None)
 
 
 def _basic(header: str) -> tuple[str, str] | None:
-    """Return the name and the token of HTTP Basic, which is what browsers can send to pages."""
+    """Return name and token of HTTP Basic, the one scheme that browsers can use for pages."""
     if not (match := _BASIC.fullmatch(header)):
         return None
     try:
@@ -176,12 +151,12 @@ def _digest(token: str) -> bytes:
 
 
 class JupyterHubAuth:
-    """Users and services of the hub may ask if they have the scope to access this service."""
+    """Authentication by JupyterHub: users and services need the scope to access this service."""
 
     def __init__(self, base_url: str, admins: Collection[str] = ()) -> None:
-        """Read what JupyterHub gives its services in the environment. Raises ConfigurationError.
+        """Read the environment that JupyterHub gives its services. Raises ConfigurationError.
 
-        `admins`: who is one beside the administrators of the hub.
+        `admins`: admins in addition to those of the hub.
         """
         try:
             from jupyterhub.services.auth import HubOAuth, HubOAuthCallbackHandler, HubOAuthenticated
@@ -189,48 +164,48 @@ class JupyterHubAuth:
             raise ConfigurationError(
                 f"The service for a JupyterHub needs {error.name}: pip install 'rabbit2docker[hub]'."
             ) from error
-        # Addresses are written into logs: a token in one is none, not even where a header speaks of a websocket.
-        without = type("WithoutTokensInAddresses", (HubOAuth,), {"_get_token_url": lambda self, handler: ""})
-        self._hub_auth: Any = without(base_url=base_url)
+        # URLs end up in logs, so a token in a URL is ignored, even where a header claims a websocket.
+        hub_auth = type("HubOAuthWithoutUrlTokens", (HubOAuth,), {"_get_token_url": lambda self, handler: ""})
+        self._hub_auth: Any = hub_auth(base_url=base_url)
         self._admins = frozenset(admins)
         self._mixin: type = HubOAuthenticated
         self._callback: type[RequestHandler] = HubOAuthCallbackHandler
         if not self._hub_auth.api_token:
             raise ConfigurationError(
-                "There is no JUPYTERHUB_API_TOKEN: register this as a service of the JupyterHub, or set "
+                "JUPYTERHUB_API_TOKEN is not set. Register this program as a service of the JupyterHub, or set "
                 "RABBIT2DOCKER_HUB__AUTH to tokens or none."
             )
         if not self._hub_auth.access_scopes:
-            # Without any, jupyterhub would let in everybody whom the hub knows.
+            # Without any scope, jupyterhub would let in every user of the hub.
             raise ConfigurationError(
-                "JUPYTERHUB_SERVICE_NAME must say the name under which the JupyterHub has this service."
+                "JUPYTERHUB_SERVICE_NAME is not set. Set it to the name that this service has in JupyterHub."
             )
 
     async def user(self, handler: RequestHandler) -> User:
-        """Return the user or service. Raises NotAllowed."""
+        """Return the user or service. Raises Forbidden."""
         from jupyterhub.services.auth import UserNotAllowed
 
-        guarded: Any = handler
+        wrapped: Any = handler
         try:
             model = await self._hub_auth.get_user(handler, sync=False)
         except HTTPError as error:
             raise Forbidden(
-                "JupyterHub does not answer who you are. Please try again.", error.status_code
+                "JupyterHub could not identify you. Please try again.", error.status_code
             ) from error
         try:
-            user = guarded.check_hub_user(model) if model else None
+            user = wrapped.check_hub_user(model) if model else None
         except UserNotAllowed as error:
-            guarded._hub_auth_user_cache = None
-            raise Forbidden(f"{model['name']} may not use this service.", 403) from error
-        # Where jupyterhub's own code looks before it asks the hub, blocking everybody.
-        guarded._hub_auth_user_cache = user
+            wrapped._hub_auth_user_cache = None
+            raise Forbidden(f"{model['name']} is not allowed to use this service.", 403) from error
+        # jupyterhub's own code looks here first; otherwise it would ask the hub and block the event loop.
+        wrapped._hub_auth_user_cache = user
         if user is None:
             message = "Log in to JupyterHub, or send a token: `Authorization: Bearer …`."
             if handler.request.method not in SAFE_METHODS and self._hub_auth._get_token_cookie(handler):
                 message = (
                     "Send the value of the cookie `_xsrf` as `X-Xsrftoken`, or log in to JupyterHub again."
                 )
-            raise Forbidden(message, 403, login_url=self._login_url(guarded))
+            raise Forbidden(message, 403, login_url=self._login_url(wrapped))
         name = str(user["name"])
         by_browser = not getattr(handler, "_token_authenticated", False)
         admin = user.get("admin") is True or name in self._admins
@@ -238,37 +213,37 @@ class JupyterHubAuth:
 
     @staticmethod
     def _login_url(handler: Any) -> str | None:
-        """Return where to log in, for somebody who has come with a browser to look at a page."""
-        # Making it sets a cookie, so it is not made for programs.
+        """Return the URL of the login, for browsers only."""
+        # Making the URL sets a cookie, so programs get none.
         return (
             str(handler.get_login_url()) if "text/html" in handler.request.headers.get("Accept", "") else None
         )
 
-    def made(self, handler: type[RequestHandler]) -> type[RequestHandler]:
-        """Return the handler with jupyterhub's own methods for logins, scopes and XSRF in front."""
+    def wrap(self, handler: type[RequestHandler]) -> type[RequestHandler]:
+        """Return the handler class with jupyterhub's mixin for logins, scopes and XSRF checks."""
         return type(f"Hub{handler.__name__}", (self._mixin, handler), {"_hub_auth": self._hub_auth})
 
     def routes(self, base_url: str) -> list[Any]:
-        """Return where the hub sends people back to after they have logged in."""
+        """Return the OAuth callback, to which the hub redirects after a login."""
         callback = type(
-            "Callback", (self._callback,), {"_hub_auth": self._hub_auth, "prepare": _known_before}
+            "Callback", (self._callback,), {"_hub_auth": self._hub_auth, "prepare": _prefetch_user}
         )
         return [(f"{re.escape(base_url)}oauth_callback", callback)]
 
     def cookie_secret(self) -> bytes | None:
-        """Return the same for all instances and after restarts, so that people stay logged in."""
+        """Return a key that is the same in all instances and after restarts, so that logins last."""
         token = str(self._hub_auth.api_token).encode()
         return hmac.digest(token, b"rabbit2docker hub cookies", "sha256")
 
 
-async def _known_before(handler: Any) -> None:
-    """Find out who asks before jupyterhub's code needs it: it would block everybody for as long as the hub takes."""
+async def _prefetch_user(handler: Any) -> None:
+    """Look up the user without blocking; jupyterhub's own code would block the event loop."""
     model = await handler.hub_auth.get_user(handler, sync=False)
     handler._hub_auth_user_cache = model
 
 
 def make_authenticator(settings: HubSettings, base_url: str) -> Authenticator:
-    """Return the guard that the settings name. Raises ConfigurationError."""
+    """Return the authenticator that the settings name. Raises ConfigurationError."""
     match settings.auth:
         case HubAuth.NONE:
             return NoAuth()

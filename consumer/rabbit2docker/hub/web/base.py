@@ -1,183 +1,151 @@
-"""BinderHub's routes: builds as server-sent events, versions, health, metrics and the kinds of repositories."""
+"""Base classes of all request handlers, and the context that they share."""
 
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, Final
 
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import ValidationError
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler
 
 from rabbit2docker import metrics
-from rabbit2docker.errors import AccessRefused, BrokerUnavailable, StoreUnavailable, TopologyMismatch
+from rabbit2docker.errors import StoreUnavailable
+from rabbit2docker.hub.health import HealthCheck
 from rabbit2docker.hub.store.models import Allowance, BuildRecords
-from rabbit2docker.hub.web.auth import (
-    SAFE_METHODS,
-    Authenticator,
+from rabbit2docker.hub.web.auth import SAFE_METHODS, Authenticator, User, check_origin
+from rabbit2docker.hub.web.build_tokens import BuildTokens
+from rabbit2docker.hub.web.errors import (
+    BROKER_ERRORS,
+    BUILDS_UNAVAILABLE,
+    INTERNAL_ERROR,
+    NO_SUCH_PAGE,
+    RECORDS_UNAVAILABLE,
     Forbidden,
     HttpError,
-    User,
-    check_browser,
-    check_origin,
+    RateLimited,
 )
-from rabbit2docker.hub.web.binderhub_stream import failure, frame
-from rabbit2docker.hub.web.build_form import check_password
-from rabbit2docker.hub.web.build_tokens import BuildTokens, InvalidBuildToken, origin_of
-from rabbit2docker.hub.web.limits import Address, Limits, RateLimited, limit_headers
-from rabbit2docker.hub.web.repositories import NoProvider, check_provider
-from rabbit2docker.hub.web.resume import BinderHubCursor
-from rabbit2docker.hub.web.submissions import Builds, Submissions, start
+from rabbit2docker.hub.web.limits import Address, Limits, limit_headers
+from rabbit2docker.hub.web.queue_position import QueuePositions
+from rabbit2docker.hub.web.submissions import Builds, Submissions
+from rabbit2docker.hub.web.viewers import Viewers
 from rabbit2docker.settings import Settings
-from rabbit2docker_schemas.providers import AVAILABLE
-from rabbit2docker_schemas.requests import BuildRequest
-from rabbit2docker_schemas.validation_messages import describe
 
 log = structlog.get_logger()
 
-BODY_BYTES: Final = 64 * 1024
-"""What a request's body may have at most."""
-AWAY: Final = (AccessRefused, BrokerUnavailable, TopologyMismatch)
-"""Why builds can be neither asked for nor followed for now."""
-NOT_UNDERSTOOD: Final = "Something went wrong inside the service. Please try again, or tell the operator."
-
-
-@dataclass(frozen=True, slots=True)
-class HealthCheck:
-    """One thing this service needs."""
-
-    service: str
-    ok: bool
-    detail: str = ""
+MAX_BODY_BYTES: Final = 64 * 1024
+_MESSAGES: Final = {
+    400: "The request cannot be parsed.",
+    404: NO_SUCH_PAGE,
+    405: "This address does not support this method.",
+}
 
 
 @dataclass(slots=True)
 class AppContext:
-    """What handlers need."""
+    """The parts of the application that handlers use."""
 
     settings: Settings
-    guard: Authenticator
+    authenticator: Authenticator
     builds: Builds
     records: BuildRecords
     submissions: Submissions
-    checks: Callable[[], Awaitable[list[HealthCheck]]]
+    queue_positions: QueuePositions
+    viewers: Viewers
+    run_checks: Callable[[], Awaitable[list[HealthCheck]]]
     limits: Limits
     build_tokens: BuildTokens
-    viewers: int = 0
+    open_streams: int = 0
 
 
 class Handler(RequestHandler):
-    """What all have in common."""
+    """The base of all handlers: network bans, limits, errors as JSON."""
 
-    parts: AppContext
+    context: AppContext
 
-    def initialize(self, parts: AppContext) -> None:
-        """Take the parts."""
-        self.parts = parts
+    def initialize(self, context: AppContext) -> None:
+        """Take the application's parts."""
+        self.context = context
 
     def set_default_headers(self) -> None:
-        """Let pages of the named origin read the answers."""
+        """Allow pages of the configured origin to read responses."""
         self.clear_header("Server")
         if origin := self.settings.get("allow_origin"):
             self.set_header("Access-Control-Allow-Origin", origin)
             self.set_header("Access-Control-Allow-Headers", "cache-control")
 
     def prepare(self) -> Awaitable[None] | None:
-        """Let in who may come. Raises Banned."""
+        """Check the network. Raises BannedNetwork."""
         self.check_network()
         return None
 
     @property
-    def client(self) -> Address | None:
-        """Return the address of who asks, whatever proxies are between."""
+    def client_address(self) -> Address | None:
+        """Return the client's address behind trusted proxies."""
         forwarded_for = self.request.headers.get_list("X-Forwarded-For")
-        return self.parts.limits.address(self.request.remote_ip or "", forwarded_for)
+        return self.context.limits.client_address(self.request.remote_ip or "", forwarded_for)
 
     def check_network(self) -> None:
-        """Raise Banned when it comes from where the operator lets nobody ask from."""
-        self.parts.limits.check_network(self.client)
+        """Raise BannedNetwork if the client's network is banned."""
+        self.context.limits.check_network(self.client_address)
 
     async def check_rate(self, user: User) -> None:
-        """Count a wish for a build, and tell what is left. Raises TooMany."""
-        allowance = await self.parts.limits.check_rate(user, self.client)
+        """Count a request for a build and set the headers of the limit. Raises RateLimited."""
+        allowance = await self.context.limits.check_rate(user, self.client_address)
         if allowance is not None:
-            self.tell_limit(allowance)
+            self.set_limit_headers(allowance)
 
-    def tell_limit(self, allowance: Allowance) -> None:
-        """Put what is left into headers."""
+    def set_limit_headers(self, allowance: Allowance) -> None:
+        """Set BinderHub's headers of the rate limit."""
         for name, value in limit_headers(allowance).items():
             self.set_header(name, value)
 
-    def answer(self, data: object, status: int = 200) -> None:
-        """Answer with JSON."""
+    def write_json(self, data: object, status: int = 200) -> None:
+        """Finish the response with JSON."""
         self.set_status(status)
         self.set_header("Content-Type", "application/json")
         self.finish(json.dumps(data))
 
     def write_error(self, status_code: int, **about: Any) -> None:
-        """Answer an error in words."""
+        """Finish the response with a JSON object that holds a message for a person."""
         _, error, _ = about.get("exc_info", (None, None, None))
         if isinstance(error, RateLimited):
-            self.tell_limit(error.allowance)
+            self.set_limit_headers(error.allowance)
             self.set_header("Retry-After", str(error.retry_after))
-        words = error.message if isinstance(error, HttpError) else _WORDS.get(status_code, NOT_UNDERSTOOD)
-        self.answer({"message": words, "status": status_code}, status_code)
+        message = error.message if isinstance(error, HttpError) else _MESSAGES.get(status_code)
+        self.write_json({"message": message or INTERNAL_ERROR, "status": status_code}, status_code)
 
     def log_exception(self, kind: Any, error: Any, trace: Any) -> None:
-        """Tell the operator of what nobody has foreseen. Not the address, which may hold a token put there by mistake."""
+        """Log unexpected errors, without the URL, which may hold a token by mistake."""
         if not isinstance(error, HTTPError | StreamClosedError):
-            log.error("a request failed", handler=type(self).__name__, exc_info=error)
+            log.error("request failed", handler=type(self).__name__, exc_info=error)
 
     async def send(self, chunk: bytes) -> bool:
-        """Return when who asked has taken it; False when they take nothing and are let go. Raises StreamClosedError."""
+        """Send a chunk; False if the client has stalled and was disconnected. Raises StreamClosedError."""
         self.write(chunk)
-        taken = self.flush()
-        if taken.done():
-            # The kernel has it, as with everybody who reads: no timer is needed.
-            taken.result()
+        flushed = self.flush()
+        if flushed.done():
+            # The kernel has taken it, as with every client that keeps up: no timer is needed.
+            flushed.result()
             return True
         try:
-            async with asyncio.timeout(self.parts.settings.hub.stalled_seconds):
-                await taken
+            async with asyncio.timeout(self.context.settings.hub.stalled_seconds):
+                await flushed
         except TimeoutError:
             self.detach().close()
             return False
         return True
 
-    async def user_of_page(self) -> User | None:
-        """Return who looks at a page; None when they were sent to log in, or refused, and all is answered."""
-        try:
-            return await self.parts.guard.user(self)
-        except Forbidden as refusal:
-            if refusal.login_url:
-                self.redirect(refusal.login_url)
-                return None
-            if refusal.challenge and "text/html" in self.request.headers.get("Accept", ""):
-                self.set_header("WWW-Authenticate", refusal.challenge)
-                self.answer({"message": refusal.message, "status": 401}, 401)
-                return None
-            raise
-
-
-_WORDS: Final = {
-    400: "The request cannot be read.",
-    404: "There is nothing here.",
-    405: "This address does not know this method.",
-}
-
 
 class JsonHandler(Handler):
-    """What the addresses of the JSON API have in common: true status codes, errors in words, no orders from elsewhere."""
+    """The base of the JSON API: true status codes, errors with a message, protection against cross-site requests."""
 
     user: User
 
     def set_default_headers(self) -> None:
-        """Let pages of the named origin give orders, too; keep answers, which are for one person, out of caches."""
+        """Allow pages of the configured origin to use the API; keep personal responses out of caches."""
         super().set_default_headers()
         self.set_header("Cache-Control", "no-store")
         self.set_header("X-Content-Type-Options", "nosniff")
@@ -189,102 +157,104 @@ class JsonHandler(Handler):
             )
 
     async def prepare(self) -> None:
-        """Find out who asks, and refuse what a page of another site may have sent. Raises Refusal."""
+        """Identify the client and refuse cross-site requests. Raises HttpError."""
         self.check_network()
         if self.request.method == "OPTIONS":
             return
         if self.request.method not in SAFE_METHODS:
             check_origin(self)
             kind = self.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-            # Forms and plain texts are what pages of other sites can send without being asked.
+            # Forms and plain text are what pages of other sites can send without a preflight request.
             if (kind or self.request.body) and kind != "application/json":
                 raise HttpError("Send JSON, with `Content-Type: application/json`.", 415)
-        if len(self.request.body) > BODY_BYTES:
-            raise HttpError(f"A request may have {BODY_BYTES} bytes.", 413)
-        self.user = await self.parts.guard.user(self)
+        if len(self.request.body) > MAX_BODY_BYTES:
+            raise HttpError(f"The body is too long: at most {MAX_BODY_BYTES} bytes are allowed.", 413)
+        self.user = await self.context.authenticator.user(self)
 
-    def options(self, *parts: str) -> None:
-        """Answer what browsers ask before they let a page of the named origin give an order."""
+    def options(self, *path: str) -> None:
+        """Answer a browser's preflight request."""
         self.set_status(204)
         self.finish()
 
     def write_error(self, status_code: int, **about: Any) -> None:
-        """Answer an error in words; what is away for now is no error of ours."""
+        """Finish the response with an error; an unavailable dependency is 503, not 500."""
         _, error, _ = about.get("exc_info", (None, None, None))
         if isinstance(error, StoreUnavailable):
-            words = "The record of builds cannot be read at the moment. Please try again in a minute."
-        elif isinstance(error, AWAY):
-            words = "Builds cannot be asked for at the moment. Please try again in a minute."
+            message = RECORDS_UNAVAILABLE
+        elif isinstance(error, BROKER_ERRORS):
+            message = BUILDS_UNAVAILABLE
         else:
             super().write_error(status_code, **about)
             return
         self.set_header("Retry-After", "30")
-        self.answer({"message": words, "status": 503}, 503)
+        self.write_json({"message": message, "status": 503}, 503)
 
     def log_exception(self, kind: Any, error: Any, trace: Any) -> None:
-        """Tell the operator what is away, and of what nobody has foreseen."""
-        if isinstance(error, (StoreUnavailable, *AWAY)):
-            log.warning("a request could not be answered", handler=type(self).__name__, why=str(error))
+        """Log unavailable dependencies as warnings and unexpected errors as errors."""
+        if isinstance(error, (StoreUnavailable, *BROKER_ERRORS)):
+            log.warning(
+                "request failed, dependency unavailable", handler=type(self).__name__, reason=str(error)
+            )
         else:
             super().log_exception(kind, error, trace)
 
 
-class Streaming(Handler):
-    """What tells one viewer what happens to a build, for as long as it takes. Nobody who leaves stops a build."""
+class StreamHandler(Handler):
+    """The base of handlers that stream one build to one viewer. A viewer who leaves does not stop the build."""
 
-    _telling: "asyncio.Task[str] | None" = None
+    _streaming: "asyncio.Task[str] | None" = None
 
     async def stream(self, chunks: AsyncGenerator[bytes, None]) -> None:
         """Send all chunks as server-sent events, or as many as the viewer stays for."""
-        self._telling = asyncio.create_task(self._tell(chunks), name=f"viewer of {self.request.path}")
+        self._streaming = asyncio.create_task(self._send_all(chunks), name=f"stream of {self.request.path}")
         metrics.HUB_VIEWERS.inc()
-        self.parts.viewers += 1
+        self.context.open_streams += 1
         try:
-            await asyncio.wait({self._telling})
+            await asyncio.wait({self._streaming})
         finally:
-            self._telling.cancel()
-            self.parts.viewers -= 1
+            self._streaming.cancel()
+            self.context.open_streams -= 1
             metrics.HUB_VIEWERS.dec()
-        metrics.HUB_STREAMS.labels(end=await self._end()).inc()
+        metrics.HUB_STREAMS.labels(end=await self._outcome()).inc()
 
-    def check_room(self, more: int = 0) -> None:
-        """Raise NotAllowed when, with so many more, more are being told of builds than may be."""
-        if self.parts.viewers + more > self.parts.settings.hub.viewers:
+    def check_capacity(self, extra: int = 0) -> None:
+        """Raise Forbidden if the open streams plus `extra` exceed the setting `hub.viewers`."""
+        if self.context.open_streams + extra > self.context.settings.hub.viewers:
             raise Forbidden("Too many builds are being watched. Please try again in a minute.", 503)
 
     def result(self) -> str:
-        """Return how a stream has ended that was sent whole."""
+        """Return the result of a stream that was sent to its end, for the metrics."""
         return "interrupted"
 
-    def last_words(self) -> bytes:
-        """Return what is sent after a defect of ours."""
+    def final_chunk(self) -> bytes:
+        """Return the chunk to send after an unexpected error."""
         return b""
 
     def on_connection_close(self) -> None:
-        """Stop telling: nobody listens."""
-        if self._telling is not None:
-            self._telling.cancel()
+        """Stop the stream once the viewer has disconnected."""
+        if self._streaming is not None:
+            self._streaming.cancel()
 
-    async def _end(self) -> str:
-        """Return how the stream ended, and tell of what nobody has foreseen."""
-        assert self._telling is not None
-        if self._telling.cancelled():
+    async def _outcome(self) -> str:
+        """Return how the stream ended, and log what went wrong."""
+        assert self._streaming is not None
+        if self._streaming.cancelled():
             return "left"
-        error = self._telling.exception()
+        error = self._streaming.exception()
         if error is None:
-            return self._telling.result()
+            return self._streaming.result()
         if isinstance(error, StreamClosedError):
             return "left"
-        if isinstance(error, (StoreUnavailable, *AWAY)):
-            # Viewers come back by themselves, and go on where they are.
-            log.warning("a viewer cannot be told about a build for now", why=str(error))
+        if isinstance(error, (StoreUnavailable, *BROKER_ERRORS)):
+            # Clients reconnect by themselves and resume from their position.
+            log.warning("stream interrupted, dependency unavailable", reason=str(error))
             return "unavailable"
-        log.error("a viewer could not be told about a build", exc_info=error)
+        log.error("stream failed", exc_info=error)
         with suppress(StreamClosedError):
-            await self.send(self.last_words())
+            await self.send(self.final_chunk())
         return "error"
 
-    async def _tell(self, chunks: AsyncGenerator[bytes, None]) -> str:
+    async def _send_all(self, chunks: AsyncGenerator[bytes, None]) -> str:
         self.set_header("Content-Type", "text/event-stream")
         self.set_header("Cache-Control", "no-cache")
         self.set_header("X-Accel-Buffering", "no")
@@ -293,192 +263,3 @@ class Streaming(Handler):
                 if not await self.send(chunk):
                     return "stalled"
         return self.result()
-
-
-class BuildHandler(Streaming):
-    """Asks for a build and tells what becomes of it, or goes on telling, in BinderHub's words."""
-
-    async def get(self, provider: str, spec: str) -> None:
-        """Stream the events of one build."""
-        provider, spec = self._target()
-        resumed = BinderHubCursor.read(self.request.headers.get("Last-Event-ID"), provider, spec)
-        if resumed is not None and resumed.ended:
-            # The one answer after which a browser's EventSource does not come back once more.
-            self.set_status(204)
-            metrics.HUB_STREAMS.labels(end="ended").inc()
-            return
-        self.set_header("Access-Control-Allow-Headers", "cache-control")
-        await self.stream(self._chunks(provider, spec, resumed))
-
-    def options(self, provider: str, spec: str) -> None:
-        """Answer what browsers ask before they let a page of the named origin send a token."""
-        self.set_header("Access-Control-Allow-Methods", "GET")
-        headers = "authorization, cache-control, last-event-id, x-xsrftoken"
-        self.set_header("Access-Control-Allow-Headers", headers)
-        self.set_status(204)
-
-    _result = "interrupted"
-
-    def result(self) -> str:
-        """Return how the stream has ended."""
-        return self._result
-
-    def last_words(self) -> bytes:
-        """Return a failure, which is all that these clients understand."""
-        return frame(failure(NOT_UNDERSTOOD, 500))
-
-    async def _chunks(
-        self, provider: str, spec: str, resumed: BinderHubCursor | None
-    ) -> AsyncGenerator[bytes, None]:
-        try:
-            self.check_network()
-            user = await self.parts.guard.user(self)
-            check_browser(self, user)
-            is_free = self._has_build_token(provider, spec)
-            request = self._wish(provider, spec, user)
-            self.check_room()
-
-            async def permit() -> None:
-                if not is_free:
-                    await self.check_rate(user)
-
-            telling = await start(self.parts.submissions, request, resumed, permit)
-        except HttpError as refusal:
-            self._result = "refused"
-            if isinstance(refusal, RateLimited):
-                self.tell_limit(refusal.allowance)
-            # BinderHub gives this one error no status.
-            status = None if isinstance(refusal, NoProvider) else refusal.status_code
-            yield frame(failure(refusal.message, status))
-            return
-        except AWAY as error:
-            log.warning("a build could not be asked for", why=str(error))
-            self._result = "unavailable"
-            yield frame(
-                failure("Builds cannot be asked for at the moment. Please try again in a minute.", 503)
-            )
-            return
-        async with aclosing(self.parts.submissions.follow(telling)) as chunks:
-            async for chunk in chunks:
-                self._result = telling.result or self._result
-                yield chunk
-
-    def prepare(self) -> None:
-        """Let everybody in: these clients read refusals in the stream only."""
-
-    def decode_argument(self, value: bytes, name: str | None = None) -> str:
-        """Return an argument as text, and garbage as garbage: no error is to end in another answer than a stream."""
-        return value.decode(errors="replace")
-
-    def _has_build_token(self, provider: str, spec: str) -> bool:
-        """Tell whether there is one. Raises NotAllowed, with BinderHub's words, for one that is not valid."""
-        token = self.get_query_argument("build_token", "")
-        if not token:
-            return False
-        try:
-            self.parts.build_tokens.check(token, provider, spec, origin_of(self.request.headers))
-        except InvalidBuildToken as error:
-            metrics.HUB_REFUSALS.labels(limit="token").inc()
-            log.info("a build token is not valid", why=str(error))
-            raise Forbidden("Invalid build token", 403) from error
-        return True
-
-    def _target(self) -> tuple[str, str]:
-        """Return provider and spec as they are written: what is escaped in a spec belongs to it."""
-        path = self.request.path.removeprefix(f"{self.settings['base_url']}build/")
-        provider, _, spec = path.partition("/")
-        return provider, spec.rstrip("/")
-
-    def _wish(self, provider: str, spec: str, user: User) -> BuildRequest:
-        """Return the request. Raises NotAllowed when there can be none."""
-        if self.get_query_argument("build_only", "").lower() != "true":
-            raise Forbidden(
-                "This service builds images and launches nothing: add build_only=true to the address.", 400
-            )
-        check_provider(provider)
-        check_password(spec)
-        try:
-            return BuildRequest(provider=provider, spec=spec, requester=user.name)
-        except ValidationError as error:
-            raise Forbidden(describe(error, BuildRequest.model_fields), 400) from error
-
-
-class HomeHandler(Handler):
-    """Where people log in with a browser; pages of this origin may ask for builds with their cookie afterwards."""
-
-    async def get(self) -> None:
-        """Send people to log in, or say what this is."""
-        user = await self.user_of_page()
-        if user is None:
-            return
-        if self.parts.guard.cookie_secret():
-            self.xsrf_token  # noqa: B018 - reading it sets the cookie
-        build = f"{self.settings['base_url']}build/<provider>/<spec>?build_only=true"
-        self.answer({"service": "rabbit2docker", "user": user.name, "build": build})
-
-
-class OpenHandler(Handler):
-    """What everybody may look at, wherever they are: probes, and the programs of operators."""
-
-    def check_network(self) -> None:
-        """Let everybody in."""
-
-
-class VersionsHandler(OpenHandler):
-    """What runs here."""
-
-    def get(self) -> None:
-        """Answer as BinderHub does, and with our own version."""
-        image, ours = self.parts.settings.builder.image, version("rabbit2docker")
-        self.answer(
-            {
-                "builder_info": {"build_image": image},
-                "binderhub": f"rabbit2docker {ours}",
-                "builder": image,
-                "rabbit2docker": ours,
-            }
-        )
-
-
-class HealthHandler(OpenHandler):
-    """Whether builds can be asked for and followed."""
-
-    async def get(self) -> None:
-        """Answer 200, or 503 with what is wrong."""
-        checks = await self.parts.checks()
-        ok = all(check.ok for check in checks)
-        told: list[dict[str, Any]] = [
-            {"service": check.service, "ok": check.ok, **({"detail": check.detail} if check.detail else {})}
-            for check in checks
-        ]
-        self.answer({"ok": ok, "checks": told}, 200 if ok else 503)
-
-    async def head(self) -> None:
-        """Answer without a body."""
-        await self.get()
-
-
-class MetricsHandler(OpenHandler):
-    """Prometheus."""
-
-    def get(self) -> None:
-        """Answer in the exposition format."""
-        self.set_header("Content-Type", CONTENT_TYPE_LATEST)
-        self.finish(metrics.render())
-
-
-class RepositoriesHandler(Handler):
-    """Which kinds of repositories can be built, for the forms of web pages."""
-
-    def get(self) -> None:
-        """Answer with the list."""
-        self.answer([provider.as_repoprovider() for provider in AVAILABLE.values()])
-
-
-class NotFoundHandler(Handler):
-    """Everything else."""
-
-    def prepare(self) -> None:
-        """Answer 404."""
-        self.check_network()
-        raise HttpError("There is nothing here.", 404)

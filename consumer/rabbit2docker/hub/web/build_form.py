@@ -1,4 +1,4 @@
-"""Pure: what somebody asks the API for, made into a request for a build."""
+"""Parses the API's requests for builds."""
 
 import json
 import re
@@ -9,26 +9,27 @@ from pydantic import Field, ValidationError
 
 from rabbit2docker.errors import RequestRejected
 from rabbit2docker.hub.store.models import Build
-from rabbit2docker.hub.web.auth import HttpError
+from rabbit2docker.hub.web.errors import HttpError, UnknownProvider
 from rabbit2docker.repository_urls import from_url
+from rabbit2docker_schemas.providers import AVAILABLE, in_words
 from rabbit2docker_schemas.requests import BuildRequest, Message
 from rabbit2docker_schemas.validation_messages import describe
 
 OPTIONS: Final = ("force", "subdir", "build_args", "labels", "appendix", "timeout_seconds")
-"""What a request may ask for beside the repository."""
+"""Fields that are passed on to the consumer unchanged."""
 _PASSWORD = re.compile(r"://[^/?#]*@")
 _LOGIN_NAME = re.compile(r"ssh://[\w-]+@")
 
 
 class CreateBuildRequest(Message):
-    """A build, by provider and spec or by the URL of a repository; the rest as in the message to the service."""
+    """A build, by provider and spec or by a repository's URL; all other fields as in the request message."""
 
     provider: str | None = None
     spec: str | None = None
     url: str | None = None
-    """Address of a repository as people paste it, also of a branch, commit, file or pull request at GitHub."""
+    """Address of a repository as people paste it, or of a branch, commit, file or pull request at GitHub."""
     ref: str | None = None
-    """With `url`: branch, tag or commit; absent: the one that the URL names, else HEAD."""
+    """With `url`: branch, tag or commit. Default: the one that the URL names, else HEAD."""
     force: bool = False
     subdir: str | None = None
     build_args: dict[str, str] = Field(default={})
@@ -38,46 +39,54 @@ class CreateBuildRequest(Message):
 
 
 def read_create_request(body: bytes, *, requester: str | None, github_hostname: str) -> BuildRequest:
-    """Return the request that a body asks for. Raises Refusal that says everything that is wrong."""
-    wish = _create_request(body)
-    if (wish.url is None) == (wish.provider is None) or (wish.spec is None) == (wish.provider is not None):
+    """Parse a body. Raises HttpError that lists everything that is wrong."""
+    form = _create_request(body)
+    if (form.url is None) == (form.provider is None) or (form.spec is None) == (form.provider is not None):
         raise HttpError("Name either `provider` and `spec`, or the `url` of a repository.", 400)
-    provider, spec = wish.provider, wish.spec
-    if wish.url is not None:
+    provider, spec = form.provider, form.spec
+    if form.url is not None:
         try:
-            provider, spec = from_url(wish.url, wish.ref or None, github_hostname=github_hostname)
+            provider, spec = from_url(form.url, form.ref or None, github_hostname=github_hostname)
         except RequestRejected as error:
             raise HttpError(error.message, 400) from error
-    elif wish.ref is not None:
+    elif form.ref is not None:
         raise HttpError("`ref` goes with `url`; with `provider` it is the last part of `spec`.", 400)
     check_password(spec or "")
-    options = {name: getattr(wish, name) for name in OPTIONS if name in wish.model_fields_set}
-    return made_request(provider=provider, spec=spec, requester=requester, **options)
+    options = {name: getattr(form, name) for name in OPTIONS if name in form.model_fields_set}
+    return _validate(provider=provider, spec=spec, requester=requester, **options)
 
 
-def made_request(**fields: Any) -> BuildRequest:
-    """Return the request with these fields. Raises Refusal that says everything that is wrong."""
+def _validate(**fields: Any) -> BuildRequest:
+    """Return the request with these fields. Raises HttpError that lists everything that is wrong."""
     try:
         return BuildRequest.model_validate(fields)
     except ValidationError as error:
         raise HttpError(describe(error, CreateBuildRequest.model_fields), 400) from error
 
 
-def again(build: Build, *, requester: str | None) -> BuildRequest:
-    """Return a request for the same once more, whether its image exists or not."""
+def rebuild_request(build: Build, *, requester: str | None) -> BuildRequest:
+    """Return a request that repeats a build, even if its image exists."""
     options = build.options.model_dump(exclude_none=True) if build.options else {}
-    return made_request(
+    return _validate(
         provider=build.provider, spec=build.spec, requester=requester, **{**options, "force": True}
     )
 
 
+def check_provider(prefix: str) -> None:
+    """Raise UnknownProvider, with BinderHub's sentence and the available prefixes, before anything is published."""
+    if prefix not in AVAILABLE:
+        raise UnknownProvider(
+            f"No provider found for prefix {prefix[:64]}. There are {in_words(list(AVAILABLE))}.", 404
+        )
+
+
 def check_password(spec: str) -> None:
-    """Raise Refusal for an address with a password: the builders would refuse it, and it must not be remembered."""
+    """Raise HttpError for a URL with credentials: no builder accepts it, and they must not be stored."""
     for text in {spec, unquote(spec)}:
         if _PASSWORD.search(_LOGIN_NAME.sub("ssh://", text)):
             raise HttpError(
-                "The address holds a user name or a password. Write it without them: requests are remembered, and "
-                "credentials for private repositories are the operator's to set.",
+                "The address contains a user name or a password. Remove them: requests are stored, and credentials for "
+                "private repositories are configured by the operator.",
                 400,
             )
 

@@ -1,7 +1,7 @@
-"""BinderHub's build tokens: whoever serves a form says that its build is one of theirs.
+"""BinderHub's build tokens, with which a server vouches for builds that its own form requests.
 
-A token is a JWT (HS256) for one provider and spec, made for pages of one origin, and valid for minutes. It says nothing
-about who asks: it lifts the limit on requests and nothing else. A hub's own code makes one with `mint`:
+A token is a JWT (HS256) for one provider and spec, made for pages of one origin, and valid for minutes. It does not
+identify the user; it lifts the rate limit and nothing else. A hub's own code makes one with `mint`:
 
     from rabbit2docker.hub.web.build_tokens import mint
 
@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from rabbit2docker.errors import ConfigurationError
 
 VALID_SECONDS: Final = 300.0
-"""What BinderHub gives its own."""
+"""BinderHub's value."""
 SECRET_BYTES: Final = 32
 """A shorter key than HS256's own digest could be guessed (RFC 7518, 3.2)."""
 _ALGORITHM: Final = "HS256"
@@ -28,11 +28,11 @@ _CLAIMS: Final = ["exp", "aud", "origin"]
 
 
 class InvalidBuildToken(Exception):
-    """A build token is none, or for something else, or too old."""
+    """A build token is malformed, expired, or made for something else."""
 
 
 def read_secret(secret: SecretStr | str) -> bytes:
-    """Return the key that a hexadecimal secret stands for. Raises ConfigurationError that does not show it."""
+    """Decode a hexadecimal secret. Raises ConfigurationError that does not show it."""
     text = secret.get_secret_value() if isinstance(secret, SecretStr) else secret
     try:
         key = bytes.fromhex(text)
@@ -47,12 +47,12 @@ def read_secret(secret: SecretStr | str) -> bytes:
 
 
 def audience_of(provider: str, spec: str) -> str:
-    """Return what a token is for: the address of the build, with the spec as it is written there, escapes included."""
+    """Return the JWT's audience: provider and spec as they stand in the URL, escapes included."""
     return f"{provider}/{spec}"
 
 
 def origin_of(headers: Mapping[str, str]) -> str:
-    """Return the origin of whoever asks, as host[:port]: that of the page, or else the one that was asked."""
+    """Return the origin as host[:port]: that of the page, or else the host that the request was sent to."""
     origin = headers.get("Origin")
     return headers.get("Host", "") if origin is None else urlsplit(origin).netloc
 
@@ -62,7 +62,7 @@ def mint(
 ) -> str:
     """Return a build token for pages of `origin`, which is host[:port] without a scheme.
 
-    `spec` is escaped as it will be in the address. Raises ConfigurationError for a secret that cannot be one.
+    `spec` is escaped as in the URL. Raises ConfigurationError for an invalid secret.
     """
     claims = {
         "aud": audience_of(provider, spec),
@@ -73,16 +73,16 @@ def mint(
 
 
 class BuildTokens:
-    """Checks tokens."""
+    """Checks build tokens."""
 
     def __init__(self, secret: SecretStr | None) -> None:
-        """Take the secret; without one no token is valid. Raises ConfigurationError for one that cannot be one."""
+        """Take the secret; without one no token is valid. Raises ConfigurationError for an invalid one."""
         self._key = None if secret is None else read_secret(secret)
 
     def check(self, token: str, provider: str, spec: str, origin: str) -> None:
-        """Raise InvalidBuildToken unless the token is for this build, asked for from this origin."""
+        """Raise InvalidBuildToken unless the token is for this build and this origin."""
         if self._key is None:
-            raise InvalidBuildToken("There is no secret.")
+            raise InvalidBuildToken("No secret is configured.")
         try:
             claims = jwt.decode(
                 token,

@@ -1,4 +1,4 @@
-"""How many viewers the operating system lets this process have."""
+"""The process's limit of open files, which bounds the number of viewers."""
 
 import resource
 from typing import Final
@@ -7,24 +7,24 @@ import structlog
 
 log = structlog.get_logger()
 
-BESIDE: Final = 200
-"""Files and connections other than viewers'."""
+RESERVED: Final = 200
+"""Files and connections that are not viewers."""
 
 
 def allow_open_files(viewers: int) -> None:
-    """Raise the limit of open files as far as it may be raised, and tell the operator if it is too low for so many.
+    """Raise the soft limit of open files so that `viewers` fit; warn if the hard limit is too low for them.
 
-    The limit that is usual by itself, 1024, is an old one for programs that cannot have more; the other one is meant.
+    The default soft limit of 1024 exists for programs that use select(); this one can use the hard limit.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = viewers + BESIDE
+    wanted = viewers + RESERVED
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed < wanted:
         log.warning(
-            "not so many viewers can be served as hub.viewers allows: raise the limit of open files (`ulimit -n`)",
+            "open file limit too low for hub.viewers; raise it (`ulimit -n`)",
             viewers=viewers,
             open_files=allowed,
         )

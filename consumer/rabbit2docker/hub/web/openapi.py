@@ -1,4 +1,4 @@
-"""Pure: the JSON API's own description, OpenAPI 3.1, made of the models that it is written with."""
+"""The JSON API's OpenAPI 3.1 document, generated from its models."""
 
 from copy import deepcopy
 from functools import cache
@@ -9,10 +9,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from rabbit2docker.hub.store.models import Build, BuildPage, Record
-from rabbit2docker.hub.web.api import ListQuery, LogAnswer, LogQuery
+from rabbit2docker.hub.web.api import ListQuery, LogQuery
 from rabbit2docker.hub.web.api_stream import BuildEvent, QueuePosition
-from rabbit2docker.hub.web.base import BODY_BYTES, Handler
+from rabbit2docker.hub.web.base import MAX_BODY_BYTES, Handler
 from rabbit2docker.hub.web.build_form import CreateBuildRequest
+from rabbit2docker.hub.web.log_response import LogAnswer
 from rabbit2docker.settings import HubAuth
 from rabbit2docker_schemas.requests import BuildRequest
 
@@ -20,12 +21,12 @@ Json = dict[str, Any]
 
 
 class ErrorAnswer(Record):
-    """What every error is answered with."""
+    """The body of every error response."""
 
     message: str
-    """For a person."""
+    """A message for people: what happened and what to do."""
     status: int
-    """The status of the answer."""
+    """The status code of the response."""
 
 
 _REF: Final = "#/components/schemas/"
@@ -51,34 +52,32 @@ _ID: Final[Json] = {
     "name": "id",
     "in": "path",
     "required": True,
-    "description": "Id of a build, or of a request that led to one.",
+    "description": "Id of a build, or of a request for it.",
     "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,128}$"},
 }
-_WORDS_OF: Final = {
-    "400": "What was asked for cannot be; the message says why.",
-    "403": "Who asks may not, or it is not known who asks, or a page of another site asks.",
-    "404": "There is no such build, or it is somebody else's.",
-    "409": "The build has ended already, or others wait for it as well.",
-    "413": f"The body has more than {BODY_BYTES} bytes.",
+_ERRORS: Final = {
+    "400": "The request is not valid; the message says why.",
+    "403": "The client is not authenticated, is not allowed to do this, or acts for a page of another site.",
+    "404": "There is no such build, or the client may not see it.",
+    "409": "The build has ended already, or others requested it as well.",
+    "413": f"The body is longer than {MAX_BODY_BYTES} bytes.",
     "415": "The body is not JSON.",
-    "429": "Too many builds were asked for; see `Retry-After`.",
-    "500": "A defect of the service, which its log tells the operator about.",
-    "503": "RabbitMQ or the database is away.",
+    "429": "The client has requested too many builds; see `Retry-After`.",
+    "500": "An internal error; the service's log has the details.",
+    "503": "RabbitMQ or the database is unavailable.",
 }
 _LIMITS: Final[Json] = {
-    f"X-RateLimit-{name}": {"description": words, "schema": {"type": "integer"}}
-    for name, words in (
-        ("Limit", "Builds that one may ask for in the period."),
-        ("Remaining", "Builds that are left."),
-        ("Reset", "When there are more, in seconds since 1970."),
+    f"X-RateLimit-{name}": {"description": description, "schema": {"type": "integer"}}
+    for name, description in (
+        ("Limit", "Builds that the client may request per period."),
+        ("Remaining", "Builds left in the current period."),
+        ("Reset", "Time at which more are allowed, in seconds since 1970."),
     )
 }
 
 
 def _errors(*codes: str) -> Json:
-    return {
-        code: {"description": _WORDS_OF[code], "content": _json("ErrorAnswer")} for code in (*codes, "500")
-    }
+    return {code: {"description": _ERRORS[code], "content": _json("ErrorAnswer")} for code in (*codes, "500")}
 
 
 def _parameters(query: type[BaseModel]) -> list[Json]:
@@ -94,11 +93,11 @@ def _parameters(query: type[BaseModel]) -> list[Json]:
     ]
 
 
-def _asked() -> Json:
+def _accepted() -> Json:
     return {
-        "description": "It was asked for. The build has the id of its own unless it joins one that runs already.",
+        "description": "The request is queued. Its build gets this id unless the request joins a running build.",
         "headers": {
-            "Location": {"description": "Where it is told about.", "schema": {"type": "string"}},
+            "Location": {"description": "URL of the build.", "schema": {"type": "string"}},
             **_LIMITS,
         },
         "content": _json("Build"),
@@ -107,13 +106,13 @@ def _asked() -> Json:
 
 def _paths() -> Json:
     lines = (
-        "Lines `first` to `last` as they were written; a line of its own in brackets says what is missing."
+        "Lines `first` to `last` as they were written. A line in brackets stands for lines that are missing."
     )
     return {
         "/api/builds": {
             "get": {
                 "operationId": "listBuilds",
-                "summary": "List the builds that one may see, newest first",
+                "summary": "List the builds that the user may see, newest first",
                 "parameters": _parameters(ListQuery),
                 "responses": {
                     "200": {"description": "A page of builds.", "content": _json("BuildPage")},
@@ -122,10 +121,10 @@ def _paths() -> Json:
             },
             "post": {
                 "operationId": "createBuild",
-                "summary": "Ask for a build",
+                "summary": "Request a build",
                 "requestBody": {"required": True, "content": _json("CreateBuildRequest")},
                 "responses": {
-                    "202": _asked(),
+                    "202": _accepted(),
                     **_errors("400", "403", "413", "415", "429", "503"),
                 },
             },
@@ -134,7 +133,7 @@ def _paths() -> Json:
             "parameters": [_ID],
             "get": {
                 "operationId": "getBuild",
-                "summary": "Tell where a build stands",
+                "summary": "Get a build",
                 "responses": {
                     "200": {"description": "The build.", "content": _json("Build")},
                     **_errors("403", "404", "503"),
@@ -142,10 +141,10 @@ def _paths() -> Json:
             },
             "delete": {
                 "operationId": "cancelBuild",
-                "summary": "End a build, if nobody else waits for it",
+                "summary": "Cancel a build that no one else requested",
                 "responses": {
                     "202": {
-                        "description": "It will end; the build as it stood.",
+                        "description": "The build is being cancelled; the body is its last known state.",
                         "content": _json("Build"),
                     },
                     **_errors("400", "403", "404", "409", "413", "415", "503"),
@@ -156,7 +155,7 @@ def _paths() -> Json:
             "parameters": [_ID],
             "get": {
                 "operationId": "getLog",
-                "summary": "Tell what was written so far",
+                "summary": "Get the log written so far",
                 "parameters": _parameters(LogQuery),
                 "responses": {
                     "200": {
@@ -174,17 +173,18 @@ def _paths() -> Json:
             "parameters": [_ID],
             "get": {
                 "operationId": "streamBuildEvents",
-                "summary": "Tell what happens, from the beginning to the end",
+                "summary": "Stream the events of a build from its beginning to its end",
                 "description": (
-                    "Server-sent events: `event` is the kind, `data` is `Told`, `id` is the place to go on from. While "
-                    "a request waits for a slot, `event: queue` comes with `Queue` as data and without an id. After the "
-                    "end (completed, failed, cancelled, rejected) the stream ends; who comes back then gets 204."
+                    "Server-sent events: `event` is the kind, `data` is a `BuildEvent`, `id` is a position. While a "
+                    "request waits for a slot, `event: queue` is sent with a `QueuePosition` as data and without an "
+                    "id. The stream ends after completed, failed, cancelled or rejected. To resume, reconnect with "
+                    "`Last-Event-ID` set to the last `id` received; after the end the response is then 204."
                 ),
                 "parameters": [
                     {
                         "name": "Last-Event-ID",
                         "in": "header",
-                        "description": "The last `id` that was received: only what follows is told.",
+                        "description": "The last `id` that was received; only later events are sent.",
                         "schema": {"type": "string"},
                     }
                 ],
@@ -193,7 +193,7 @@ def _paths() -> Json:
                         "description": "The events.",
                         "content": {"text/event-stream": {"schema": {"type": "string"}}},
                     },
-                    "204": {"description": "Everything was told."},
+                    "204": {"description": "All events have been received."},
                     **_errors("403", "404", "503"),
                 },
             },
@@ -202,9 +202,9 @@ def _paths() -> Json:
             "parameters": [_ID],
             "post": {
                 "operationId": "rebuild",
-                "summary": "Ask for the same once more, even if its image exists",
+                "summary": "Request the same build again, even if its image exists",
                 "responses": {
-                    "202": _asked(),
+                    "202": _accepted(),
                     **_errors("400", "403", "404", "413", "415", "429", "503"),
                 },
             },
@@ -213,37 +213,37 @@ def _paths() -> Json:
 
 
 def _create_request() -> Json:
-    """Return the schema of what may be asked for: its limits are those of the message to the service."""
-    made = CreateBuildRequest.model_json_schema()
+    """Return the schema of CreateBuildRequest, with the limits of the request message."""
+    schema = CreateBuildRequest.model_json_schema()
     known = BuildRequest.model_json_schema()["properties"]
-    made["properties"] = {name: known.get(name, about) for name, about in made["properties"].items()}
+    schema["properties"] = {name: known.get(name, about) for name, about in schema["properties"].items()}
     for name in ("url", "ref"):
-        made["properties"][name] |= {"type": "string"}
-        del made["properties"][name]["anyOf"], made["properties"][name]["default"]
-    made["oneOf"] = [
+        schema["properties"][name] |= {"type": "string"}
+        del schema["properties"][name]["anyOf"], schema["properties"][name]["default"]
+    schema["oneOf"] = [
         {"required": ["provider", "spec"], "not": {"anyOf": [{"required": ["url"]}, {"required": ["ref"]}]}},
         {"required": ["url"], "not": {"anyOf": [{"required": ["provider"]}, {"required": ["spec"]}]}},
     ]
-    return made
+    return schema
 
 
 def _security(auth: HubAuth) -> Json:
     token: Json = {
         "type": "http",
         "scheme": "bearer",
-        "description": "A token of the JupyterHub with access to this service."
+        "description": "A JupyterHub token with access to this service."
         if auth is HubAuth.JUPYTERHUB
-        else "A token that the operator has given out.",
+        else "A token that the operator has issued.",
     }
     return {} if auth is HubAuth.NONE else {"token": token}
 
 
 @cache
 def document(base_url: str, auth: HubAuth) -> Json:
-    """Return the description of the API under this address. It is shared: do not change it."""
+    """Return the document of the API at this base URL. It is cached: do not modify it."""
     inputs: list[tuple[type[BaseModel], Literal["validation"]]] = [(model, "validation") for model in _MODELS]
-    _, made = models_json_schema(inputs, ref_template=f"{_REF}{{model}}")
-    schemas = made["$defs"] | {"CreateBuildRequest": _create_request()}
+    _, definitions = models_json_schema(inputs, ref_template=f"{_REF}{{model}}")
+    schemas = definitions["$defs"] | {"CreateBuildRequest": _create_request()}
     for name, about in ListQuery.model_json_schema(ref_template=f"{_REF}{{model}}").get("$defs", {}).items():
         schemas.setdefault(name, about)
     security = _security(auth)
@@ -252,7 +252,7 @@ def document(base_url: str, auth: HubAuth) -> Json:
         "info": {
             "title": "rabbit2docker",
             "version": version("rabbit2docker"),
-            "description": "Container images built from repositories: asked for, followed, ended, built again.",
+            "description": "Builds container images from repositories: request, follow, cancel and repeat builds.",
         },
         "servers": [{"url": base_url.rstrip("/") or "/"}],
         "security": [{name: []} for name in security],
@@ -265,8 +265,8 @@ def document(base_url: str, auth: HubAuth) -> Json:
 
 
 class OpenApiHandler(Handler):
-    """The description of the JSON API, for everybody."""
+    """The JSON API's OpenAPI document, open to all clients."""
 
     def get(self) -> None:
-        """Answer with it."""
-        self.answer(document(self.settings["base_url"], self.parts.settings.hub.auth))
+        """Answer with the document."""
+        self.write_json(document(self.settings["base_url"], self.context.settings.hub.auth))

@@ -1,9 +1,10 @@
-"""Web pages: the frame of each is made here, what stands in it comes from the JSON API by way of scripts.
+"""Web pages: the server renders the frame of each page, and scripts fill it from the JSON API.
 
-Nothing is inline and nothing is from elsewhere, so that the strictest content policy holds.
+Nothing is inline and nothing is loaded from other hosts, so that a strict Content-Security-Policy holds.
 """
 
 import hashlib
+import json
 import os
 import re
 from functools import cache
@@ -16,12 +17,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tornado.web import HTTPError
 
 from rabbit2docker.errors import StoreUnavailable
-from rabbit2docker.hub.web.auth import Forbidden, HttpError, User
-from rabbit2docker.hub.web.base import Handler, HomeHandler, NotFoundHandler
+from rabbit2docker.hub.web.auth import User
+from rabbit2docker.hub.web.base import Handler
+from rabbit2docker.hub.web.errors import NO_SUCH_PAGE, RECORDS_UNAVAILABLE, Forbidden, HttpError
 from rabbit2docker.settings import HubAuth
+from rabbit2docker_schemas.providers import PROVIDERS
 
 PACKAGE: Final = "rabbit2docker.hub.web"
-POLICY: Final = "; ".join(
+CONTENT_SECURITY_POLICY: Final = "; ".join(
     (
         "default-src 'none'",
         "script-src 'self'",
@@ -33,35 +36,36 @@ POLICY: Final = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-TYPES: Final = {
+MEDIA_TYPES: Final = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-_OWN: Final = re.compile(r"(new|builds/[A-Za-z0-9._~%-]+)(\?[^\s#]*)?")
-"""Pages beside the first one."""
+_NEXT: Final = re.compile(r"(new|builds/[A-Za-z0-9._~%-]+)(\?[^\s#]*)?")
+"""Pages to which the list of builds redirects after a login."""
 YEAR_SECONDS: Final = 31_536_000
 _TITLES: Final = {
-    401: "A token is needed",
-    403: "This is not for you",
-    404: "There is nothing here",
-    405: "This cannot be done here",
-    503: "Not at the moment",
+    401: "A token is required",
+    403: "You do not have access",
+    404: "Page not found",
+    405: "Method not allowed",
+    503: "Service unavailable",
 }
-_WORDS: Final = {
-    404: "The address may be wrong, or what was here is forgotten by now.",
+_DEFAULT_TITLE: Final = "Something went wrong"
+_MESSAGES: Final = {
+    404: "Check the address. What was here may also have been deleted after its retention period.",
     503: "Please try again in a minute.",
 }
-_ELSE: Final = "Please try again, or tell the operator."
+_DEFAULT_MESSAGE: Final = "Please try again, or contact the operator."
 
 
 class Assets:
-    """Scripts, styles and pictures, in memory; all of them change their address when one of them changes."""
+    """Scripts, styles and images, in memory; their URLs contain a hash over all of them."""
 
     def __init__(self) -> None:
-        """Read them."""
+        """Read the files."""
         found = sorted(files(PACKAGE).joinpath("static").iterdir(), key=lambda file: file.name)
-        self.contents = {file.name: file.read_bytes() for file in found if _suffix(file.name) in TYPES}
+        self.contents = {file.name: file.read_bytes() for file in found if _suffix(file.name) in MEDIA_TYPES}
         digest = hashlib.sha256()
         for name, content in self.contents.items():
             digest.update(f"{name} {len(content)} ".encode() + content)
@@ -74,13 +78,13 @@ def _suffix(name: str) -> str:
 
 @cache
 def assets() -> Assets:
-    """Return the one set of them."""
+    """Return the assets, read once."""
     return Assets()
 
 
 @cache
 def templates() -> Environment:
-    """Return the templates, read and compiled."""
+    """Return the templates, compiled once."""
     environment = Environment(
         loader=PackageLoader(PACKAGE, "templates"),
         autoescape=True,
@@ -94,14 +98,14 @@ def templates() -> Environment:
     return environment
 
 
-def prepare_pages() -> None:
-    """Read everything from the disk, so that no viewer waits for it."""
+def load_pages() -> None:
+    """Read all files at start, so that no request waits for the disk."""
     assets()
     templates()
 
 
-def hub_address() -> str | None:
-    """Return where the JupyterHub has its own pages, as it tells its services; None without one."""
+def jupyterhub_url() -> str | None:
+    """Return the URL of JupyterHub's own pages from the environment of its services; None without one."""
     if public := os.environ.get("JUPYTERHUB_PUBLIC_HUB_URL"):
         return public if public.endswith("/") else f"{public}/"
     if base := os.environ.get("JUPYTERHUB_BASE_URL"):
@@ -109,52 +113,64 @@ def hub_address() -> str | None:
     return None
 
 
+@cache
+def page_providers(github_hostname: str) -> str:
+    """Return the descriptors of all providers as JSON for scripts, with the configured host of GitHub."""
+    hosts = {"gh": github_hostname}
+    data = [descriptor.as_page_data() for descriptor in PROVIDERS.values()]
+    return json.dumps([{**each, "host": hosts.get(each["prefix"], each["host"])} for each in data])
+
+
+def _wants_html(handler: Handler) -> bool:
+    return "text/html" in handler.request.headers.get("Accept", "")
+
+
 class Page(Handler):
-    """What pages have in common."""
+    """The base of all pages."""
 
     def set_default_headers(self) -> None:
-        """Let a page run its own scripts only, stand in no frame, and stay out of shared caches."""
+        """Allow own scripts only, forbid framing, and keep the page out of shared caches."""
         super().set_default_headers()
-        self.set_header("Content-Security-Policy", POLICY)
+        self.set_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Referrer-Policy", "same-origin")
         self.set_header("Cache-Control", "private, no-cache")
         self.set_header("Vary", "Accept, Cookie, Authorization")
 
     @property
-    def is_wanted(self) -> bool:
-        """Tell whether a page is wanted, not what programs get at the same address."""
+    def is_html(self) -> bool:
+        """Return whether the response is a page, not JSON for a program."""
         return True
 
-    async def viewer(self) -> User | None:
-        """Return who looks; None when they were sent to log in and all is answered. Raises NotAllowed."""
+    async def authenticated_user(self) -> User | None:
+        """Return the user; None once a login was started as the response. Raises Forbidden."""
         try:
-            return await self.parts.guard.user(self)
-        except Forbidden as refusal:
-            if refusal.login_url:
-                self.redirect(refusal.login_url)
+            return await self.context.authenticator.user(self)
+        except Forbidden as error:
+            if error.login_url:
+                self.redirect(error.login_url)
                 return None
-            if refusal.challenge and _takes_pages(self):
-                self._challenge(refusal, refusal.challenge)
+            if error.challenge and _wants_html(self):
+                self._challenge(error.message, error.challenge)
                 return None
             raise
 
-    def _challenge(self, refusal: Forbidden, challenge: str) -> None:
-        """Let the browser ask for a token, at the base: it sends it to what is below the page where it had to."""
+    def _challenge(self, message: str, challenge: str) -> None:
+        """Let the browser ask for a token, at the base URL: it then sends the token to all pages below it."""
         base = self.settings["base_url"]
         if self.request.path == base:
             self.set_header("WWW-Authenticate", challenge)
-            self._show_error(401, refusal.message)
+            self._render_error(401, message)
         else:
             here = str(self.request.uri).removeprefix(base)
             self.redirect(f"{base}?{urlencode({'next': here})}")
 
-    def show(self, template: str, user: User | None, **values: Any) -> None:
-        """Answer with a page."""
-        hub = hub_address() if self.parts.settings.hub.auth is HubAuth.JUPYTERHUB else None
+    def render_page(self, template: str, user: User | None, **values: Any) -> None:
+        """Finish the response with a page."""
+        hub = jupyterhub_url() if self.context.settings.hub.auth is HubAuth.JUPYTERHUB else None
         base = self.settings["base_url"]
-        # Reading the token sets the cookie that has to come with it.
-        token = self.xsrf_token.decode() if user and self.parts.guard.cookie_secret() else ""
+        # Reading the property sets the cookie that scripts send together with the token.
+        token = self.xsrf_token.decode() if user and self.context.authenticator.cookie_secret() else ""
         page = templates().get_template(template)
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.finish(
@@ -164,103 +180,117 @@ class Page(Handler):
                 hub=hub,
                 user=user,
                 xsrf=token,
-                silence=self.parts.settings.hub.keepalive_seconds,
+                keepalive_seconds=self.context.settings.hub.keepalive_seconds,
+                providers=page_providers(self.context.settings.providers.github_hostname),
                 version=version("rabbit2docker"),
                 **values,
             )
         )
 
     def write_error(self, status_code: int, **about: Any) -> None:
-        """Answer an error with a page."""
-        if not self.is_wanted:
+        """Finish the response with an error page, or with JSON for a program."""
+        if not self.is_html:
             super().write_error(status_code, **about)
             return
         _, error, _ = about.get("exc_info", (None, None, None))
         if isinstance(error, StoreUnavailable):
             status_code = 503
             self.set_header("Retry-After", "30")
-            words = "The record of builds cannot be read at the moment. Please try again in a minute."
+            message = RECORDS_UNAVAILABLE
         else:
-            words = error.message if isinstance(error, HttpError) else _WORDS.get(status_code, _ELSE)
-        self._show_error(status_code, words)
+            message = (
+                error.message
+                if isinstance(error, HttpError)
+                else _MESSAGES.get(status_code, _DEFAULT_MESSAGE)
+            )
+        self._render_error(status_code, message)
 
-    def _show_error(self, status_code: int, words: str) -> None:
+    def _render_error(self, status_code: int, message: str) -> None:
         self.set_status(status_code)
-        title = _TITLES.get(status_code, "Something went wrong")
-        self.show("error.html", None, title=title, words=words, status=status_code)
+        title = _TITLES.get(status_code, _DEFAULT_TITLE)
+        self.render_page("error.html", None, title=title, message=message, status=status_code)
 
 
-def _takes_pages(handler: Handler) -> bool:
-    return "text/html" in handler.request.headers.get("Accept", "")
-
-
-class ListPage(Page, HomeHandler):
-    """The list of builds; programs still get what this service is, as JSON."""
+class ListPage(Page):
+    """The list of builds; programs get the name of the service as JSON."""
 
     @property
-    def is_wanted(self) -> bool:
-        """Tell a browser from a program."""
-        return _takes_pages(self)
+    def is_html(self) -> bool:
+        """Return whether the client is a browser."""
+        return _wants_html(self)
 
     async def get(self) -> None:
-        """Show it."""
-        if not self.is_wanted:
-            await HomeHandler.get(self)
+        """Answer with the page or the JSON."""
+        if not (user := await self.authenticated_user()):
             return
-        if not (user := await self.viewer()):
-            return
-        if _OWN.fullmatch(wanted := self.get_query_argument("next", "")):
-            self.redirect(self.settings["base_url"] + wanted)
+        if not self.is_html:
+            self._describe(user)
+        elif _NEXT.fullmatch(target := self.get_query_argument("next", "")):
+            self.redirect(self.settings["base_url"] + target)
         else:
-            self.show("list.html", user, title="Builds")
+            self.render_page("list.html", user, title="Builds")
+
+    def _describe(self, user: User) -> None:
+        if self.context.authenticator.cookie_secret():
+            self.xsrf_token  # noqa: B018 - reading it sets the cookie
+        build = f"{self.settings['base_url']}build/<provider>/<spec>?build_only=true"
+        self.write_json({"service": "rabbit2docker", "user": user.name, "build": build})
 
 
 class NewPage(Page):
-    """Where a build is asked for."""
+    """The form for a new build."""
 
     async def get(self) -> None:
-        """Show it, filled in with what the address says."""
-        if user := await self.viewer():
+        """Answer with the form, filled in from the URL's parameters."""
+        if user := await self.authenticated_user():
             given = {name: self.get_query_argument(name, "") for name in ("repo", "ref", "subdir")}
-            self.show("new.html", user, title="New build", given=given)
+            self.render_page("new.html", user, title="New build", given=given)
 
 
 class BuildPage(Page):
     """One build."""
 
     async def get(self, build_id: str) -> None:
-        """Show it to who may see it; to others it does not exist."""
-        if not (user := await self.viewer()):
+        """Answer with the page if the user may see the build, else 404."""
+        if not (user := await self.authenticated_user()):
             return
-        build = await self.parts.records.build(build_id)
+        build = await self.context.records.build(build_id)
         if build is None or not user.can_view(build):
-            raise HttpError("There is no such build, it is forgotten by now, or it is somebody else's.", 404)
-        self.show("build.html", user, title="Build", build=build)
+            raise HttpError(
+                "There is no such build, or you do not have access to it. Builds are deleted after a retention period.",
+                404,
+            )
+        self.render_page("build.html", user, title="Build", build=build)
 
 
 class StaticHandler(Handler):
-    """Scripts, styles and pictures."""
+    """Scripts, styles and images."""
 
-    def get(self, wanted: str, name: str) -> None:
-        """Answer with one. Under the address of its version it never changes."""
+    def get(self, asset_version: str, name: str) -> None:
+        """Answer with a file; below the URL of the current version it may be cached indefinitely."""
         content = assets().contents.get(name)
         if content is None:
             raise HTTPError(404)
-        is_current = wanted == assets().version
-        keep = f"public, max-age={YEAR_SECONDS}, immutable" if is_current else "no-cache"
-        self.set_header("Cache-Control", keep)
-        self.set_header("Content-Type", TYPES[_suffix(name)])
+        is_current = asset_version == assets().version
+        caching = f"public, max-age={YEAR_SECONDS}, immutable" if is_current else "no-cache"
+        self.set_header("Cache-Control", caching)
+        self.set_header("Content-Type", MEDIA_TYPES[_suffix(name)])
         self.set_header("X-Content-Type-Options", "nosniff")
         self.finish(content)
 
 
-class NotFoundPage(Page, NotFoundHandler):
-    """Everything else."""
+class NotFoundPage(Page):
+    """All other addresses."""
 
     @property
-    def is_wanted(self) -> bool:
-        """Tell a browser from a program."""
-        return _takes_pages(self)
+    def is_html(self) -> bool:
+        """Return whether the client is a browser."""
+        return _wants_html(self)
+
+    def prepare(self) -> None:
+        """Answer 404."""
+        self.check_network()
+        raise HttpError(NO_SUCH_PAGE, 404)
 
 
 PAGE_ROUTES: Final[tuple[tuple[str, type[Handler]], ...]] = (
@@ -268,5 +298,5 @@ PAGE_ROUTES: Final[tuple[tuple[str, type[Handler]], ...]] = (
     ("new", NewPage),
     ("builds/([^/]+)", BuildPage),
 )
-"""Paths after the base, for who is known."""
+"""Paths below the base URL; they need authentication."""
 STATIC_ROUTE: Final[tuple[str, type[Handler]]] = ("static/([0-9a-f]+)/([^/]+)", StaticHandler)

@@ -1,8 +1,8 @@
-"""How many builds are before one that waits for a free slot: RabbitMQ is asked once for all who want to know.
+"""Positions of waiting requests in RabbitMQ's queue, from one periodic look at its length for all viewers.
 
-Requests wait in RabbitMQ, first come, first served, and the queue's length is all that can be known of it. Whoever asked
-after us stands behind us: of our own requests that is known, of those of others it is not, so the number may be too
-high, and is never told higher than before. One task asks, and only for as long as anybody waits.
+Requests wait in RabbitMQ, first in, first out, and only the queue's length can be observed. Requests made after ours are
+behind it; those of this program are known and subtracted, those of others are not. So a number can be too high, and it
+is never raised once a viewer has seen it. One task polls, and only while a viewer waits.
 """
 
 import asyncio
@@ -19,32 +19,32 @@ from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMisma
 
 log = structlog.get_logger()
 
-Depth = Callable[[], Awaitable[int]]
-Looking = Callable[[], AbstractAsyncContextManager[Depth]]
-"""Opens what is needed to ask for the queue's length; raises what asking raises."""
+ReadDepth = Callable[[], Awaitable[int]]
+"""Returns the number of messages that wait in the queue."""
+OpenDepthReader = Callable[[], AbstractAsyncContextManager[ReadDepth]]
+"""Connects for reading the queue's length; entering and reading raise AccessRefused, BrokerUnavailable, TopologyMismatch."""
 
-PATIENCE_SECONDS: Final = 2.0
+FIRST_POLL_SECONDS: Final = 2.0
 """A request that is answered within this time has not waited."""
-LOOK_SECONDS: Final = 3.0
-"""Between two questions for the queue's length."""
+POLL_SECONDS: Final = 3.0
 RETRY_SECONDS: Final = 15.0
-"""RabbitMQ does not answer: nobody hears a number meanwhile."""
-ASKED: Final = 20_000
-"""Requests of our own that are remembered; more than the queue takes."""
+"""Between attempts to reach RabbitMQ; no positions are known in the meantime."""
+MAX_REQUESTS: Final = 20_000
+"""Requests of this program that are remembered; more than the queue takes."""
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """A request that nobody has answered."""
+    """A request without an answer."""
 
-    asked_at: float
+    requested_at: float
     """Seconds since 1970."""
     ahead: int | None = None
-    watched: int = 0
+    viewers: int = 0
     changed: "asyncio.Future[None] | None" = None
 
-    def put(self, ahead: int) -> None:
-        """Note what is known now; a number that has grown says only that others came later."""
+    def set_ahead(self, ahead: int) -> None:
+        """Set the number of requests ahead; it never grows, since that would mean only that others came later."""
         ahead = max(0, ahead if self.ahead is None else min(ahead, self.ahead))
         if ahead == self.ahead:
             return
@@ -56,121 +56,121 @@ class _Waiting:
 
 @dataclass(slots=True)
 class QueueView:
-    """One viewer's view on a request that waits."""
+    """One viewer's view of a waiting request."""
 
     request_id: str
-    _queueing: "QueuePositions"
-    told: int | None = None
-    """What the viewer knows."""
+    _positions: "QueuePositions"
+    shown: int | None = None
+    """The number that the viewer has received."""
 
     @property
     def ahead(self) -> int | None:
-        """Return how many builds are before this one; None when that is not known, or it waits no longer."""
-        waiting = self._queueing.find(self.request_id)
+        """Return the number of builds ahead; None if it is unknown or the request waits no longer."""
+        waiting = self._positions.find(self.request_id)
         return None if waiting is None else waiting.ahead
 
     def take(self) -> int | None:
-        """Return the number if the viewer does not know it yet, else None."""
+        """Return the number if it is new to the viewer, else None."""
         ahead = self.ahead
-        if ahead is None or ahead == self.told:
+        if ahead is None or ahead == self.shown:
             return None
-        self.told = ahead
+        self.shown = ahead
         return ahead
 
-    def news(self) -> "asyncio.Future[None] | None":
-        """Return what is done when there is something to take; None when there will be nothing more."""
-        waiting = self._queueing.find(self.request_id)
+    def changed(self) -> "asyncio.Future[None] | None":
+        """Return a future that is done once `take` has a number; None if the request waits no longer."""
+        waiting = self._positions.find(self.request_id)
         if waiting is None:
             return None
         if waiting.changed is None:
             waiting.changed = asyncio.get_running_loop().create_future()
-        if waiting.ahead is not None and waiting.ahead != self.told:
+        if waiting.ahead is not None and waiting.ahead != self.shown:
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             done.set_result(None)
             return done
         return waiting.changed
 
-    def answered(self) -> None:
-        """Note that somebody has taken the request, so that it waits no longer."""
-        self._queueing.answered(self.request_id)
+    def leave(self) -> None:
+        """Note that the request has been answered and waits no longer."""
+        self._positions.remove(self.request_id)
 
 
 @dataclass(slots=True)
 class QueuePositions:
-    """Knows the requests that wait. `looking` None: nothing is ever known of the queue."""
+    """The waiting requests of this program. Without `open_reader` no position is ever known."""
 
-    looking: Looking | None
+    open_reader: OpenDepthReader | None
     clock: Callable[[], float] = time.time
     _waiting: dict[str, _Waiting] = field(default_factory=dict)
     _watched: set[str] = field(default_factory=set)
-    """Those of them that somebody watches."""
+    """Waiting requests that have a viewer."""
     _task: "asyncio.Task[None] | None" = None
 
     def find(self, request_id: str) -> _Waiting | None:
-        """Return what is known of a request that waits."""
+        """Return a waiting request; None if it does not wait."""
         return self._waiting.get(request_id)
 
-    def asked(self, request_id: str, asked_at: float | None = None) -> None:
-        """Note that a request is about to be made here: whatever was asked for before stands before it."""
-        self._waiting[request_id] = _Waiting(self.clock() if asked_at is None else asked_at)
-        while len(self._waiting) > ASKED:
-            oldest = min(self._waiting, key=lambda each: self._waiting[each].asked_at)
-            self.answered(oldest)
+    def add(self, request_id: str, requested_at: float | None = None) -> None:
+        """Add a request that is about to be published; all earlier requests are ahead of it."""
+        self._waiting[request_id] = _Waiting(self.clock() if requested_at is None else requested_at)
+        while len(self._waiting) > MAX_REQUESTS:
+            oldest = min(self._waiting, key=lambda each: self._waiting[each].requested_at)
+            self.remove(oldest)
 
-    def answered(self, request_id: str) -> None:
-        """Note that a request waits no longer."""
+    def remove(self, request_id: str) -> None:
+        """Remove a request that waits no longer."""
         self._waiting.pop(request_id, None)
         self._watched.discard(request_id)
 
     @contextmanager
-    def watching(self, request_id: str, asked_at: float | None = None) -> Iterator[QueueView]:
-        """Give one viewer's view of a request that was made here, or elsewhere at `asked_at` and may wait still."""
-        if asked_at is not None and request_id not in self._waiting:
-            self.asked(request_id, asked_at)
+    def watch(self, request_id: str, requested_at: float | None = None) -> Iterator[QueueView]:
+        """Give one viewer's view of a request of this program, or of one made elsewhere at `requested_at`."""
+        if requested_at is not None and request_id not in self._waiting:
+            self.add(request_id, requested_at)
         waiting = self._waiting.get(request_id)
         if waiting is not None:
-            waiting.watched += 1
+            waiting.viewers += 1
             self._watched.add(request_id)
-            self._look()
+            self._start_polling()
         try:
             yield QueueView(request_id, self)
         finally:
             if waiting is not None:
-                waiting.watched -= 1
-                if not waiting.watched and self._waiting.get(request_id) is waiting:
+                waiting.viewers -= 1
+                if not waiting.viewers and self._waiting.get(request_id) is waiting:
                     self._watched.discard(request_id)
             if self._task is not None and not self._watched:
                 self._task.cancel()
                 self._task = None
 
-    def _look(self) -> None:
-        if self.looking is not None and (self._task is None or self._task.done()):
-            self._task = asyncio.create_task(self._keep_looking(self.looking), name="queue position")
+    def update(self, depth: int) -> None:
+        """Derive all positions from the queue's length: the newest requests are still in it."""
+        newest_first = sorted(self._waiting.items(), key=lambda item: item[1].requested_at, reverse=True)
+        for behind, (request_id, waiting) in enumerate(newest_first):
+            if behind >= depth and not waiting.viewers:
+                # It has left the queue, and without a viewer its answer was not seen here.
+                self.remove(request_id)
+            else:
+                waiting.set_ahead(depth - behind - 1)
 
-    async def _keep_looking(self, looking: Looking) -> None:
-        """Ask for as long as somebody waits who wants to know."""
-        await asyncio.sleep(PATIENCE_SECONDS)
+    def _start_polling(self) -> None:
+        if self.open_reader is not None and (self._task is None or self._task.done()):
+            self._task = asyncio.create_task(self._poll(self.open_reader), name="queue position")
+
+    async def _poll(self, open_reader: OpenDepthReader) -> None:
+        """Read the queue's length for as long as a viewer waits."""
+        await asyncio.sleep(FIRST_POLL_SECONDS)
         while self._watched:
             try:
-                async with looking() as depth:
+                async with open_reader() as depth:
                     while self._watched:
-                        metrics.HUB_QUEUE_LOOKS.inc()
-                        self.put(await depth())
-                        await asyncio.sleep(LOOK_SECONDS)
+                        metrics.HUB_QUEUE_DEPTH_CHECKS.inc()
+                        self.update(await depth())
+                        await asyncio.sleep(POLL_SECONDS)
             except AccessRefused as error:
-                log.warning("positions in the queue are not told until the next start", why=str(error))
-                self.looking = None
+                log.warning("queue positions disabled until restart", reason=str(error))
+                self.open_reader = None
                 return
             except (BrokerUnavailable, TopologyMismatch) as error:
-                log.info("positions in the queue cannot be told for now", why=str(error))
+                log.info("queue positions unavailable", reason=str(error), retry_seconds=RETRY_SECONDS)
                 await asyncio.sleep(RETRY_SECONDS)
-
-    def put(self, depth: int) -> None:
-        """Take note of how many messages wait: the requests that were made last."""
-        newest_first = sorted(self._waiting.items(), key=lambda item: item[1].asked_at, reverse=True)
-        for behind, (request_id, waiting) in enumerate(newest_first):
-            if behind >= depth and not waiting.watched:
-                # It has left the queue, and nobody was there to hear that it was answered.
-                self.answered(request_id)
-            else:
-                waiting.put(depth - behind - 1)

@@ -1,7 +1,7 @@
-"""Pure: how far a viewer has come, as the `id:` of an event, so that `Last-Event-ID` goes on from there.
+"""Positions in BinderHub's stream, as the `id:` of an event, from which `Last-Event-ID` resumes.
 
-A place in a build is told by numbers that are the same whoever reads and whenever: how many progress events, and which
-line of which attempt comes next. So any instance of the service can go on with what another one has begun.
+A position consists of numbers that are the same for all readers at all times: the count of progress events, and the
+attempt and number of the next line. So any instance of the service can resume what another one has begun.
 """
 
 import hashlib
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 VALID_SECONDS: Final = 86_400
-"""A viewer who comes back later than this starts anew: no build lasts longer, and the stream may have forgotten it."""
+"""Positions older than this are ignored: no build lasts longer, and the stream may have dropped its events."""
 
 _REQUEST_ID = re.compile(r"hub-([0-9a-f]{8})-([0-9a-f]{20})-([0-9a-f]{20})")
-_PLACE = re.compile(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})")
+_POSITION = re.compile(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})")
 _END: Final = "end"
 
 
@@ -24,19 +24,19 @@ def _seal(stamp: str, nonce: str, provider: str, spec: str) -> str:
 
 
 def new_request_id(provider: str, spec: str) -> str:
-    """Return a fresh id for a request, which tells when and for what it was made."""
+    """Return a new request id, which holds its time of creation and a hash of provider and spec."""
     stamp, nonce = f"{int(time.time()):08x}", secrets.token_hex(10)
     return f"hub-{stamp}-{nonce}-{_seal(stamp, nonce, provider, spec)}"
 
 
-def asked_at(request_id: str) -> float | None:
-    """Return when an id was made, in seconds since 1970; None if it is not one of ours."""
+def requested_at(request_id: str) -> float | None:
+    """Return the creation time of a request id in seconds since 1970; None if it was not made here."""
     match = _REQUEST_ID.fullmatch(request_id)
     return None if match is None else float(int(match[1], 16))
 
 
 def _is_of(request_id: str, provider: str, spec: str) -> bool:
-    """Tell whether an id was made for this, and not too long ago: nobody gets at another build by way of an id."""
+    """Return whether an id was made for this spec and has not expired: an id gives no access to another build."""
     if not (match := _REQUEST_ID.fullmatch(request_id)):
         return False
     stamp, nonce, seal = match.groups()
@@ -46,38 +46,38 @@ def _is_of(request_id: str, provider: str, spec: str) -> bool:
 
 @dataclass(slots=True)
 class BinderHubCursor:
-    """What a viewer of a request has got."""
+    """The position of one viewer in the stream of one request."""
 
     request_id: str
-    told: int = 0
-    """Events beside lines: the first `waiting`, then progress."""
+    events: int = 0
+    """Events that are not lines: the first `waiting`, then progress."""
     attempt: int = 0
     line: int = 0
-    """Number of the line of `attempt` that comes next."""
+    """Number of the next line of `attempt`."""
     ended: bool = False
 
     def __str__(self) -> str:
-        """Return what stands after `id:`."""
-        return f"{self.request_id}:{_END}" if self.ended else f"{self.before_line}{self.line}"
+        """Return the value of the field `id:`."""
+        return f"{self.request_id}:{_END}" if self.ended else f"{self.line_prefix}{self.line}"
 
     @property
-    def before_line(self) -> str:
-        """Return that without the number of the line, for who has got many lines at once."""
-        return f"{self.request_id}:{self.told}.{self.attempt}."
+    def line_prefix(self) -> str:
+        """Return the value without the line's number, from which ids of many lines are made at once."""
+        return f"{self.request_id}:{self.events}.{self.attempt}."
 
     def has_line(self, attempt: int, number: int) -> bool:
-        """Tell whether the viewer has this line, or one after it."""
+        """Return whether this position is past a line."""
         return (attempt, number) < (self.attempt, self.line)
 
     @classmethod
-    def read(cls, text: str | None, provider: str, spec: str) -> Self | None:
-        """Return the place that a `Last-Event-ID` names, None if it is not ours, too old, or of another build."""
-        request_id, _, place = (text or "").strip().partition(":")
+    def parse(cls, text: str | None, provider: str, spec: str) -> Self | None:
+        """Parse a `Last-Event-ID`; None if it is malformed, expired, or of another build."""
+        request_id, _, position = (text or "").strip().partition(":")
         if not _is_of(request_id, provider, spec):
             return None
-        if place == _END:
+        if position == _END:
             return cls(request_id, ended=True)
-        if not (match := _PLACE.fullmatch(place)):
+        if not (match := _POSITION.fullmatch(position)):
             return None
-        told, attempt, line = (int(part) for part in match.groups())
-        return cls(request_id, told, attempt, line)
+        events, attempt, line = (int(part) for part in match.groups())
+        return cls(request_id, events, attempt, line)

@@ -1,7 +1,7 @@
-"""Removes what the consumers have made in the cluster, once they are gone: build pods, programs, Leases, Secrets.
+"""Deletes the pods, ConfigMaps, Leases and Secrets that the consumers have created, once all consumers have stopped.
 
-Run by the chart after `helm uninstall`, in the consumer's image; `KINDS`, `SELECTOR`, `CONSUMERS` and `NAMESPACE` come
-from the environment. Standard library only, so that any version of the image can run it.
+Run by the chart after `helm uninstall` in the image of the consumer, with `KINDS`, `SELECTOR`, `CONSUMERS` and
+`NAMESPACE` in the environment. Standard library only, so that any version of the image can run it.
 """
 
 import http.client
@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, Final
 
 ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-PATIENCE_SECONDS: Final = 240
+TIMEOUT_SECONDS: Final = 240
 FINALIZER: Final = "rabbit2docker.io/outcome"
 GROUPS: Final = {"leases": "/apis/coordination.k8s.io/v1"}
 
 
 def call(method: str, path: str, body: Any = None) -> Any:
-    """Ask the API server; None where the object is gone. Raises OSError."""
+    """Call the API server and return the response; None if the object is gone or was replaced. Raises OSError."""
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
     host = f"[{host}]" if ":" in host else host
     request = urllib.request.Request(
@@ -49,18 +49,18 @@ def call(method: str, path: str, body: Any = None) -> Any:
 
 
 def collection(kind: str) -> str:
-    """Return the path of all objects of a kind."""
+    """Return the path of the collection of all objects of a kind."""
     return f"{GROUPS.get(kind, '/api/v1')}/namespaces/{os.environ['NAMESPACE']}/{kind}"
 
 
 def found(kind: str, selector: str) -> list[dict[str, Any]]:
-    """Return the metadata of the objects that the selector finds."""
+    """Return the metadata of the objects that match the selector."""
     answer = call("GET", f"{collection(kind)}?labelSelector={urllib.parse.quote(selector)}")
     return [item["metadata"] for item in (answer or {}).get("items", [])]
 
 
 def remove(kind: str, metadata: dict[str, Any]) -> None:
-    """Delete one object; a record's finalizer goes first, because nobody is left to take it off."""
+    """Delete one object, its finalizer first, as no consumer is left to remove that."""
     path = f"{collection(kind)}/{metadata['name']}"
     finalizers = metadata.get("finalizers", [])
     if FINALIZER in finalizers:
@@ -75,7 +75,7 @@ def remove(kind: str, metadata: dict[str, Any]) -> None:
 
 
 def one_pass() -> list[str]:
-    """Remove what is there; return what has to be waited for. Nothing is touched while a consumer lives."""
+    """Delete all objects and return the names of those to wait for. Deletes nothing while a consumer runs."""
     if consumers := found("pods", os.environ["CONSUMERS"]):
         return [metadata["name"] for metadata in consumers]
     left = []
@@ -87,8 +87,8 @@ def one_pass() -> list[str]:
 
 
 def main() -> int:
-    """Go on until nothing is left; return the exit code."""
-    until, left = time.monotonic() + PATIENCE_SECONDS, ["?"]
+    """Delete until nothing is left or the time is up; return the exit code."""
+    until, left = time.monotonic() + TIMEOUT_SECONDS, ["?"]
     while left and time.monotonic() < until:
         try:
             left = one_pass()

@@ -2,7 +2,7 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
-{{- /* Short enough for what is put behind it: 63 less "-docker-api". */}}
+{{- /* Short enough for the suffix "-docker-api" within 63 characters. */}}
 {{- define "rabbit2docker.fullname" -}}
 {{- if .Values.fullnameOverride }}
 {{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
@@ -42,10 +42,10 @@ app.kubernetes.io/component: docker-api
 {{- end }}
 
 {{- define "rabbit2docker.image" -}}
-{{- printf "%s:%s" (required "image.repository is not set: build the image with the Dockerfile, push it, and name it here." .Values.image.repository) (default .Chart.AppVersion .Values.image.tag) }}
+{{- printf "%s:%s" (required "image.repository is not set. Build the image with the Dockerfile, push it, and set its name." .Values.image.repository) (default .Chart.AppVersion .Values.image.tag) }}
 {{- end }}
 
-{{- /* A directory name on nodes that no other release has. The path of a socket may have 107 bytes. */}}
+{{- /* A directory name on nodes that is unique to the release. The path of a socket may have up to 107 bytes. */}}
 {{- define "rabbit2docker.nodeDirectory" -}}
 {{- $name := printf "%s-%s" .Release.Namespace (include "rabbit2docker.fullname" .) }}
 {{- if gt (len $name) 60 }}
@@ -63,36 +63,36 @@ app.kubernetes.io/component: docker-api
 {{ include "rabbit2docker.socketDirectory" . }}/docker.sock
 {{- end }}
 
-{{- /* Whether builds get Secrets of their own; not empty if so. */}}
+{{- /* Non-empty if builds get Secrets of their own. */}}
 {{- define "rabbit2docker.perBuildSecrets" -}}
 {{- range $tenant, $has := .Values.tenantCredentials }}
 {{- if ($has).gitCredentials }}true{{ end }}
 {{- end }}
 {{- end }}
 
-{{- /* Fails where `config` has a setting that the chart makes or that is a password. */}}
+{{- /* Fails if `config` contains a setting that the chart sets, or a password. */}}
 {{- define "rabbit2docker.checkConfig" -}}
 {{- $forbidden := dict
-  "executor" "the chart runs build pods on Kubernetes, always"
-  "amqp.url" "put it into a Secret and name that in amqp.existingSecret"
-  "amqp.management_url" "put it into the Secret of amqp.existingSecret and its key into amqp.managementUrlKey"
-  "providers.github_token" "put it into a Secret and name that in githubToken.existingSecret"
+  "executor" "the chart always uses the kubernetes executor"
+  "amqp.url" "put it into a Secret, and set amqp.existingSecret to the name of the Secret"
+  "amqp.management_url" "put it into the Secret amqp.existingSecret, and set amqp.managementUrlKey to its key"
+  "providers.github_token" "put it into a Secret, and set githubToken.existingSecret to the name of the Secret"
   "hub" "the chart does not run `rabbit2docker hub`"
-  "http.bind" "service.port is where it can be reached"
-  "docker.host" "builds use the docker-api of their node"
-  "kubernetes.namespace" "builds run in the release's namespace"
-  "kubernetes.kubeconfig" "the service account is used"
-  "kubernetes.context" "the service account is used"
+  "http.bind" "set service.port"
+  "docker.host" "builds use the docker-api on their node"
+  "kubernetes.namespace" "builds run in the namespace of the release"
+  "kubernetes.kubeconfig" "the consumer uses its service account"
+  "kubernetes.context" "the consumer uses its service account"
   "kubernetes.push_secret" "set pushSecret"
   "kubernetes.tenants" "set tenantCredentials"
 }}
 {{- if .Values.dockerApi.enabled }}
 {{- $_ := set $forbidden "kubernetes.docker_socket" "set dockerApi.socketDirectory" }}
-{{- $_ := set $forbidden "kubernetes.docker_api_labels" "they are those of the chart's own docker-api" }}
+{{- $_ := set $forbidden "kubernetes.docker_api_labels" "the chart uses the labels of its own docker-api" }}
 {{- $_ := set $forbidden "kubernetes.docker_group" "set dockerApi.group" }}
 {{- end }}
 {{- if .Values.pushSecret }}
-{{- $_ := set $forbidden "docker.config" "pushSecret is mounted there" }}
+{{- $_ := set $forbidden "docker.config" "the chart mounts pushSecret there" }}
 {{- end }}
 {{- $config := .Values.config }}
 {{- range $path, $instead := $forbidden }}
@@ -108,16 +108,16 @@ app.kubernetes.io/component: docker-api
 {{- if not .Values.dockerApi.enabled }}
 {{- range list "docker_socket" "docker_api_labels" }}
 {{- if not (get (default dict $config.kubernetes) .) }}
-{{- fail (printf "config.kubernetes.%s has to be set where dockerApi.enabled is false." .) }}
+{{- fail (printf "config.kubernetes.%s is not set. It is required if dockerApi.enabled is false." .) }}
 {{- end }}
 {{- end }}
 {{- end }}
 {{- if not (get (default dict $config.images) "prefix") }}
-{{- fail "config.images.prefix is not set: it names the registry to push to, such as registry.example.org/hub/r2d-." }}
+{{- fail "config.images.prefix is not set. It names the registry to push to, such as registry.example.org/hub/r2d-." }}
 {{- end }}
 {{- end }}
 
-{{- /* The settings of the consumer: `config` and what follows from the other values. */}}
+{{- /* The settings of the consumer: `config`, and those derived from other values. */}}
 {{- define "rabbit2docker.settings" -}}
 {{- include "rabbit2docker.checkConfig" . }}
 {{- $kubernetes := dict "namespace" .Release.Namespace }}
@@ -143,11 +143,11 @@ app.kubernetes.io/component: docker-api
 {{- if $tenants }}
 {{- $_ := set $kubernetes "tenants" $tenants }}
 {{- end }}
-{{- /* What is said in `config` goes before what only has a default here. */}}
+{{- /* `config` takes precedence over the defaults of the chart. */}}
 {{- mergeOverwrite (dict "instance" .Release.Name) $ours (deepCopy .Values.config) | toYaml }}
 {{- end }}
 
-{{- /* dockerd's daemon.json. Engines before 28 know only what is to be kept, later ones also an upper limit. */}}
+{{- /* dockerd's daemon.json. Engines before 28 only support defaultKeepStorage, later ones also an upper limit. */}}
 {{- define "rabbit2docker.daemonConfig" -}}
 {{- $size := .Values.dockerApi.buildCache }}
 {{- $gc := dict "enabled" true "defaultKeepStorage" $size "defaultMaxUsedSpace" $size }}
@@ -158,7 +158,7 @@ app.kubernetes.io/component: docker-api
 {{- mergeOverwrite $config (deepCopy .Values.dockerApi.daemonConfig) | toPrettyJson }}
 {{- end }}
 
-{{- /* Security contexts that the Pod Security Standard `restricted` asks for. */}}
+{{- /* Security contexts that the Pod Security Standard `restricted` requires. */}}
 {{- define "rabbit2docker.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 1000

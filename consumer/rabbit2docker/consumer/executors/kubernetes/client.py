@@ -1,7 +1,7 @@
-"""The connection to the API server: authentication and TLS by kubernetes_asyncio, requests as plain JSON.
+"""Client of the Kubernetes API server: kubernetes_asyncio for authentication and TLS, plain JSON for requests.
 
-The library's generated methods are not used: they decode into models that cost thirty times as much as ours, have no
-timeouts by default, and share one pool of connections with log streams, which locks up when that is full.
+The generated methods of kubernetes_asyncio are not used: their models are thirty times slower to decode than ours, they
+have no default timeouts, and they share one connection pool with log streams, which deadlocks once the pool is full.
 """
 
 import asyncio
@@ -30,12 +30,12 @@ log = structlog.get_logger()
 
 CONNECT_SECONDS: Final = 5.0
 CALL_SECONDS: Final = 30.0
-LOGIN_AGAIN_SECONDS: Final = 5.0
-"""Credentials that were refused are fetched anew at most this often."""
+RELOAD_INTERVAL_SECONDS: Final = 5.0
+"""Minimum time between two reloads of credentials that the API server rejected."""
 STREAMS_PER_SECOND: Final = 150.0
-STREAMS_AT_ONCE: Final = 100
+STREAMS_BURST: Final = 100
 LOG_BUFFER_BYTES: Final = 1 << 16
-"""The library's 2 MiB would be held for every log that is not read at once."""
+"""Read buffer of each stream; aiohttp's default of 2 MiB would be held for every log that is read slowly."""
 JSON_PATCH: Final = "application/json-patch+json"
 MERGE_PATCH: Final = "application/merge-patch+json"
 JSON: Final = "application/json"
@@ -43,10 +43,10 @@ _CLIENT_ERRORS: Final = (aiohttp.ClientError, TimeoutError, OSError, ssl.SSLErro
 
 
 class ApiStatusError(Rabbit2DockerError):
-    """The API server said no; stays inside this package."""
+    """A rejection by the API server that retrying does not change. Never leaves this package."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:
-        """Take the HTTP status and the Status object's reason and message."""
+        """Store the HTTP status, and the reason and message of the Status object."""
         super().__init__(message)
         self.status = status
         self.reason = reason
@@ -54,43 +54,43 @@ class ApiStatusError(Rabbit2DockerError):
 
 
 class ApiTemporarilyUnavailable(ExecutorUnavailable):
-    """The API server answered that it, or the node behind it, cannot do this now; stays inside this package."""
+    """A temporary rejection by the API server or the node behind it, with the HTTP status. Never leaves this package."""
 
     def __init__(self, message: str, *, status: int = 500, retry_after: float | None = None) -> None:
-        """Take the HTTP status beside what every TransientError has."""
+        """Store the HTTP status in addition to the fields of a TransientError."""
         super().__init__(message, retry_after=retry_after)
         self.status = status
 
 
 class ApiClient:
-    """Calls and streams. All methods raise ExecutorUnavailable for what may pass, Refused for the rest."""
+    """Rate-limited calls and streams. Methods raise ExecutorUnavailable if a retry may help, else ApiStatusError."""
 
     def __init__(self, settings: KubernetesSettings) -> None:
-        """Take where the cluster is; nothing is opened yet."""
+        """Prepare a client; `open` connects it."""
         self._settings = settings
-        self._pace = RateLimiter(settings.requests_per_second, settings.burst)
-        self._stream_pace = RateLimiter(STREAMS_PER_SECOND, STREAMS_AT_ONCE)
+        self._call_limiter = RateLimiter(settings.requests_per_second, settings.burst)
+        self._stream_limiter = RateLimiter(STREAMS_PER_SECOND, STREAMS_BURST)
         self._configuration = Configuration()
-        self._logged_in = 0.0
+        self._loaded_at = 0.0
         self._calls: RESTClientObject | None = None
         self._streams: RESTClientObject | None = None
-        self._logging_in = asyncio.Lock()
+        self._reload_lock = asyncio.Lock()
 
     async def open(self) -> None:
-        """Find the cluster. Raises ConfigurationError when nothing says where it is."""
-        await self._log_in()
+        """Load address and credentials of the cluster. Raises ConfigurationError if there are none."""
+        await self._load_configuration()
         self._calls = RESTClientObject(self._configuration)
-        # One connection a stream, without limit: they may never wait for each other, nor keep calls waiting.
+        # Unlimited: streams must wait neither for each other nor for calls, nor make calls wait.
         self._streams = RESTClientObject(self._configuration, maxsize=0)
 
     async def close(self) -> None:
         """Close all connections."""
         for client in (self._streams, self._calls):
             if client is not None and client.pool_manager.connector is not None:
-                # A farewell in TLS takes until the other side answers, and would outlive the event loop.
+                # A graceful TLS shutdown waits for the peer and would outlive the event loop.
                 await client.pool_manager.connector.close(abort_ssl=True)
                 await client.close()
-        # Transports let go of their sockets in the loop's next turns.
+        # Transports close their sockets in the next iterations of the loop.
         for _ in range(3):
             await asyncio.sleep(0)
 
@@ -104,23 +104,23 @@ class ApiClient:
         method: str,
         path: str,
         *,
-        urgency: CallPriority,
+        priority: CallPriority,
         query: Mapping[str, str] | None = None,
         body: Any = None,
         content_type: str = JSON,
-        seconds: float = CALL_SECONDS,
+        timeout_seconds: float = CALL_SECONDS,
     ) -> bytes:
-        """Make one call and return the body of its answer."""
-        await self._pace.turn(urgency)
-        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
+        """Send one request and return the response body. Repeats it once with reloaded credentials after a 401."""
+        await self._call_limiter.acquire(priority)
+        timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=CONNECT_SECONDS)
         data = json.dumps(body) if body is not None else None
-        response, answer = await self._once(method, path, query, data, content_type, timeout)
-        if response.status == 401 and await self._log_in_again():
-            response, answer = await self._once(method, path, query, data, content_type, timeout)
-        _check(response, answer)
+        response, answer = await self._send(method, path, query, data, content_type, timeout)
+        if response.status == 401 and await self._reload_credentials():
+            response, answer = await self._send(method, path, query, data, content_type, timeout)
+        _raise_for_status(response, answer)
         return answer
 
-    async def _once(
+    async def _send(
         self,
         method: str,
         path: str,
@@ -145,7 +145,7 @@ class ApiClient:
                 answer = await response.read()
         except _CLIENT_ERRORS as error:
             metrics.KUBERNETES_CALLS.labels(verb=method, result="error").inc()
-            raise self._away(error) from error
+            raise self._no_answer(error) from error
         metrics.KUBERNETES_CALLS.labels(verb=method, result=str(response.status)).inc()
         return response, answer
 
@@ -153,13 +153,13 @@ class ApiClient:
     async def stream(
         self, path: str, query: Mapping[str, str], *, read_seconds: float | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Open a watch or a log; `read_seconds` of silence end it with TimeoutError.
+        """Open a watch or a log. Reading raises TimeoutError after `read_seconds` without data.
 
-        Streams have no part in the pace of calls, as the API server does not count them either; but each costs both
-        sides a handshake, so they have a pace of their own. The answer to a log may begin with its first line only.
+        Streams have a rate limit of their own: the API server does not count them among the calls, but each costs both
+        sides a TLS handshake. The response to a log request may begin only with its first line.
         """
         assert self._streams is not None
-        await self._stream_pace.turn(CallPriority.READ)
+        await self._stream_limiter.acquire(CallPriority.READ)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=read_seconds)
         headers = {"Accept": "*/*", **await self._authorization()}
         try:
@@ -173,16 +173,16 @@ class ApiClient:
             )
         except _CLIENT_ERRORS as error:
             metrics.KUBERNETES_CALLS.labels(verb="GET", result="error").inc()
-            raise self._away(error) from error
+            raise self._no_answer(error) from error
         try:
             metrics.KUBERNETES_CALLS.labels(verb="GET", result=str(response.status)).inc()
             if response.status != 200:
                 if response.status == 401:
-                    await self._log_in_again()
-                _check(response, await _read_error(response))
+                    await self._reload_credentials()
+                _raise_for_status(response, await _read_error(response))
             yield response
         finally:
-            # Never released into the pool: a follow stream that is left has to be cut, or the kubelet goes on.
+            # Abort instead of releasing to the pool: otherwise the kubelet goes on sending an abandoned log.
             if response.connection is not None and response.connection.transport is not None:
                 response.connection.transport.abort()
             response.close()
@@ -201,20 +201,20 @@ class ApiClient:
             found = await self._configuration.auth_settings()
         except (OSError, config.ConfigException) as error:
             raise ExecutorUnavailable(
-                f"The credentials for the API server cannot be read: {error}"
+                f"Cannot read the credentials for the Kubernetes API server: {error}"
             ) from error
         return {auth["key"]: auth["value"] for auth in found.values() if auth["in"] == "header"}
 
-    async def _log_in(self) -> None:
-        """Read address and credentials from where the settings, the pod or the environment say they are."""
-        self._logged_in = time.monotonic()
+    async def _load_configuration(self) -> None:
+        """Load address and credentials from the settings' kubeconfig, the pod's service account or KUBECONFIG."""
+        self._loaded_at = time.monotonic()
         try:
-            # Reads files and may run programs, all of it blocking: in a loop of its own, beside ours.
+            # Reads files and may run credential plugins, all blocking: hence a loop of its own in a thread.
             await asyncio.to_thread(asyncio.run, self._read_configuration())
         except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError) as error:
             raise ConfigurationError(
-                f"No Kubernetes cluster can be found: {error}. Set RABBIT2DOCKER_KUBERNETES__KUBECONFIG or KUBECONFIG "
-                "to a kubeconfig file, or run in a pod with a service account."
+                f"No Kubernetes cluster found: {error}. Set RABBIT2DOCKER_KUBERNETES__KUBECONFIG or KUBECONFIG to a "
+                "kubeconfig file, or run in a pod with a service account."
             ) from error
 
     async def _read_configuration(self) -> None:
@@ -230,28 +230,28 @@ class ApiClient:
             persist_config=False,
         )
 
-    async def _log_in_again(self) -> bool:
-        """Fetch credentials anew after a 401: tokens of plugins expire. False when that was done a moment ago."""
-        async with self._logging_in:
-            if time.monotonic() - self._logged_in < LOGIN_AGAIN_SECONDS:
+    async def _reload_credentials(self) -> bool:
+        """Load credentials again after a 401, as tokens of plugins expire; False if that failed or was just done."""
+        async with self._reload_lock:
+            if time.monotonic() - self._loaded_at < RELOAD_INTERVAL_SECONDS:
                 return False
             try:
-                await self._log_in()
+                await self._load_configuration()
             except ConfigurationError as error:
-                log.warning("no new credentials for the API server", error=str(error))
+                log.warning("credentials reload failed", error=str(error))
                 return False
             return True
 
-    def _away(self, error: BaseException) -> ExecutorUnavailable:
-        what = str(error) or type(error).__name__
-        return ExecutorUnavailable(f"The Kubernetes API server at {self.host} does not answer: {what}")
+    def _no_answer(self, error: BaseException) -> ExecutorUnavailable:
+        detail = str(error) or type(error).__name__
+        return ExecutorUnavailable(f"The Kubernetes API server at {self.host} does not answer: {detail}")
 
 
 def as_unavailable(error: ApiStatusError) -> ExecutorUnavailable:
-    """Return the error for what the API server does not accept: the operator can mend it, so the request may wait."""
+    """Return the rejection as a temporary error: an operator can remove its cause, so the request is requeued."""
     if error.status == 403 and "exceeded quota" in error.message:
-        return ExecutorUnavailable(f"Waiting for room in the cluster's quota: {error.message}")
-    return ExecutorUnavailable(f"The Kubernetes API server refuses: {error.message}")
+        return ExecutorUnavailable(f"Waiting for free quota in the cluster: {error.message}")
+    return ExecutorUnavailable(f"The Kubernetes API server rejected the call: {error.message}")
 
 
 async def _read_error(response: aiohttp.ClientResponse) -> bytes:
@@ -262,8 +262,8 @@ async def _read_error(response: aiohttp.ClientResponse) -> bytes:
         return b""
 
 
-def _check(response: aiohttp.ClientResponse, answer: bytes) -> None:
-    """Raise what the status means, in the server's own words."""
+def _raise_for_status(response: aiohttp.ClientResponse, answer: bytes) -> None:
+    """Raise ApiTemporarilyUnavailable or ApiStatusError, with the server's message, unless the call succeeded."""
     status = response.status
     if status < 300:
         return
@@ -276,7 +276,7 @@ def _check(response: aiohttp.ClientResponse, answer: bytes) -> None:
     message = message or f"{status} {response.reason}: {answer[:300].decode('utf-8', 'replace')}".strip(": ")
     if status in (401, 408, 429) or status >= 500:
         raise ApiTemporarilyUnavailable(
-            f"The Kubernetes API server refuses for now: {message}",
+            f"The Kubernetes API server cannot handle the call now: {message}",
             status=status,
             retry_after=_retry_after(response),
         )

@@ -1,4 +1,4 @@
-"""What has to be there before a build pod: the builder's program, and what its tenant may use."""
+"""ConfigMap and Secrets that build pods mount: the builder's program, and git credentials of tenants."""
 
 import asyncio
 import hashlib
@@ -13,64 +13,64 @@ from rabbit2docker.consumer.executors.kubernetes.client import (
     ApiStatusError,
     as_unavailable,
 )
-from rabbit2docker.consumer.executors.kubernetes.models import Event, Pod
+from rabbit2docker.consumer.executors.kubernetes.models import Event, Manifest, Pod
 from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority
 from rabbit2docker.errors import ExecutorUnavailable
 from rabbit2docker.settings import Settings
 
 
 class BuildConfigObjects:
-    """Makes ConfigMap and Secrets. All methods raise ExecutorUnavailable."""
+    """Creates the objects that a build pod mounts, before the pod. All methods raise ExecutorUnavailable."""
 
     def __init__(self, api: ApiClient, settings: Settings, builder_text: str) -> None:
-        """Take the builder's program; its ConfigMap is named by its content, so that versions live side by side."""
+        """Name the ConfigMap by a hash of the builder's program, so that versions of it coexist."""
         self._api = api
         self._settings = settings
-        self._text = builder_text
-        self.builder_map = f"rabbit2docker-builder-{hashlib.sha256(builder_text.encode()).hexdigest()[:12]}"
+        self._builder_text = builder_text
+        digest = hashlib.sha256(builder_text.encode()).hexdigest()
+        self.builder_map = f"rabbit2docker-builder-{digest[:12]}"
         self._core = f"/api/v1/namespaces/{settings.kubernetes.namespace}"
-        self._is_made = False
-        self._making = asyncio.Lock()
+        self._builder_exists = False
+        self._builder_lock = asyncio.Lock()
 
-    async def provide_builder(self) -> None:
-        """Make the ConfigMap with the builder's program, once."""
-        async with self._making:
-            if not self._is_made:
-                await self._make(
-                    "configmaps", manifest.builder_config_map(self._settings, self.builder_map, self._text)
-                )
-                self._is_made = True
+    async def ensure_builder(self) -> None:
+        """Create the ConfigMap with the builder's program, once per process."""
+        async with self._builder_lock:
+            if not self._builder_exists:
+                body = manifest.builder_config_map(self._settings, self.builder_map, self._builder_text)
+                await self._create("configmaps", body)
+                self._builder_exists = True
 
-    async def mend(self, events: Sequence[Event]) -> None:
-        """Make the ConfigMap again when the last event of a pod says that it is gone: all later pods need it, too."""
-        said = (events[-1].message or "") if events else ""
-        if self.builder_map in said and "not found" in said:
-            self._is_made = False
-            await self.provide_builder()
+    async def restore_builder(self, events: Sequence[Event]) -> None:
+        """Create the ConfigMap again if a pod's last event says that it is missing: all later pods need it, too."""
+        message = (events[-1].message or "") if events else ""
+        if self.builder_map in message and "not found" in message:
+            self._builder_exists = False
+            await self.ensure_builder()
 
-    async def provide_credentials(self, spec: AttemptSpec) -> str | None:
-        """Make the Secret of an attempt whose tenant has credentials; before the pod, which would wait for it."""
+    async def ensure_credentials(self, spec: AttemptSpec) -> str | None:
+        """Create the Secret with the tenant's git credentials and return its name; None if the tenant has none."""
         credentials = manifest.git_credentials(spec, self._settings)
         if credentials is None:
             return None
-        await self._make("secrets", manifest.credentials_secret(self._settings, spec, credentials))
+        await self._create("secrets", manifest.credentials_secret(self._settings, spec, credentials))
         return manifest.credentials_name(spec)
 
-    async def hand_over(self, credentials: str, pod: Pod) -> None:
-        """Let the Secret go with its pod; where that fails the cleaner removes it."""
+    async def set_owner(self, credentials: str, pod: Pod) -> None:
+        """Make the pod the owner of the Secret, so that both are deleted together; garbage collection covers a failure."""
         owner = {"apiVersion": "v1", "kind": "Pod", "name": pod.metadata.name, "uid": pod.metadata.uid}
         with suppress(ApiStatusError, ExecutorUnavailable):
             await self._api.call(
                 "PATCH",
                 f"{self._core}/secrets/{credentials}",
-                urgency=CallPriority.RECORD,
+                priority=CallPriority.RECORD,
                 body={"metadata": {"ownerReferences": [owner]}},
                 content_type=MERGE_PATCH,
             )
 
-    async def _make(self, kind: str, body: manifest.Manifest) -> None:
+    async def _create(self, plural: str, body: Manifest) -> None:
         try:
-            await self._api.call("POST", f"{self._core}/{kind}", urgency=CallPriority.CREATE, body=body)
+            await self._api.call("POST", f"{self._core}/{plural}", priority=CallPriority.CREATE, body=body)
         except ApiStatusError as error:
             if error.status != 409:
                 raise as_unavailable(error) from error

@@ -1,4 +1,4 @@
-"""Removes what no record accounts for: crashes between two calls and older versions leave such things behind."""
+"""Garbage collection of objects without a record, left behind by crashes between two calls and by older versions."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,89 +16,102 @@ from rabbit2docker.settings import Settings
 log = structlog.get_logger()
 
 STUCK_AFTER: Final = timedelta(seconds=60)
-"""A pod whose end is told and which is still being deleted so long after its grace is on a node that is gone."""
+"""A reported pod that is still being deleted this long after its grace period is on a node that is gone."""
 SECRET_AFTER: Final = timedelta(minutes=10)
-"""A Secret is made moments before its pod: without one it belongs to a creation that failed."""
-PAGE_OBJECTS: Final = 500
+"""A Secret is created moments before its pod: one that is older and has no pod belongs to a failed creation."""
 ORPHAN_AFTER: Final = timedelta(hours=1)
+PAGE_OBJECTS: Final = 500
 
 
 class GarbageCollector:
-    """Finds and removes leftovers of one installation; never a pod that is the record of an untold build."""
+    """Deletes orphaned objects of one installation, but never the pod of a build whose end is not reported."""
 
     def __init__(self, api: ApiClient, settings: Settings, builder_map: str) -> None:
-        """Keep `builder_map`, the ConfigMap of this version."""
+        """Spare `builder_map`, the ConfigMap of this version, in every sweep."""
         self._api = api
         self._settings = settings
         self._builder_map = builder_map
         self._core = f"/api/v1/namespaces/{settings.kubernetes.namespace}"
 
     async def sweep(self, pods: Sequence[Pod], now: datetime) -> None:
-        """Do one pass over the pods and what they mount. Raises ExecutorUnavailable."""
+        """Delete stuck and orphaned ones among `pods`, then unused Secrets and ConfigMaps.
+
+        `pods` must be all pods of the installation. Raises ExecutorUnavailable, ApiStatusError.
+        """
         for pod in pods:
-            if is_stuck(pod, now):
-                log.warning("a pod on a node that is gone is removed", name=pod.metadata.name)
-                await self._remove("pods", pod.metadata, grace=0)
-            elif is_orphan(pod, now):
-                log.warning("a pod that is no record is removed", name=pod.metadata.name)
-                await self._let_go(pod)
-                await self._remove("pods", pod.metadata, grace=0)
-        names = {pod.metadata.name for pod in pods}
-        used = {pod.metadata.annotations.get(manifest.BUILDER_MAP) for pod in pods} | {self._builder_map}
-        if any(tenant.git_credentials for tenant in self._settings.kubernetes.tenants.values()):
-            await self._sweep_kind(
-                "secrets",
-                manifest.CREDENTIALS,
-                lambda found: (
-                    not found.metadata.owner_references
-                    and found.metadata.annotations.get(manifest.FOR) not in names
-                    and _age(found.metadata, now) > SECRET_AFTER
-                ),
-            )
-        await self._sweep_kind(
+            await self._sweep_pod(pod, now)
+        await self._sweep_secrets({pod.metadata.name for pod in pods}, now)
+        mounted = {pod.metadata.annotations.get(manifest.BUILDER_MAP) for pod in pods}
+        await self._sweep_builder_maps(mounted | {self._builder_map}, now)
+
+    async def _sweep_pod(self, pod: Pod, now: datetime) -> None:
+        if is_stuck(pod, now):
+            log.warning("stuck pod deleted", name=pod.metadata.name, reason="its node is gone")
+            await self._delete("pods", pod.metadata, grace_seconds=0)
+        elif is_orphan(pod, now):
+            log.warning("orphaned pod deleted", name=pod.metadata.name, reason="it holds no record")
+            await self._remove_finalizer(pod)
+            await self._delete("pods", pod.metadata, grace_seconds=0)
+
+    async def _sweep_secrets(self, pod_names: set[str], now: datetime) -> None:
+        # Without credentials of tenants the service has no permission on Secrets.
+        if not any(tenant.git_credentials for tenant in self._settings.kubernetes.tenants.values()):
+            return
+        await self._sweep_objects(
+            "secrets",
+            manifest.CREDENTIALS,
+            lambda found: (
+                not found.metadata.owner_references
+                and found.metadata.annotations.get(manifest.FOR) not in pod_names
+                and _age(found.metadata, now) > SECRET_AFTER
+            ),
+        )
+
+    async def _sweep_builder_maps(self, used: set[str | None], now: datetime) -> None:
+        await self._sweep_objects(
             "configmaps",
             manifest.BUILDER,
             lambda found: found.metadata.name not in used and _age(found.metadata, now) > ORPHAN_AFTER,
         )
 
-    async def _sweep_kind(self, kind: str, component: str, is_leftover: Callable[[Owned], bool]) -> None:
+    async def _sweep_objects(self, plural: str, component: str, is_garbage: Callable[[Owned], bool]) -> None:
         query = {"labelSelector": manifest.selector(self._settings, component), "limit": str(PAGE_OBJECTS)}
         while True:
             data = await self._api.call(
-                "GET", f"{self._core}/{kind}", urgency=CallPriority.CLEAN, query=query
+                "GET", f"{self._core}/{plural}", priority=CallPriority.CLEAN, query=query
             )
             page = OwnedList.model_validate_json(data)
             for found in page.items:
-                if is_leftover(found):
-                    log.info("a leftover is removed", kind=kind, name=found.metadata.name)
-                    await self._remove(kind, found.metadata)
+                if is_garbage(found):
+                    log.info("unused object deleted", resource=plural, name=found.metadata.name)
+                    await self._delete(plural, found.metadata)
             if not page.metadata.continue_:
                 break
             query["continue"] = page.metadata.continue_
 
-    async def _remove(self, kind: str, metadata: Metadata, *, grace: int | None = None) -> None:
+    async def _delete(self, plural: str, metadata: Metadata, *, grace_seconds: int | None = None) -> None:
         body: dict[str, Any] = {"preconditions": {"uid": metadata.uid}}
-        if grace is not None:
-            body["gracePeriodSeconds"] = grace
-        # Gone already is as good; what is refused is tried again in the next pass.
+        if grace_seconds is not None:
+            body["gracePeriodSeconds"] = grace_seconds
+        # An object that is gone needs nothing; a rejected call is repeated by the next sweep.
         with suppress(ApiStatusError):
             await self._api.call(
-                "DELETE", f"{self._core}/{kind}/{metadata.name}", urgency=CallPriority.CLEAN, body=body
+                "DELETE", f"{self._core}/{plural}/{metadata.name}", priority=CallPriority.CLEAN, body=body
             )
 
-    async def _let_go(self, pod: Pod) -> None:
+    async def _remove_finalizer(self, pod: Pod) -> None:
         with suppress(ApiStatusError):
             await self._api.call(
                 "PATCH",
                 f"{self._core}/pods/{pod.metadata.name}",
-                urgency=CallPriority.CLEAN,
+                priority=CallPriority.CLEAN,
                 body=manifest.without_finalizer(pod),
                 content_type=JSON_PATCH,
             )
 
 
 def is_stuck(pod: Pod, now: datetime) -> bool:
-    """Tell whether a pod's end is told, yet its node does not let it go."""
+    """Return whether the pod's end is reported but its node does not finish the deletion."""
     until = pod.metadata.deletion_timestamp
     return (
         until is not None and now > until + STUCK_AFTER and manifest.FINALIZER not in pod.metadata.finalizers
@@ -106,7 +119,7 @@ def is_stuck(pod: Pod, now: datetime) -> bool:
 
 
 def is_orphan(pod: Pod, now: datetime) -> bool:
-    """Tell whether a pod with our labels is no record, and nobody is about to make it one."""
+    """Return whether a pod with our labels holds no record and is too old to be still in creation."""
     return manifest.read_spec(pod) is None and _age(pod.metadata, now) > ORPHAN_AFTER
 
 

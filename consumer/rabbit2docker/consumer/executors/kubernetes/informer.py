@@ -1,7 +1,7 @@
-"""One list and one watch for all objects of a kind: a mirror that is never silently out of date.
+"""A local cache of all objects of one type, kept by a list and a watch, that is never silently out of date.
 
-Every end of a watch is an ordinary event: it goes on from the last version, and from a new list when that version is
-too old. Objects that a new list no longer has are told as removed, as nobody else will say so.
+A watch that ends is resumed from the last version, or after a new list if the API server no longer has that version.
+Objects that are missing in a new list are reported as removed, because the watch will not report them any more.
 """
 
 import asyncio
@@ -20,70 +20,73 @@ from rabbit2docker import metrics
 from rabbit2docker.consumer.executors.kubernetes.client import ApiClient, ApiStatusError
 from rabbit2docker.consumer.executors.kubernetes.models import (
     AnyList,
-    Bookmark,
+    BookmarkEvent,
+    ErrorEvent,
     KubeObject,
     Lease,
+    LeaseEvent,
     LeaseList,
-    LeaseWatched,
     ListMetadata,
     Metadata,
     Pod,
+    PodEvent,
     PodList,
-    PodWatched,
-    WatchedError,
 )
 from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority
 from rabbit2docker.errors import ExecutorUnavailable
+from rabbit2docker.retry import Backoff, doubling
 
 log = structlog.get_logger()
 
 PAGE_OBJECTS: Final = 500
 WATCH_SECONDS: Final = (240, 480)
-"""How long one watch is asked for, at random, so that replicas do not come back together."""
-SILENCE_SECONDS: Final = 90.0
-"""Bookmarks come about every minute: a stream that is silent for longer is dead."""
-BACKOFF_SECONDS: Final = (0.2, 30.0)
-AT_ONCE_SECONDS: Final = 1.0
-"""What ends sooner would follow each other without a pause."""
+"""Range of the requested duration of a watch, chosen at random so that replicas do not reconnect all at once."""
+READ_TIMEOUT_SECONDS: Final = 90.0
+"""Bookmarks arrive about every minute: a watch without data for longer than this is dead."""
+PAUSES: Final = doubling(0.2, 30.0)
+MIN_WATCH_SECONDS: Final = 1.0
+"""A watch or a list that is outdated sooner counts as a failure, so that retries are delayed."""
 LINE_BYTES: Final = 32 << 20
-REMEMBERED: Final = 10_000
-"""How many removed objects are known by their uid: an answer that comes late must not bring them back."""
+REMOVED_UIDS: Final = 10_000
+"""Number of removed objects remembered by uid, so that a late response to one of our calls does not restore them."""
 _GONE: Final = 410
 
 
-class _Named(Protocol):
+class _HasMetadata(Protocol):
     @property
     def metadata(self) -> Metadata:
-        """Return name, uid and version."""
+        """Return the object's metadata."""
 
 
-T = TypeVar("T", bound=_Named)
+T = TypeVar("T", bound=_HasMetadata)
 
 
 class Page(NamedTuple, Generic[T]):
-    """A part of a list."""
+    """One page of a list."""
 
     metadata: ListMetadata
     items: tuple[T, ...]
     unreadable: frozenset[str] = frozenset()
-    """uids of objects that are there and make no sense to us."""
+    """uids of objects that exist but could not be parsed."""
 
 
 class ResourceType(Generic[T]):
-    """How objects of a kind are read."""
+    """A type of objects, with its parsers."""
 
-    def __init__(self, name: str, page: Callable[[bytes], Page[T]], event: Callable[[bytes], T]) -> None:
-        """Take the plural name, and what reads a page of a list and a line of a watch."""
-        self.name = name
-        self.page = page
-        self.event = event
+    def __init__(
+        self, plural: str, parse_page: Callable[[bytes], Page[T]], parse_event: Callable[[bytes], T]
+    ) -> None:
+        """Store the plural name, and the parsers for a page of a list and for a line of a watch."""
+        self.plural = plural
+        self.parse_page = parse_page
+        self.parse_event = parse_event
 
 
 def _pod_page(data: bytes) -> Page[Pod]:
     try:
         page = PodList.model_validate_json(data)
     except ValidationError:
-        return _readable(data, Pod.model_validate_json)
+        return _parse_one_by_one(data, Pod.model_validate_json)
     return Page(page.metadata, page.items)
 
 
@@ -91,160 +94,162 @@ def _lease_page(data: bytes) -> Page[Lease]:
     try:
         page = LeaseList.model_validate_json(data)
     except ValidationError:
-        return _readable(data, Lease.model_validate_json)
+        return _parse_one_by_one(data, Lease.model_validate_json)
     return Page(page.metadata, page.items)
 
 
-def _readable(data: bytes, read: Callable[[bytes], T]) -> Page[T]:
-    """Read a page object by object, as one of them cannot be read."""
+def _parse_one_by_one(data: bytes, parse: Callable[[bytes], T]) -> Page[T]:
+    """Parse a page object by object, so that one invalid object does not hide the others."""
     page = AnyList.model_validate_json(data)
     items: list[T] = []
     unreadable: set[str] = set()
     for item in page.items:
         try:
-            items.append(read(json.dumps(item).encode()))
+            items.append(parse(json.dumps(item).encode()))
         except ValidationError as error:
             metadata = item.get("metadata") or {}
-            log.error("an object cannot be read", name=metadata.get("name"), error=str(error))
+            log.error("invalid object skipped", name=metadata.get("name"), error=str(error))
             unreadable.add(str(metadata.get("uid")))
     return Page(page.metadata, tuple(items), frozenset(unreadable))
 
 
-PODS: Final = ResourceType[Pod]("pods", _pod_page, lambda line: PodWatched.model_validate_json(line).object)
+PODS: Final = ResourceType[Pod]("pods", _pod_page, lambda line: PodEvent.model_validate_json(line).object)
 LEASES: Final = ResourceType[Lease](
-    "leases", _lease_page, lambda line: LeaseWatched.model_validate_json(line).object
+    "leases", _lease_page, lambda line: LeaseEvent.model_validate_json(line).object
 )
 
 
-class Gone(Exception):
-    """The version to go on from is too old: a new list is needed."""
+class VersionExpired(Exception):
+    """The API server no longer has the version to resume a watch from: a new list is needed."""
 
 
 class Informer(Generic[T]):
-    """Keeps all objects that a selector names, and tells each change as it comes."""
+    """Caches all objects that match a selector and reports each change."""
 
     def __init__(
         self,
         api: ApiClient,
-        kind: ResourceType[T],
+        resource_type: ResourceType[T],
         path: str,
         selector: str,
         *,
         on_change: Callable[[T], None],
-        on_gone: Callable[[T], None],
-        role: str,
-        silence_seconds: float = SILENCE_SECONDS,
+        on_removed: Callable[[T], None],
+        name: str,
+        read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
     ) -> None:
-        """Read the collection at `path`; `on_change` and `on_gone` must not block.
+        """Watch the collection at `path`; `on_change` and `on_removed` must not block.
 
-        `role` names it in metrics; a watch that is silent for `silence_seconds` is taken for dead.
+        `name` is its label in metrics and logs. A watch without data for `read_timeout_seconds` is reopened.
         """
         self._api = api
-        self._kind = kind
+        self._type = resource_type
         self._path = path
         self._selector = selector
         self._on_change = on_change
-        self._on_gone = on_gone
-        self._role = role
-        self._silence = silence_seconds
+        self._on_removed = on_removed
+        self._name = name
+        self._read_timeout = read_timeout_seconds
         self._objects: dict[str, T] = {}
-        self._gone: TTLCache[str, bool] = TTLCache(REMEMBERED, 3600)
+        self._removed: TTLCache[str, bool] = TTLCache(REMOVED_UIDS, 3600)
         self._version = ""
-        self._heard: float | None = None
-        self._listed = 0.0
-        self._failures = 0
-        self.problem: str | None = "not read yet"
+        self._received_at: float | None = None
+        self._listed_at = 0.0
+        self._backoff = Backoff(PAUSES)
+        self.problem: str | None = "not synchronized yet"
+        """Error of the watch, for users; None while it works."""
         self.synced = asyncio.Event()
-        metrics.KUBERNETES_WATCH_AGE.labels(watch=role).set_function(lambda: self.age() or 0.0)
+        """Set once the first list is complete."""
+        metrics.KUBERNETES_WATCH_AGE.labels(watch=name).set_function(lambda: self.age() or 0.0)
 
     def age(self) -> float | None:
-        """Return the seconds since the API server was last heard; None when it never was."""
-        return None if self._heard is None else time.monotonic() - self._heard
+        """Return the seconds since the API server last sent data; None before the first time."""
+        return None if self._received_at is None else time.monotonic() - self._received_at
 
     @property
     def objects(self) -> dict[str, T]:
-        """Return what is known, by uid; not to be changed."""
+        """Return the cached objects by uid. Callers must not modify the dict."""
         return self._objects
 
-    def take(self, found: T) -> None:
-        """Take in an object that an answer to one of our own calls held: ahead of the watch, or too late."""
-        if found.metadata.uid not in self._gone:
+    def update(self, found: T) -> None:
+        """Cache an object from the response to one of our calls, unless the watch is ahead of it."""
+        if found.metadata.uid not in self._removed:
             self._put(found)
 
-    def drop(self, found: T) -> None:
-        """Take out an object that one of our own calls removed."""
+    def discard(self, found: T) -> None:
+        """Drop an object that one of our calls deleted, without reporting it."""
         self._objects.pop(found.metadata.uid, None)
-        self._gone[found.metadata.uid] = True
+        self._removed[found.metadata.uid] = True
 
     async def run(self) -> None:
-        """Mirror until cancelled; nothing else ends it."""
+        """List and watch until cancelled; errors are retried with backoff."""
         while True:
             try:
                 if not self._version:
                     await self._list()
                 await self._watch()
-            except Gone:
-                log.info("the watch is too far behind, listing anew", kind=self._role)
+            except VersionExpired:
+                log.info("watch expired", watch=self._name)
                 self._version = ""
-                if time.monotonic() - self._listed < AT_ONCE_SECONDS:
-                    await self._back_off(TimeoutError("what was just listed is too old to be watched"))
+                if time.monotonic() - self._listed_at < MIN_WATCH_SECONDS:
+                    await self._sleep_after(
+                        TimeoutError("the version of a new list is too old to be watched")
+                    )
             except (ExecutorUnavailable, ApiStatusError, aiohttp.ClientError, TimeoutError, OSError) as error:
-                await self._back_off(error)
+                await self._sleep_after(error)
             except ValidationError as error:
-                # One object that cannot be read must not freeze the rest: a list says what can be known.
-                log.error(
-                    "the API server told something unreadable, listing anew",
-                    kind=self._role,
-                    error=str(error),
-                )
+                # A new list skips an invalid object; resuming the watch would fail on it again.
+                log.error("invalid watch event received", watch=self._name, error=str(error))
                 self._version = ""
-                await self._back_off(error)
+                await self._sleep_after(error)
 
-    async def _back_off(self, error: Exception) -> None:
-        first, longest = BACKOFF_SECONDS
-        seconds = min(longest, first * 2**self._failures) * random.uniform(0.5, 1.5)
-        if isinstance(error, ExecutorUnavailable) and error.retry_after:
-            seconds = max(seconds, error.retry_after)
-        self._failures = min(self._failures + 1, 10)
-        text = str(error) or type(error).__name__
-        # A stream that ends in the middle is ordinary; one that cannot be had is not.
-        if self._failures > 1:
-            if isinstance(error, ApiStatusError) and error.status == 403:
-                text = f"{error.message}. The service's Role must allow list and watch on {self._kind.name}"
-            self.problem = text
-            log.warning("cannot watch, trying again", kind=self._role, error=text, seconds=round(seconds, 1))
+    async def _sleep_after(self, error: Exception) -> None:
+        retry_after = error.retry_after if isinstance(error, ExecutorUnavailable) else None
+        seconds = self._backoff.next(at_least=retry_after or 0.0)
+        # A watch that breaks is ordinary; one that cannot be opened again is a problem.
+        if self._backoff.failures > 1:
+            self.problem = self._describe(error)
+            log.warning("watch failed", watch=self._name, error=self.problem, delay_seconds=round(seconds, 1))
         await asyncio.sleep(seconds)
 
-    def _hear(self) -> None:
-        self._heard = time.monotonic()
+    def _describe(self, error: Exception) -> str:
+        if isinstance(error, ApiStatusError) and error.status == 403:
+            return f"{error.message}. The service's Role must allow list and watch on {self._type.plural}"
+        return str(error) or type(error).__name__
+
+    def _mark_received(self) -> None:
+        self._received_at = time.monotonic()
         self.problem = None
 
     async def _list(self) -> None:
-        seen: dict[str, T] = {}
+        found: dict[str, T] = {}
         unreadable: frozenset[str] = frozenset()
         query = {"labelSelector": self._selector, "limit": str(PAGE_OBJECTS)}
         while True:
-            data = await self._api.call("GET", self._path, urgency=CallPriority.READ, query=query)
-            # A page of this size takes tens of milliseconds to parse, too long for the loop.
-            page = await asyncio.to_thread(self._kind.page, data)
-            metadata = page.metadata
-            seen.update({item.metadata.uid: item for item in page.items})
+            data = await self._api.call("GET", self._path, priority=CallPriority.READ, query=query)
+            # Parsing a page takes tens of milliseconds, too long for the event loop.
+            page = await asyncio.to_thread(self._type.parse_page, data)
+            found.update({item.metadata.uid: item for item in page.items})
             unreadable |= page.unreadable
-            if not metadata.continue_:
+            if not page.metadata.continue_:
                 break
-            query["continue"] = metadata.continue_
-        metrics.KUBERNETES_LISTS.labels(watch=self._role).inc()
-        for uid, known in list(self._objects.items()):
-            # What our own calls made while the list was read may be newer than the list.
-            is_newer = _is_newer(known.metadata, metadata.resource_version)
-            if uid not in seen and uid not in unreadable and not is_newer:
-                self._remove(known)
-        for item in seen.values():
-            self._put(item)
-        self._version = metadata.resource_version
-        self._listed = time.monotonic()
-        self._hear()
+            query["continue"] = page.metadata.continue_
+        metrics.KUBERNETES_LISTS.labels(watch=self._name).inc()
+        self._replace_all(found, unreadable, page.metadata.resource_version)
+        self._listed_at = time.monotonic()
+        self._mark_received()
         self.synced.set()
+
+    def _replace_all(self, found: dict[str, T], unreadable: frozenset[str], version: str) -> None:
+        """Make the cache equal to a complete list of that version, and report the differences."""
+        for uid, known in list(self._objects.items()):
+            # An object that one of our calls created during the list may be newer than the list.
+            is_newer = _is_newer(known.metadata, version)
+            if uid not in found and uid not in unreadable and not is_newer:
+                self._remove(known)
+        for item in found.values():
+            self._put(item)
+        self._version = version
 
     async def _watch(self) -> None:
         query = {
@@ -254,42 +259,45 @@ class Informer(Generic[T]):
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(random.randint(*WATCH_SECONDS)),
         }
-        began = time.monotonic()
+        opened_at = time.monotonic()
         try:
-            async with self._api.stream(self._path, query, read_seconds=self._silence) as response:
-                self._hear()
+            async with self._api.stream(self._path, query, read_seconds=self._read_timeout) as response:
+                self._mark_received()
                 async for line in split_lines(response.content):
                     self._handle(line)
-                    self._hear()
-                    self._failures = 0
+                    self._mark_received()
+                    self._backoff.reset()
         except ApiStatusError as error:
             if error.status == _GONE:
-                raise Gone from error
+                raise VersionExpired from error
             raise
-        if time.monotonic() - began < AT_ONCE_SECONDS:
-            raise TimeoutError("the watch ended at once")
-        self._failures = 0
+        if time.monotonic() - opened_at < MIN_WATCH_SECONDS:
+            raise TimeoutError("the API server ended the watch as soon as it was opened")
+        self._backoff.reset()
 
     def _handle(self, line: bytes) -> None:
-        kind = line[9 : line.find(b'"', 9)] if line.startswith(b'{"type":"') else _type_of(line)
-        match kind:
+        # The API server writes the type first: it is read without parsing the whole line.
+        event_type = line[9 : line.find(b'"', 9)] if line.startswith(b'{"type":"') else _type_of(line)
+        match event_type:
             case b"ADDED" | b"MODIFIED":
-                found = self._kind.event(line)
+                found = self._type.parse_event(line)
                 self._put(found)
                 self._version = found.metadata.resource_version
             case b"DELETED":
-                found = self._kind.event(line)
+                found = self._type.parse_event(line)
                 self._remove(found)
                 self._version = found.metadata.resource_version
             case b"BOOKMARK":
-                self._version = Bookmark.model_validate_json(line).object.metadata.resource_version
+                self._version = BookmarkEvent.model_validate_json(line).object.metadata.resource_version
             case b"ERROR":
-                status = WatchedError.model_validate_json(line).object
+                status = ErrorEvent.model_validate_json(line).object
                 if status.code == _GONE:
-                    raise Gone
-                raise ExecutorUnavailable(f"The watch was ended: {status.message or status.reason}")
+                    raise VersionExpired
+                raise ExecutorUnavailable(
+                    f"The API server ended the watch: {status.message or status.reason}"
+                )
             case _:
-                log.warning("unknown kind of watch event", kind=self._role, line=line[:100])
+                log.warning("unknown watch event ignored", watch=self._name, line=line[:100])
 
     def _put(self, found: T) -> None:
         known = self._objects.get(found.metadata.uid)
@@ -300,14 +308,14 @@ class Informer(Generic[T]):
             self._on_change(found)
 
     def _remove(self, found: T) -> None:
-        self.drop(found)
-        self._on_gone(found)
+        self.discard(found)
+        self._on_removed(found)
 
 
 def _is_newer(metadata: Metadata, version: str) -> bool:
-    """Tell whether an object is newer than a version of the same kind.
+    """Return whether an object is newer than a version of the same resource type; False if that cannot be known.
 
-    The API promises nothing but equality for versions; where they are numbers, as everywhere, they grow.
+    The API only guarantees that versions can be compared for equality, but where they are numbers they increase.
     """
     own = metadata.resource_version
     return own.isdigit() and version.isdigit() and int(own) > int(version)
@@ -321,13 +329,13 @@ def _type_of(line: bytes) -> bytes:
 
 
 async def split_lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Yield whole lines of any length up to LINE_BYTES; a cut one at the end is dropped."""
+    """Yield complete lines of up to LINE_BYTES; an incomplete last line is dropped. Raises TimeoutError for longer ones."""
     rest = bytearray()
     async for chunk in content.iter_any():
         rest += chunk
         if b"\n" not in chunk:
             if len(rest) > LINE_BYTES:
-                raise TimeoutError("a line without end")
+                raise TimeoutError("a line exceeds the maximum length")
             continue
         *lines, last = bytes(rest).split(b"\n")
         rest = bytearray(last)

@@ -1,8 +1,8 @@
-"""Which replicas live: each renews a Lease of its own, and is taken for dead when that stays as it is for too long.
+"""Membership of replicas: each renews a Lease of its own and counts as dead once that is not renewed in time.
 
-Others' clocks are not trusted: what counts is how long ago, by our own clock, a Lease last changed (as in client-go's
-leader election), and only time in which the watch told anything, as our own renewals come by there. A replica that
-cannot renew knows by itself that the others must take it for dead.
+Clocks of other replicas are not trusted. As in client-go's leader election, the age of a Lease is measured by our own
+clock from when the watch reported its last change, and only while the watch works, which our own renewals show.
+A replica that cannot renew its Lease knows by itself that the others consider it dead.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from rabbit2docker.consumer.executors.base import Members
 from rabbit2docker.consumer.executors.kubernetes import manifest
 from rabbit2docker.consumer.executors.kubernetes.client import JSON, MERGE_PATCH, ApiClient, ApiStatusError
 from rabbit2docker.consumer.executors.kubernetes.informer import LEASES, Informer
-from rabbit2docker.consumer.executors.kubernetes.models import Lease
+from rabbit2docker.consumer.executors.kubernetes.models import Lease, Manifest
 from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority
 from rabbit2docker.errors import ExecutorUnavailable
 from rabbit2docker.settings import Settings
@@ -28,177 +28,183 @@ log = structlog.get_logger()
 
 COMPONENT: Final = "replica"
 STALE_SECONDS: Final = 60.0
-"""A Lease that says it is this old when it is first seen is a dead replica's, whatever the clocks."""
+"""A Lease that is already this old when first seen, by its own time stamp, belongs to a dead replica."""
 GARBAGE_SECONDS: Final = 600.0
-RENEW_EVERY: Final = 0.25
-"""Part of a Lease's time after which it is renewed: others notice a death with the first renewal of their own after it."""
+RENEW_FRACTION: Final = 0.25
+"""Part of a Lease's duration between two renewals. Deaths are noticed when one of our own renewals arrives."""
 
 
 class Leases:
-    """Renews our Lease and watches all of them."""
+    """Renews the Lease of this replica and watches those of all replicas."""
 
-    def __init__(self, api: ApiClient, settings: Settings, me: str) -> None:
-        """Take part as `me`."""
+    def __init__(self, api: ApiClient, settings: Settings, replica: str) -> None:
+        """Prepare the Lease named `replica`; `run` creates it."""
         self._api = api
         self._settings = settings
-        self._seconds = settings.kubernetes.lease_seconds
-        self._me = me
+        self._duration = settings.kubernetes.lease_seconds
+        self._replica = replica
         namespace = settings.kubernetes.namespace
         self._path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
-        self._seen: dict[str, float] = {}
-        self._heard = time.monotonic()
-        self._renewed: float | None = None
-        self._trouble = ""
+        self._changed_at: dict[str, float] = {}
+        self._received_at = time.monotonic()
+        self._renewed_at: float | None = None
+        self._renewal_error = ""
         self._changed = asyncio.Event()
-        self.mirror = Informer(
+        self.informer = Informer(
             api,
             LEASES,
             self._path,
             manifest.selector(settings, COMPONENT),
             on_change=self._on_change,
-            on_gone=self._on_gone,
-            role="leases",
-            # Our own renewals come by here every few seconds.
-            silence_seconds=self._seconds,
+            on_removed=self._on_removed,
+            name="leases",
+            # The watch reports our own renewals every few seconds.
+            read_timeout_seconds=self._duration,
         )
 
     def problem(self) -> str | None:
-        """Tell why this replica cannot prove that it lives, or does not see who else does; None when all is well."""
+        """Return the error of renewing our Lease or watching the others; None if both work."""
         if not self._is_renewed():
-            return f"this replica's Lease cannot be renewed, so the others take its builds. {self._trouble}".strip()
-        return self.mirror.problem
+            message = "this replica's Lease cannot be renewed, so other replicas take over its builds."
+            return f"{message} {self._renewal_error}".strip()
+        return self.informer.problem
 
     async def run(self) -> None:
-        """Renew until cancelled."""
+        """Renew our Lease until cancelled."""
         while True:
-            began = time.monotonic()
+            started_at = time.monotonic()
             try:
                 if await self._renew():
-                    self._renewed, self._trouble = began, ""
+                    self._renewed_at, self._renewal_error = started_at, ""
                     self._changed.set()
             except (ExecutorUnavailable, ApiStatusError) as error:
-                self._trouble = str(error)
-                log.warning("cannot renew the Lease of this replica", error=str(error))
-            await asyncio.sleep(max(0.1, self._seconds * RENEW_EVERY - (time.monotonic() - began)))
+                self._renewal_error = str(error)
+                log.warning("lease renewal failed", error=str(error))
+            elapsed = time.monotonic() - started_at
+            await asyncio.sleep(max(0.1, self._duration * RENEW_FRACTION - elapsed))
 
-    async def follow(self) -> AsyncIterator[Members]:
-        """Tell the members at once and whenever they change."""
-        told: Members | None = None
+    async def members(self) -> AsyncIterator[Members]:
+        """Yield the live replicas once the first list is complete, then whenever they change."""
+        last: Members | None = None
         while True:
             self._changed.clear()
-            if self.mirror.synced.is_set():
-                members = Members(self._me, self._live())
-                if members != told:
-                    told = members
+            if self.informer.synced.is_set():
+                members = Members(self._replica, self._live())
+                if members != last:
+                    last = members
                     metrics.REPLICAS.set(len(members.live))
                     yield members
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._until_next()):
+                async with asyncio.timeout(self._seconds_left()):
                     await self._changed.wait()
 
-    async def leave(self) -> None:
-        """Give the Lease back, so that the others need not wait for its end."""
+    async def release(self) -> None:
+        """Delete our Lease, so that the others do not have to wait until it expires."""
         with suppress(ExecutorUnavailable, ApiStatusError):
-            await self._api.call("DELETE", f"{self._path}/{self._me}", urgency=CallPriority.RECORD, seconds=3)
+            await self._api.call(
+                "DELETE", f"{self._path}/{self._replica}", priority=CallPriority.RECORD, timeout_seconds=3
+            )
 
     async def sweep(self) -> None:
-        """Remove the Leases of replicas that are long dead."""
-        for lease in list(self.mirror.objects.values()):
+        """Delete the Leases of replicas that have been dead for long. Raises ExecutorUnavailable."""
+        for lease in list(self.informer.objects.values()):
             name = lease.metadata.name
-            if name != self._me and time.monotonic() - self._seen.get(name, 0.0) > GARBAGE_SECONDS:
+            age = time.monotonic() - self._changed_at.get(name, 0.0)
+            if name != self._replica and age > GARBAGE_SECONDS:
                 with suppress(ApiStatusError):
-                    await self._api.call("DELETE", f"{self._path}/{name}", urgency=CallPriority.CLEAN)
+                    await self._api.call("DELETE", f"{self._path}/{name}", priority=CallPriority.CLEAN)
 
     async def _renew(self) -> bool:
+        """Renew our Lease or create it; False if neither was possible."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         spec = {
-            "holderIdentity": self._me,
-            "leaseDurationSeconds": max(1, round(self._seconds)),
+            "holderIdentity": self._replica,
+            "leaseDurationSeconds": max(1, round(self._duration)),
             "renewTime": now,
         }
-        # One that exists before we know was made by a call that was not answered; one that is gone was removed by hand.
-        if self._renewed is None:
-            return await self._make({**spec, "acquireTime": now}) or await self._touch(spec)
-        return await self._touch(spec) or await self._make({**spec, "acquireTime": now})
+        # The Lease may exist before the first renewal, if the response to its creation was lost, and may be missing
+        # later, if an operator deleted it.
+        if self._renewed_at is None:
+            return await self._create({**spec, "acquireTime": now}) or await self._patch(spec)
+        return await self._patch(spec) or await self._create({**spec, "acquireTime": now})
 
-    async def _touch(self, spec: dict[str, Any]) -> bool:
-        """Renew our Lease; False where there is none."""
-        path = f"{self._path}/{self._me}"
-        return await self._write("PATCH", path, {"spec": spec}, unless=404, content_type=MERGE_PATCH)
+    async def _patch(self, spec: Manifest) -> bool:
+        """Renew our Lease; False if it does not exist."""
+        path = f"{self._path}/{self._replica}"
+        return await self._write("PATCH", path, {"spec": spec}, false_on=404, content_type=MERGE_PATCH)
 
-    async def _make(self, spec: dict[str, Any]) -> bool:
-        """Make our Lease; False where it exists."""
+    async def _create(self, spec: Manifest) -> bool:
+        """Create our Lease; False if it exists."""
         body = {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
-            "metadata": {"name": self._me, "labels": manifest.labels(self._settings, COMPONENT)},
+            "metadata": {"name": self._replica, "labels": manifest.labels(self._settings, COMPONENT)},
             "spec": spec,
         }
-        return await self._write("POST", self._path, body, unless=409)
+        return await self._write("POST", self._path, body, false_on=409)
 
     async def _write(
-        self, method: str, path: str, body: Any, *, unless: int, content_type: str = JSON
+        self, method: str, path: str, body: Any, *, false_on: int, content_type: str = JSON
     ) -> bool:
-        # A renewal that takes longer than the Lease lasts is none.
-        seconds = self._seconds / 2
         try:
             await self._api.call(
                 method,
                 path,
-                urgency=CallPriority.CREATE,
+                priority=CallPriority.CREATE,
                 body=body,
                 content_type=content_type,
-                seconds=seconds,
+                # A renewal that takes longer would come too late.
+                timeout_seconds=self._duration / 2,
             )
         except ApiStatusError as error:
-            if error.status != unless:
+            if error.status != false_on:
                 raise
             return False
         return True
 
     def _on_change(self, lease: Lease) -> None:
-        self._hear()
+        self._mark_received()
         name = lease.metadata.name
-        is_first = name not in self._seen
-        self._seen[name] = self._heard
-        if is_first and (renewed := _time_of(lease)) is not None:
-            age = (datetime.now(UTC) - renewed).total_seconds()
+        is_first = name not in self._changed_at
+        self._changed_at[name] = self._received_at
+        if is_first and (renewed_at := _renew_time(lease)) is not None:
+            age = (datetime.now(UTC) - renewed_at).total_seconds()
             if age > STALE_SECONDS:
-                self._seen[name] -= age
+                self._changed_at[name] -= age
         self._changed.set()
 
-    def _on_gone(self, lease: Lease) -> None:
-        self._hear()
-        self._seen.pop(lease.metadata.name, None)
+    def _on_removed(self, lease: Lease) -> None:
+        self._mark_received()
+        self._changed_at.pop(lease.metadata.name, None)
         self._changed.set()
 
-    def _hear(self) -> None:
+    def _mark_received(self) -> None:
         now = time.monotonic()
-        deaf = now - self._heard
-        self._heard = now
-        if deaf > self._seconds / 2:
-            # Not even our own renewals came by: others' may have been missed just so.
-            for name in self._seen:
-                self._seen[name] += deaf
+        gap = now - self._received_at
+        self._received_at = now
+        if gap > self._duration / 2:
+            # Even our own renewals did not arrive, so renewals of others may have been missed as well.
+            for name in self._changed_at:
+                self._changed_at[name] += gap
 
     def _is_renewed(self) -> bool:
-        return self._renewed is not None and time.monotonic() - self._renewed < self._seconds
+        return self._renewed_at is not None and time.monotonic() - self._renewed_at < self._duration
 
     def _live(self) -> frozenset[str]:
-        # While we hear nothing ourselves, nobody's silence means anything.
-        since = self._heard - self._seconds
-        others = {name for name, seen in self._seen.items() if seen > since and name != self._me}
-        return frozenset(others | {self._me}) if self._is_renewed() else frozenset(others - {self._me})
+        # Relative to the last data: while the watch delivers nothing, no replica ages.
+        since = self._received_at - self._duration
+        others = {name for name, at in self._changed_at.items() if at > since and name != self._replica}
+        return frozenset(others | {self._replica}) if self._is_renewed() else frozenset(others)
 
-    def _until_next(self) -> float | None:
-        """Return the seconds until our own time is up: it runs without a word from anybody."""
-        if self._renewed is None:
+    def _seconds_left(self) -> float | None:
+        """Return the seconds until our own Lease expires, which no event reports; None if it is not held."""
+        if self._renewed_at is None:
             return None
-        left = self._renewed + self._seconds - time.monotonic()
+        left = self._renewed_at + self._duration - time.monotonic()
         return left + 0.01 if left > 0 else None
 
 
-def _time_of(lease: Lease) -> datetime | None:
+def _renew_time(lease: Lease) -> datetime | None:
     try:
         return datetime.fromisoformat((lease.spec.renew_time or "").replace("Z", "+00:00"))
     except ValueError:

@@ -1,38 +1,36 @@
-"""Pure: the objects that we make in the cluster, and what is read back from them.
+"""Manifests of the objects that the executor creates, and the records read back from them. No I/O.
 
-The pod is the record: what never changes and what the service notes are annotations, the rest is its status.
+The pod is the record of an attempt: its annotations hold the AttemptSpec and the AttemptStatus, its status the rest.
 """
 
 import json
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from pydantic import ValidationError
 
 from rabbit2docker.consumer.executors.base import AttemptSpec, AttemptStatus
 from rabbit2docker.consumer.executors.builder_io import builder_spec
-from rabbit2docker.consumer.executors.kubernetes.models import Pod
+from rabbit2docker.consumer.executors.kubernetes.models import Manifest, Pod
+from rabbit2docker.consumer.executors.kubernetes.placement import affinity, tolerations
 from rabbit2docker.consumer.executors.kubernetes.pod_status import BUILDER_CONTAINER
-from rabbit2docker.hashing import ranked
 from rabbit2docker.settings import Settings
 
-Manifest = dict[str, Any]
+PREFIX: Final = "rabbit2docker.io/"
+SPEC: Final = f"{PREFIX}spec"
+STATUS: Final = f"{PREFIX}status"
+STATUS_VERSION: Final = f"{PREFIX}status-version"
+"""Counts the updates of the status, for compare-and-swap.
 
-OURS: Final = "rabbit2docker.io/"
-SPEC: Final = f"{OURS}spec"
-STATUS: Final = f"{OURS}status"
-STATUS_VERSION: Final = f"{OURS}status-version"
-"""Counts the writings of the status: what a compare-and-swap compares.
-
-Not the status themselves, as the API server compares text as it is escaped, and escapes `<`, `>` and `&` where we do not.
+The status itself cannot be compared: the API server compares JSON text, and escapes `<`, `>` and `&` where we do not.
 """
-FINALIZER: Final = f"{OURS}outcome"
-"""Keeps the record readable when somebody deletes the pod, until the build's end is told."""
-REPLICA: Final = f"{OURS}replica"
-BUILDER_MAP: Final = f"{OURS}builder"
-"""The ConfigMap that a pod runs."""
-FOR: Final = f"{OURS}for"
-"""The pod that a Secret is for."""
+FINALIZER: Final = f"{PREFIX}outcome"
+"""Keeps the record of a deleted pod readable until the build's end is reported."""
+REPLICA: Final = f"{PREFIX}replica"
+BUILDER_MAP: Final = f"{PREFIX}builder"
+"""Name of the ConfigMap with the builder's program that a pod runs."""
+FOR: Final = f"{PREFIX}for"
+"""Name of the pod that a Secret was created for."""
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 INSTANCE: Final = "app.kubernetes.io/instance"
 COMPONENT: Final = "app.kubernetes.io/component"
@@ -41,23 +39,18 @@ BUILDER: Final = "builder"
 CREDENTIALS: Final = "credentials"
 MAX_NAME_LENGTH: Final = 253
 
-DEADLINE_GRACE_SECONDS: Final = 120
-"""The kubelet's own deadline is the last one: builder and service have theirs before it."""
-NODE_GONE_SECONDS: Final = 45
-"""How long a pod stays on a node that does not answer, on top of the cluster's own patience of about 40 s."""
+DEADLINE_MARGIN_SECONDS: Final = 120
+"""Added to the build's time limit for the kubelet's deadline, so that builder and service enforce theirs first."""
 HOME: Final = "/tmp"
 BUILDER_DIR: Final = "/etc/rabbit2docker/builder"
 DOCKER_CONFIG_DIR: Final = "/etc/rabbit2docker/docker"
 GIT_DIR: Final = "/etc/rabbit2docker/git"
 GIT_FILE: Final = "credentials"
 SPEC_VARIABLE: Final = "RABBIT2DOCKER_BUILD"
-PREFERRED_NODES: Final = 3
-# Nodes that a hub reserves for its users may build, too (zero-to-jupyterhub's names).
-USER_NODE_TAINTS: Final = ("hub.jupyter.org/dedicated", "hub.jupyter.org_dedicated")
 
 
 def labels(settings: Settings, component: str) -> dict[str, str]:
-    """Return the labels by which our objects are found."""
+    """Return the labels that identify this installation's objects of a component."""
     return {
         "app.kubernetes.io/name": "rabbit2docker",
         MANAGED_BY: "rabbit2docker",
@@ -67,7 +60,7 @@ def labels(settings: Settings, component: str) -> dict[str, str]:
 
 
 def selector(settings: Settings, component: str) -> str:
-    """Return the label selector for our objects of a component."""
+    """Return the label selector for this installation's objects of a component."""
     return f"{MANAGED_BY}=rabbit2docker,{INSTANCE}={settings.instance},{COMPONENT}={component}"
 
 
@@ -83,12 +76,12 @@ def builder_config_map(settings: Settings, name: str, text: str) -> Manifest:
 
 
 def credentials_name(spec: AttemptSpec) -> str:
-    """Return the name of the attempt's Secret; no other build's pod of the same name had it."""
+    """Return the name of the attempt's Secret, unique even among builds whose pods share a name."""
     return f"{spec.name}-{spec.build_id}"[:MAX_NAME_LENGTH]
 
 
 def credentials_secret(settings: Settings, spec: AttemptSpec, git_credentials: str) -> Manifest:
-    """Return the Secret with what the attempt needs to fetch its repository."""
+    """Return the Secret with the git credentials that the attempt fetches its repository with."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -115,7 +108,10 @@ def build_pod(
     credentials: str | None,
     ready_nodes: Sequence[str],
 ) -> Manifest:
-    """Return the pod of an attempt; `credentials` names its Secret, `ready_nodes` those with a ready docker-api."""
+    """Return the pod of an attempt.
+
+    `credentials` is the name of its Secret; `ready_nodes` are the nodes with a ready docker-api.
+    """
     kubernetes = settings.kubernetes
     return {
         "apiVersion": "v1",
@@ -125,20 +121,20 @@ def build_pod(
             "labels": {
                 **kubernetes.labels,
                 **labels(settings, BUILD),
-                f"{OURS}build-id": spec.build_id,
-                f"{OURS}tenant": spec.tenant,
-                f"{OURS}attempt": str(spec.attempt),
+                f"{PREFIX}build-id": spec.build_id,
+                f"{PREFIX}tenant": spec.tenant,
+                f"{PREFIX}attempt": str(spec.attempt),
                 REPLICA: replica,
             },
             "annotations": {
-                # Whoever tidies up nodes would otherwise end builds to pack pods closer.
+                # Otherwise autoscalers evict builds to consolidate nodes.
                 "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
                 "karpenter.sh/do-not-disrupt": "true",
                 **kubernetes.annotations,
-                f"{OURS}request-id": spec.request_id,
-                f"{OURS}repo-url": spec.repo_url,
-                f"{OURS}ref": spec.resolved_ref,
-                f"{OURS}image": spec.image,
+                f"{PREFIX}request-id": spec.request_id,
+                f"{PREFIX}repo-url": spec.repo_url,
+                f"{PREFIX}ref": spec.resolved_ref,
+                f"{PREFIX}image": spec.image,
                 BUILDER_MAP: builder_map,
                 SPEC: spec.model_dump_json(exclude_defaults=True),
                 STATUS: encode_status(status),
@@ -161,14 +157,14 @@ def _pod_spec(
     mounts, volumes = _volumes(spec, settings, builder_map, credentials)
     pod: Manifest = {
         "restartPolicy": "Never",
-        "activeDeadlineSeconds": spec.timeout_seconds + DEADLINE_GRACE_SECONDS,
+        "activeDeadlineSeconds": spec.timeout_seconds + DEADLINE_MARGIN_SECONDS,
         "terminationGracePeriodSeconds": kubernetes.termination_seconds,
-        # Users' code must find neither a token nor the addresses of the cluster's services.
+        # The code of repositories must find neither an API token nor the addresses of the cluster's services.
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "affinity": _affinity(spec, settings, ready_nodes),
-        "tolerations": _tolerations(settings),
-        "securityContext": _pod_security(settings),
+        "affinity": affinity(spec, settings.kubernetes, ready_nodes),
+        "tolerations": tolerations(settings.kubernetes),
+        "securityContext": _pod_security_context(settings),
         "containers": [_container(spec, settings, credentials, mounts)],
         "volumes": volumes,
     }
@@ -189,7 +185,7 @@ def _container(
     container: Manifest = {
         "name": BUILDER_CONTAINER,
         "image": settings.builder.image,
-        # -I: nothing that lies in the working directory may pass for a module.
+        # -I: a file in the working directory must not be imported as a module.
         "command": ["python3", "-I", f"{BUILDER_DIR}/builder.py", "--spec-env", SPEC_VARIABLE],
         "env": [
             {"name": name, "value": value}
@@ -204,7 +200,7 @@ def _container(
             "capabilities": {"drop": ["ALL"]},
             "readOnlyRootFilesystem": True,
         },
-        # Where the builder cannot even start, the end of its output says why.
+        # If the builder cannot start, the end of its output explains it.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
     }
@@ -218,7 +214,7 @@ def _environment(spec: AttemptSpec, settings: Settings, *, with_git: bool) -> di
         "HOME": HOME,
         "USER": "builder",
         "LANG": "C.UTF-8",
-        # Beside the config, as usual, it could not be written.
+        # By default it is inside DOCKER_CONFIG, which is read-only here.
         "BUILDX_CONFIG": f"{HOME}/.buildx",
         **settings.kubernetes.env,
         SPEC_VARIABLE: json.dumps(pod_builder_spec(spec, settings), ensure_ascii=False),
@@ -235,7 +231,7 @@ def _environment(spec: AttemptSpec, settings: Settings, *, with_git: bool) -> di
 
 
 def pod_builder_spec(spec: AttemptSpec, settings: Settings) -> Manifest:
-    """Return what the builder is told; no credentials are among it."""
+    """Return the builder's specification for a pod. It holds no credentials."""
     return {
         **builder_spec(spec, settings.builder),
         "docker_host": f"unix://{settings.kubernetes.docker_socket}",
@@ -243,13 +239,13 @@ def pod_builder_spec(spec: AttemptSpec, settings: Settings) -> Manifest:
 
 
 def push_secret(spec: AttemptSpec, settings: Settings) -> str | None:
-    """Return the Secret with the registry credentials for the attempt."""
+    """Return the name of the Secret with the registry credentials for the attempt."""
     tenant = settings.kubernetes.tenants.get(spec.tenant)
     return (tenant.push_secret if tenant else None) or settings.kubernetes.push_secret
 
 
 def git_credentials(spec: AttemptSpec, settings: Settings) -> str | None:
-    """Return the tenant's credentials for private repositories."""
+    """Return the git credentials of the attempt's tenant, or None."""
     tenant = settings.kubernetes.tenants.get(spec.tenant)
     return tenant.git_credentials.get_secret_value() if tenant and tenant.git_credentials else None
 
@@ -265,7 +261,7 @@ def _volumes(
     ]
     volumes: list[Manifest] = [
         {"name": "builder", "configMap": {"name": builder_map}},
-        # The directory, not the socket: an engine that restarts makes a new one, and one that is late is waited for.
+        # The directory instead of the socket: a restarted engine creates a new socket, and the builder waits for it.
         {"name": "docker-api", "hostPath": {"path": directory, "type": "DirectoryOrCreate"}},
         {"name": "tmp", "emptyDir": {}},
     ]
@@ -279,61 +275,7 @@ def _volumes(
     return mounts, volumes
 
 
-def _affinity(spec: AttemptSpec, settings: Settings, ready_nodes: Sequence[str]) -> Manifest:
-    good = [node for node in ready_nodes if node not in spec.avoid]
-    # By the repository: its next version finds the layers of this one.
-    preferred = ranked(spec.repo_url, good)[:PREFERRED_NODES]
-    weights = (100, 60, 30)
-    node: Manifest = {
-        "preferredDuringSchedulingIgnoredDuringExecution": [
-            {"weight": weight, "preference": _on("In", [name])}
-            for weight, name in zip(weights, preferred, strict=False)
-        ]
-    }
-    if spec.avoid and good:
-        # Only where there is another node: on the last one it is better to try again than to wait for ever.
-        node["requiredDuringSchedulingIgnoredDuringExecution"] = {
-            "nodeSelectorTerms": [_on("NotIn", sorted(set(spec.avoid)))]
-        }
-    beside = {
-        "labelSelector": {"matchLabels": settings.kubernetes.docker_api_labels},
-        "topologyKey": "kubernetes.io/hostname",
-    }
-    # No anti-affinity between builds: the scheduler would weigh it more than the preferred nodes.
-    affinity: Manifest = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [beside]}}
-    if preferred:
-        affinity["nodeAffinity"] = node
-    return affinity
-
-
-def _on(operator: str, nodes: Sequence[str]) -> Manifest:
-    # By the node's name, not its hostname label: that is what a pod's nodeName says.
-    return {
-        "matchFields": [{"key": "metadata.name", "operator": operator, "values": [node]} for node in nodes]
-    }
-
-
-def _tolerations(settings: Settings) -> list[Manifest]:
-    gone = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
-    return [
-        *(
-            {"key": key, "operator": "Equal", "value": "user", "effect": "NoSchedule"}
-            for key in USER_NODE_TAINTS
-        ),
-        *(
-            {
-                "key": key,
-                "operator": "Exists",
-                "effect": "NoExecute",
-                "tolerationSeconds": NODE_GONE_SECONDS,
-            }
-            for key in gone
-        ),
-        *settings.kubernetes.tolerations,
-    ]
-
-
-def _pod_security(settings: Settings) -> Manifest:
+def _pod_security_context(settings: Settings) -> Manifest:
     user, group = settings.kubernetes.run_as_user, settings.kubernetes.docker_group
     security: Manifest = {"seccompProfile": {"type": "RuntimeDefault"}}
     if user is not None:
@@ -343,16 +285,16 @@ def _pod_security(settings: Settings) -> Manifest:
     return security
 
 
-# -- reading back
+# -- records
 
 
 def encode_status(status: AttemptStatus) -> str:
-    """Return the status as they are written."""
+    """Return the status as its annotation holds it."""
     return status.model_dump_json(exclude_defaults=True)
 
 
 def read_spec(pod: Pod) -> AttemptSpec | None:
-    """Return what the attempt is about; None for a pod that is no record of ours."""
+    """Return the AttemptSpec that the pod holds; None if the pod is not a record of this service."""
     try:
         spec = AttemptSpec.model_validate_json(pod.metadata.annotations.get(SPEC, ""))
     except ValidationError:
@@ -361,7 +303,7 @@ def read_spec(pod: Pod) -> AttemptSpec | None:
 
 
 def read_status(pod: Pod) -> AttemptStatus:
-    """Return the status; empty ones when somebody spoilt them."""
+    """Return the AttemptStatus that the pod holds; an empty one if the annotation is invalid."""
     try:
         return AttemptStatus.model_validate_json(pod.metadata.annotations.get(STATUS, "{}"))
     except ValidationError:
@@ -369,15 +311,15 @@ def read_status(pod: Pod) -> AttemptStatus:
 
 
 def status_patch(pod: Pod, status: AttemptStatus) -> list[Manifest]:
-    """Return the JSON patch that writes the status, if nobody has written them since `pod` was read."""
+    """Return the JSON patch that writes the status; it fails if the status changed since `pod` was read."""
     version = pod.metadata.annotations.get(STATUS_VERSION, "")
     steps: list[Manifest] = [{"op": "test", "path": "/metadata/uid", "value": pod.metadata.uid}]
     if version:
         steps.append({"op": "test", "path": _annotation(STATUS_VERSION), "value": version})
-    following = str(int(version) + 1) if version.isdigit() else "0"
+    next_version = str(int(version) + 1) if version.isdigit() else "0"
     return [
         *steps,
-        {"op": "add", "path": _annotation(STATUS_VERSION), "value": following},
+        {"op": "add", "path": _annotation(STATUS_VERSION), "value": next_version},
         {"op": "add", "path": _annotation(STATUS), "value": encode_status(status)},
     ]
 
@@ -387,7 +329,7 @@ def _annotation(name: str) -> str:
 
 
 def without_finalizer(pod: Pod) -> list[Manifest]:
-    """Return the JSON patch that takes our finalizer off the pod; empty when it has none."""
+    """Return the JSON patch that removes our finalizer from the pod; empty if it has none."""
     if FINALIZER not in pod.metadata.finalizers:
         return []
     path = f"/metadata/finalizers/{pod.metadata.finalizers.index(FINALIZER)}"

@@ -1,4 +1,7 @@
-"""What we read of Kubernetes objects: a handful of fields, straight from JSON, the rest is never kept."""
+"""Models of the Kubernetes objects that the executor reads, with only the fields it uses.
+
+Field names are the API's (Pod v1, Event v1, Lease coordination.k8s.io/v1) in snake_case.
+"""
 
 from datetime import datetime
 from typing import Any
@@ -6,9 +9,12 @@ from typing import Any
 from pydantic import AliasGenerator, BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
+Manifest = dict[str, Any]
+"""An object, or a part of one, as it is sent to the API server."""
+
 
 class KubeObject(BaseModel):
-    """Names as in the API (camelCase); unknown fields are dropped while parsing."""
+    """Base of all models: reads camelCase names and drops unknown fields while parsing."""
 
     model_config = ConfigDict(
         alias_generator=AliasGenerator(validation_alias=to_camel),
@@ -19,13 +25,13 @@ class KubeObject(BaseModel):
 
 
 class OwnerReference(KubeObject):
-    """Whose end is the object's end."""
+    """An object whose deletion deletes the one that refers to it."""
 
     uid: str
 
 
 class Metadata(KubeObject):
-    """What all objects have."""
+    """The metadata common to all objects."""
 
     name: str
     uid: str
@@ -48,20 +54,20 @@ class Condition(KubeObject):
 
 
 class Waiting(KubeObject):
-    """A container that does not run yet."""
+    """State of a container that does not run yet."""
 
     reason: str | None = None
     message: str | None = None
 
 
 class Running(KubeObject):
-    """A container that runs."""
+    """State of a container that runs."""
 
     started_at: datetime | None = None
 
 
 class Terminated(KubeObject):
-    """A container that has ended."""
+    """State of a container that has ended."""
 
     exit_code: int = 0
     reason: str | None = None
@@ -71,7 +77,7 @@ class Terminated(KubeObject):
 
 
 class ContainerState(KubeObject):
-    """One of the three, or none."""
+    """State of a container: one of the three fields is set, or none."""
 
     waiting: Waiting | None = None
     running: Running | None = None
@@ -79,7 +85,7 @@ class ContainerState(KubeObject):
 
 
 class ContainerStatus(KubeObject):
-    """How one container is."""
+    """Status of one container."""
 
     name: str
     state: ContainerState = ContainerState()
@@ -87,13 +93,13 @@ class ContainerStatus(KubeObject):
 
 
 class PodSpec(KubeObject):
-    """Where a pod runs."""
+    """The part of a pod's specification that the scheduler fills in."""
 
     node_name: str | None = None
 
 
 class PodStatus(KubeObject):
-    """How a pod is."""
+    """Status of a pod."""
 
     phase: str = ""
     reason: str | None = None
@@ -103,13 +109,13 @@ class PodStatus(KubeObject):
     container_statuses: tuple[ContainerStatus, ...] = ()
     init_container_statuses: tuple[ContainerStatus, ...] = ()
 
-    def condition(self, kind: str) -> Condition | None:
-        """Return the condition of that type."""
-        return next((condition for condition in self.conditions if condition.type == kind), None)
+    def condition(self, condition_type: str) -> Condition | None:
+        """Return the condition of that type, or None."""
+        return next((item for item in self.conditions if item.type == condition_type), None)
 
 
 class Pod(KubeObject):
-    """A build pod, or one of docker-api."""
+    """A build pod or a docker-api pod."""
 
     metadata: Metadata
     spec: PodSpec = PodSpec()
@@ -117,7 +123,7 @@ class Pod(KubeObject):
 
 
 class LeaseSpec(KubeObject):
-    """Who holds a lease, and for how long without another word."""
+    """Holder, duration and last renewal of a Lease."""
 
     holder_identity: str | None = None
     lease_duration_seconds: int | None = None
@@ -125,20 +131,20 @@ class LeaseSpec(KubeObject):
 
 
 class Lease(KubeObject):
-    """A replica's sign of life."""
+    """The heartbeat of a replica."""
 
     metadata: Metadata
     spec: LeaseSpec = LeaseSpec()
 
 
 class Owned(KubeObject):
-    """Any object, where only its metadata count."""
+    """An object of any type, of which only the metadata are read."""
 
     metadata: Metadata
 
 
 class Event(KubeObject):
-    """What happened to a pod, as components of the cluster told it."""
+    """An event of a pod, reported by a component of the cluster."""
 
     reason: str | None = None
     message: str | None = None
@@ -148,7 +154,7 @@ class Event(KubeObject):
 
 
 class ListMetadata(KubeObject):
-    """Where a list stands."""
+    """Version of a list, and the token for its next page."""
 
     resource_version: str = ""
     continue_: str | None = None
@@ -162,72 +168,72 @@ class ListMetadata(KubeObject):
 
 
 class PodList(KubeObject):
-    """A page of pods."""
+    """One page of a list of pods."""
 
     metadata: ListMetadata = ListMetadata()
     items: tuple[Pod, ...] = ()
 
 
 class LeaseList(KubeObject):
-    """A page of leases."""
+    """One page of a list of Leases."""
 
     metadata: ListMetadata = ListMetadata()
     items: tuple[Lease, ...] = ()
 
 
 class OwnedList(KubeObject):
-    """A page of any objects."""
+    """One page of a list of objects of any type."""
 
     metadata: ListMetadata = ListMetadata()
     items: tuple[Owned, ...] = ()
 
 
 class AnyList(KubeObject):
-    """A page of objects that are looked at one by one."""
+    """One page of a list of objects that are parsed one by one."""
 
     metadata: ListMetadata = ListMetadata()
     items: tuple[dict[str, Any], ...] = ()
 
 
 class EventList(KubeObject):
-    """A page of events."""
+    """One page of a list of events."""
 
     items: tuple[Event, ...] = ()
 
 
 class WatchStatus(KubeObject):
-    """The object of an ERROR on a watch."""
+    """The object of an ERROR event of a watch."""
 
     code: int = 0
     reason: str | None = None
     message: str | None = None
 
 
-class WatchedError(KubeObject):
-    """An ERROR on a watch."""
+class ErrorEvent(KubeObject):
+    """An ERROR event of a watch."""
 
     object: WatchStatus = WatchStatus()
 
 
 class BookmarkObject(KubeObject):
-    """Where the watch stands."""
+    """The object of a BOOKMARK event: the version that the watch has reached."""
 
     metadata: ListMetadata = ListMetadata()
 
 
-class Bookmark(KubeObject):
-    """A BOOKMARK on a watch."""
+class BookmarkEvent(KubeObject):
+    """A BOOKMARK event of a watch."""
 
     object: BookmarkObject = BookmarkObject()
 
 
-class PodWatched(KubeObject):
-    """An ADDED, MODIFIED or DELETED pod."""
+class PodEvent(KubeObject):
+    """An ADDED, MODIFIED or DELETED event of a watch on pods."""
 
     object: Pod
 
 
-class LeaseWatched(KubeObject):
-    """An ADDED, MODIFIED or DELETED lease."""
+class LeaseEvent(KubeObject):
+    """An ADDED, MODIFIED or DELETED event of a watch on Leases."""
 
     object: Lease

@@ -1,12 +1,8 @@
-"""Pure: what a pod's status means. One place for every way in which a build pod waits, gets stuck or ends.
-
-Reasons, conditions and messages are Kubernetes' own (API reference of Pod v1; kubelet and scheduler 1.29 to 1.36).
-"""
+"""Mapping of a pod's status and events to the state of an attempt. No I/O."""
 
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -14,44 +10,45 @@ from pydantic import ValidationError
 
 from rabbit2docker.consumer.executors.base import AttemptState, BuilderResult, ExternalEnd, PendingDeadline
 from rabbit2docker.consumer.executors.kubernetes.models import ContainerStatus, Event, Pod, Terminated
+from rabbit2docker.consumer.executors.kubernetes.pod_reasons import (
+    CONTAINER_REASONS,
+    DISRUPTIONS,
+    EVENT_REASONS,
+    NODE_REJECTED,
+    STATUS_REASONS,
+    WAITING_REASONS,
+    StuckRule,
+)
 from rabbit2docker_schemas.reasons import FailureReason as Reason
 
 BUILDER_CONTAINER: Final = "builder"
 LOST_SECONDS: Final = 30.0
-"""A pod that is still there so long after the moment by which it had to end is on a node that does not answer."""
-EXAMINE_SECONDS: Final = (5.0, 20.0, 45.0, 90.0, 180.0)
-"""When a scheduled pod that does not run is asked about its events; counted from when its node took it."""
-OUR_WORD: Final = "cancelled"
-
-
-@dataclass(frozen=True, slots=True)
-class StuckRule:
-    """How long a state may last before it is given up, and as what."""
-
-    reason: Reason
-    seconds: float
-    says: str
-    """For a person; `{}` is what Kubernetes says."""
+"""A pod that exists for longer than this after its deletion deadline is on a node that does not respond."""
+EVENT_READ_SECONDS: Final = (5.0, 20.0, 45.0, 90.0, 180.0)
+"""Ages at which the events of a scheduled pod that does not run yet are read, from when its node accepted it."""
+SIGTERM_REASON: Final = "cancelled"
+"""Reason in the result of a builder that received SIGTERM; it does not say where the signal came from."""
+NO_DETAILS: Final = "Kubernetes gives no details"
 
 
 @dataclass(frozen=True, slots=True)
 class ObservationContext:
-    """What has to be known beside the pod."""
+    """Facts besides the pod's status that an observation depends on."""
 
     now: datetime
     pending_seconds: float
-    """Limit from the creation of the pod, whatever it waits for."""
+    """Limit for the whole pending state, from the creation of the pod."""
     docker_api_pods: int = 1
-    """How many docker-api pods there are."""
+    """Number of docker-api pods in the cluster."""
     events: Sequence[Event] | None = None
-    """The pod's events, oldest first, where they were asked for."""
-    examined: int = 0
-    """How often they were asked for."""
+    """The pod's events, oldest first; None before the first read."""
+    event_reads: int = 0
+    """Number of times the pod's events were read."""
 
 
 @dataclass(frozen=True, slots=True)
 class PodObservation:
-    """What the pod's status means now."""
+    """State of an attempt as its pod shows it, and when to look again."""
 
     state: AttemptState
     result: BuilderResult | None = None
@@ -60,192 +57,101 @@ class PodObservation:
     pending_deadline: PendingDeadline | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
-    examine_at: datetime | None = None
-    """When the pod's events should be asked for."""
-    look_again_at: datetime | None = None
-    """When time alone changes what this means."""
+    read_events_at: datetime | None = None
+    """When to read the pod's events."""
+    observe_again_at: datetime | None = None
+    """When the observation changes without any change of the pod."""
 
 
-WAITING_REASONS: Final = {
-    "ErrImagePull": StuckRule(Reason.BUILDER_IMAGE_UNAVAILABLE, 90, "The builder image cannot be pulled: {}"),
-    "ImagePullBackOff": StuckRule(
-        Reason.BUILDER_IMAGE_UNAVAILABLE, 90, "The builder image cannot be pulled: {}"
-    ),
-    "ImageInspectError": StuckRule(
-        Reason.BUILDER_IMAGE_UNAVAILABLE, 90, "The builder image cannot be read: {}"
-    ),
-    "RegistryUnavailable": StuckRule(
-        Reason.BUILDER_IMAGE_UNAVAILABLE, 90, "The builder image's registry is away: {}"
-    ),
-    "SignatureValidationFailed": StuckRule(
-        Reason.BUILDER_IMAGE_UNAVAILABLE, 90, "The builder image is not trusted: {}"
-    ),
-    "InvalidImageName": StuckRule(
-        Reason.BUILDER_IMAGE_UNAVAILABLE, 0, "The builder image's name is invalid: {}"
-    ),
-    "ErrImageNeverPull": StuckRule(
-        Reason.BUILDER_IMAGE_UNAVAILABLE, 30, "The node lacks the builder image and may not pull it: {}"
-    ),
-    # Not at once: a missing Secret may be on its way.
-    "CreateContainerConfigError": StuckRule(
-        Reason.POD_MISCONFIGURED, 20, "The build pod is misconfigured: {}"
-    ),
-    "CreateContainerError": StuckRule(Reason.POD_NOT_STARTED, 60, "The node cannot create the builder: {}"),
-    "RunContainerError": StuckRule(Reason.POD_MISCONFIGURED, 20, "The node cannot start the builder: {}"),
-    "PreCreateHookError": StuckRule(Reason.POD_NOT_STARTED, 60, "The node cannot create the builder: {}"),
-    "PreStartHookError": StuckRule(Reason.POD_NOT_STARTED, 60, "The node cannot start the builder: {}"),
-    "PostStartHookError": StuckRule(Reason.POD_NOT_STARTED, 60, "The node cannot start the builder: {}"),
-}
-"""Reasons of a waiting container."""
-
-EVENT_REASONS: Final = (
-    (
-        "FailedMount",
-        re.compile(r'(?:secret|configmap) "[^"]*" not found|references non-existent (?:secret|config) key'),
-        StuckRule(Reason.POD_MISCONFIGURED, 120, "Something that the build pod mounts is missing: {}"),
-    ),
-    (
-        "FailedMount",
-        re.compile(r"hostPath type check failed"),
-        StuckRule(Reason.POD_NOT_STARTED, 90, "docker-api is not up on the node yet: {}"),
-    ),
-    (
-        "FailedMount",
-        re.compile(""),
-        StuckRule(Reason.POD_NOT_STARTED, 120, "The node cannot mount a volume of the build pod: {}"),
-    ),
-    (
-        "FailedAttachVolume",
-        re.compile(""),
-        StuckRule(Reason.POD_NOT_STARTED, 120, "The node cannot attach a volume of the build pod: {}"),
-    ),
-    (
-        "FailedCreatePodSandBox",
-        re.compile(""),
-        StuckRule(Reason.POD_NOT_STARTED, 120, "The node cannot set up the build pod: {}"),
-    ),
-    (
-        "NetworkNotReady",
-        re.compile(""),
-        StuckRule(Reason.POD_NOT_STARTED, 120, "The node's network is not ready: {}"),
-    ),
-)
-"""Reasons of events that no status shows, first match wins."""
-
-DISRUPTIONS: Final = {
-    "PreemptionByScheduler": (Reason.EVICTED, "The build gave way to a pod of higher priority."),
-    "EvictionByEvictionAPI": (Reason.EVICTED, "The build's node is being emptied."),
-    "DeletionByTaintManager": (Reason.NODE_LOST, "The build's node stopped responding."),
-    "DeletionByPodGC": (Reason.NODE_LOST, "The build's node is gone."),
-    "TerminationByKubelet": (Reason.EVICTED, "The build's node ended it: {}"),
-}
-"""Reasons of the condition DisruptionTarget."""
-
-STATUS_REASONS: Final = {
-    "Evicted": (Reason.EVICTED, "The build's node ran short: {}"),
-    "NodeShutdown": (Reason.EVICTED, "The build's node was shut down."),
-    "Shutdown": (Reason.EVICTED, "The build's node was shut down."),
-    "Terminated": (Reason.EVICTED, "The build's node was shut down."),
-    "NodeLost": (Reason.NODE_LOST, "The build's node stopped responding."),
-    "DeadlineExceeded": (Reason.TIMEOUT, "The build took longer than it may and was ended."),
-    "Preempting": (Reason.NODE_REFUSED, "The node gave the build's place to another pod: {}"),
-    "NodeAffinity": (Reason.NODE_REFUSED, "The node refused the build pod: {}"),
-    "NodeName": (Reason.NODE_REFUSED, "The node refused the build pod: {}"),
-    "NodePorts": (Reason.NODE_REFUSED, "The node refused the build pod: {}"),
-    "UnexpectedAdmissionError": (Reason.NODE_REFUSED, "The node refused the build pod: {}"),
-}
-"""Reasons of a failed pod; those that begin with OutOf are the node's lack of something."""
-
-CONTAINER_REASONS: Final = {
-    "OOMKilled": (
-        Reason.BUILDER_OUT_OF_MEMORY,
-        "Fetching the repository took more memory than the build pod may use.",
-    ),
-    "StartError": (Reason.POD_MISCONFIGURED, "The builder cannot be started: {}"),
-    "ContainerCannotRun": (Reason.POD_MISCONFIGURED, "The builder cannot be started: {}"),
-    "ContainerStatusUnknown": (Reason.NODE_LOST, "The build's node lost track of it."),
-}
-"""Reasons of a terminated container."""
-
-
-def observe_pod(pod: Pod, around: ObservationContext) -> PodObservation:
-    """Tell what the pod's status means."""
-    builder = _builder(pod)
+def observe_pod(pod: Pod, context: ObservationContext) -> PodObservation:
+    """Map a pod's status and events to an attempt state, and to a failure reason if it is stuck or has ended."""
+    builder = _builder_status(pod)
     state = builder.state if builder else None
     started_at = None
     if state is not None and state.running is not None:
         started_at = state.running.started_at
     if (state is not None and state.terminated is not None) or pod.status.phase in ("Succeeded", "Failed"):
-        return _ended(pod, state.terminated if state else None, around, started_at)
-    if (leaving := _leaving(pod, around, started_at)) is not None:
-        return leaving
+        return _observe_ended(pod, state.terminated if state else None, context, started_at)
+    if pod.metadata.deletion_timestamp is not None:
+        return _observe_deleting(pod, pod.metadata.deletion_timestamp, context, started_at)
     if state is not None and state.running is not None:
         return PodObservation(AttemptState.RUNNING, started_at=started_at)
-    return _pending(pod, builder, around)
+    return _observe_pending(pod, builder, context)
 
 
-def _builder(pod: Pod) -> ContainerStatus | None:
+def _builder_status(pod: Pod) -> ContainerStatus | None:
     return next((item for item in pod.status.container_statuses if item.name == BUILDER_CONTAINER), None)
 
 
-# -- the end
+# -- ended
 
 
-def _ended(
-    pod: Pod, terminated: Terminated | None, around: ObservationContext, started_at: datetime | None
+def _observe_ended(
+    pod: Pod, terminated: Terminated | None, context: ObservationContext, started_at: datetime | None
 ) -> PodObservation:
     result = read_result(terminated.message) if terminated else None
     ended_at = (terminated.finished_at if terminated else None) or pod.metadata.deletion_timestamp
     return PodObservation(
         AttemptState.ENDED,
         result=result,
-        external_end=_ending(pod, terminated, result),
-        # A node that is gone never tells that the container has ended.
-        started_at=_real(terminated.started_at) if terminated else started_at,
-        ended_at=_real(ended_at) or pod.status.start_time or pod.metadata.creation_timestamp or around.now,
+        external_end=_external_end(pod, terminated, result),
+        # On a node that is gone the container is still reported as running.
+        started_at=_unless_epoch(terminated.started_at) if terminated else started_at,
+        ended_at=_unless_epoch(ended_at)
+        or pod.status.start_time
+        or pod.metadata.creation_timestamp
+        or context.now,
     )
 
 
-def _real(moment: datetime | None) -> datetime | None:
-    """Return the moment, but None for the epoch, which stands for a container that never was."""
+def _unless_epoch(moment: datetime | None) -> datetime | None:
+    """Return the time, or None for the epoch, which the kubelet reports for a container that never existed."""
     return moment if moment is not None and moment.year > 1970 else None
 
 
 def read_result(message: str | None) -> BuilderResult | None:
-    """Return the result in a termination message; None where the builder could not write one."""
+    """Return the builder's result in a termination message; None if the builder could not write it."""
     try:
         return BuilderResult.model_validate_json(message or "")
     except ValidationError:
         return None
 
 
-def _ending(pod: Pod, terminated: Terminated | None, result: BuilderResult | None) -> ExternalEnd | None:
-    """Tell what ended the builder from outside. What it says itself counts more, unless it only says that it was told to."""
-    if result is not None and result.reason != OUR_WORD:
+def _external_end(
+    pod: Pod, terminated: Terminated | None, result: BuilderResult | None
+) -> ExternalEnd | None:
+    """Return what ended the builder from outside.
+
+    The builder's own result takes precedence, unless it only says that the builder received SIGTERM.
+    """
+    if result is not None and result.reason != SIGTERM_REASON:
         return None
-    if (ending := _disruption(pod)) is not None:
-        return ending
+    if (disruption := _disruption(pod)) is not None:
+        return disruption
     status = pod.status
-    said = status.message or "no message"
     if status.reason in STATUS_REASONS:
-        return _ending_of(*STATUS_REASONS[status.reason], said)
+        return _end(*STATUS_REASONS[status.reason], status.message)
     if status.reason and status.reason.startswith("OutOf"):
-        return _ending_of(Reason.NODE_REFUSED, "The node refused the build pod: {}", said)
-    if terminated is not None and terminated.reason in CONTAINER_REASONS and not _never_was(pod, terminated):
-        words = _last_words(terminated.message) or "no message"
-        return _ending_of(*CONTAINER_REASONS[terminated.reason], words)
+        return _end(*NODE_REJECTED, status.message)
+    if (
+        terminated is not None
+        and terminated.reason in CONTAINER_REASONS
+        and not _never_existed(pod, terminated)
+    ):
+        return _end(*CONTAINER_REASONS[terminated.reason], _last_output(terminated.message))
     if pod.metadata.deletion_timestamp is not None:
-        return _ending_of(Reason.POD_DELETED, "The build pod was deleted from the cluster.", "")
+        return _end(Reason.POD_DELETED, "The build pod was deleted from the cluster.")
     if terminated is None:
-        return _ending_of(Reason.POD_NOT_STARTED, "The build pod failed before it started: {}", said)
-    if words := _last_words(terminated.message):
-        says = f"The builder ended with exit code {terminated.exit_code} and no result: {{}}"
-        return _ending_of(Reason.BUILDER_LOST, says, words)
+        message = "The build pod failed before the builder started: {}"
+        return _end(Reason.POD_NOT_STARTED, message, status.message)
+    if output := _last_output(terminated.message):
+        message = f"The builder exited with code {terminated.exit_code} and reported no result: {{}}"
+        return _end(Reason.BUILDER_LOST, message, output)
     return None
 
 
-def _never_was(pod: Pod, terminated: Terminated) -> bool:
-    """Tell whether the node lost track of a container only because the pod was deleted before there was one."""
+def _never_existed(pod: Pod, terminated: Terminated) -> bool:
+    """Return whether the node only lost track of the container because the pod was deleted before it was created."""
     return terminated.reason == "ContainerStatusUnknown" and pod.metadata.deletion_timestamp is not None
 
 
@@ -254,21 +160,21 @@ def _disruption(pod: Pod) -> ExternalEnd | None:
     if condition is None or condition.status != "True":
         return None
     default = (Reason.EVICTED, "The cluster ended the build: {}")
-    reason, says = DISRUPTIONS.get(condition.reason or "", default)
-    return _ending_of(reason, says, pod.status.message or condition.message or "no message")
+    reason, message = DISRUPTIONS.get(condition.reason or "", default)
+    return _end(reason, message, pod.status.message or condition.message)
 
 
-def _ending_of(reason: Reason, says: str, said: str) -> ExternalEnd:
-    return ExternalEnd(reason=reason, message=says.replace("{}", _shortened(said)))
+def _end(reason: Reason, message: str, details: str | None = None) -> ExternalEnd:
+    return ExternalEnd(reason=reason, message=message.replace("{}", _truncate(details or NO_DETAILS)))
 
 
-def _shortened(text: str) -> str:
+def _truncate(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= 500 else text[:499] + "…"
 
 
-def _last_words(message: str | None) -> str:
-    """Return the last line of a termination message, which may be the end of the log."""
+def _last_output(message: str | None) -> str:
+    """Return the text of the last line of a termination message, which may be the end of the log."""
     lines = [line for line in (message or "").splitlines() if line.strip()]
     if not lines:
         return ""
@@ -278,114 +184,114 @@ def _last_words(message: str | None) -> str:
         return lines[-1]
 
 
-def _leaving(pod: Pod, around: ObservationContext, started_at: datetime | None) -> PodObservation | None:
-    """Tell of a pod that is being deleted and has not ended."""
-    until = pod.metadata.deletion_timestamp
-    if until is None:
-        return None
-    lost_at = until + timedelta(seconds=LOST_SECONDS)
+def _observe_deleting(
+    pod: Pod, deadline: datetime, context: ObservationContext, started_at: datetime | None
+) -> PodObservation:
+    """Return the observation of a pod that is being deleted, by `deadline`, and has not ended."""
     if pod.spec.node_name is None:
-        # Nobody will end it, as no node has it.
-        return PodObservation(AttemptState.ENDED, external_end=_ending(pod, None, None), ended_at=until)
-    if around.now >= lost_at:
-        ending = _disruption(pod) or _ending_of(
-            Reason.NODE_LOST, "The node {} stopped responding.", pod.spec.node_name
-        )
+        # No kubelet will report the end of a pod that no node has.
         return PodObservation(
-            AttemptState.ENDED, external_end=ending, started_at=started_at, ended_at=lost_at
+            AttemptState.ENDED, external_end=_external_end(pod, None, None), ended_at=deadline
         )
-    state = AttemptState.RUNNING if started_at else AttemptState.PENDING
-    waiting = None if started_at else "The build pod is being ended."
-    return PodObservation(state, waiting_for=waiting, started_at=started_at, look_again_at=lost_at)
-
-
-# -- the beginning
-
-
-def _pending(pod: Pod, builder: ContainerStatus | None, around: ObservationContext) -> PodObservation:
-    created = pod.metadata.creation_timestamp or around.now
-    latest = created + timedelta(seconds=around.pending_seconds)
-    if pod.spec.node_name is None:
-        return _unscheduled(pod, around, latest)
-    since = pod.status.start_time or created
-    waits = [item for item in (*pod.status.init_container_statuses, builder) if item is not None]
-    for waiting in (item.state.waiting for item in waits):
-        if waiting is not None and (grace := WAITING_REASONS.get(waiting.reason or "")):
-            return _given_up_later(grace, waiting.message or waiting.reason or "", since, latest)
-    examine_at = _next_examination(since, around)
-    if (found := _in_events(around.events or ())) is not None:
-        grace, said = found
-        sight = _given_up_later(grace, said, since, latest)
+    lost_at = deadline + timedelta(seconds=LOST_SECONDS)
+    if context.now >= lost_at:
+        lost = _end(Reason.NODE_LOST, "The node {} stopped responding.", pod.spec.node_name)
         return PodObservation(
-            sight.state,
-            waiting_for=sight.waiting_for,
-            pending_deadline=sight.pending_deadline,
-            examine_at=examine_at,
+            AttemptState.ENDED,
+            external_end=_disruption(pod) or lost,
+            started_at=started_at,
+            ended_at=lost_at,
         )
-    node = pod.spec.node_name
-    last = around.events[-1].reason if around.events else None
-    words = f"Pulling the builder image on node {node}" if last == "Pulling" else f"Starting on node {node}"
-    late = _ending_of(
-        Reason.POD_NOT_STARTED, "The build pod did not start on node {} within the time it has.", node
-    )
     return PodObservation(
-        AttemptState.PENDING,
-        waiting_for=words,
-        pending_deadline=PendingDeadline(reason=late.reason, message=late.message, at=latest),
-        examine_at=examine_at,
+        AttemptState.RUNNING if started_at else AttemptState.PENDING,
+        waiting_for=None if started_at else "The build pod is being deleted.",
+        started_at=started_at,
+        observe_again_at=lost_at,
     )
 
 
-def _unscheduled(pod: Pod, around: ObservationContext, latest: datetime) -> PodObservation:
-    condition = pod.status.condition("PodScheduled")
-    said = _shortened(condition.message or "") if condition and condition.status == "False" else ""
-    if condition is not None and condition.reason == "SchedulingGated":
-        words = "The cluster holds the build pod back with a scheduling gate"
-    elif around.docker_api_pods == 0:
-        words = "Waiting for a node with docker-api: no docker-api pod exists"
-    elif said:
-        words = f"Waiting for a node with docker-api and room: {said}"
+# -- pending
+
+
+def _observe_pending(
+    pod: Pod, builder: ContainerStatus | None, context: ObservationContext
+) -> PodObservation:
+    created_at = pod.metadata.creation_timestamp or context.now
+    deadline = created_at + timedelta(seconds=context.pending_seconds)
+    if pod.spec.node_name is None:
+        return _observe_unscheduled(pod, context, deadline)
+    scheduled_at = pod.status.start_time or created_at
+    containers = [item for item in (*pod.status.init_container_statuses, builder) if item is not None]
+    for waiting in (item.state.waiting for item in containers):
+        if waiting is not None and (rule := WAITING_REASONS.get(waiting.reason or "")):
+            return _stuck(rule, waiting.message or waiting.reason or "", scheduled_at, deadline)
+    if (match := _match_events(context.events or ())) is not None:
+        observation = _stuck(*match, scheduled_at, deadline)
     else:
-        words = "Waiting for a node"
-    limit = f"{around.pending_seconds:.0f} seconds"
-    none = "No docker-api pod exists, so no node can take the build" if around.docker_api_pods == 0 else said
-    message = f"No node took the build pod within {limit}. {none}".strip()
+        observation = _observe_starting(pod.spec.node_name, context, deadline)
+    return replace(observation, read_events_at=_next_event_read(scheduled_at, context))
+
+
+def _observe_starting(node: str, context: ObservationContext, deadline: datetime) -> PodObservation:
+    is_pulling = context.events and context.events[-1].reason == "Pulling"
+    message = f"The build pod did not start on node {node} within {context.pending_seconds:.0f} seconds."
     return PodObservation(
         AttemptState.PENDING,
-        waiting_for=words,
-        pending_deadline=PendingDeadline(reason=Reason.NO_NODE, message=message, at=latest),
+        waiting_for=f"Pulling the builder image on node {node}" if is_pulling else f"Starting on node {node}",
+        pending_deadline=PendingDeadline(reason=Reason.POD_NOT_STARTED, message=message, at=deadline),
     )
 
 
-def _given_up_later(grace: StuckRule, said: str, since: datetime, latest: datetime) -> PodObservation:
-    ending = _ending_of(grace.reason, grace.says, said)
-    at = min(since + timedelta(seconds=grace.seconds), latest)
+def _observe_unscheduled(pod: Pod, context: ObservationContext, deadline: datetime) -> PodObservation:
+    condition = pod.status.condition("PodScheduled")
+    details = _truncate(condition.message or "") if condition and condition.status == "False" else ""
+    if condition is not None and condition.reason == "SchedulingGated":
+        waiting_for = "A scheduling gate of the cluster holds the build pod back"
+    elif context.docker_api_pods == 0:
+        waiting_for = "Waiting for a node with docker-api: the cluster has no docker-api pod"
+    elif details:
+        waiting_for = f"Waiting for a node with docker-api and free resources: {details}"
+    else:
+        waiting_for = "Waiting for a node"
+    no_docker_api = "The cluster has no docker-api pod, so no node can run the build."
+    cause = no_docker_api if context.docker_api_pods == 0 else details
+    message = f"No node accepted the build pod within {context.pending_seconds:.0f} seconds. {cause}".strip()
     return PodObservation(
         AttemptState.PENDING,
-        waiting_for=ending.message,
-        pending_deadline=PendingDeadline(reason=ending.reason, message=ending.message, at=at),
+        waiting_for=waiting_for,
+        pending_deadline=PendingDeadline(reason=Reason.NO_NODE, message=message, at=deadline),
     )
 
 
-def _next_examination(since: datetime, around: ObservationContext) -> datetime | None:
-    """Return when events are due: now and then, as they tell what no status does."""
-    if around.examined >= len(EXAMINE_SECONDS):
+def _stuck(rule: StuckRule, details: str, scheduled_at: datetime, deadline: datetime) -> PodObservation:
+    end = _end(rule.reason, rule.message, details)
+    at = min(scheduled_at + timedelta(seconds=rule.seconds), deadline)
+    return PodObservation(
+        AttemptState.PENDING,
+        waiting_for=end.message,
+        pending_deadline=PendingDeadline(reason=end.reason, message=end.message, at=at),
+    )
+
+
+def _next_event_read(scheduled_at: datetime, context: ObservationContext) -> datetime | None:
+    """Return when to read the events next, a few times in all: they show problems that no status shows."""
+    if context.event_reads >= len(EVENT_READ_SECONDS):
         return None
-    return since + timedelta(seconds=EXAMINE_SECONDS[around.examined])
+    return scheduled_at + timedelta(seconds=EVENT_READ_SECONDS[context.event_reads])
 
 
-def _in_events(events: Sequence[Event]) -> tuple[StuckRule, str] | None:
-    """Return what the last trouble among the events means, unless something went well after it."""
+def _match_events(events: Sequence[Event]) -> tuple[StuckRule, str] | None:
+    """Return the rule and the message of the last problem among the events, unless progress followed it."""
     for event in reversed(events):
         if event.reason in ("Pulling", "Pulled", "Created", "Started"):
             return None
-        for reason, pattern, grace in EVENT_REASONS:
+        for reason, pattern, rule in EVENT_REASONS:
             if event.reason == reason and pattern.search(event.message or ""):
-                return grace, event.message or reason
+                return rule, event.message or reason
     return None
 
 
-def in_order(events: Sequence[Event]) -> list[Event]:
-    """Return events oldest first."""
-    beginning = datetime.min.replace(tzinfo=UTC)
-    return sorted(events, key=lambda event: event.last_timestamp or event.event_time or beginning)
+def sort_events(events: Sequence[Event]) -> list[Event]:
+    """Return the events oldest first; those without a time come first."""
+    earliest = datetime.min.replace(tzinfo=UTC)
+    return sorted(events, key=lambda event: event.last_timestamp or event.event_time or earliest)

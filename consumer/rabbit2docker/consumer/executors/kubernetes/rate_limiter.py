@@ -1,4 +1,4 @@
-"""How fast the API server is asked: a token bucket in which the more urgent calls go first."""
+"""Rate limit for calls to the API server: a token bucket that serves waiting calls by priority."""
 
 import asyncio
 import heapq
@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class CallPriority(IntEnum):
-    """Who goes first when calls have to wait."""
+    """Order in which waiting calls get a token: the lowest value first."""
 
     CREATE = 0
     RECORD = 1
@@ -16,57 +16,57 @@ class CallPriority(IntEnum):
 
 
 class RateLimiter:
-    """Lets `burst` calls pass at once and `per_second` in the long run."""
+    """Admits `burst` calls at once and `per_second` calls on average."""
 
     def __init__(self, per_second: float, burst: int) -> None:
         """Start with a full bucket."""
         self._per_second = per_second
         self._burst = float(burst)
         self._tokens = float(burst)
-        self._counted_at: float | None = None
-        self._waiting: list[tuple[CallPriority, int, asyncio.Future[None]]] = []
-        self._order = itertools.count()
+        self._refilled_at: float | None = None
+        self._waiters: list[tuple[CallPriority, int, asyncio.Future[None]]] = []
+        self._sequence = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
 
-    async def turn(self, urgency: CallPriority) -> None:
-        """Return when a call may be made."""
+    async def acquire(self, priority: CallPriority) -> None:
+        """Take a token, waiting for it by priority, then by order of arrival."""
         self._refill()
-        if not self._waiting and self._tokens >= 1:
+        if not self._waiters and self._tokens >= 1:
             self._tokens -= 1
             return
-        turn = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (urgency, next(self._order), turn))
-        self._arm()
+        waiter = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiters, (priority, next(self._sequence), waiter))
+        self._schedule()
         try:
-            await turn
+            await waiter
         except asyncio.CancelledError:
-            # Its turn may have come in the same moment: then it is the next one's.
-            if turn.done() and not turn.cancelled():
+            # The token may have been granted in the same iteration of the loop: it passes to the next waiter.
+            if waiter.done() and not waiter.cancelled():
                 self._tokens += 1
-                self._hand_out()
+                self._grant()
             raise
 
     def _refill(self) -> None:
         now = asyncio.get_running_loop().time()
-        if self._counted_at is not None:
-            self._tokens = min(self._burst, self._tokens + (now - self._counted_at) * self._per_second)
-        self._counted_at = now
+        if self._refilled_at is not None:
+            self._tokens = min(self._burst, self._tokens + (now - self._refilled_at) * self._per_second)
+        self._refilled_at = now
 
-    def _arm(self) -> None:
-        if self._timer is None and self._waiting:
+    def _schedule(self) -> None:
+        if self._timer is None and self._waiters:
             seconds = max(0.0, 1 - self._tokens) / self._per_second
             self._timer = asyncio.get_running_loop().call_later(seconds, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
         self._refill()
-        self._hand_out()
+        self._grant()
 
-    def _hand_out(self) -> None:
-        # A hair less than a whole token is one: the clock need not tick as finely as it is asked to.
-        while self._waiting and self._tokens >= 1 - 1e-6:
-            turn = heapq.heappop(self._waiting)[2]
-            if not turn.done():
+    def _grant(self) -> None:
+        # Tolerate a rounding error: the loop's clock may be coarser than the requested delay.
+        while self._waiters and self._tokens >= 1 - 1e-6:
+            waiter = heapq.heappop(self._waiters)[2]
+            if not waiter.done():
                 self._tokens -= 1
-                turn.set_result(None)
-        self._arm()
+                waiter.set_result(None)
+        self._schedule()

@@ -1,4 +1,4 @@
-"""News from the kernel: a log has grown, a record's folder is gone. One inotify instance for the executor."""
+"""File system events from inotify: logs that grow, and folders of records that come and go."""
 
 import os
 from collections.abc import Callable
@@ -13,53 +13,57 @@ _FOLDER_GONE = Mask.DELETE | Mask.MOVED_FROM | Mask.MOVED_TO | Mask.ONLYDIR
 
 
 class DirectoryWatch:
-    """Watches one directory of folders, and each file once until it is armed again."""
+    """Watches one directory of folders, and single files for one event each, with one inotify instance."""
 
-    def __init__(self, *, on_folder: Callable[[str], None], on_everything: Callable[[], None]) -> None:
-        """Call `on_folder` with the name of a folder that went or came, `on_everything` when news were lost."""
+    def __init__(self, *, on_folder: Callable[[str], None], on_events_lost: Callable[[], None]) -> None:
+        """Store the callbacks.
+
+        `on_folder` receives the name of a folder that came or went. `on_events_lost` is called if the kernel dropped
+        events, or if the directory itself was removed.
+        """
         self._directory = Path()
-        self._is_lost = False
+        self._is_gone = False
         self._on_folder = on_folder
-        self._on_everything = on_everything
+        self._on_events_lost = on_events_lost
         self._inotify: Inotify | None = None
-        self._armed: dict[Path, Callable[[], None]] = {}
+        self._watched_files: dict[Path, Callable[[], None]] = {}
 
     def open(self, directory: Path) -> None:
-        """Begin to watch the directory. Raises ConfigurationError when the kernel grants no instance."""
+        """Start to watch the directory. Raises ConfigurationError if the kernel grants no inotify instance."""
         self._directory = directory
         try:
             self._inotify = Inotify(cache_size=64)
-            # The library reads only when there is something to read, but asks for a blocking descriptor.
+            # The library reads only when the descriptor is readable, but creates a blocking one.
             os.set_blocking(self._inotify.fd, False)
             self._inotify.add_watch(directory, _FOLDER_GONE)
         except OSError as error:
             self.close()
             raise ConfigurationError(
-                f"The kernel does not let {self._directory} be watched: {error.strerror}. "
-                "Raise fs.inotify.max_user_instances and fs.inotify.max_user_watches."
+                f"The kernel refused to watch {self._directory}: {error.strerror}. Raise "
+                "fs.inotify.max_user_instances and fs.inotify.max_user_watches."
             ) from error
 
-    def find_again(self) -> None:
-        """Watch the directory again if it was removed and there is another one now."""
-        if self._is_lost and self._inotify is not None:
+    def renew(self) -> None:
+        """Watch the directory again if it was removed and has been created anew."""
+        if self._is_gone and self._inotify is not None:
             with suppress(OSError):
                 self._inotify.add_watch(self._directory, _FOLDER_GONE)
-                self._is_lost = False
+                self._is_gone = False
 
     def close(self) -> None:
-        """End; nobody is called any more."""
+        """Stop watching; no callback is called any more."""
         if self._inotify is not None:
             self._inotify.close()
             self._inotify = None
-        self._armed.clear()
+        self._watched_files.clear()
 
-    def arm(self, path: Path, on_change: Callable[[], None]) -> None:
-        """Call `on_change` once when the file is written to from now on.
+    def notify_once(self, path: Path, on_change: Callable[[], None]) -> None:
+        """Call `on_change` at the next write to the file, and once only.
 
-        Once only, because thousands of lines a second are read a few times a second: what is written in between
-        then costs nothing here. Raises FileNotFoundError, and ExecutorUnavailable when the kernel grants no watch.
+        A log may grow by thousands of lines a second and is read a few times a second: further writes in between
+        cost nothing. Raises FileNotFoundError, and ExecutorUnavailable if the kernel grants no watch.
         """
-        if path in self._armed or self._inotify is None:
+        if path in self._watched_files or self._inotify is None:
             return
         try:
             self._inotify.add_watch(path, Mask.MODIFY | Mask.ONESHOT)
@@ -67,12 +71,12 @@ class DirectoryWatch:
             raise
         except OSError as error:
             raise ExecutorUnavailable(
-                f"The kernel does not let {path} be watched: {error.strerror}. Raise fs.inotify.max_user_watches."
+                f"The kernel refused to watch {path}: {error.strerror}. Raise fs.inotify.max_user_watches."
             ) from error
-        self._armed[path] = on_change
+        self._watched_files[path] = on_change
 
     async def run(self) -> None:
-        """Hand on news until cancelled."""
+        """Call the callbacks until cancelled."""
         assert self._inotify is not None
         async for event in self._inotify:
             self._handle(event)
@@ -80,19 +84,19 @@ class DirectoryWatch:
     def _handle(self, event: Event) -> None:
         watch = event.watch
         if Mask.Q_OVERFLOW in event.mask:
-            for path in list(self._armed):
+            for path in list(self._watched_files):
                 self._fire(path)
-            self._on_everything()
+            self._on_events_lost()
         elif watch is None:
             return
         elif watch.path != self._directory:
             self._fire(watch.path)
         elif Mask.IGNORED in event.mask:
-            self._is_lost = True
-            self._on_everything()
+            self._is_gone = True
+            self._on_events_lost()
         elif event.name is not None:
             self._on_folder(str(event.name))
 
     def _fire(self, path: Path) -> None:
-        if on_change := self._armed.pop(path, None):
+        if on_change := self._watched_files.pop(path, None):
             on_change()

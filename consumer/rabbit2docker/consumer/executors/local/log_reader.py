@@ -1,4 +1,4 @@
-"""Reads a builder's log: line number i of the file is the line that the builder numbered i, unless damage proves otherwise."""
+"""Reading of a builder's log, whose i-th line of text is the line numbered i unless the file is damaged."""
 
 import os
 from pathlib import Path
@@ -9,29 +9,29 @@ from rabbit2docker.consumer.executors.builder_io import parse_line
 
 BATCH_LINES: Final = 1000
 BATCH_BYTES: Final = 256 * 1024
-"""What is read at once: a backlog of any length takes little memory and holds nothing up."""
+"""Limits of one read, so that a backlog of any length takes little memory and delays no other reader."""
 _CHUNK: Final = 1 << 20
 
 
 class LogReader:
-    """A place in one log. Methods block and are called in threads, one at a time."""
+    """A position in one log. Methods block and are called in threads, one at a time."""
 
     def __init__(self, path: Path, *, after: int) -> None:
-        """Begin behind the line numbered `after`."""
+        """Start after the line numbered `after`."""
         self._path = path
         self._next = after + 1
         self._offset = 0
-        # Not the last one: its number proves that counting led to the right place.
+        # Line `after` itself is read: its number proves that counting led to the right offset.
         self._to_skip = max(0, after)
         self._checked = after < 0
         self._damaged = 0
 
     def read(self) -> list[Lines]:
-        """Return some of the lines that are there: none only when there are none.
+        """Return the next lines; an empty list only if there are none yet.
 
-        A line counts once its newline is there. Raises FileNotFoundError when the log is gone.
+        A line without its newline is not complete. Raises FileNotFoundError if the log is gone.
         """
-        # Opened anew each time: a cancelled reader can then leave nothing open, and many readers hold no files.
+        # Opened anew each time: a cancelled reader leaves no file open, and idle readers hold none.
         file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if not self._skip(file):
@@ -46,19 +46,22 @@ class LogReader:
             os.close(file)
 
     def missing_at_end(self, count: int | None) -> MissingLines | None:
-        """Tell what is missing after the last line of an attempt that has ended; `count`: what the builder wrote."""
+        """Return the lines missing at the end of a finished log, None if it is complete.
+
+        `count` is the number of lines that the builder counted, None if it wrote no result.
+        """
         last = (count if count is not None else self._next + self._damaged) - 1
         return MissingLines(self._next, last) if last >= self._next else None
 
     def _skip(self, file: int) -> bool:
-        """Go to the first wanted line by counting newlines; False when it is not there yet."""
+        """Go to the first wanted line by counting newlines; False if it has not been written yet."""
         while self._to_skip:
             chunk = os.pread(file, _CHUNK, self._offset)
             count = chunk.count(b"\n")
             if count == 0 and len(chunk) < _CHUNK:
                 return False
             if count <= self._to_skip:
-                # A torn line at the end is read again when it is whole.
+                # An incomplete line at the end is read again later.
                 self._offset += chunk.rfind(b"\n") + 1 if count else len(chunk)
                 self._to_skip -= count
                 continue
@@ -70,7 +73,7 @@ class LogReader:
         return True
 
     def _read_whole_lines(self, file: int) -> list[bytes]:
-        """Return whole lines and go behind them."""
+        """Return complete lines and move past them."""
         size = BATCH_BYTES
         while True:
             chunk = os.pread(file, size, self._offset)
@@ -79,7 +82,7 @@ class LogReader:
                 break
             if len(chunk) < size:
                 return []
-            size *= 2  # damage: the builder's lines are far shorter
+            size *= 2  # a damaged file: the builder's lines are far shorter
         raw = chunk[: end + 1].split(b"\n", BATCH_LINES)
         rest = raw.pop()
         self._offset += end + 1 - len(rest)
@@ -95,7 +98,7 @@ class LogReader:
                 continue
             if line.n > self._next:
                 if not self._checked:
-                    # Counting led too far, as lines are missing before: look at each from the beginning.
+                    # Lines are missing before this one, so that counting led too far: read all from the start.
                     self._offset, self._checked, self._damaged = 0, True, 0
                     return []
                 if batch:

@@ -1,12 +1,10 @@
-"""The builder as a process: started at most once for a record, outliving the service, known again by the next one.
+"""The builder as a process: started at most once per record, outliving the service, recognized by the next one.
 
-Everything here blocks and is called in threads. Two facts are left to the kernel, so that no crash can make
-them wrong:
+Everything here blocks and is called in threads. The kernel keeps two facts, so that no crash can make them wrong:
 
-- **started**: the new process creates `builder.err` exclusively before it becomes the builder. Whoever comes second
-  cannot start.
-- **alive**: the builder holds the record's named pipe open as its fd 3. A pipe that nobody holds means that it ended,
-  whatever became of its number, and the reading end tells the moment.
+- **started**: the new process creates `builder.err` exclusively before it becomes the builder. A second start fails.
+- **alive**: the builder holds the record's named pipe open as its fd 3. The pipe is closed once the builder has
+  ended, whatever process has its number by then, and the reading end becomes readable at that moment.
 """
 
 import json
@@ -21,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from rabbit2docker.consumer.executors.local.state_directory import OUTPUT, PROCESS, RUNNING, write_whole
+from rabbit2docker.consumer.executors.local.state_directory import OUTPUT, PROCESS, RUNNING, write_atomically
 
 _PIPE_FD: Final = 3
 _REAP_MILLISECONDS: Final = 5000
@@ -30,7 +28,7 @@ _RESET: Final = (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Which process: the number alone may be another's by now, with its start it cannot."""
+    """Identity of a process. The kernel reuses numbers, but not a number together with a start time."""
 
     pid: int
     start_ticks: int
@@ -40,23 +38,23 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What is known of a record's builder."""
+    """The observed state of a record's builder."""
 
     started: bool
-    """A builder was started, or may no longer be."""
+    """True once a builder was started, or its start was prevented."""
     process: Process | None = None
     pipe: int | None = None
-    """Reading end of the pipe while the builder lives: readable at its end. The caller closes it."""
+    """Reading end of the pipe while the builder lives; readable once it has ended. The caller closes it."""
 
 
 def start(path: Path, command: Sequence[str], environment: Mapping[str, str]) -> Observed:
-    """Start the builder of the record in `path` unless one was started, and observe it.
+    """Start the builder of the record in `path` unless one was started already, and observe it.
 
-    Raises OSError when no process can be made; then the record has none and this can be repeated.
+    Raises OSError if no process can be created; the call can then be repeated.
     """
     actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]] = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-        # The pipe first: from the moment that the builder counts as started, it counts as alive.
+        # The pipe comes first, so that a builder that counts as started also counts as alive.
         (os.POSIX_SPAWN_OPEN, _PIPE_FD, str(path / RUNNING), os.O_RDWR, 0),
         (
             os.POSIX_SPAWN_OPEN,
@@ -74,7 +72,7 @@ def start(path: Path, command: Sequence[str], environment: Mapping[str, str]) ->
     except FileExistsError:
         return observe(path)
     except OSError:
-        # The claim is made before the program is found missing or not executable.
+        # builder.err is created before the program turns out to be missing or not executable.
         (path / OUTPUT).unlink(missing_ok=True)
         raise
     if (ticks := _start_ticks(pid)) is not None:
@@ -82,8 +80,8 @@ def start(path: Path, command: Sequence[str], environment: Mapping[str, str]) ->
     return observe(path)
 
 
-def claim(path: Path) -> bool:
-    """Make sure that no builder will be started for the record any more; False when one was."""
+def prevent_start(path: Path) -> bool:
+    """Make any later start of a builder fail; False if one was started already."""
     try:
         os.close(os.open(path / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
@@ -92,10 +90,10 @@ def claim(path: Path) -> bool:
 
 
 def observe(path: Path) -> Observed:
-    """Tell whether the builder of the record was started, and whether it lives."""
+    """Return whether the builder of the record was started, and its process and pipe while it lives."""
     pipe = _open_pipe(path)
     if pipe is None:
-        # Looked at after the pipe: a builder that starts in between is seen as started.
+        # Checked after the pipe: a builder that starts in between is seen as started.
         return Observed((path / OUTPUT).exists(), _read_process(path))
     try:
         process = _read_process(path) or _find_process(path)
@@ -106,7 +104,7 @@ def observe(path: Path) -> Observed:
 
 
 def has_ended(pipe: int) -> bool:
-    """Tell whether nobody holds the pipe any more."""
+    """Return whether the builder has closed the pipe."""
     try:
         while os.read(pipe, 4096):
             pass
@@ -115,8 +113,8 @@ def has_ended(pipe: int) -> bool:
     return True
 
 
-def send(path: Path, process: Process | None, number: signal.Signals) -> bool:
-    """Send a signal to the builder and to nobody else; False when it is not there."""
+def send_signal(path: Path, process: Process | None, number: signal.Signals) -> bool:
+    """Send a signal to the builder, never to a process that got its number; False if the builder is gone."""
     process = process or _find_process(path)
     if process is None:
         return False
@@ -136,7 +134,7 @@ def send(path: Path, process: Process | None, number: signal.Signals) -> bool:
 
 
 def reap(process: Process) -> None:
-    """Collect the builder after its end if it is a child of this service, so that no zombie stays."""
+    """Collect the builder after its end if it is a child of this service, to leave no zombie."""
     if _start_ticks(process.pid) != process.start_ticks:
         return
     try:
@@ -144,7 +142,7 @@ def reap(process: Process) -> None:
     except OSError:
         return
     try:
-        # The pipe is closed a moment before the process can be collected.
+        # The kernel closes the pipe a moment before the process can be collected.
         poll = select.poll()
         poll.register(handle, select.POLLIN)
         poll.poll(_REAP_MILLISECONDS)
@@ -172,9 +170,9 @@ def _write_process(path: Path, process: Process) -> None:
         "start_ticks": process.start_ticks,
         "started_at": process.started_at.isoformat(),
     }
-    # On a full disk it is not written: the process is then found by its pipe.
+    # If the disk is full, the process is found by its pipe instead.
     with suppress(OSError):
-        write_whole(path / PROCESS, json.dumps(data), durable=False)
+        write_atomically(path / PROCESS, json.dumps(data), durable=False)
 
 
 def _read_process(path: Path) -> Process | None:
@@ -190,12 +188,12 @@ def _start_ticks(pid: int) -> int | None:
         stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
     except OSError:
         return None
-    # The program's name is in brackets and may itself hold blanks and brackets.
+    # The name of the program is in parentheses, and may itself contain blanks and parentheses.
     return int(stat.rpartition(")")[2].split()[19])
 
 
 def _find_process(path: Path) -> Process | None:
-    """Find the builder by the pipe it holds: for a service that died before it wrote down whom it had started."""
+    """Find the builder by the pipe it holds, for when the service died before it wrote process.json."""
     pipe = (path / RUNNING).stat()
     found: list[Process] = []
     for entry in Path("/proc").iterdir():
@@ -208,7 +206,7 @@ def _find_process(path: Path) -> Process | None:
         ticks = _start_ticks(int(entry.name))
         if (held.st_dev, held.st_ino) == (pipe.st_dev, pipe.st_ino) and ticks is not None:
             found.append(Process(int(entry.name), ticks, _time_of(ticks)))
-    # A child of the builder holds the pipe too for the moment between fork and exec.
+    # Between fork and exec, a child of the builder holds the pipe, too.
     return min(found, key=lambda process: process.start_ticks, default=None)
 
 

@@ -1,15 +1,16 @@
-"""The state directory: what is kept of each attempt, and how it is written so that a crash leaves it whole.
+"""The state directory: the records of attempts as files, written so that a crash leaves each of them whole.
 
-Everything here blocks and is called in threads. One folder an attempt, complete from the moment it has its name:
+Everything here blocks and is called in threads. Each attempt has one folder, which is complete as soon as it has the
+attempt's name; folders that are being created or removed have names that begin with a dot.
 
     build.json    AttemptSpec, never changed
-    status.json    Marks, replaced as a whole
-    builder.json  what the builder is told
+    status.json   AttemptStatus, replaced as a whole
+    builder.json  specification of the builder
     log.jsonl     the builder's lines
-    running       a named pipe, open in the builder for as long as it lives
-    builder.err   what the builder printed itself; it exists once a builder was started, or never may be
-    process.json  which process the builder is
-    result.json   what the builder said at its end
+    running       named pipe that the builder holds open while it lives
+    builder.err   the builder's own output; exists once a builder has been started, or none may be any more
+    process.json  identity of the builder's process
+    result.json   result of the builder
 """
 
 import errno
@@ -36,7 +37,7 @@ ATTEMPTS: Final = "attempts"
 LOCK: Final = "lock"
 SPEC: Final = "build.json"
 STATUS: Final = "status.json"
-TOLD: Final = "builder.json"
+BUILDER_SPEC: Final = "builder.json"
 LINES: Final = "log.jsonl"
 RUNNING: Final = "running"
 OUTPUT: Final = "builder.err"
@@ -45,30 +46,32 @@ RESULT: Final = "result.json"
 WORK: Final = "work"
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
-_TEMPORARY: Final = "."  # names of records never begin with a dot, folders on their way in or out do
+_TEMPORARY: Final = "."  # no record has a name that begins with a dot
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A record as it was found."""
+class StoredRecord:
+    """The two parts of a record that are read back after a restart."""
 
     spec: AttemptSpec
     status: AttemptStatus
 
 
-def unavailable(error: OSError, what: str, root: Path) -> ExecutorUnavailable:
-    """Return the error to raise when `what` failed in the state directory; says what to do."""
+def unavailable(error: OSError, action: str, root: Path) -> ExecutorUnavailable:
+    """Return the error for an action that failed in the state directory, with advice where there is any."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ExecutorUnavailable(
-            f"Cannot {what}: the disk of {root} is full. Free space there.", retry_after=10
+            f"Cannot {action}: the disk of {root} is full. Free space there.", retry_after=10
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return ExecutorUnavailable(f"Cannot {what}: {error.strerror} in {root}. Let the service write there.")
-    return ExecutorUnavailable(f"Cannot {what} in {root}: {error}.")
+        return ExecutorUnavailable(
+            f"Cannot {action}: {error.strerror} in {root}. Make the directory writable for the service."
+        )
+    return ExecutorUnavailable(f"Cannot {action} in {root}: {error}.")
 
 
-def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
-    """Replace a file as one step; `durable`: it survives a power cut, not only a crash of the service."""
+def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace a file atomically. With `durable` it survives a power failure, not only a crash of the service."""
     temporary = path.with_name(f"{_TEMPORARY}{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -91,23 +94,23 @@ def _sync_directory(path: Path) -> None:
 
 
 class StateDirectory:
-    """The directory of one service. All methods may raise OSError, and ConfigurationError where they say so."""
+    """The directory of one service. Methods raise OSError, and ConfigurationError where they say so."""
 
     def __init__(self, root: Path) -> None:
-        """Take the directory; nothing is touched before `open`."""
+        """Store the path; nothing is read or written before `open`."""
         self.root = root
         self.attempts = root / ATTEMPTS
         self._lock: int | None = None
 
     def path(self, name: AttemptName) -> Path:
-        """Return the folder of a record. Raises ValueError for what cannot be a record's name."""
+        """Return the folder of a record. Raises ValueError for an invalid name."""
         if not _NAME.match(name):
             raise ValueError(f"{name!r} cannot be the name of a record")
         return self.attempts / name
 
-    def open(self) -> list[Loaded]:
-        """Make it where it is missing, lock it, and read all records. Raises ConfigurationError."""
-        # Builders are told paths, and need not stay where the service was started.
+    def open(self) -> list[StoredRecord]:
+        """Create the directory if it is missing, lock it, and read all records. Raises ConfigurationError."""
+        # Builders receive paths, and may run in another working directory.
         self.root = Path(os.path.abspath(self.root))
         self.attempts = self.root / ATTEMPTS
         try:
@@ -118,8 +121,8 @@ class StateDirectory:
         except OSError as error:
             self.close()
             raise ConfigurationError(
-                f"The state directory {self.root} cannot be used: {error.strerror or error}. Let the service write "
-                "there, or set RABBIT2DOCKER_LOCAL__STATE_DIR."
+                f"The state directory {self.root} cannot be used: {error.strerror or error}. Make it writable "
+                "for the service, or set RABBIT2DOCKER_LOCAL__STATE_DIR to another one."
             ) from error
         except ConfigurationError:
             self.close()
@@ -131,17 +134,17 @@ class StateDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(self._lock, 100, 0).decode("utf-8", "replace").strip()
-            who = f" (process {holder})" if holder else ""
+            process = f" (process {holder})" if holder else ""
             raise ConfigurationError(
-                f"Another service{who} uses the state directory {self.root}. Stop that one first, or give this one "
-                "a directory of its own with RABBIT2DOCKER_LOCAL__STATE_DIR."
+                f"Another service{process} uses the state directory {self.root}. Stop it first, or set "
+                "RABBIT2DOCKER_LOCAL__STATE_DIR to another directory for this one."
             ) from None
-        # A full disk is no reason not to start: the number only serves the message above.
+        # A full disk must not prevent the start: the process id only serves the message above.
         try:
             os.ftruncate(self._lock, 0)
             os.pwrite(self._lock, str(os.getpid()).encode(), 0)
         except OSError as error:
-            log.warning("cannot write who holds the state directory", error=str(error))
+            log.warning("process id not written to the lock file", error=str(error))
 
     def close(self) -> None:
         """Release the lock."""
@@ -150,44 +153,42 @@ class StateDirectory:
             self._lock = None
 
     def _clear_leftovers(self) -> None:
-        """Remove what a crash left on its way in or out, which nobody was told of or which was forgotten."""
+        """Remove folders that a crash left half created or half removed."""
         for path in self.attempts.glob(f"{_TEMPORARY}*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def _load_all(self) -> list[Loaded]:
+    def _load_all(self) -> list[StoredRecord]:
         found = (self._load(path) for path in sorted(self.attempts.iterdir()) if path.is_dir())
         return [record for record in found if record]
 
-    def _load(self, path: Path) -> Loaded | None:
-        """Read a record; a damaged one is left where it is and told in the log, as it can hold nothing up."""
+    def _load(self, path: Path) -> StoredRecord | None:
+        """Read a record. A damaged one is logged and left where it is, so that it does not block the others."""
         try:
             spec = AttemptSpec.model_validate_json((path / SPEC).read_bytes())
         except (OSError, ValidationError) as error:
-            log.error("a record cannot be read and is left alone", path=str(path), error=str(error))
+            log.error("record skipped: unreadable", path=str(path), error=str(error))
             return None
         if spec.name != path.name:
-            log.error("a record lies under another's name and is left alone", path=str(path), name=spec.name)
+            log.error("record skipped: folder has another name", path=str(path), name=spec.name)
             return None
         try:
             status = AttemptStatus.model_validate_json((path / STATUS).read_bytes())
         except (OSError, ValidationError) as error:
-            log.error(
-                "the status of a record cannot be read, starting anew", path=str(path), error=str(error)
-            )
+            log.error("record status reset: unreadable", path=str(path), error=str(error))
             status = AttemptStatus()
-        return Loaded(spec, status)
+        return StoredRecord(spec, status)
 
-    def make(self, spec: AttemptSpec, status: AttemptStatus, told: dict[str, Any]) -> bool:
-        """Make a record as one step; False when there is one of that name."""
+    def create(self, spec: AttemptSpec, status: AttemptStatus, builder_spec: dict[str, Any]) -> bool:
+        """Create a record atomically; False if there is one of that name."""
         path = self.path(spec.name)
         if path.exists():
             return False
         temporary = self.attempts / f"{_TEMPORARY}new-{uuid.uuid4().hex}"
         try:
             temporary.mkdir(mode=0o700, parents=True)
-            write_whole(temporary / SPEC, spec.model_dump_json())
-            write_whole(temporary / STATUS, status.model_dump_json())
-            write_whole(temporary / TOLD, json.dumps(told))
+            write_atomically(temporary / SPEC, spec.model_dump_json())
+            write_atomically(temporary / STATUS, status.model_dump_json())
+            write_atomically(temporary / BUILDER_SPEC, json.dumps(builder_spec))
             (temporary / LINES).touch(mode=0o600)
             os.mkfifo(temporary / RUNNING, 0o600)
             temporary.rename(path)
@@ -197,17 +198,17 @@ class StateDirectory:
             raise
         return True
 
-    def load(self, name: AttemptName) -> Loaded | None:
-        """Read one record, or None."""
+    def load(self, name: AttemptName) -> StoredRecord | None:
+        """Read one record; None if there is none, or if it is damaged."""
         path = self.path(name)
         return self._load(path) if path.is_dir() else None
 
     def write_status(self, name: AttemptName, status: AttemptStatus) -> None:
-        """Replace the status. Raises FileNotFoundError when the record is gone."""
-        write_whole(self.path(name) / STATUS, status.model_dump_json())
+        """Replace the status. Raises FileNotFoundError if the record is gone."""
+        write_atomically(self.path(name) / STATUS, status.model_dump_json())
 
     def remove(self, name: AttemptName) -> None:
-        """Remove a record: as one step for whoever reads the directory after a crash."""
+        """Remove a record, atomically for a service that reads the directory after a crash. Ignores unknown names."""
         going = self.attempts / f"{_TEMPORARY}old-{uuid.uuid4().hex}"
         try:
             self.path(name).rename(going)
@@ -217,14 +218,14 @@ class StateDirectory:
 
 
 def read_result(path: Path) -> tuple[BuilderResult | None, datetime]:
-    """Return what the builder said at its end, if it could, and when that was as far as the files tell."""
+    """Return the builder's result, None if it wrote none, and the time of its last write as far as it is known."""
     result = None
     try:
         result = BuilderResult.model_validate_json((path / RESULT).read_bytes())
     except FileNotFoundError:
         pass
     except (OSError, ValidationError) as error:
-        log.error("the builder's result cannot be read", path=str(path), error=str(error))
+        log.error("builder result ignored: unreadable", path=str(path), error=str(error))
     for name in (RESULT, LINES):
         try:
             return result, datetime.fromtimestamp((path / name).stat().st_mtime, UTC)

@@ -1,1 +1,1 @@
-"""How the tables came to be, step by step; alembic runs what a database lacks."""
+"""Schema migrations; Alembic runs those that a database lacks."""

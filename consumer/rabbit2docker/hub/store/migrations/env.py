@@ -1,4 +1,4 @@
-"""Run by alembic: takes the connection that the store has opened, in its transaction."""
+"""Alembic's environment: uses the connection that the store has opened, within its transaction."""
 
 from alembic import context
 

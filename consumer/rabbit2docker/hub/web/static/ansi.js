@@ -1,7 +1,7 @@
-// Lines of a terminal as spans with classes. Whatever a build writes stays a text.
+// Terminal output as spans with classes. Text from a build never becomes markup.
 import { make } from "./dom.js";
 
-// Colours and styles; any other order of terminals (moving about, titles, links); and characters that draw nothing.
+// Matches SGR sequences (colours and styles); all other control sequences (cursor, titles, links); and control characters.
 const ESCAPES =
   /\x1b\[([0-9;:]*)m|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b[PX^_][^\x1b\x9c]*(?:\x1b\\|\x9c)?|\x1b[ -/]*[0-~]?|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]/g;
 
@@ -15,32 +15,32 @@ const STYLES = {
   21: ["underline", true], 23: ["italic", false], 24: ["underline", false], 27: ["inverse", false], 28: ["hidden", false], 29: ["strike", false],
 };
 
-/** Return the one of the sixteen colours that is nearest: only those can be read on our ground for sure. */
+/** Return the nearest of the sixteen basic colours: only those have sufficient contrast on the log's background. */
 function nearest(red, green, blue) {
   let best = 0;
   let least = Infinity;
-  BASIC.forEach(([r, g, b], at) => {
+  BASIC.forEach(([r, g, b], index) => {
     const distance = (r - red) ** 2 + (g - green) ** 2 + (b - blue) ** 2;
-    if (distance < least) [best, least] = [at, distance];
+    if (distance < least) [best, least] = [index, distance];
   });
   return best;
 }
 
-function ofPalette(number) {
+function fromPalette(number) {
   if (number < 16) return number;
   if (number >= 232) return nearest(...Array(3).fill(8 + 10 * (number - 232)));
   const level = (value) => (value ? 55 + 40 * value : 0);
-  const at = number - 16;
-  return nearest(level(Math.floor(at / 36)), level(Math.floor(at / 6) % 6), level(at % 6));
+  const offset = number - 16;
+  return nearest(level(Math.floor(offset / 36)), level(Math.floor(offset / 6) % 6), level(offset % 6));
 }
 
-/** Reads lines one after the other: a colour goes on until it is ended. */
+/** Parses lines in sequence: a style lasts until it is reset. */
 export class Terminal {
   #style = { ...PLAIN };
 
   /** Return the nodes of one line. */
   line(text) {
-    // A carriage return goes back to the line's beginning; what is written then hides what was there.
+    // A carriage return overwrites the line: only the part after the last one is visible.
     const passes = text.replace(/\r+$/, "").split("\r");
     passes.slice(0, -1).forEach((pass) => this.#pieces(pass));
     return this.#pieces(passes.at(-1));
@@ -95,7 +95,7 @@ export class Terminal {
 
   #colour(where, codes) {
     const kind = codes.shift();
-    if (kind === 5) this.#style[where] = ofPalette(Math.min(255, codes.shift() ?? 0));
+    if (kind === 5) this.#style[where] = fromPalette(Math.min(255, codes.shift() ?? 0));
     else if (kind === 2) this.#style[where] = nearest(...codes.splice(0, 3).concat(0, 0, 0).slice(0, 3));
   }
 }

@@ -1,66 +1,66 @@
-// The service's JSON API: requests, and the events of one build.
-import { learnTime } from "./format.js";
+// The service's JSON API: requests, and the event stream of one build.
+import { syncClock } from "./format.js";
 
-const frame = document.documentElement.dataset;
+const page = document.documentElement.dataset;
 
-/** Path before all addresses. */
-export const base = frame.base;
-/** Who looks; empty where nobody is asked. */
-export const user = frame.user;
-/** Whether everybody's builds are seen. */
-export const isAdmin = "admin" in frame;
+/** Path that all addresses start with. */
+export const base = page.base;
+/** Name of the user; empty without authentication. */
+export const user = page.user;
+/** Whether the user sees all builds. */
+export const isAdmin = "admin" in page;
 
-/** An answer that says no, in the service's words. */
-export class Refused extends Error {
+/** An error response, with the service's message. */
+export class ApiError extends Error {
   constructor(message, status) {
     super(message);
     this.status = status;
   }
 }
 
-function headers(more) {
-  // JupyterHub takes a cookie from scripts only together with this.
-  return frame.xsrf ? { "X-Xsrftoken": frame.xsrf, ...more } : more;
+function withXsrf(headers) {
+  // JupyterHub accepts a script's cookie only together with this header.
+  return page.xsrf ? { "X-Xsrftoken": page.xsrf, ...headers } : headers;
 }
 
-async function refusal(answer) {
-  let words = "";
+async function asError(response) {
+  let message = "";
   try {
-    words = (await answer.json()).message ?? "";
+    message = (await response.json()).message ?? "";
   } catch {
-    // A proxy before the service answers in its own way.
+    // A proxy in front of the service answers in a format of its own.
   }
-  if (!words && answer.status >= 500) words = "The service does not answer at the moment. Please try again in a minute.";
-  return new Refused(words || `The service answers ${answer.status}.`, answer.status);
+  if (!message && response.status >= 500) message = "The service does not answer at the moment. Please try again in a minute.";
+  return new ApiError(message || `The service answered with status ${response.status}.`, response.status);
 }
 
-/** Tell whether reloading the page, and so logging in, may help. */
-export const needsLogin = (error) => error instanceof Refused && (error.status === 401 || error.status === 403);
+/** Return whether reloading the page, and thereby logging in, may help. */
+export const needsLogin = (error) => error instanceof ApiError && (error.status === 401 || error.status === 403);
 
-async function send(path, options) {
-  let answer;
+async function request(path, options) {
+  let response;
   try {
-    answer = await fetch(base + path, { redirect: "error", ...options });
+    response = await fetch(base + path, { redirect: "error", ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused("The service cannot be reached. Is there a network?", 0);
+    throw new ApiError("The service cannot be reached. Check your network connection.", 0);
   }
-  learnTime(answer.headers.get("Date"));
-  if (!answer.ok) throw await refusal(answer);
-  return answer;
+  syncClock(response.headers.get("Date"));
+  if (!response.ok) throw await asError(response);
+  return response;
 }
 
-/** Return what is at a path. Throws Refused. */
+/** Return the JSON at a path. Throws ApiError. */
 export async function get(path, signal) {
-  return (await send(path, { headers: headers({ Accept: "application/json" }), signal })).json();
+  return (await request(path, { headers: withXsrf({ Accept: "application/json" }), signal })).json();
 }
 
-/** Send an order, and return the answer. Throws Refused. */
-export async function order(method, path, body) {
+/** Send a request that changes something, and return the response's JSON. Throws ApiError. */
+export async function send(method, path, body) {
   const content = body === undefined ? {} : { body: JSON.stringify(body) };
   const type = body === undefined ? {} : { "Content-Type": "application/json" };
-  const answer = await send(path, { method, headers: headers({ Accept: "application/json", ...type }), ...content });
-  const text = await answer.text();
+  const response = await request(path, { method, headers: withXsrf({ Accept: "application/json", ...type }), ...content });
+  const text = await response.text();
   return text ? JSON.parse(text) : {};
 }
 
@@ -71,54 +71,46 @@ export const pageOf = (id) => `${base}builds/${encodeURIComponent(id)}`;
 
 const FIRST_PAUSE = 1000;
 const LONGEST_PAUSE = 30_000;
-const SILENCE = Math.max(20_000, Number(frame.silence) * 3000);
+const SILENCE_LIMIT = Math.max(20_000, Number(page.keepalive) * 3000);
 
 /**
- * Follows the events of one build to their end, through lost connections and restarts of the service.
+ * Follows the events of one build to their end, across lost connections and restarts of the service.
  *
- * The browser's own EventSource cannot send the header that JupyterHub demands beside its cookie.
+ * The browser's own EventSource cannot send the header that JupyterHub requires beside its cookie.
  */
-export class Events {
+export class EventStream {
   #path;
-  #tell;
-  #last = "";
+  #handlers;
+  #lastId = "";
   #pause = FIRST_PAUSE;
-  #stopped = false;
   #abort = null;
   #wake = null;
 
-  /** `tell`: event(kind, data), lost(), found(), over(), refused(error). */
-  constructor(path, tell) {
+  /** `handlers`: event(kind, data), disconnected(), connected(), ended(), refused(error). */
+  constructor(path, handlers) {
     this.#path = path;
-    this.#tell = tell;
+    this.#handlers = handlers;
   }
 
   /** Follow until the end. */
   async run() {
-    const hurry = () => this.#wake?.();
-    const look = () => document.visibilityState === "visible" && hurry();
-    window.addEventListener("online", hurry);
-    document.addEventListener("visibilitychange", look);
+    const wake = () => this.#wake?.();
+    const wakeIfVisible = () => document.visibilityState === "visible" && wake();
+    window.addEventListener("online", wake);
+    document.addEventListener("visibilitychange", wakeIfVisible);
     try {
-      while (!this.#stopped && !(await this.#once())) {
-        this.#tell.lost();
-        await this.#rest();
+      while (!(await this.#connect())) {
+        this.#handlers.disconnected();
+        await this.#backOff();
       }
     } finally {
-      window.removeEventListener("online", hurry);
-      document.removeEventListener("visibilitychange", look);
+      window.removeEventListener("online", wake);
+      document.removeEventListener("visibilitychange", wakeIfVisible);
     }
   }
 
-  /** Listen no more. */
-  stop() {
-    this.#stopped = true;
-    this.#abort?.abort();
-    this.#wake?.();
-  }
-
-  #rest() {
-    // Not all viewers of a service that was restarted come back in the same moment.
+  #backOff() {
+    // Jitter: the viewers of a restarted service do not all reconnect in the same moment.
     const pause = this.#pause * (0.75 + Math.random() / 2);
     this.#pause = Math.min(LONGEST_PAUSE, this.#pause * 2);
     return new Promise((resolve) => {
@@ -130,77 +122,77 @@ export class Events {
     });
   }
 
-  /** Listen once; tell whether that was all. */
-  async #once() {
+  /** Connect once; return whether the stream has ended for good. */
+  async #connect() {
     this.#abort = new AbortController();
-    const resume = this.#last ? { "Last-Event-ID": this.#last } : {};
-    let watch;
-    const alive = () => {
-      clearTimeout(watch);
-      watch = setTimeout(() => this.#abort.abort(), SILENCE);
+    const resume = this.#lastId ? { "Last-Event-ID": this.#lastId } : {};
+    let watchdog;
+    const keepAlive = () => {
+      clearTimeout(watchdog);
+      watchdog = setTimeout(() => this.#abort.abort(), SILENCE_LIMIT);
     };
     try {
-      alive();
-      const answer = await send(this.#path, {
-        headers: headers({ Accept: "text/event-stream", ...resume }),
+      keepAlive();
+      const response = await request(this.#path, {
+        headers: withXsrf({ Accept: "text/event-stream", ...resume }),
         signal: this.#abort.signal,
         cache: "no-store",
       });
-      if (answer.status === 204) {
-        this.#tell.over();
+      if (response.status === 204) {
+        this.#handlers.ended();
         return true;
       }
-      this.#tell.found();
-      return await this.#read(answer.body, alive);
+      this.#handlers.connected();
+      return await this.#read(response.body, keepAlive);
     } catch (error) {
-      if (error instanceof Refused && [400, 401, 403, 404].includes(error.status)) {
-        this.#tell.refused(error);
+      if (error instanceof ApiError && [400, 401, 403, 404].includes(error.status)) {
+        this.#handlers.refused(error);
         return true;
       }
       return false;
     } finally {
-      clearTimeout(watch);
+      clearTimeout(watchdog);
     }
   }
 
-  async #read(body, alive) {
+  async #read(body, keepAlive) {
     const reader = body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
     for (;;) {
       const { value, done } = await reader.read();
       if (done) return false;
-      alive();
+      keepAlive();
       const blocks = (rest + value).split("\n\n");
       rest = blocks.pop();
       for (const block of blocks) {
-        if (this.#block(block)) {
+        if (this.#dispatch(block)) {
           reader.cancel().catch(() => {});
-          this.#tell.over();
+          this.#handlers.ended();
           return true;
         }
       }
     }
   }
 
-  /** Take one event; tell whether it was the last one. */
-  #block(block) {
+  /** Parse and dispatch one event; return whether it is the last one. */
+  #dispatch(block) {
     let id;
     let kind = "message";
     const data = [];
     for (const line of block.split("\n")) {
-      const at = line.indexOf(":");
-      const value = line.slice(at + 1).replace(/^ /, "");
-      if (at <= 0) continue;
-      const name = line.slice(0, at);
+      const colon = line.indexOf(":");
+      const value = line.slice(colon + 1).replace(/^ /, "");
+      if (colon <= 0) continue;
+      const name = line.slice(0, colon);
       if (name === "id") id = value;
       else if (name === "event") kind = value;
       else if (name === "data") data.push(value);
     }
     if (!data.length) return false;
-    // Only who gets somewhere may come back soon: a service that ends every connection at once is left in peace.
+    // Only an event resets the pause: a service that closes every connection at once is not flooded.
     this.#pause = FIRST_PAUSE;
-    this.#tell.event(kind, JSON.parse(data.join("\n")));
-    if (id !== undefined) this.#last = id;
+    this.#handlers.event(kind, JSON.parse(data.join("\n")));
+    if (id !== undefined) this.#lastId = id;
     return ["completed", "failed", "cancelled", "rejected"].includes(kind);
   }
 }

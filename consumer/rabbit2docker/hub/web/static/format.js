@@ -1,4 +1,4 @@
-// How things are written for people.
+// Values as text for people.
 
 export const STATES = {
   queued: "Queued",
@@ -11,15 +11,16 @@ export const STATES = {
   cancelled: "Cancelled",
   rejected: "Rejected",
 };
-const ENDS = new Set(["completed", "failed", "cancelled", "rejected"]);
+const END_STATES = new Set(["completed", "failed", "cancelled", "rejected"]);
 
-/** Tell whether nothing follows a state. */
-export const isEnd = (state) => ENDS.has(state);
+/** Return whether a state is final. */
+export const isEnd = (state) => END_STATES.has(state);
 
 /** Return the class of a state's badge. */
 export const badgeClass = (state) => `badge ${isEnd(state) ? state : "running"}`;
 
-function unescaped(text) {
+/** Return a percent-encoded text decoded, or unchanged if its encoding is invalid. */
+export function unescaped(text) {
   try {
     return decodeURIComponent(text);
   } catch {
@@ -29,21 +30,10 @@ function unescaped(text) {
 
 const SHA = /^[0-9a-f]{40}$/;
 
-/** Return a commit's first characters, and anything else as it is. */
-export const short = (ref) => (SHA.test(ref ?? "") ? ref.slice(0, 7) : (ref ?? ""));
+/** Return a commit's first characters, and any other ref unchanged. */
+export const shortRef = (ref) => (SHA.test(ref ?? "") ? ref.slice(0, 7) : (ref ?? ""));
 
-/** Return what is built as {name, ref}, from provider and spec. */
-export function target(provider, spec) {
-  const parts = spec.split("/");
-  if (provider === "gh" && parts.length >= 3) return { name: parts.slice(0, 2).join("/"), ref: parts.slice(2).join("/") };
-  if (["git", "gl", "ckan", "hydroshare"].includes(provider) && parts.length >= 2) {
-    const name = unescaped(parts[0]).replace(/^https?:\/\//, "").replace(/(\.git)?\/?$/, "");
-    return { name, ref: unescaped(parts.slice(1).join("/")) };
-  }
-  return { name: unescaped(spec), ref: "" };
-}
-
-/** Return an address that may become a link, null for anything else than http and https. */
+/** Return a URL that may become a link; null unless it is http or https without credentials. */
 export function linkable(url) {
   try {
     const parsed = new URL(url);
@@ -53,19 +43,19 @@ export function linkable(url) {
   }
 }
 
-let skew = 0;
+let clockSkew = 0;
 
-/** Learn from an answer how far this clock is from the service's. */
-export function learnTime(date) {
-  const there = Date.parse(date ?? "");
-  if (Number.isNaN(there)) return;
-  const difference = Date.now() - there;
+/** Learn the difference between this clock and the service's from the header `Date` of a response. */
+export function syncClock(date) {
+  const serverTime = Date.parse(date ?? "");
+  if (Number.isNaN(serverTime)) return;
+  const difference = Date.now() - serverTime;
   // The header has whole seconds.
-  skew = Math.abs(difference) > 2000 ? difference : 0;
+  clockSkew = Math.abs(difference) > 2000 ? difference : 0;
 }
 
-/** Return the milliseconds since 1970, by the service's clock. */
-export const now = () => Date.now() - skew;
+/** Return the milliseconds since 1970 by the service's clock. */
+export const now = () => Date.now() - clockSkew;
 
 const UNITS = [
   ["year", 31_536_000],
@@ -76,7 +66,7 @@ const UNITS = [
 ];
 const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
 
-/** Return how long ago something was. */
+/** Return a past time relative to now: `5 minutes ago`. */
 export function ago(time) {
   const seconds = Math.max(0, (now() - Date.parse(time)) / 1000);
   for (const [unit, length] of UNITS) {
@@ -85,32 +75,32 @@ export function ago(time) {
   return "just now";
 }
 
-/** Return the exact time. */
-export const exactly = (time) => new Date(time).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
+/** Return a time with its date and seconds. */
+export const exactTime = (time) => new Date(time).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
-/** Return a number of seconds in words. */
-export function lasting(seconds) {
+/** Return a duration: `5 s`, `2 min 05 s`, `1 h 20 min`. */
+export function formatDuration(seconds) {
   const whole = Math.max(0, Math.round(seconds));
   if (whole < 60) return `${whole} s`;
-  const two = (number) => String(number).padStart(2, "0");
-  if (whole < 3600) return `${Math.floor(whole / 60)} min ${two(whole % 60)} s`;
-  return `${Math.floor(whole / 3600)} h ${two(Math.floor((whole % 3600) / 60))} min`;
+  const twoDigits = (number) => String(number).padStart(2, "0");
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${twoDigits(whole % 60)} s`;
+  return `${Math.floor(whole / 3600)} h ${twoDigits(Math.floor((whole % 3600) / 60))} min`;
 }
 
-/** Return the seconds between two times; without the second one until now. */
-export const between = (from, to) => ((to ? Date.parse(to) : now()) - Date.parse(from)) / 1000;
+/** Return the seconds between two times; the second one defaults to now. */
+export const secondsBetween = (from, to) => ((to ? Date.parse(to) : now()) - Date.parse(from)) / 1000;
 
-/** Return a number of bytes in words. */
-export function sized(bytes) {
-  const names = ["bytes", "kB", "MB", "GB", "TB"];
-  let at = 0;
-  let left = bytes;
-  while (left >= 1000 && at < names.length - 1) {
-    left /= 1000;
-    at += 1;
+/** Return a size: `1.5 GB`. */
+export function formatBytes(bytes) {
+  const units = ["bytes", "kB", "MB", "GB", "TB"];
+  let unit = 0;
+  let size = bytes;
+  while (size >= 1000 && unit < units.length - 1) {
+    size /= 1000;
+    unit += 1;
   }
-  return `${at && left < 100 ? left.toFixed(1) : Math.round(left)} ${names[at]}`;
+  return `${unit && size < 100 ? size.toFixed(1) : Math.round(size)} ${units[unit]}`;
 }
 
-/** Return a number with its word: `2 builds`. */
-export const counted = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
+/** Return a count with its noun: `2 builds`. */
+export const pluralize = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;

@@ -1,18 +1,18 @@
-// A long log that grows: drawn in animation frames, the newest lines only, followed until somebody looks back.
+// A growing log: drawn in animation frames, limited to the newest lines, followed until the user scrolls back.
 import { Terminal } from "./ansi.js";
 import { make } from "./dom.js";
 
-const CHUNK = 200;
-const PER_FRAME = 2000;
-const NEAR = 40;
+const CHUNK_LINES = 200;
+const LINES_PER_FRAME = 2000;
+const END_DISTANCE_PX = 40;
 
-/** Return the id, and so the address, of a line: attempt and number, as all of rabbit2docker counts them. */
+/** Return the element id of a line, from attempt and number as rabbit2docker counts them everywhere. */
 const idOf = (attempt, n) => `L${attempt}.${n}`;
 
 export class LogView {
   #box;
-  #most;
-  #changed;
+  #maxLines;
+  #onChange;
   #queue = [];
   #drawn = 0;
   #next = new Map();
@@ -20,96 +20,90 @@ export class LogView {
   #attempt = null;
   #frame = 0;
   #top = 0;
-  #wanted = "";
-  #marked = null;
-  /** Lines that are no longer shown. */
+  #soughtId = "";
+  #markedLine = null;
+  /** Number of lines that are no longer shown. */
   dropped = 0;
-  /** Whether the newest line is kept in sight. */
-  following = true;
+  /** Whether the log scrolls along with new lines. */
+  isFollowing = true;
 
-  /** `most`: lines that are kept; `changed`: called when `following` or `dropped` is another. */
-  constructor(box, changed, most = 20_000) {
+  /** `onChange`: called when `isFollowing` or `dropped` changes; `maxLines`: lines that are kept. */
+  constructor(box, onChange, maxLines = 20_000) {
     this.#box = box;
-    this.#most = most;
-    this.#changed = changed;
-    box.addEventListener("scroll", () => this.#scrolled(), { passive: true });
+    this.#maxLines = maxLines;
+    this.#onChange = onChange;
+    box.addEventListener("scroll", () => this.#onScroll(), { passive: true });
     window.addEventListener("hashchange", () => this.seek());
   }
 
-  /** Add lines `n`, `n`+1, … of an attempt; those that are there already are passed over. */
-  lines(attempt, n, texts) {
+  /** Add lines `n`, `n`+1, … of an attempt; those that are already there are skipped. */
+  addLines(attempt, n, texts) {
     const next = this.#next.get(attempt) ?? 0;
-    for (let at = Math.max(0, next - n); at < texts.length; at += 1) this.#queue.push({ attempt, n: n + at, text: texts[at] });
+    for (let index = Math.max(0, next - n); index < texts.length; index += 1) this.#queue.push({ attempt, n: n + index, text: texts[index] });
     this.#next.set(attempt, Math.max(next, n + texts.length));
-    this.#soon();
+    this.#scheduleDraw();
   }
 
-  /** Say that lines are missing. */
-  gap(attempt, first, last, why) {
+  /** Add a remark that lines are missing. */
+  addGap(attempt, first, last, reason) {
     if ((this.#next.get(attempt) ?? 0) > last) return;
     this.#next.set(attempt, last + 1);
-    const which = first === last ? `Line ${first} is` : `Lines ${first} to ${last} are`;
-    this.#queue.push({ attempt, remark: `${which} missing${why ? `: ${why}` : "."}` });
-    this.#soon();
+    const lines = first === last ? `Line ${first} is` : `Lines ${first} to ${last} are`;
+    this.#queue.push({ attempt, remark: `${lines} missing${reason ? `: ${reason}` : "."}` });
+    this.#scheduleDraw();
   }
 
-  /** Say something between the lines. */
-  remark(text) {
-    this.#queue.push({ attempt: this.#attempt, remark: text });
-    this.#soon();
+  /** Start or stop scrolling along with new lines. */
+  follow(isFollowing) {
+    if (isFollowing) this.#soughtId = "";
+    this.#setFollowing(isFollowing);
+    if (isFollowing) this.#scrollToEnd();
   }
 
-  /** Keep the newest line in sight, or stay. */
-  follow(wish) {
-    if (wish) this.#wanted = "";
-    this.#setFollowing(wish);
-    if (wish) this.#toEnd();
+  #setFollowing(isFollowing) {
+    if (this.isFollowing === isFollowing) return;
+    this.isFollowing = isFollowing;
+    this.#onChange();
   }
 
-  #setFollowing(wish) {
-    if (this.following === wish) return;
-    this.following = wish;
-    this.#changed();
-  }
-
-  #soon() {
-    // In a window that is not looked at nothing is drawn, and a log must not grow without end there either.
-    const beyond = this.#queue.length - this.#most;
-    if (beyond > PER_FRAME) {
-      this.dropped += this.#queue.splice(0, beyond).filter((each) => each.remark === undefined).length;
+  #scheduleDraw() {
+    // A hidden window draws nothing, so the queue must be limited as well.
+    const excess = this.#queue.length - this.#maxLines;
+    if (excess > LINES_PER_FRAME) {
+      this.dropped += this.#queue.splice(0, excess).filter((entry) => entry.remark === undefined).length;
     }
     if (!this.#frame) this.#frame = requestAnimationFrame(() => this.#draw());
   }
 
   #draw() {
     this.#frame = 0;
-    const before = this.dropped;
-    for (const each of this.#queue.splice(0, PER_FRAME)) this.#append(each);
-    while (this.#drawn > this.#most + CHUNK) this.#drop();
-    if (this.following) this.#toEnd();
-    if (this.dropped !== before) this.#changed();
-    if (this.#wanted) this.#reach();
-    if (this.#queue.length) this.#soon();
+    const droppedBefore = this.dropped;
+    for (const entry of this.#queue.splice(0, LINES_PER_FRAME)) this.#append(entry);
+    while (this.#drawn > this.#maxLines + CHUNK_LINES) this.#drop();
+    if (this.isFollowing) this.#scrollToEnd();
+    if (this.dropped !== droppedBefore) this.#onChange();
+    if (this.#soughtId) this.#scrollToSought();
+    if (this.#queue.length) this.#scheduleDraw();
   }
 
   #append({ attempt, n, text, remark }) {
     if (attempt !== this.#attempt && attempt !== null) {
-      if (this.#attempt !== null) this.#place(make("div", { class: "remark" }, `Attempt ${attempt} begins.`));
+      if (this.#attempt !== null) this.#insert(make("div", { class: "remark" }, `Attempt ${attempt} begins.`));
       this.#attempt = attempt;
       this.#terminal = new Terminal();
     }
     if (remark !== undefined) {
-      this.#place(make("div", { class: "remark" }, remark));
+      this.#insert(make("div", { class: "remark" }, remark));
       return;
     }
     const id = idOf(attempt, n);
     const number = make("a", { href: `#${id}`, "aria-label": `Line ${n}`, tabindex: "-1" }, String(n));
-    this.#place(make("div", { class: "line", id }, number, make("span", { class: "text" }, ...this.#terminal.line(text))));
+    this.#insert(make("div", { class: "line", id }, number, make("span", { class: "text" }, ...this.#terminal.line(text))));
   }
 
-  #place(element) {
+  #insert(element) {
     let chunk = this.#box.lastElementChild;
-    if (!chunk || chunk.childElementCount >= CHUNK) {
+    if (!chunk || chunk.childElementCount >= CHUNK_LINES) {
       chunk = make("div", { class: "chunk" });
       this.#box.append(chunk);
     }
@@ -124,35 +118,35 @@ export class LogView {
     oldest.remove();
   }
 
-  #toEnd() {
+  #scrollToEnd() {
     this.#box.scrollTop = this.#box.scrollHeight;
     this.#top = this.#box.scrollTop;
   }
 
-  #scrolled() {
+  #onScroll() {
     const { scrollTop, scrollHeight, clientHeight } = this.#box;
-    const isAtEnd = scrollHeight - scrollTop - clientHeight < NEAR;
-    if (isAtEnd && !this.#wanted) this.#setFollowing(true);
+    const isAtEnd = scrollHeight - scrollTop - clientHeight < END_DISTANCE_PX;
+    if (isAtEnd && !this.#soughtId) this.#setFollowing(true);
     else if (scrollTop < this.#top - 1) this.#setFollowing(false);
     this.#top = scrollTop;
   }
 
-  /** Go to the line that the address names, as soon as it is there. */
+  /** Scroll to the line that the URL's fragment names, as soon as it exists. */
   seek() {
-    const wanted = location.hash.slice(1);
-    if (!/^L\d+\.\d+$/.test(wanted)) return;
-    this.#wanted = wanted;
+    const lineId = location.hash.slice(1);
+    if (!/^L\d+\.\d+$/.test(lineId)) return;
+    this.#soughtId = lineId;
     this.#setFollowing(false);
-    this.#reach();
+    this.#scrollToSought();
   }
 
-  #reach() {
-    const line = document.getElementById(this.#wanted);
+  #scrollToSought() {
+    const line = document.getElementById(this.#soughtId);
     if (!line) return;
-    this.#wanted = "";
-    this.#marked?.classList.remove("marked");
+    this.#soughtId = "";
+    this.#markedLine?.classList.remove("marked");
     line.classList.add("marked");
-    this.#marked = line;
+    this.#markedLine = line;
     line.scrollIntoView({ block: "center" });
   }
 }

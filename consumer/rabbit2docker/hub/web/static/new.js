@@ -1,114 +1,86 @@
-// Asking for a build.
+// The form for a new build.
 import * as api from "./api.js";
-import { byId, make, tell } from "./dom.js";
-import { short } from "./format.js";
+import { byId, make, setText } from "./dom.js";
+import { shortRef } from "./format.js";
+import { detect, fullUrl } from "./providers.js";
 
-const form = byId("wish");
+const form = byId("build-form");
 const field = (name) => form.elements[name];
+const valueOf = (name) => field(name).value.trim();
 const FIELDS = ["repo", "ref", "subdir"];
-const SHORTHAND = /^([A-Za-z0-9][A-Za-z0-9-]*)\/([\w.-]+?)(\.git)?\/?$/;
 
-/** Return the address that is meant: `owner/name` is GitHub's. */
-function url() {
-  const given = field("repo").value.trim();
-  const match = SHORTHAND.exec(given);
-  if (match) return `https://github.com/${match[1]}/${match[2]}`;
-  return /^(www\.)?github\.com\//i.test(given) ? `https://${given}` : given;
-}
-
-/** Return how an address is likely to be understood; the service's own word is what counts. */
-function understood() {
-  const given = url();
-  if (!given) return null;
-  let parsed;
-  try {
-    parsed = new URL(given);
-  } catch {
-    return /^[\w.-]+@[\w.-]+:.+/.test(given) ? { kind: "Git", name: given } : null;
-  }
-  if (!["http:", "https:", "git:", "ssh:"].includes(parsed.protocol)) return null;
-  const parts = parsed.pathname.replace(/^\/|\/$/g, "").split("/");
-  if (parsed.hostname.replace(/^www\./, "") === "github.com" && parts.length >= 2) {
-    const [owner, name, kind, ...rest] = parts;
-    const inAddress = ["tree", "commit", "commits"].includes(kind) ? decodeURIComponent(rest.join("/")) : "";
-    return { kind: "GitHub", name: `${owner}/${name.replace(/\.git$/, "")}`, ref: inAddress };
-  }
-  return { kind: "Git", name: `${parsed.host}${parsed.pathname}`.replace(/(\.git)?\/?$/, "") };
-}
-
-function showUnderstood() {
-  const read = byId("repo-read");
-  let found = null;
-  try {
-    found = understood();
-  } catch {
-    // A half-typed escape in an address.
-  }
+/** Show how the repository is likely to be read. */
+function showDetected() {
+  const output = byId("repo-detected");
+  const found = detect(fullUrl(valueOf("repo")));
   if (!found) {
-    read.textContent = "";
+    output.textContent = "";
     return;
   }
-  const ref = field("ref").value.trim() || found.ref;
-  const text = `${found.kind}: ${found.name}, ${ref ? short(ref) : "default branch"}`;
-  if (read.textContent === text) return;
-  read.replaceChildren(`${found.kind}: `, make("strong", {}, found.name), `, ${ref ? short(ref) : "default branch"}`);
+  const ref = valueOf("ref") || found.ref;
+  const version = ref ? shortRef(ref) : "default branch";
+  if (output.textContent === `${found.kind}: ${found.name}, ${version}`) return;
+  output.replaceChildren(`${found.kind}: `, make("strong", {}, found.name), `, ${version}`);
 }
 
-function complain(name, words) {
-  tell(byId(`${name}-error`), words);
-  if (words) field(name).setAttribute("aria-invalid", "true");
+function setFieldError(name, message) {
+  setText(byId(`${name}-error`), message);
+  if (message) field(name).setAttribute("aria-invalid", "true");
   else field(name).removeAttribute("aria-invalid");
 }
 
-/** Say what is wrong beside the field that it is about. */
-function refused(error) {
+/** Show an error beside the field that it names, else beside the repository. */
+function showError(error) {
   const name = FIELDS.slice(1).find((each) => new RegExp(`\\b${each}\\b`).test(error.message)) ?? "repo";
   if (name !== "repo") byId("options").open = true;
-  complain(name, error.message);
+  setFieldError(name, error.message);
   field(name).focus();
   if (api.needsLogin(error)) {
-    const where = new URLSearchParams(FIELDS.map((each) => [each, field(each).value]));
-    byId("repo-error").append(" ", make("a", { href: `${api.base}new?${where}` }, "Reload the page"));
+    const query = new URLSearchParams(FIELDS.map((each) => [each, field(each).value]));
+    byId("repo-error").append(" ", make("a", { href: `${api.base}new?${query}` }, "Reload the page"));
   }
 }
 
-async function ask() {
-  const ref = field("ref").value.trim();
-  const subdir = field("subdir").value.trim();
-  const wish = { url: url(), ...(ref && { ref }), ...(subdir && { subdir }), ...(field("force").checked && { force: true }) };
-  const button = byId("ask");
-  button.disabled = true;
-  byId("doing").textContent = "Asking …";
+function createRequest() {
+  const [ref, subdir] = [valueOf("ref"), valueOf("subdir")];
+  return { url: fullUrl(valueOf("repo")), ...(ref && { ref }), ...(subdir && { subdir }), ...(field("force").checked && { force: true }) };
+}
+
+function setBusy(isBusy) {
+  byId("start-build").disabled = isBusy;
+  byId("form-status").textContent = isBusy ? "Requesting …" : "";
+}
+
+async function submit() {
+  setBusy(true);
   try {
-    const build = await api.order("POST", "api/builds", wish);
-    // Who comes back finds what they wrote.
-    const given = FIELDS.map((name) => [name, field(name).value.trim()]).filter(([, value]) => value);
-    history.replaceState(null, "", `?${new URLSearchParams(given)}`);
+    const build = await api.send("POST", "api/builds", createRequest());
+    // The browser's back button returns to the filled form.
+    const filled = FIELDS.map((name) => [name, valueOf(name)]).filter(([, value]) => value);
+    history.replaceState(null, "", `?${new URLSearchParams(filled)}`);
     location.assign(api.pageOf(build.id));
   } catch (error) {
-    refused(error);
-    button.disabled = false;
-    byId("doing").textContent = "";
+    showError(error);
+    setBusy(false);
   }
 }
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  FIELDS.forEach((name) => complain(name, ""));
-  if (!field("repo").value.trim()) {
-    complain("repo", "Give the address of a repository.");
+  FIELDS.forEach((name) => setFieldError(name, ""));
+  if (!valueOf("repo")) {
+    setFieldError("repo", "Enter the URL of a repository.");
     field("repo").focus();
     return;
   }
-  if (!byId("ask").disabled) ask();
+  if (!byId("start-build").disabled) submit();
 });
 form.addEventListener("input", (event) => {
-  if (FIELDS.includes(event.target.name)) complain(event.target.name, "");
-  showUnderstood();
+  if (FIELDS.includes(event.target.name)) setFieldError(event.target.name, "");
+  showDetected();
 });
 window.addEventListener("pageshow", () => {
-  // A page that the browser has kept as it was left.
-  byId("ask").disabled = false;
-  byId("doing").textContent = "";
-  showUnderstood();
+  // The browser may restore the page from its cache in the state in which it was left.
+  setBusy(false);
+  showDetected();
 });

@@ -1,1 +1,1 @@
-"""Stands in for repo2docker where a test is about everything but repo2docker."""
+"""A stand-in for repo2docker, for tests of everything else."""

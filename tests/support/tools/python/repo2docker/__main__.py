@@ -1,4 +1,7 @@
-"""Builds nothing. Build arguments say what it does: LINES, EVERY (seconds), FAIL (a step's exit code), SAY, STUBBORN."""
+"""A fake repo2docker that builds nothing.
+
+Build arguments control it: LINES, EVERY (seconds), FAIL (exit code of a step), SAY (extra lines), STUBBORN.
+"""
 
 import json
 import signal
@@ -6,7 +9,7 @@ import sys
 import time
 
 
-def tell(phase: str, message: str) -> None:
+def log(phase: str, message: str) -> None:
     print(json.dumps({"message": message, "phase": phase}), flush=True)
 
 
@@ -16,18 +19,18 @@ def main() -> None:
     options = dict(pair.split("=", 1) for pair in pairs)
     if options.get("STUBBORN"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    tell("fetching", "Cloning into 'somewhere'...\n")
+    log("fetching", "Cloning into 'somewhere'...\n")
     for line in options.get("SAY", "").splitlines():
-        tell("building", f"{line}\n")
+        log("building", f"{line}\n")
     lines, every = int(options.get("LINES", "5")), float(options.get("EVERY", "0"))
-    began = time.monotonic()
+    started = time.monotonic()
     for number in range(lines):
-        tell("building", f"line {number} of the build\n")
+        log("building", f"line {number} of the build\n")
         if every:
-            # Against the clock, so that a rate is kept however long the lines take.
-            time.sleep(max(0.0, began + (number + 1) * every - time.monotonic()))
+            # Against the clock, to keep the rate whatever time the lines take.
+            time.sleep(max(0.0, started + (number + 1) * every - time.monotonic()))
     if code := options.get("FAIL"):
-        tell(
+        log(
             "building",
             f'ERROR: process "/bin/sh -c make it so" did not complete successfully: exit code: {code}\n',
         )

@@ -1,1 +1,1 @@
-"""The steps."""
+"""One module per migration."""

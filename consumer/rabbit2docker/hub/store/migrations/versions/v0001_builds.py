@@ -1,4 +1,4 @@
-"""Builds, requests, events, logs, and limits."""
+"""Tables for builds, requests, events, logs and rate limits."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -16,7 +16,7 @@ def _of_build() -> "sa.Column[str]":
 
 
 def upgrade() -> None:
-    """Make the first tables."""
+    """Create the first tables."""
     _make_builds()
     _make_requests()
     _make_logs()
@@ -49,7 +49,7 @@ def _make_builds() -> None:
         sa.Column("phase", sa.Text),
         sa.Column("message", sa.Text, nullable=False),
         sa.Column("progress_key", sa.Text),
-        sa.Column("ending", sa.Text),
+        sa.Column("outcome", sa.Text),
         sa.Column("rejection", sa.Text),
     )
     op.create_index("r2d_builds_by_time", "r2d_builds", ["tenant", "requested_at", "id"])
@@ -68,7 +68,7 @@ def _make_requests() -> None:
         sa.Column("spec", sa.Text, nullable=False),
         sa.Column("requester", sa.Text),
         sa.Column("options", sa.Text),
-        sa.Column("asked_at", sa.BigInteger),
+        sa.Column("requested_at", sa.BigInteger),
         sa.Column("accepted_at", sa.BigInteger),
         sa.Column("accepted", sa.Text),
     )
@@ -118,12 +118,12 @@ def _make_limits() -> None:
             "id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True
         ),
         sa.Column("tenant", sa.Text, nullable=False),
-        sa.Column("who", sa.Text, nullable=False),
+        sa.Column("requester", sa.Text, nullable=False),
         sa.Column("at", sa.BigInteger, nullable=False),
         sa.Column("until", sa.BigInteger, nullable=False),
     )
-    op.create_index("r2d_wishes_by_who", "r2d_rate_limit_hits", ["tenant", "who", "at"])
-    op.create_index("r2d_wishes_by_until", "r2d_rate_limit_hits", ["until"])
+    op.create_index("r2d_rate_limit_hits_by_who", "r2d_rate_limit_hits", ["tenant", "requester", "at"])
+    op.create_index("r2d_rate_limit_hits_by_until", "r2d_rate_limit_hits", ["until"])
     op.create_table(
         "r2d_positions",
         sa.Column("tenant", sa.Text, primary_key=True),

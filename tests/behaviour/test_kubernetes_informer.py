@@ -1,4 +1,4 @@
-"""What the kubernetes executor knows stays true, whatever happens to its watches."""
+"""The informers of the kubernetes executor: its cache stays correct under failures of lists and watches."""
 
 import asyncio
 import functools
@@ -15,9 +15,10 @@ from rabbit2docker.consumer.executors.base import (
     Changed,
     Removed,
 )
-from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor, informer
+from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor, informer, pod_records
 from rabbit2docker.consumer.executors.kubernetes import executor as executor_module
-from tests.behaviour.test_executors import ONE, in_state, left, synced, told
+from rabbit2docker.retry import doubling
+from tests.behaviour.test_executors import ONE, first_change, in_state, left, synced
 from tests.support.kube.replicas import Replicas
 from tests.support.records import a_spec
 from tests.support.waiting import eventually
@@ -28,11 +29,11 @@ BUILDS, DOCKER_API = "watch of builds", "watch of docker-api"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(informer, "BACKOFF_SECONDS", (0.02, 0.1))
+    monkeypatch.setattr(informer, "PAUSES", (0.02, 0.1))
 
 
 async def watched(kube: Replicas, count: int = 2) -> None:
-    """Return when all watches are there."""
+    """Return once all watches are open."""
     await eventually(lambda: len(kube.server.streams("watch")) >= count)
 
 
@@ -83,8 +84,8 @@ def outdate_versions(kube: Replicas) -> None:
 
 
 TOO_OLD: dict[str, Callable[[Replicas], None]] = {
-    "as the answer": refuse_versions,
-    "as the first word of the stream": outdate_versions,
+    "as the response": refuse_versions,
+    "as the first line of the stream": outdate_versions,
     "in the stream": lambda kube: kube.server.watch_error(),
 }
 BROKEN: dict[str, Callable[[Replicas], None]] = {
@@ -95,7 +96,7 @@ BROKEN: dict[str, Callable[[Replicas], None]] = {
 
 
 @pytest.mark.parametrize("how", TOO_OLD)
-async def test_a_version_that_is_too_old_costs_a_list_and_no_change(kube: Replicas, how: str) -> None:
+async def test_an_expired_watch_lists_again_and_misses_no_change(kube: Replicas, how: str) -> None:
     async with kube.executor() as executor:
         await executor.create(a_spec(ONE), AttemptStatus())
         await in_state(executor, ONE, AttemptState.RUNNING)
@@ -109,7 +110,7 @@ async def test_a_version_that_is_too_old_costs_a_list_and_no_change(kube: Replic
 
 
 @pytest.mark.parametrize("how", BROKEN)
-async def test_a_broken_watch_goes_on_where_it_was(kube: Replicas, how: str) -> None:
+async def test_a_broken_watch_resumes_without_a_list(kube: Replicas, how: str) -> None:
     async with kube.executor() as executor:
         await executor.create(a_spec(ONE), AttemptStatus())
         await in_state(executor, ONE, AttemptState.RUNNING)
@@ -125,38 +126,39 @@ async def test_a_broken_watch_goes_on_where_it_was(kube: Replicas, how: str) -> 
         assert lists(kube) == before
 
 
-async def test_a_watch_that_falls_silent_is_opened_anew(
-    kube: Replicas, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(executor_module, "Mirror", functools.partial(informer.Informer, silence_seconds=0.5))
+async def test_a_silent_watch_is_reopened(kube: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (executor_module, pod_records):
+        monkeypatch.setattr(
+            module, "Informer", functools.partial(informer.Informer, read_timeout_seconds=0.5)
+        )
     async with kube.executor() as executor:
         await executor.create(a_spec(ONE), AttemptStatus())
         await in_state(executor, ONE, AttemptState.RUNNING)
         await watched(kube)
         silence_all(kube)
         kube.end(ONE)
-        await told(executor, is_ended(ONE))
+        await first_change(executor, is_ended(ONE))
 
 
-async def test_a_replica_whose_watch_is_silent_for_long_says_so_until_it_hears_again(
+async def test_a_watch_that_is_silent_for_long_is_a_problem_until_it_receives_data(
     kube: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor_module, "DEAF_SECONDS", 0.3)
+    monkeypatch.setattr(executor_module, "MAX_WATCH_AGE_SECONDS", 0.3)
     async with kube.executor() as executor:
         await watched(kube)
         silent = kube.server.streams("watch")
         silence_all(kube)
-        await eventually(lambda: "nothing heard for" in (executor.problems()[BUILDS] or ""))
+        await eventually(lambda: "no data received for" in (executor.problems()[BUILDS] or ""))
         kube.server.bookmark()
         for stream in silent:
             stream.resume()
         await eventually(lambda: executor.problems()[BUILDS] is None)
 
 
-async def test_watches_that_end_at_once_are_not_opened_as_fast_as_possible(
+async def test_watches_that_end_immediately_are_reopened_with_backoff(
     kube: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(informer, "BACKOFF_SECONDS", (0.2, 30.0))
+    monkeypatch.setattr(informer, "PAUSES", doubling(0.2, 30.0))
     fault = kube.server.faults.empty(verb="watch", times=None)
     async with kube.executor() as executor:
         await eventually(lambda: len(kube.server.calls(verb="watch")) >= 2)
@@ -169,10 +171,10 @@ async def test_watches_that_end_at_once_are_not_opened_as_fast_as_possible(
         await well(executor)
 
 
-async def test_versions_that_are_always_too_old_do_not_make_lists_follow_each_other_at_once(
+async def test_watches_that_expire_immediately_are_listed_with_backoff(
     kube: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(informer, "BACKOFF_SECONDS", (0.2, 30.0))
+    monkeypatch.setattr(informer, "PAUSES", doubling(0.2, 30.0))
     fault = kube.server.faults.gone(times=None)
     async with kube.executor() as executor:
         await eventually(lambda: fault.hits >= 2)
@@ -183,7 +185,7 @@ async def test_versions_that_are_always_too_old_do_not_make_lists_follow_each_ot
         await in_state(executor, ONE, AttemptState.RUNNING)
 
 
-async def test_a_bookmark_keeps_a_quiet_watch_from_growing_too_old(kube: Replicas) -> None:
+async def test_a_bookmark_keeps_a_quiet_watch_from_expiring(kube: Replicas) -> None:
     async with kube.executor() as executor:
         await watched(kube)
         kube.cluster.store.compact()
@@ -204,7 +206,7 @@ async def test_a_bookmark_keeps_a_quiet_watch_from_growing_too_old(kube: Replica
         assert lists(kube) == before
 
 
-async def test_an_object_that_cannot_be_read_leaves_itself_as_it_was_and_all_others_alone(
+async def test_an_invalid_object_keeps_its_last_state_and_hides_no_other(
     kube: Replicas,
 ) -> None:
     async with kube.executor() as executor:
@@ -229,13 +231,13 @@ async def test_an_object_that_cannot_be_read_leaves_itself_as_it_was_and_all_oth
         await well(executor)
 
 
-async def test_nonsense_in_a_watch_is_survived(kube: Replicas) -> None:
+async def test_invalid_data_in_a_watch_is_survived(kube: Replicas) -> None:
     async with kube.executor() as executor:
         await executor.create(a_spec(ONE), AttemptStatus())
         await watched(kube)
-        for nonsense in (b"nonsense\n", b"\xff\xfe\n", b"{}\n", b'{"type":"NEWS","object":{}}\n', b"\n"):
+        for invalid in (b"invalid\n", b"\xff\xfe\n", b"{}\n", b'{"type":"NEWS","object":{}}\n', b"\n"):
             for watcher in kube.cluster.store.watchers():
-                watcher.put(nonsense)
+                watcher.put(invalid)
             await watched(kube)
         kube.end(ONE)
         await in_state(executor, ONE, AttemptState.ENDED)
@@ -243,7 +245,7 @@ async def test_nonsense_in_a_watch_is_survived(kube: Replicas) -> None:
 
 
 @pytest.mark.parametrize("verb", ["list", "watch"])
-async def test_a_permission_that_lacks_is_named_until_it_is_given(kube: Replicas, verb: str) -> None:
+async def test_a_missing_permission_is_a_problem_that_names_it(kube: Replicas, verb: str) -> None:
     why = 'pods is forbidden: User "system:serviceaccount:builds:default" cannot list resource "pods"'
     fault = kube.server.faults.answer(403, message=why, verb=verb, times=None)
     async with kube.executor() as executor:
@@ -257,7 +259,7 @@ async def test_a_permission_that_lacks_is_named_until_it_is_given(kube: Replicas
         await in_state(executor, ONE, AttemptState.RUNNING)
 
 
-async def test_an_api_server_that_is_away_at_the_start_is_waited_for(kube: Replicas) -> None:
+async def test_an_api_server_that_is_away_at_the_start_is_retried(kube: Replicas) -> None:
     await kube.server.stop()
     async with kube.executor() as executor:
         reading = asyncio.create_task(in_state(executor, ONE, AttemptState.RUNNING))
@@ -268,7 +270,7 @@ async def test_an_api_server_that_is_away_at_the_start_is_waited_for(kube: Repli
         await reading
 
 
-async def test_an_api_server_that_goes_away_and_comes_back_has_lost_us_no_change(kube: Replicas) -> None:
+async def test_no_change_is_missed_while_the_api_server_is_away(kube: Replicas) -> None:
     async with kube.executor() as executor:
         for name in (ONE, TWO):
             await executor.create(a_spec(name), AttemptStatus())
@@ -285,7 +287,7 @@ async def test_an_api_server_that_goes_away_and_comes_back_has_lost_us_no_change
         await well(executor)
 
 
-async def test_pods_that_vanished_unseen_are_told_by_the_next_list(kube: Replicas) -> None:
+async def test_pods_that_vanished_unnoticed_are_removed_by_the_next_list(kube: Replicas) -> None:
     async with kube.executor() as executor:
         for name in (ONE, TWO):
             await executor.create(a_spec(name), AttemptStatus())
@@ -321,7 +323,7 @@ async def test_another_pod_of_the_same_name_is_another_record(kube: Replicas) ->
             assert found.index(Removed(ONE)) < len(found) - 1
 
 
-async def test_a_list_longer_than_a_page_is_read_whole_and_begun_anew_when_it_is_interrupted(
+async def test_a_list_of_several_pages_is_read_completely_and_restarted_if_it_expires(
     kube: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(informer, "PAGE_OBJECTS", 3)
@@ -342,7 +344,7 @@ async def test_a_list_longer_than_a_page_is_read_whole_and_begun_anew_when_it_is
     assert fault.hits == 1
 
 
-async def test_a_server_that_asks_for_patience_gets_it(kube: Replicas) -> None:
+async def test_retry_after_is_respected(kube: Replicas) -> None:
     kube.server.faults.answer(429, retry_after=1, verb="list", times=1)
     async with kube.executor() as executor:
         await well(executor)
@@ -352,8 +354,8 @@ async def test_a_server_that_asks_for_patience_gets_it(kube: Replicas) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_after_any_troubles_everything_is_known(kube: Replicas, seed: int) -> None:
-    """Faults of every kind hit lists and watches at random while pods come, change and go."""
+async def test_the_cache_is_complete_after_random_faults(kube: Replicas, seed: int) -> None:
+    """Faults of every kind hit lists and watches at random while pods are created, changed and deleted."""
     rng, faults, cluster = random.Random(seed), kube.server.faults, kube.cluster
     names = [AttemptName(f"build-{number}") for number in range(6)]
     kinds: list[Callable[[], object]] = [
@@ -368,16 +370,16 @@ async def test_after_any_troubles_everything_is_known(kube: Replicas, seed: int)
         lambda: cluster.store.compact(),
         lambda: cut_all(kube),
     ]
-    async with kube.executor() as created_by, kube.executor() as executor:
-        mirror: dict[AttemptName, AttemptState] = {}
-        reading = asyncio.create_task(_follow(executor, mirror))
+    async with kube.executor() as creator, kube.executor() as executor:
+        states: dict[AttemptName, AttemptState] = {}
+        reading = asyncio.create_task(_follow(executor, states))
         for _ in range(60):
             rng.choice(kinds)()
             name = rng.choice(names)
             if not cluster.exists(name):
-                # What the created_by believes of a pod that vanished must not keep it from making another.
-                await created_by.get(name)
-                await created_by.create(a_spec(name), AttemptStatus())
+                # Otherwise the cached record of a pod that vanished prevents the creation of another.
+                await creator.get(name)
+                await creator.create(a_spec(name), AttemptStatus())
             elif rng.random() < 0.5:
                 cluster.vanish(name)
             elif cluster.pod(name)["status"]["phase"] == "Running":
@@ -393,14 +395,14 @@ async def test_after_any_troubles_everything_is_known(kube: Replicas, seed: int)
                 for name, phase in phases.items()
             }
 
-        await eventually(lambda: mirror == wanted())
+        await eventually(lambda: states == wanted())
         await well(executor)
         reading.cancel()
 
 
-async def _follow(executor: KubernetesExecutor, mirror: dict[AttemptName, AttemptState]) -> None:
+async def _follow(executor: KubernetesExecutor, states: dict[AttemptName, AttemptState]) -> None:
     async for change in executor.changes():
         if isinstance(change, Changed):
-            mirror[change.attempt.name] = change.attempt.state
+            states[change.attempt.name] = change.attempt.state
         elif isinstance(change, Removed):
-            mirror.pop(change.name, None)
+            states.pop(change.name, None)

@@ -1,4 +1,4 @@
-"""Names are BinderHub's to the last character; options and forced builds get names of their own."""
+"""Image and build names are identical to BinderHub's; options and forced builds get names of their own."""
 
 import re
 
@@ -33,24 +33,24 @@ DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
         ("ckan-my-sample-dataset-001", "1", "ckan-2dmy-2dsample-2ddataset-2d001-5226f9"),
     ],
 )
-def test_an_image_has_the_name_that_binderhub_gives_it(slug: str, ref: str, name: str) -> None:
+def test_an_image_name_is_identical_to_binderhubs(slug: str, ref: str, name: str) -> None:
     assert image_name(PREFIX, slug, ref) == f"{PREFIX}{name}:{ref}"
 
 
-def test_underscores_and_capitals_of_the_prefix_change_as_in_binderhub() -> None:
+def test_underscores_and_capitals_of_the_prefix_are_replaced_as_in_binderhub() -> None:
     name = image_name("Registry.example.org:5000/My_Org/R2D-", "a-b", "1.V2_x")
     assert name.startswith("registry.example.org:5000/my-org/r2d-a-2db-")
     assert name.endswith(":1.v2-x")
 
 
-def test_a_build_name_is_the_escaped_slug_its_hash_and_a_mark_of_the_version() -> None:
+def test_a_build_name_is_the_escaped_slug_its_hash_and_the_short_version() -> None:
     assert re.fullmatch(
         r"build-jupyterhub-2dzero-2dto-2djupyterhub-2dk8s-b3e028-38e-[0-9a-f]{2}",
         build_name("jupyterhub-zero-to-jupyterhub-k8s", SHA),
     )
 
 
-def test_long_slugs_are_cut_and_their_hash_tells_them_apart() -> None:
+def test_long_slugs_are_cut_and_distinguished_by_their_hash() -> None:
     names = {build_name("a" * 100 + end, SHA) for end in "xyz"}
     images = {image_name(PREFIX, "a" * 300 + end, SHA) for end in "xyz"}
     assert len(names) == len(images) == 3
@@ -80,12 +80,12 @@ def test_different_options_never_share_a_name() -> None:
     assert len({build_name("a", SHA, options_digest=digest) for digest in [*digests, None]}) == 7
 
 
-def test_options_that_are_empty_or_in_another_order_change_nothing() -> None:
+def test_the_order_of_options_and_empty_options_do_not_change_a_name() -> None:
     assert options_digest(subdir=None, build_args={}, labels={}, appendix=None) is None
     assert options_digest(labels={"a": "1", "b": "2"}) == options_digest(labels={"b": "2", "a": "1"})
 
 
-def test_a_forced_build_gets_a_tag_of_its_own_and_keeps_its_build_name() -> None:
+def test_a_forced_build_gets_a_unique_tag_and_keeps_its_build_name() -> None:
     tags = {
         image_name(PREFIX, "a", SHA, options_digest=options, nonce=nonce).rpartition(":")[2]
         for options in (None, OPTIONS)
@@ -107,7 +107,7 @@ def test_a_forced_build_gets_a_tag_of_its_own_and_keeps_its_build_name() -> None
         (PREFIX, "a", "ü", "simpler name"),
     ],
 )
-def test_a_name_that_no_registry_takes_is_refused_with_advice(
+def test_a_name_that_no_registry_accepts_is_rejected_with_advice(
     prefix: str, slug: str, ref: str, advice: str
 ) -> None:
     with pytest.raises(RequestRejected, match=advice) as caught:

@@ -1,4 +1,4 @@
-"""What is in a hub's store after crashes and long absences, with a real RabbitMQ."""
+"""The content of a hub's store after crashes and long absences, with a real RabbitMQ."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.broker, pytest.mark.docker, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.broker, pytest.mark.docker]
 
 QUEUE = routing.hub_queue("default.service")
 PROGRAM = """
@@ -50,7 +50,7 @@ asyncio.run(main())
 
 @pytest.fixture
 async def publisher(settings: Settings) -> AsyncIterator[ConfirmedPublisher]:
-    """What the service does its publishing with."""
+    """A publisher such as the consumer has."""
     await declare.declare(settings)
     async with publishing(settings, wait_seconds=60) as found:
         yield found
@@ -100,7 +100,7 @@ def story(request_id: str, number: int = 5) -> list[Event]:
 
 
 class TestCrashes:
-    async def test_a_service_that_is_killed_again_and_again_in_mid_build_misses_nothing(
+    async def test_a_service_killed_again_and_again_in_mid_build_stores_every_event(
         self, settings: Settings, publisher: ConfirmedPublisher, tmp_path: Path
     ) -> None:
         url = f"sqlite:///{tmp_path / 'store.sqlite'}"
@@ -142,11 +142,11 @@ class TestCrashes:
                 await eventually(lambda: has_ended(store))
                 await eventually(lambda: _has(store, total))
             assert await numbers(store) == list(range(total))
-            told = [event async for event in store.events(BUILD)]
-        assert sum(event.kind == "progress" for event in told) == total // 3
-        assert not [event for event in told if event.kind == "gap"]
+            events = [event async for event in store.events(BUILD)]
+        assert sum(event.kind == "progress" for event in events) == total // 3
+        assert not [event for event in events if event.kind == "gap"]
 
-    async def test_what_was_acknowledged_and_not_stored_is_read_again_from_the_stream(
+    async def test_events_acknowledged_but_not_stored_are_read_again_from_the_stream(
         self,
         settings: Settings,
         publisher: ConfirmedPublisher,
@@ -170,7 +170,7 @@ class TestCrashes:
             await eventually(lambda: has_ended(store))
             assert await numbers(store) == [0, 1, 2, 3]
 
-    async def test_an_event_that_no_database_takes_does_not_hold_up_the_others(
+    async def test_an_event_that_no_database_accepts_does_not_hold_up_the_others(
         self, settings: Settings, publisher: ConfirmedPublisher, store: Store
     ) -> None:
         monstrous = the_end(build_id=ids.build_id_of("default", "monster"))
@@ -193,7 +193,7 @@ async def _has(store: Store, number: int) -> bool:
 
 
 class Holding(Store):
-    """A store that, when told so, takes events and never gets done with them."""
+    """A store that, on demand, accepts events and never finishes writing them."""
 
     holds = False
     has_some = False
@@ -206,7 +206,7 @@ class Holding(Store):
 
 
 class TestAbsences:
-    async def test_an_empty_store_gets_everything_that_the_stream_has(
+    async def test_an_empty_store_ingests_everything_that_the_stream_has(
         self, settings: Settings, publisher: ConfirmedPublisher, store: Store
     ) -> None:
         names = [f"r{number}" for number in range(30)]
@@ -218,7 +218,7 @@ class TestAbsences:
         assert {build.request_id for build in builds} == set(names)
         assert await store.position() is not None
 
-    async def test_after_so_long_that_its_queue_is_gone_the_stream_has_what_was_missed(
+    async def test_after_an_absence_longer_than_its_queue_lives_missed_events_come_from_the_stream(
         self,
         settings: Settings,
         publisher: ConfirmedPublisher,
@@ -237,7 +237,7 @@ class TestAbsences:
             await eventually(lambda: has_ended(store))
             assert await numbers(store) == list(range(3000))
 
-    async def test_what_waited_in_the_queue_and_what_comes_live_is_stored(
+    async def test_events_that_waited_in_the_queue_and_live_events_are_stored(
         self, settings: Settings, publisher: ConfirmedPublisher, store: Store
     ) -> None:
         async with fed(store, settings):
@@ -251,7 +251,7 @@ class TestAbsences:
             assert feeder.problem == ""
         assert await numbers(store) == list(range(6))
 
-    async def test_a_connection_to_rabbitmq_that_is_lost_loses_nothing(
+    async def test_a_lost_connection_to_rabbitmq_loses_no_event(
         self,
         settings: Settings,
         publisher: ConfirmedPublisher,
@@ -275,7 +275,7 @@ class TestAbsences:
                 await eventually(lambda: _has(store, 9))
                 await eventually(lambda: not feeder.problem)
 
-    async def test_a_database_that_is_away_is_waited_for_and_misses_nothing(
+    async def test_an_outage_of_the_database_loses_no_event(
         self,
         settings: Settings,
         publisher: ConfirmedPublisher,
@@ -303,7 +303,7 @@ class TestAbsences:
                 assert await numbers(store) == list(range(6))
                 await eventually(lambda: not feeder.problem)
 
-    async def test_rabbitmq_that_is_not_prepared_yet_is_waited_for(
+    async def test_ingest_waits_for_a_topology_that_is_not_declared_yet(
         self, settings: Settings, store: Store
     ) -> None:
         async with fed(store, settings) as feeder:
@@ -314,7 +314,7 @@ class TestAbsences:
             await eventually(lambda: has_ended(store))
             await eventually(lambda: not feeder.problem)
 
-    async def test_a_user_that_rabbitmq_refuses_ends_it(
+    async def test_ingest_ends_when_rabbitmq_refuses_its_user(
         self, settings: Settings, store: Store, rabbitmq: RabbitMQ, vhost: str
     ) -> None:
         amqp = AmqpSettings.model_validate({"url": rabbitmq.url(vhost, user="guest:wrong")})
@@ -323,7 +323,7 @@ class TestAbsences:
 
 
 class TestSeveralServices:
-    async def test_one_feeds_the_store_and_the_other_takes_over(
+    async def test_one_of_two_services_ingests_and_the_other_takes_over(
         self, settings: Settings, publisher: ConfirmedPublisher, postgresql_url: str
     ) -> None:
         async with Store(postgresql_url, "default") as one, Store(postgresql_url, "default") as other:
@@ -340,7 +340,7 @@ class TestSeveralServices:
             assert await standing_by == [True, False]
             assert await numbers(other) == list(range(9))
 
-    async def test_builds_are_forgotten_some_days_after_their_end(
+    async def test_builds_are_deleted_some_days_after_their_end(
         self, settings: Settings, publisher: ConfirmedPublisher, store: Store
     ) -> None:
         days_ago = datetime.now(UTC) - timedelta(hours=36)

@@ -1,4 +1,4 @@
-"""A consumer that is played: requests are taken as the real one takes them, and builds do what a test says, without builders."""
+"""A fake consumer: it accepts requests as the real one does, and tests publish the lines and the end of each build."""
 
 import asyncio
 import json
@@ -19,19 +19,19 @@ from rabbit2docker_schemas.events import Accepted, Completed, EventData, Log, Lo
 from rabbit2docker_schemas.routing import REQUESTS_QUEUE
 
 TENANT = "default"
-AT_ONCE = 50
+PREFETCH = 50
 
 
-class Played:
+class FakeConsumer:
     """Accepts every request at once."""
 
     def __init__(self, publisher: ConfirmedPublisher) -> None:
         self._publisher = publisher
-        self._news = asyncio.Event()
+        self._accepted_one = asyncio.Event()
         self.builds: dict[str, str] = {}
-        """Build ids by the spec that was asked for, in order."""
+        """Build ids by requested spec, in order of acceptance."""
 
-    async def take(self, queue: aio_pika.abc.AbstractQueue) -> None:
+    async def consume(self, queue: aio_pika.abc.AbstractQueue) -> None:
         """Accept requests until cancelled."""
         async with queue.iterator() as messages:
             async for message in messages:
@@ -50,19 +50,19 @@ class Played:
             repo_url="https://example.org/r",
             image="registry.example.org/r:0",
         )
-        await self._tell(ids.request_event_id(TENANT, request["request_id"], "accepted"), answer)
+        await self._publish(ids.request_event_id(TENANT, request["request_id"], "accepted"), answer)
         self.builds[request["spec"]] = build_id
-        self._news.set()
+        self._accepted_one.set()
 
-    async def has_accepted(self, count: int) -> list[str]:
-        """Wait for so many requests; return the ids of their builds."""
+    async def accepted(self, count: int) -> list[str]:
+        """Wait until `count` requests are accepted; return the ids of their builds."""
         while len(self.builds) < count:
-            self._news.clear()
-            await self._news.wait()
+            self._accepted_one.clear()
+            await self._accepted_one.wait()
         return list(self.builds.values())
 
     async def write(self, build_id: str, texts: list[str], *, first: int, together: int) -> None:
-        """Publish lines, the number of the first of which is `first`, so many of them in each event."""
+        """Publish lines numbered from `first`, `together` of them per event."""
         for start in range(0, len(texts), together):
             await self.write_event(build_id, texts[start : start + together], first=first + start)
 
@@ -71,10 +71,10 @@ class Played:
         now = datetime.now(UTC)
         lines = [LogLine(phase=Phase.BUILDING, text=text, ts=now) for text in texts]
         event_id = ids.lines_event_id(build_id, 1, first, first + len(texts) - 1, "log")
-        await self._tell(event_id, Log(build_id=build_id, attempt=1, n=first, lines=lines))
+        await self._publish(event_id, Log(build_id=build_id, attempt=1, n=first, lines=lines))
 
     async def complete(self, build_id: str, *, lines: int) -> None:
-        """End a build that has written so many lines."""
+        """Complete a build of `lines` lines."""
         end = Completed(
             build_id=build_id,
             image="registry.example.org/r:0",
@@ -83,25 +83,25 @@ class Played:
             attempt=1,
             lines=lines,
         )
-        await self._tell(ids.terminal_event_id(build_id), end)
+        await self._publish(ids.terminal_event_id(build_id), end)
 
-    async def _tell(self, event_id: ids.EventId, data: EventData) -> None:
+    async def _publish(self, event_id: ids.EventId, data: EventData) -> None:
         await self._publisher.publish(Event(event_id, TENANT, datetime.now(UTC), data))  # type: ignore[arg-type]
 
 
 @asynccontextmanager
-async def playing(settings: Settings) -> AsyncIterator[Played]:
-    """Play the consumer."""
+async def fake_consumer(settings: Settings) -> AsyncIterator[FakeConsumer]:
+    """Run a fake consumer."""
     await declare.declare(settings)
     connection = await aio_pika.connect(settings.amqp.url.get_secret_value())
     async with connection, publishing(settings, wait_seconds=60) as publisher:
         channel = await connection.channel()
-        await channel.set_qos(prefetch_count=AT_ONCE)
-        played = Played(publisher)
-        taking = asyncio.create_task(played.take(await channel.get_queue(REQUESTS_QUEUE)))
+        await channel.set_qos(prefetch_count=PREFETCH)
+        consumer = FakeConsumer(publisher)
+        consuming = asyncio.create_task(consumer.consume(await channel.get_queue(REQUESTS_QUEUE)))
         try:
-            yield played
+            yield consumer
         finally:
-            taking.cancel()
+            consuming.cancel()
             with suppress(asyncio.CancelledError):
-                await taking
+                await consuming

@@ -1,4 +1,4 @@
-"""Credentials of tenants go with their builds, and what crashes leave behind is removed, and nothing else."""
+"""Config objects of builds in the kubernetes executor, and the garbage collection of what crashes leave behind."""
 
 import base64
 import json
@@ -68,7 +68,9 @@ async def made(executor: KubernetesExecutor, tenant: str = "physics") -> None:
 # -- credentials
 
 
-async def test_git_credentials_of_a_tenant_are_in_a_secret_that_goes_with_the_pod(kube: Replicas) -> None:
+async def test_git_credentials_of_a_tenant_are_in_a_secret_that_is_deleted_with_the_pod(
+    kube: Replicas,
+) -> None:
     async with kube.executor(tenants=TENANTS) as executor:
         await made(executor)
         assert content(kube) == CREDENTIALS + "\n"
@@ -97,7 +99,7 @@ async def test_a_tenant_pushes_with_its_own_secret_and_others_with_the_common_on
     assert names(kube, SECRETS) == {SECRET}
 
 
-async def test_a_pod_deleted_by_hand_takes_its_credentials_along_when_its_end_is_told(kube: Replicas) -> None:
+async def test_the_credentials_of_a_deleted_pod_are_kept_until_its_end_is_reported(kube: Replicas) -> None:
     async with kube.executor(tenants=TENANTS) as executor:
         await made(executor)
         kube.cluster.delete(ONE)
@@ -107,7 +109,7 @@ async def test_a_pod_deleted_by_hand_takes_its_credentials_along_when_its_end_is
         assert names(kube, SECRETS) == set()
 
 
-async def test_credentials_of_an_earlier_build_of_the_name_are_never_used(kube: Replicas) -> None:
+async def test_credentials_of_an_earlier_build_with_the_same_name_are_not_used(kube: Replicas) -> None:
     earlier = a_spec(ONE, build_id=build_id_of("physics", "earlier"))
     old = manifest.credentials_secret(Settings(), earlier, "https://ada:old@git.example.org")
     owner = {"apiVersion": "v1", "kind": "Pod", "name": ONE, "uid": "gone"}
@@ -120,7 +122,7 @@ async def test_credentials_of_an_earlier_build_of_the_name_are_never_used(kube: 
     assert [owner["uid"] for owner in owners] == [kube.cluster.pod(ONE)["metadata"]["uid"]]
 
 
-async def test_credentials_whose_creation_was_not_answered_are_used_when_it_is_repeated(
+async def test_credentials_whose_creation_lost_its_response_are_used_by_the_repetition(
     kube: Replicas,
 ) -> None:
     async with kube.executor(tenants=TENANTS) as executor:
@@ -132,7 +134,7 @@ async def test_credentials_whose_creation_was_not_answered_are_used_when_it_is_r
         assert "ownerReferences" in data_of(kube, SECRETS, SECRET)["metadata"]
 
 
-async def test_a_pod_that_could_not_be_given_its_secret_runs_and_the_secret_goes_later(
+async def test_a_secret_without_an_owner_is_swept_after_its_pod_is_gone(
     kube: Replicas,
 ) -> None:
     async with kube.executor(tenants=TENANTS) as executor:
@@ -148,10 +150,10 @@ async def test_a_pod_that_could_not_be_given_its_secret_runs_and_the_secret_goes
         assert names(kube, SECRETS) == set()
 
 
-# -- leftovers
+# -- garbage collection
 
 
-async def test_old_programs_that_no_pod_runs_are_removed_and_others_kept(kube: Replicas) -> None:
+async def test_old_builder_programs_that_no_pod_uses_are_swept(kube: Replicas) -> None:
     other = Settings(instance="another")
     async with kube.executor() as executor:
         await running(executor)
@@ -180,7 +182,7 @@ async def test_old_programs_that_no_pod_runs_are_removed_and_others_kept(kube: R
         }
 
 
-async def test_secrets_of_pods_that_never_came_to_be_are_removed_and_others_kept(kube: Replicas) -> None:
+async def test_secrets_of_failed_creations_are_swept(kube: Replicas) -> None:
     async with kube.executor(tenants=TENANTS) as executor:
         await made(executor)
         age(kube, SECRETS, SECRET, HOURS)
@@ -193,7 +195,7 @@ async def test_secrets_of_pods_that_never_came_to_be_are_removed_and_others_kept
         assert names(kube, SECRETS) == {SECRET, "physics-push", *kept}
 
 
-async def test_nothing_is_swept_while_it_is_not_known_what_lives(
+async def test_nothing_is_swept_while_the_list_of_builds_is_out_of_date(
     kube: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with kube.executor(tenants=TENANTS) as executor:
@@ -217,7 +219,7 @@ async def test_nothing_is_swept_while_it_is_not_known_what_lives(
         assert (names(kube, SECRETS), names(kube, CONFIGMAPS)) == before
 
 
-async def test_pods_that_are_no_records_are_removed_when_they_are_old(kube: Replicas) -> None:
+async def test_old_pods_without_a_record_are_swept(kube: Replicas) -> None:
     async with kube.executor() as executor:
         for name in ("build-old", "build-young", "build-sound"):
             await running(executor, AttemptName(name))
@@ -232,27 +234,29 @@ async def test_pods_that_are_no_records_are_removed_when_they_are_old(kube: Repl
         assert "deletionTimestamp" not in kube.cluster.pod("build-sound")["metadata"]
 
 
-@pytest.mark.parametrize("is_told", [False, True])
-async def test_a_pod_on_a_node_that_is_gone_is_removed_when_its_end_is_told_and_not_before(
-    kube: Replicas, is_told: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_reported", [False, True])
+async def test_a_pod_on_a_lost_node_is_swept_only_after_its_end_was_reported(
+    kube: Replicas, is_reported: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gc, "STUCK_AFTER", timedelta(seconds=-60))
     kube.cluster.stops = Stops.HANGS
     async with kube.executor() as executor:
         await running(executor)
         kube.cluster.delete(ONE)
-        await eventually(lambda: executor._pods.objects and is_leaving(executor))
-        if is_told:
+        await eventually(lambda: executor._records.informer.objects and is_leaving(executor))
+        if is_reported:
             await executor.update_status(ONE, reported)
         await executor.sweep()
-        assert kube.cluster.exists(ONE) is not is_told
+        assert kube.cluster.exists(ONE) is not is_reported
 
 
 def is_leaving(executor: KubernetesExecutor) -> bool:
-    return any(pod.metadata.deletion_timestamp is not None for pod in executor._pods.objects.values())
+    return any(
+        pod.metadata.deletion_timestamp is not None for pod in executor._records.informer.objects.values()
+    )
 
 
-async def test_a_sweep_that_lacks_a_permission_hurts_nothing(kube: Replicas) -> None:
+async def test_a_sweep_without_permission_fails_and_changes_nothing(kube: Replicas) -> None:
     fault = kube.server.faults.answer(403, verb="list", resource="configmaps")
     async with kube.executor() as executor:
         await ended(kube, executor)

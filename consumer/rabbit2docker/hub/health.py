@@ -1,0 +1,100 @@
+"""Health checks: what the service depends on, and whether it can be reached."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+import aiohttp
+import structlog
+
+from rabbit2docker.errors import StoreUnavailable
+from rabbit2docker.hub.ingest import Ingester
+from rabbit2docker.hub.store.store import Store
+
+log = structlog.get_logger()
+
+CHECK_TIMEOUT_SECONDS: Final = 5.0
+JUPYTERHUB_CACHE_SECONDS: Final = 15.0
+DATABASE_CACHE_SECONDS: Final = 2.0
+LAG_SECONDS: Final = 10.0
+"""A store that lags less than this counts as up to date."""
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """The result of one check."""
+
+    service: str
+    ok: bool
+    detail: str = ""
+
+
+class CachedCheck:
+    """A check that runs at most once in a few seconds, since `/health` is open to everyone."""
+
+    def __init__(self, cache_seconds: float) -> None:
+        """Keep each result for `cache_seconds`."""
+        self._cache_seconds = cache_seconds
+        self._lock = asyncio.Lock()
+        self._cached: tuple[float, HealthCheck] | None = None
+
+    async def check(self) -> HealthCheck:
+        """Return the cached result, or a new one once it has expired."""
+        async with self._lock:
+            now = asyncio.get_running_loop().time()
+            if self._cached is None or now - self._cached[0] > self._cache_seconds:
+                self._cached = (now, await self._run())
+            return self._cached[1]
+
+    async def _run(self) -> HealthCheck:
+        raise NotImplementedError
+
+
+class JupyterHubCheck(CachedCheck):
+    """Checks that JupyterHub's API answers; without it no user can be identified."""
+
+    def __init__(self, url: str) -> None:
+        """Take the URL of the API."""
+        super().__init__(JUPYTERHUB_CACHE_SECONDS)
+        self._url = url
+
+    async def _run(self) -> HealthCheck:
+        timeout = aiohttp.ClientTimeout(total=CHECK_TIMEOUT_SECONDS)
+        try:
+            async with aiohttp.ClientSession(timeout=timeout) as session, session.get(self._url) as response:
+                ok, detail = response.status < 500, f"answers {response.status}"
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            ok, detail = False, f"does not answer ({type(error).__name__})"
+        return HealthCheck("JupyterHub API", ok, "" if ok else detail)
+
+
+class DatabaseCheck(CachedCheck):
+    """Checks that the database answers."""
+
+    def __init__(self, store: Store) -> None:
+        """Take the store."""
+        super().__init__(DATABASE_CACHE_SECONDS)
+        self._store = store
+
+    async def _run(self) -> HealthCheck:
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
+                await self._store.check()
+        except TimeoutError:
+            return HealthCheck("database", False, "does not answer")
+        except StoreUnavailable as error:
+            # The error's own text may name the database server, and anyone can read /health.
+            log.warning("database unavailable", reason=str(error))
+            return HealthCheck("database", False, "is unavailable")
+        return HealthCheck("database", True)
+
+
+def check_ingester(ingester: Ingester) -> HealthCheck:
+    """Return whether events reach the store, from this instance or another, and how far it lags."""
+    service = "record of builds"
+    if ingester.problem:
+        # The problem's own text may name the database server, and anyone can read /health.
+        return HealthCheck(service, False, "waits for RabbitMQ or for the database")
+    lag = ingester.behind_seconds
+    # A lag is no failure: after the very first start there may be much to catch up with.
+    return HealthCheck(service, True, f"{lag:.0f} seconds behind" if lag > LAG_SECONDS else "")

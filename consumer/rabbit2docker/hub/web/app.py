@@ -1,0 +1,141 @@
+"""The web application: its routes over the parts of the service, and the HTTP server that serves it."""
+
+import re
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
+
+from rabbit2docker.errors import ConfigurationError
+from rabbit2docker.hub.health import HealthCheck
+from rabbit2docker.hub.store.models import BuildRecords
+from rabbit2docker.hub.web.api import API_ROUTES
+from rabbit2docker.hub.web.auth import make_authenticator
+from rabbit2docker.hub.web.base import MAX_BODY_BYTES, AppContext, Handler
+from rabbit2docker.hub.web.binderhub import BUILD_ROUTE, OPEN_ROUTES
+from rabbit2docker.hub.web.build_tokens import BuildTokens
+from rabbit2docker.hub.web.limits import Limits
+from rabbit2docker.hub.web.openapi import OpenApiHandler
+from rabbit2docker.hub.web.pages import PAGE_ROUTES, STATIC_ROUTE, NotFoundPage, load_pages
+from rabbit2docker.hub.web.queue_position import OpenDepthReader, QueuePositions
+from rabbit2docker.hub.web.submissions import Builds, Submissions
+from rabbit2docker.hub.web.viewers import Viewers
+from rabbit2docker.settings import Settings
+
+MAX_HEADER_BYTES: Final = 32 * 1024
+"""Request line and headers together; JupyterHub's cookies take a few thousand."""
+SEND_BUFFER_BYTES: Final = 128 * 1024
+"""The kernel's buffer for one viewer; its own default would take megabytes for each slow one."""
+
+
+def make_application(
+    settings: Settings,
+    base_url: str,
+    *,
+    builds: Builds,
+    records: BuildRecords,
+    run_checks: Callable[[], Awaitable[list[HealthCheck]]],
+    open_depth_reader: OpenDepthReader | None = None,
+    broker_is_down: Callable[[], bool] = lambda: False,
+) -> Application:
+    """Return the application, with all routes below `base_url`. Raises ConfigurationError.
+
+    Without `open_depth_reader`, viewers get no queue positions. While `broker_is_down`, requests do not count for limits.
+    """
+    context = _make_context(
+        settings, base_url, builds, records, run_checks, open_depth_reader, broker_is_down
+    )
+    load_pages()
+    return Application(
+        _routes(context, base_url),
+        base_url=base_url,
+        allow_origin=settings.hub.allow_origin,
+        cookie_secret=context.authenticator.cookie_secret(),
+        default_handler_class=NotFoundPage,
+        default_handler_args={"context": context},
+        # No access log: URLs may hold secrets that were put there by mistake, such as tokens.
+        log_function=lambda handler: None,
+    )
+
+
+def _make_context(
+    settings: Settings,
+    base_url: str,
+    builds: Builds,
+    records: BuildRecords,
+    run_checks: Callable[[], Awaitable[list[HealthCheck]]],
+    open_depth_reader: OpenDepthReader | None,
+    broker_is_down: Callable[[], bool],
+) -> AppContext:
+    hub, queue_positions = settings.hub, QueuePositions(open_depth_reader)
+    submissions = Submissions(
+        builds, records, queue_positions, tenant=settings.tenant, share_seconds=hub.share_seconds
+    )
+    viewers = Viewers(builds, submissions, queue_positions, keepalive_seconds=hub.keepalive_seconds)
+    return AppContext(
+        settings=settings,
+        authenticator=make_authenticator(hub, base_url),
+        builds=builds,
+        records=records,
+        submissions=submissions,
+        queue_positions=queue_positions,
+        viewers=viewers,
+        run_checks=run_checks,
+        limits=Limits(hub, records, broker_is_down),
+        build_tokens=BuildTokens(hub.build_token_secret),
+    )
+
+
+def _routes(context: AppContext, base_url: str) -> list[Any]:
+    prefix, arguments = re.escape(base_url), {"context": context}
+    protected: list[tuple[str, type[Handler]]] = [BUILD_ROUTE, *PAGE_ROUTES, *API_ROUTES]
+    unprotected: list[tuple[str, type[Handler]]] = [
+        *OPEN_ROUTES,
+        ("api/openapi.json", OpenApiHandler),
+        STATIC_ROUTE,
+    ]
+    wrap = context.authenticator.wrap
+    return [
+        *((f"{prefix}{path}", wrap(handler), arguments) for path, handler in protected),
+        *((f"{prefix}{path}", handler, arguments) for path, handler in unprotected),
+        *context.authenticator.routes(base_url),
+    ]
+
+
+class WebServer:
+    """An HTTP server that listens on one address."""
+
+    def __init__(self, application: Application, host: str, port: int) -> None:
+        """Listen; port 0 takes a free one. Raises ConfigurationError if the address cannot be bound."""
+        sockets = _listen(host, port)
+        self.host, self.port = sockets[0].getsockname()[:2]
+        self._server = HTTPServer(
+            application,
+            xheaders=False,
+            # Twice the limit is still read, so that the client of a slightly longer body gets a 413.
+            max_body_size=2 * MAX_BODY_BYTES,
+            max_header_size=MAX_HEADER_BYTES,
+        )
+        self._server.add_sockets(sockets)
+
+    async def close(self) -> None:
+        """Stop listening and close all connections."""
+        self._server.stop()
+        await self._server.close_all_connections()
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Return listening sockets. Raises ConfigurationError if the address cannot be bound."""
+    try:
+        sockets = bind_sockets(port, host)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Cannot listen on {host}:{port} ({error.strerror or error}). "
+            "Set RABBIT2DOCKER_HUB__BIND to another address; port 0 takes a free one."
+        ) from error
+    for each in sockets:
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    return sockets

@@ -1,0 +1,57 @@
+"""A hub's own code that imports the client library loads nothing of the service."""
+
+import json
+import subprocess
+import sys
+from typing import Final
+
+import pytest
+
+SERVICE: Final = (
+    "rabbit2docker.cli",
+    "rabbit2docker.consumer",
+    "rabbit2docker.hub",
+    "rabbit2docker.settings.consumer",
+    "rabbit2docker.settings.loading",
+)
+LIBRARIES: Final = (
+    "aiohttp",
+    "alembic",
+    "asyncinotify",
+    "escapism",
+    "jinja2",
+    "jupyterhub",
+    "jwt",
+    "kubernetes_asyncio",
+    "pydantic_settings",
+    "repo2docker",
+    "sqlalchemy",
+    "tornado",
+    "typer",
+    "yaml",
+)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> set[str]:
+    """Return the modules that a program has loaded after importing the client library."""
+    program = (
+        "import json, sys; from rabbit2docker.client import BuildEvents; print(json.dumps([*sys.modules]))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(json.loads(result.stdout))
+
+
+@pytest.mark.parametrize("module", SERVICE + LIBRARIES)
+def test_the_client_library_does_not_load(module: str, loaded: set[str]) -> None:
+    assert "rabbit2docker.client" in loaded
+    assert module not in loaded
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich", "pydantic_settings"])
+def test_the_command_explains_that_its_extra_is_missing(missing: str) -> None:
+    program = f"import sys; sys.modules[{missing!r}] = None; from rabbit2docker.__main__ import main; main()"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 78
+    assert "pip install 'rabbit2docker[cli]'" in result.stderr
+    assert "Traceback" not in result.stderr
