@@ -1,1 +1,1 @@
-"""A JupyterHub whose people build their own images: on one machine, and on Kubernetes."""
+"""Example configurations of a JupyterHub whose users build images: one machine and Kubernetes."""

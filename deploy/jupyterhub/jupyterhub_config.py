@@ -1,4 +1,4 @@
-"""A JupyterHub on one machine, whose people build images of their repositories and start them with Docker.
+"""A JupyterHub on one machine whose users build images of their repositories and start them with Docker.
 
     pip install 'rabbit2docker[hub,local]' jupyterhub-fancy-profiles dockerspawner
     npm install --global configurable-http-proxy
@@ -8,7 +8,7 @@
     rabbit2docker run &
     jupyterhub --config deploy/jupyterhub/jupyterhub_config.py
 
-Who may log in is not said here: choose an authenticator. `make hub-demo` runs this file as it is, with everything it needs.
+This file configures no authenticator: choose one. `make hub-demo` runs this file unchanged, with everything it needs.
 For a JupyterHub on Kubernetes see values.yaml.
 """
 
@@ -25,14 +25,14 @@ c = get_config()  # type: ignore[name-defined]  # noqa: F821
 sys.path.insert(0, str(Path(__file__).parent))
 from profiles import Profiles  # type: ignore[import-not-found]  # noqa: E402
 
-# The service. jupyterhub-fancy-profiles looks for it under /services/binder/, so this name is fixed; its pages are there, too.
+# The service. jupyterhub-fancy-profiles expects it at /services/binder/, so the name is fixed. Its pages are there as well.
 c.JupyterHub.services = [
     {
         "name": "binder",
         "url": "http://127.0.0.1:8585",
         "command": [sys.executable, "-m", "rabbit2docker", "hub"],
         "oauth_no_confirm": True,
-        # The hub gives a service nothing of its own environment by itself.
+        # A service does not inherit the environment of the hub.
         "environment": {
             name: value
             for name, value in os.environ.items()
@@ -48,15 +48,15 @@ c.JupyterHub.services = [
     }
 ]
 
-# `self` lets the form make a token for its user, `access:…` lets that token build. To let only a group build, give the
-# second scope to a role of that group, and `self` alone to everybody.
+# `self` lets the form create a token for its user, `access:…` lets that token build. To let only a group build, give the
+# second scope to a role of that group, and `self` alone to the role `user`.
 c.JupyterHub.load_roles = [{"name": "user", "scopes": ["self", "access:services!service=binder"]}]
 
-# What people choose from. KubeSpawner takes the same list.
+# The choices of the spawn page, in the format of KubeSpawner.
 PROFILES: list[dict[str, Any]] = [
     {
         "display_name": "Choose your environment",
-        "description": "Take one that is there, or build one from a repository.",
+        "description": "Use an existing image, or build one from a repository.",
         "slug": "environment",
         "default": True,
         "profile_options": {
@@ -64,7 +64,7 @@ PROFILES: list[dict[str, Any]] = [
                 "display_name": "Image",
                 "choices": {
                     "minimal": {
-                        "display_name": "Jupyter, nothing else",
+                        "display_name": "Jupyter only",
                         "description": "Python and the notebook",
                         "kubespawner_override": {"image": "quay.io/jupyter/minimal-notebook:latest"},
                     },
@@ -73,7 +73,7 @@ PROFILES: list[dict[str, Any]] = [
                     "enabled": True,
                     "display_name": "Name of the image",
                     "display_name_in_choices": "An image that was built before",
-                    "description_in_choices": "Its name is on its page under /services/binder/",
+                    "description_in_choices": "Copy its name from its page under /services/binder/",
                     "kubespawner_override": {"image": "{value}"},
                 },
                 "dynamic_image_building": {"enabled": True},
@@ -82,8 +82,8 @@ PROFILES: list[dict[str, Any]] = [
     }
 ]
 
-# Only what was built for this hub is started: `name:tag`, after a forced build with its digest. Browsers read this, too, and
-# know fewer escapes than Python.
+# Only images that were built for this hub are started: `name:tag`, with a digest after a forced build. Browsers evaluate this
+# expression as well, and know fewer escapes than Python.
 built = (
     os.environ["RABBIT2DOCKER_IMAGES__PREFIX"].replace(".", r"\.")
     + r"[\w.\-]+:[\w.\-]+(@sha256:[0-9a-f]{64})?"
@@ -96,17 +96,17 @@ Profiles(PROFILES, built=built).install(c)
 
 # The spawner.
 c.JupyterHub.spawner_class = "dockerspawner.DockerSpawner"
-# What repo2docker's images start by themselves knows nothing of a hub.
+# The default command of repo2docker's images does not register with a hub.
 c.DockerSpawner.cmd = ["jupyterhub-singleuser"]
 c.DockerSpawner.remove = True
 
 
 def gateway() -> str:
-    """Return this machine's address as its containers reach it."""
+    """Return this machine's address on the network of its containers."""
     with closing(docker.from_env()) as engine:
         [network, *_] = engine.networks.get("bridge").attrs["IPAM"]["Config"]
     return str(network["Gateway"])
 
 
-# Servers in containers talk to the hub; nobody else reaches it there.
+# Only containers can reach the hub at this address.
 c.JupyterHub.hub_ip = gateway()

@@ -1,7 +1,7 @@
-"""The form of jupyterhub-fancy-profiles before a spawner that has no profiles of its own, such as DockerSpawner.
+"""The form of jupyterhub-fancy-profiles for a spawner without profiles, such as DockerSpawner.
 
-It is made for KubeSpawner, which has all of this itself: `c.KubeSpawner.profile_list` and `setup_ui(c)` are enough there.
-Here the same list is shown, and the image that somebody has picked or built becomes the spawner's `image`.
+The form is made for KubeSpawner, where `c.KubeSpawner.profile_list` and `setup_ui(c)` are enough. Here the same list is
+shown, and the image that the user chose or built becomes the spawner's `image`.
 """
 
 import re
@@ -14,51 +14,51 @@ from tornado.web import HTTPError
 Profile = dict[str, Any]
 
 PICKED: Final = "picked"
-"""Among the options of a server: the name of a choice. Not `image`, which DockerSpawner would take as an image's name."""
+"""Server option: the name of a choice. Not called `image`, which DockerSpawner would take as an image's name."""
 BUILT: Final = "built"
-"""Among the options of a server: the name of an image that was built, or typed in."""
+"""Server option: the name of an image that was built, or typed in."""
 
 
 class Profiles:
-    """What people choose from, and what becomes of their choice."""
+    """The profiles of the spawn form, and the image that a choice stands for."""
 
     def __init__(self, profiles: list[Profile], *, built: str) -> None:
-        """Take a list as KubeSpawner has it, and a regular expression for the whole name of an image that was built.
+        """Take a list in KubeSpawner's format, and a regular expression for whole names of built images.
 
-        Of each profile's options only `image` counts, and of each choice's override only `image`. The first profile
-        is the default. Anybody can send any name to the hub: what does not match is never started.
+        Only the option `image` of each profile is used, and only `image` of each choice's override. The first profile
+        is the default. Users can send any name to the hub; a name that does not match is never started.
         """
         self._profiles = {profile["slug"]: profile for profile in profiles}
         self._built = re.compile(built)
         environment = Environment(loader=FileSystemLoader(TEMPLATE_PATHS), autoescape=True)
-        # The order is the operator's.
+        # Keep the operator's order.
         environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
         self._form = environment.get_template("form.html").render(profile_list=profiles)
 
     def install(self, c: Any) -> None:
-        """Enter it into a JupyterHub's configuration; nothing else of the spawner is changed."""
+        """Set the form in a JupyterHub's configuration."""
         setup_ui(c)
         c.Spawner.options_form = self._form
         c.Spawner.options_from_form = self.read
         c.Spawner.apply_user_options = self.apply
 
     def read(self, form: dict[str, list[str]]) -> dict[str, str]:
-        """Return the options of a server from what the form sends."""
+        """Return the server options from the submitted form."""
         slug = form.get("profile", [""])[0]
         image = f"profile-option-{slug}--image"
         fields = {"profile": "profile", PICKED: image, BUILT: f"{image}--unlisted-choice"}
         options = {name: form[field][0] for name, field in fields.items() if form.get(field)}
         if options.get(BUILT):
-            # Beside it the field of the choices says only that none of them is meant.
+            # The field of the choices then holds only the marker that none of them is chosen.
             options.pop(PICKED, None)
         return options
 
     def apply(self, spawner: Any, options: dict[str, Any]) -> None:
-        """Let the spawner start what is chosen. Raises HTTPError with words for the person who has chosen."""
+        """Set the spawner's image. Raises HTTPError with a message for the user."""
         spawner.image = self.image(options)
 
     def image(self, options: dict[str, Any]) -> str:
-        """Return the image that these options mean. Raises HTTPError for none that may be started."""
+        """Return the image for server options. Raises HTTPError if it may not be started."""
         profile = self._profiles.get(options.get("profile") or next(iter(self._profiles)))
         if profile is None:
             raise HTTPError(400, "There is no such profile.")

@@ -48,7 +48,7 @@ def run(consumer: Consumer | None, *arguments: str, **variables: str) -> subproc
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert "Traceback" not in result.stderr, result.stderr
@@ -100,7 +100,7 @@ class TestBuild:
                 if "line 5 " in line:
                     break
             cancelled = run(consumer, "cancel", "taken-back", "--requester", "ada")
-            rest, _ = following.communicate(timeout=60)
+            rest, _ = following.communicate(timeout=300)
         assert cancelled.returncode == 3
         assert "Cancelled by ada" in cancelled.stdout
         assert following.returncode == 3
@@ -171,7 +171,7 @@ def on_a_terminal(consumer: Consumer, arguments: list[str], *, interrupt_at: str
                 process.send_signal(signal.SIGINT)
                 interrupt_at = ""
         os.close(ours)
-        return process.wait(60), shown.decode(errors="replace")
+        return process.wait(300), shown.decode(errors="replace")
 
 
 class TestViews:
@@ -207,7 +207,7 @@ class TestViews:
             env=environment(consumer),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
         assert len(result.stdout.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""What programs get from the JSON API of `rabbit2docker hub`: real HTTP, RabbitMQ, databases, consumer and service."""
+"""The JSON API of `rabbit2docker hub` with real HTTP, RabbitMQ, databases, consumer and service processes."""
 
 import asyncio
 import re
@@ -23,8 +23,8 @@ pytestmark = pytest.mark.broker
 PINNED = re.compile(r"[^@]+@sha256:[0-9a-f]{64}")
 
 
-def wish(name: str, **options: object) -> dict[str, Any]:
-    """Return a wish for a build that the fake repo2docker carries out; options say how."""
+def create_request(name: str, **options: object) -> dict[str, Any]:
+    """Return the body of a request for a build by the fake repo2docker, with its options."""
     return {
         "provider": "git",
         "spec": f"{quote(f'https://127.0.0.1/{name}', safe='')}/{COMMIT}",
@@ -55,7 +55,7 @@ async def log_of(api: Api, id_: str) -> list[str]:
 
 
 async def stands(api: Api, id_: str, *states: str) -> dict[str, Any]:
-    """Wait until a build stands there, and return it."""
+    """Wait until a build is in this state, and return it."""
 
     async def does() -> dict[str, Any] | None:
         answer = await api.get(f"api/builds/{id_}")
@@ -82,13 +82,13 @@ async def until(api: Api, id_: str, lines: int, **headers: str) -> list[Sent]:
 
 
 class TestBuilds:
-    async def test_a_build_is_asked_for_followed_and_read_afterwards(
+    async def test_a_build_can_be_requested_followed_and_read_afterwards(
         self, make_consumer: MakeConsumer, make_hub: MakeHub
     ) -> None:
         hub = make_hub()
         await running(make_consumer(), hub)
         api = Api(hub.address)
-        answer = await api.post("api/builds", wish("plain", lines=30))
+        answer = await api.post("api/builds", create_request("plain", lines=30))
         assert answer.status == 202
         id_ = answer.json["id"]
         sent = await api.follow(id_)
@@ -104,7 +104,7 @@ class TestBuilds:
         assert said(replayed) == all_lines(30)
         assert kinds(replayed)[-1] == "completed"
 
-    async def test_what_binderhubs_clients_ask_for_is_remembered_too(
+    async def test_builds_of_binderhubs_clients_are_recorded_too(
         self, make_consumer: MakeConsumer, make_hub: MakeHub
     ) -> None:
         hub = make_hub()
@@ -116,11 +116,13 @@ class TestBuilds:
         assert (await stands(api, build["id"], "completed"))["image"] == sent[-1].data["imageName"]
         assert await log_of(api, build["id"]) == texts(sent)
 
-    async def test_a_build_is_ended(self, make_consumer: MakeConsumer, make_hub: MakeHub) -> None:
+    async def test_a_running_build_can_be_cancelled(
+        self, make_consumer: MakeConsumer, make_hub: MakeHub
+    ) -> None:
         hub = make_hub()
         await running(make_consumer(), hub)
         api = Api(hub.address)
-        id_ = (await api.post("api/builds", wish("endless", lines=100_000, every=0.05))).json["id"]
+        id_ = (await api.post("api/builds", create_request("endless", lines=100_000, every=0.05))).json["id"]
         following = asyncio.create_task(api.follow(id_))
         await stands(api, id_, "building")
         assert (await api.delete(f"api/builds/{id_}")).status == 202
@@ -129,15 +131,15 @@ class TestBuilds:
         assert build["cancelled_by"] == "an anonymous user"
         assert (await api.delete(f"api/builds/{id_}")).status == 409
 
-    async def test_a_request_that_waits_for_a_slot_is_taken_back(
+    async def test_a_request_that_waits_for_a_slot_can_be_withdrawn(
         self, make_consumer: MakeConsumer, make_hub: MakeHub
     ) -> None:
         hub = make_hub()
         await running(make_consumer(RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS="1"), hub)
         api = Api(hub.address)
-        first = (await api.post("api/builds", wish("first", lines=100_000, every=0.05))).json["id"]
+        first = (await api.post("api/builds", create_request("first", lines=100_000, every=0.05))).json["id"]
         await stands(api, first, "building")
-        second = (await api.post("api/builds", wish("second"))).json["id"]
+        second = (await api.post("api/builds", create_request("second"))).json["id"]
         following = asyncio.create_task(api.follow(second))
         assert (await api.delete(f"api/builds/{second}")).status == 202
         assert (await api.delete(f"api/builds/{first}")).status == 202
@@ -146,13 +148,13 @@ class TestBuilds:
         assert [each.event for each in sent if each.event != "queue"] == ["rejected"]
         assert (await stands(api, second, "rejected"))["problem"]["reason"] == "cancelled"
 
-    async def test_the_same_built_again_is_another_image_that_no_node_has(
+    async def test_a_rebuild_has_an_image_reference_that_no_node_has_cached(
         self, make_consumer: MakeConsumer, make_hub: MakeHub
     ) -> None:
         hub = make_hub()
         await running(make_consumer(), hub)
         api = Api(hub.address)
-        id_ = (await api.post("api/builds", wish("again"))).json["id"]
+        id_ = (await api.post("api/builds", create_request("again"))).json["id"]
         await api.follow(id_)
         once = await stands(api, id_, "completed")
         images = {once["image"]}
@@ -166,14 +168,14 @@ class TestBuilds:
             assert len(images) == number
 
 
-class TestDeaths:
-    async def test_a_service_that_is_killed_costs_neither_readers_nor_the_record_a_line(
+class TestCrashes:
+    async def test_a_killed_service_loses_no_line_for_readers_or_the_record(
         self, make_consumer: MakeConsumer, make_hub: MakeHub
     ) -> None:
         hub = make_hub()
         await running(make_consumer(), hub)
         api = Api(hub.address)
-        id_ = (await api.post("api/builds", wish("killed", lines=150, every=0.05))).json["id"]
+        id_ = (await api.post("api/builds", create_request("killed", lines=150, every=0.05))).json["id"]
         reading = asyncio.create_task(until(api, id_, 10_000))
         await until(api, id_, 20)
         await asyncio.to_thread(hub.kill)
@@ -182,18 +184,18 @@ class TestDeaths:
         await asyncio.to_thread(hub.start_and_wait)
         rest = await api.follow(id_, Last_Event_ID=str(seen[-1].id))
         assert said([*seen, *rest]) == all_lines(150)
-        told = kinds([*seen, *rest])
-        assert (told.count("accepted"), told.count("completed")) == (1, 1)
+        received = kinds([*seen, *rest])
+        assert (received.count("accepted"), received.count("completed")) == (1, 1)
         await stands(api, id_, "completed")
         assert await log_of(api, id_) == all_lines(150)
 
-    async def test_a_build_that_ends_while_the_service_is_away_is_in_its_record(
+    async def test_a_build_that_ends_while_the_service_is_down_is_recorded(
         self, make_consumer: MakeConsumer, make_hub: MakeHub, amqp: AmqpSettings
     ) -> None:
         hub = make_hub()
         await running(make_consumer(), hub)
         api = Api(hub.address)
-        id_ = (await api.post("api/builds", wish("alone", lines=60, every=0.05))).json["id"]
+        id_ = (await api.post("api/builds", create_request("alone", lines=60, every=0.05))).json["id"]
         seen = await until(api, id_, 10)
         await asyncio.to_thread(hub.kill)
 
@@ -210,18 +212,18 @@ class TestDeaths:
 
 
 @pytest.mark.docker
-class TestSeveral:
-    async def test_two_services_on_one_database_are_one(
+class TestSeveralInstances:
+    async def test_two_instances_on_one_database_act_as_one(
         self, make_consumer: MakeConsumer, make_hub: MakeHub, postgresql_url: str
     ) -> None:
         one, other = (make_hub(RABBIT2DOCKER_HUB__STORE_URL=postgresql_url) for _ in range(2))
         await running(make_consumer(), one, other)
         here, there = Api(one.address), Api(other.address)
-        id_ = (await here.post("api/builds", wish("both", lines=200, every=0.05))).json["id"]
+        id_ = (await here.post("api/builds", create_request("both", lines=200, every=0.05))).json["id"]
         assert (await there.get(f"api/builds/{id_}")).status == 200
         seen = await until(here, id_, 30)
         further = await until(there, id_, 30, Last_Event_ID=str(seen[-1].id))
-        # The one that feeds the database dies, whichever it is: then the other one does.
+        # Whichever instance feeds the database is killed: the other one takes over.
         await asyncio.to_thread(one.kill)
         await asyncio.to_thread(one.start_and_wait)
         await asyncio.to_thread(other.kill)
@@ -230,7 +232,7 @@ class TestSeveral:
         await stands(here, id_, "completed")
         assert await log_of(here, id_) == all_lines(200)
 
-    async def test_a_database_that_is_away_costs_no_build_and_no_record(
+    async def test_an_unavailable_database_loses_no_build_and_no_record(
         self, make_consumer: MakeConsumer, make_hub: MakeHub, postgresql_url: str
     ) -> None:
         target = urlsplit(postgresql_url)
@@ -250,7 +252,7 @@ class TestSeveral:
                 return status == 503 and b'"database", "ok": false' in body
 
             await eventually(says_what_is_missing)
-            id_ = (await api.post("api/builds", wish("unrecorded", lines=20))).json["id"]
+            id_ = (await api.post("api/builds", create_request("unrecorded", lines=20))).json["id"]
             sent = await hub.viewer.watch(build_path("watched"))
             assert sent[-1].phase == "ready"
             assert (await api.get(f"api/builds/{id_}")).status == 503
@@ -263,8 +265,10 @@ class TestSeveral:
             assert await log_of(api, watched["id"]) == all_lines(5)
 
 
-class TestTheServiceItself:
-    async def test_no_token_is_in_its_log(self, make_consumer: MakeConsumer, make_hub: MakeHub) -> None:
+class TestServiceLog:
+    async def test_the_services_log_contains_no_token(
+        self, make_consumer: MakeConsumer, make_hub: MakeHub
+    ) -> None:
         tokens = '{"ada": "a-long-secret", "bob": "another-secret"}'
         hub = make_hub(
             RABBIT2DOCKER_HUB__AUTH="tokens",
@@ -272,9 +276,9 @@ class TestTheServiceItself:
             RABBIT2DOCKER_LOG__LEVEL="debug",
         )
         await running(make_consumer(), hub)
-        nobody = Api(hub.address)
-        ada, bob = nobody.with_token("a-long-secret"), nobody.with_token("another-secret")
-        id_ = (await ada.post("api/builds", wish("closed"))).json["id"]
+        anonymous = Api(hub.address)
+        ada, bob = anonymous.with_token("a-long-secret"), anonymous.with_token("another-secret")
+        id_ = (await ada.post("api/builds", create_request("closed"))).json["id"]
         assert (await ada.follow(id_))[-1].event == "completed"
         assert (await stands(ada, id_, "completed"))["requesters"] == ["ada"]
         assert (await bob.get(f"api/builds/{id_}")).status == 404

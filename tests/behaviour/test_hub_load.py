@@ -1,4 +1,4 @@
-"""Many viewers, and some who do not read: everybody gets everything, and nobody fills the service's memory.
+"""Many viewers, some of which do not read: all others get everything, and none fills the service's memory.
 
 The builds are played: what is meant is the service, RabbitMQ and HTTP. Nothing here measures time.
 """
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.broker
 
 KILOBYTE, MEGABYTE = 1024, 1024 * 1024
 VIEWER_KILOBYTES = 64
-"""What one more viewer may take; `python -m tests.benchmarks hub` says what it does take."""
+"""Memory that one more viewer may take; `python -m tests.benchmarks hub` measures it."""
 BESIDE_MEGABYTES = 24
 """What the service may take beside, for the first of everything and for what it remembers of builds."""
 
@@ -45,7 +45,7 @@ def start_hub(tmp_path: Path, amqp: AmqpSettings, played: FakeConsumer) -> Itera
     async def start(**variables: str) -> HubService:
         limits = {
             "RABBIT2DOCKER_HUB__REQUESTS_PER_USER": "0",
-            # Whoever asks for the same in one test means one build.
+            # All requests for one spec in a test share one build.
             "RABBIT2DOCKER_HUB__SHARE_SECONDS": "600",
         }
         started.append(hub := HubService(tmp_path, amqp, **limits, **variables))
@@ -94,7 +94,7 @@ async def warm(hub: HubService, played: FakeConsumer) -> int:
 
 
 def check(viewers: list[Onlooker], count: int) -> None:
-    """Check that everybody has got every line once, in order, and the end."""
+    """Check that all viewers have received every line once, in order, and the end."""
     assert [viewer.disorder for viewer in viewers if viewer.disorder] == []
     assert {viewer.next_line for viewer in viewers} == {count}
     assert all(viewer.is_ready for viewer in viewers)
@@ -121,7 +121,7 @@ async def test_a_thousand_viewers_of_one_build_get_every_line_and_its_end_and_ta
     assert following < allowed, f"{(following - before) / 1000 / KILOBYTE:.0f} KB a viewer of a running build"
 
 
-async def test_two_hundred_builds_with_five_viewers_each_are_told_to_all_of_them(
+async def test_two_hundred_builds_with_five_viewers_each_reach_all_viewers(
     hub: HubService, played: FakeConsumer
 ) -> None:
     await warm(hub, played)
@@ -154,7 +154,7 @@ def one_who_does_not_read(hub: HubService, path: str) -> socket.socket:
     return asleep
 
 
-async def test_the_service_has_room_for_more_viewers_than_a_usual_limit_of_open_files(
+async def test_the_service_serves_more_viewers_than_the_default_limit_of_open_files(
     start_hub: StartHub,
 ) -> None:
     need_open_files(4096)
@@ -170,7 +170,7 @@ async def test_the_service_has_room_for_more_viewers_than_a_usual_limit_of_open_
 
 
 SLOW, SIZE, MANY = 40, 8000, 1500
-"""Those who do not read, and a log of 12 MB: kept for each of them, it would take half a gigabyte."""
+"""Stalled viewers of a log of 12 MB: kept for each of them, it would take half a gigabyte."""
 
 
 async def write_much(played: FakeConsumer, build_id: str) -> None:
@@ -178,10 +178,10 @@ async def write_much(played: FakeConsumer, build_id: str) -> None:
     await played.complete(build_id, lines=MANY)
 
 
-async def test_viewers_who_do_not_read_hold_nobody_up_and_fill_no_memory(
+async def test_stalled_viewers_neither_delay_others_nor_fill_memory(
     start_hub: StartHub, played: FakeConsumer, asleep: list[socket.socket]
 ) -> None:
-    # So long that they are there until the others have got everything.
+    # Long enough for them to stay until the others have received everything.
     hub = await start_hub(RABBIT2DOCKER_HUB__STALLED_SECONDS="600")
     await warm(hub, played)
     before, crowd, path = memory(hub), Crowd(hub.address), build_path("much")
@@ -207,7 +207,7 @@ def connections(hub: HubService) -> list[object]:
     ]
 
 
-async def test_a_viewer_who_does_not_read_is_let_go_and_gets_the_rest_when_they_come_back(
+async def test_a_stalled_viewer_is_disconnected_and_gets_the_rest_on_resuming(
     start_hub: StartHub, played: FakeConsumer, asleep: list[socket.socket]
 ) -> None:
     hub = await start_hub(RABBIT2DOCKER_HUB__STALLED_SECONDS="1")
@@ -216,7 +216,7 @@ async def test_a_viewer_who_does_not_read_is_let_go_and_gets_the_rest_when_they_
     asleep += [one_who_does_not_read(hub, path) for _ in range(SLOW)]
     [_, build_id] = await played.accepted(2)
     await write_much(played, build_id)
-    await eventually(lambda: not connections(hub), seconds=60)
+    await eventually(lambda: not connections(hub))
     first = Onlooker(lambda: None)
     first.data_received(await asyncio.to_thread(all_that_came, asleep[0]))
     assert 0 < first.next_line < MANY

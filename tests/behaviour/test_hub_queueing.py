@@ -1,4 +1,4 @@
-"""What people who wait for a free slot are told: a real RabbitMQ, one slot, and more wishes than that."""
+"""Queue positions of waiting requests, with a real RabbitMQ and a consumer that has one slot."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -33,7 +33,7 @@ TWO = "2 builds are before this one."
 
 @pytest.fixture
 async def hub(make_consumer: MakeConsumer, make_hub: MakeHub) -> HubService:
-    """A service before a consumer with one slot."""
+    """A hub service and a consumer with one slot."""
     consumer = make_consumer(RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS="1")
     hub = make_hub()
     await asyncio.to_thread(consumer.start_and_wait)
@@ -42,31 +42,31 @@ async def hub(make_consumer: MakeConsumer, make_hub: MakeHub) -> HubService:
 
 
 class Slot:
-    """The one slot, taken by a build that ends when the test says so."""
+    """The one slot, occupied by a build that the test ends."""
 
     def __init__(self, hub: HubService, settings: Settings) -> None:
         self._hub, self._settings = hub, settings
-        self._wish = {"LINES": "100000", "EVERY": "0.5"}
+        self._options = {"LINES": "100000", "EVERY": "0.5"}
 
     async def take(self, name: str) -> str:
-        """Ask for such a build, and return the request's id."""
+        """Request such a build and return the request's id."""
         spec = build_path(name).removeprefix("build/git/").partition("?")[0]
-        wish = {"provider": "git", "spec": spec, "build_args": self._wish}
+        request = {"provider": "git", "spec": spec, "build_args": self._options}
         async with (
             aiohttp.ClientSession() as session,
-            session.post(f"{self._hub.address}api/builds", json=wish) as answer,
+            session.post(f"{self._hub.address}api/builds", json=request) as answer,
         ):
             assert answer.status == 202, await answer.text()
             return str((await answer.json())["request_id"])
 
     async def free(self, request_id: str) -> None:
-        async with publishing(self._settings, wait_seconds=60) as publisher:
-            wish = CancelRequest(request_id=request_id, requester="ada")
-            await RequestPublisher(publisher, "default").cancel(wish)
+        async with publishing(self._settings, wait_seconds=180) as publisher:
+            request = CancelRequest(request_id=request_id, requester="ada")
+            await RequestPublisher(publisher, "default").cancel(request)
 
 
 class Waiter:
-    """A viewer of one build, and all that was told to them."""
+    """A viewer of one build, and the events it has received."""
 
     def __init__(self, hub: HubService, name: str, **headers: str) -> None:
         self.sent: list[Sent] = []
@@ -99,7 +99,7 @@ async def metric(hub: HubService, name: str) -> float:
 
 
 async def waiting(hub: HubService, amqp: AmqpSettings, *names: str) -> list[Waiter]:
-    """Ask for builds one after the other, so that it is known who came first."""
+    """Request builds one after the other, so that their order is known."""
     waiters = []
     async with depth_reader(amqp, REQUESTS_QUEUE) as depth:
         before = await depth()
@@ -130,7 +130,7 @@ async def a_taken_slot(hub: HubService, amqp: AmqpSettings) -> AsyncIterator[tup
     yield slot, request_id
 
 
-async def test_places_are_told_and_only_get_better(hub: HubService, amqp: AmqpSettings) -> None:
+async def test_waiting_viewers_get_positions_that_never_grow(hub: HubService, amqp: AmqpSettings) -> None:
     async with a_taken_slot(hub, amqp) as (slot, first):
         later = await slot.take("second")
         one, other = await waiting(hub, amqp, "third", "fourth")
@@ -149,7 +149,7 @@ async def test_places_are_told_and_only_get_better(hub: HubService, amqp: AmqpSe
         assert other.places in ([TWO, ONE], [TWO, ONE, NEXT])
 
 
-async def test_readers_of_the_json_api_are_told_too(hub: HubService, amqp: AmqpSettings) -> None:
+async def test_readers_of_the_json_api_get_positions_too(hub: HubService, amqp: AmqpSettings) -> None:
     async with a_taken_slot(hub, amqp) as (slot, first):
         later = await slot.take("second")
         raw = b""
@@ -166,7 +166,7 @@ async def test_readers_of_the_json_api_are_told_too(hub: HubService, amqp: AmqpS
         await slot.free(later)
 
 
-async def test_many_who_wait_cost_rabbitmq_as_much_as_one(
+async def test_many_waiting_viewers_cost_rabbitmq_as_much_as_one(
     hub: HubService, amqp: AmqpSettings, rabbitmq: RabbitMQ, vhost: str
 ) -> None:
     def connections() -> int:
@@ -196,7 +196,7 @@ async def test_many_who_wait_cost_rabbitmq_as_much_as_one(
         await slot.free(first)
 
 
-async def test_who_waits_while_the_service_is_killed_loses_neither_their_place_nor_a_line(
+async def test_a_viewer_who_waits_while_the_service_is_killed_loses_neither_position_nor_line(
     hub: HubService, amqp: AmqpSettings
 ) -> None:
     async with a_taken_slot(hub, amqp) as (slot, first):
@@ -207,7 +207,7 @@ async def test_who_waits_while_the_service_is_killed_loses_neither_their_place_n
         await waiter.leave()
         await asyncio.to_thread(hub.start_and_wait)
         back = Waiter(hub, "second", Last_Event_ID=str(begun.id))
-        # It is not known any more that the third came later, so the number may be too high, but it is told.
+        # The new process does not know that the third came later, so the number may be too high, but there is one.
         await eventually(lambda: back.places)
         assert back.places[0] in (NEXT, ONE)
         await slot.free(first)
@@ -218,7 +218,7 @@ async def test_who_waits_while_the_service_is_killed_loses_neither_their_place_n
 
 
 class TestDepth:
-    async def test_hubs_are_told_the_length_wherever_that_takes_no_permission_on_the_queue(
+    async def test_hubs_can_read_the_queues_length_where_it_needs_no_permission_on_the_queue(
         self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
     ) -> None:
         await declare.declare(settings)
@@ -245,14 +245,14 @@ class TestDepth:
         async with depth_reader(hub, CANCEL_QUEUE) as depth:
             assert await depth() == 0
 
-    async def test_a_queue_that_is_not_there_is_named(self, amqp: AmqpSettings) -> None:
+    async def test_a_missing_queue_is_named(self, amqp: AmqpSettings) -> None:
         async with depth_reader(amqp, REQUESTS_QUEUE) as depth:
             with pytest.raises(TopologyMismatch, match=REQUESTS_QUEUE):
                 await depth()
             with pytest.raises(BrokerUnavailable):
                 await depth()
 
-    async def test_a_rabbitmq_that_is_away_is_told(self) -> None:
+    async def test_an_unavailable_rabbitmq_is_reported(self) -> None:
         nowhere = AmqpSettings.model_validate({"url": f"amqp://127.0.0.1:{free_port()}/"})
         with pytest.raises(BrokerUnavailable):
             async with depth_reader(nowhere, REQUESTS_QUEUE):
@@ -261,7 +261,7 @@ class TestDepth:
 
 class TestMetrics:
     async def counted(self, hubs: list[HubService], name: str) -> float:
-        """Return what a dashboard has: the sum over all instances."""
+        """Return a metric as a dashboard shows it: the sum over all instances."""
         lines = [
             line
             for hub in hubs

@@ -1,4 +1,4 @@
-"""What people and programs get from `rabbit2docker hub`: real HTTP, RabbitMQ, consumer and service processes."""
+"""BinderHub's routes of `rabbit2docker hub` with real HTTP, RabbitMQ, consumer and service processes."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ MEGABYTE = 1024 * 1024
 
 
 def doing(**options: object) -> dict[str, str]:
-    """Return what makes every build of a consumer do this."""
+    """Return the settings with which every build of a consumer does this."""
     arguments = [
         word for name, value in options.items() for word in ("--build-arg", f"{name.upper()}={value}")
     ]
@@ -75,7 +75,7 @@ async def registry_that_has_everything() -> AsyncIterator[str]:
 
 
 class TestBuilds:
-    async def test_a_build_is_told_from_waiting_to_ready(
+    async def test_a_build_streams_events_from_waiting_to_ready(
         self, make_consumer: MakeConsumer, make_hub: MakeHub, amqp: AmqpSettings
     ) -> None:
         _, hub = await started(make_consumer, make_hub)
@@ -94,7 +94,7 @@ class TestBuilds:
         assert phases.count("ready") == 1
         assert "failed" not in phases
 
-    async def test_a_failure_comes_once_and_with_words(
+    async def test_a_failed_build_sends_one_failed_event_with_a_message(
         self, make_consumer: MakeConsumer, make_hub: MakeHub
     ) -> None:
         _, hub = await started(make_consumer, make_hub, fail=3)
@@ -103,7 +103,7 @@ class TestBuilds:
         assert sent[-1].phase == "failed"
         assert "make it so" in sent[-1].message
 
-    async def test_what_cannot_be_built_is_refused_in_the_stream(
+    async def test_a_rejected_request_is_a_failed_event(
         self, make_consumer: MakeConsumer, make_hub: MakeHub
     ) -> None:
         _, hub = await started(make_consumer, make_hub)
@@ -152,19 +152,19 @@ class TestViewers:
         assert len(consumer.records()) == 1
         assert [accepted.attached for accepted in await accepted_in(amqp)] == [False, True]
 
-    async def test_two_hundred_viewers_of_one_build_are_all_told_everything(
+    async def test_two_hundred_viewers_of_one_build_all_get_everything(
         self, make_consumer: MakeConsumer, make_hub: MakeHub, amqp: AmqpSettings
     ) -> None:
         consumer, hub = await started(make_consumer, make_hub, lines=300, every=0.01)
-        everybody = await asyncio.gather(*(hub.viewer.watch(build_path("popular")) for _ in range(200)))
-        assert {tuple(texts(sent)) for sent in everybody} == {tuple(all_lines(300))}
-        assert {sent[-1].phase for sent in everybody} == {"ready"}
+        all_viewers = await asyncio.gather(*(hub.viewer.watch(build_path("popular")) for _ in range(200)))
+        assert {tuple(texts(sent)) for sent in all_viewers} == {tuple(all_lines(300))}
+        assert {sent[-1].phase for sent in all_viewers} == {"ready"}
         assert len(consumer.records()) == 1
         requests = [accepted.request_id for accepted in await accepted_in(amqp)]
         assert len(requests) < 5
         check_promises(await captured(amqp), requests)
 
-    async def test_a_viewer_who_leaves_stops_no_build(
+    async def test_a_viewer_who_disconnects_does_not_stop_the_build(
         self, make_consumer: MakeConsumer, make_hub: MakeHub, amqp: AmqpSettings
     ) -> None:
         _, hub = await started(make_consumer, make_hub, lines=20, every=0.05)
@@ -178,7 +178,7 @@ class TestViewers:
         [end] = ends_of(await captured(amqp)).values()
         assert isinstance(end.data, Completed)
 
-    async def test_a_viewer_who_takes_nothing_is_let_go_and_costs_no_memory(
+    async def test_a_stalled_viewer_is_disconnected_and_takes_no_memory(
         self, make_consumer: MakeConsumer, make_hub: MakeHub
     ) -> None:
         consumer = make_consumer(**doing(lines=30_000))
@@ -208,8 +208,8 @@ class TestViewers:
         assert texts(got) + texts(rest) == all_lines(30_000)
 
 
-class TestComingBack:
-    async def test_a_service_that_is_killed_costs_viewers_nothing(
+class TestResuming:
+    async def test_viewers_resume_without_loss_after_the_service_was_killed(
         self, make_consumer: MakeConsumer, make_hub: MakeHub
     ) -> None:
         _, hub = await started(make_consumer, make_hub, lines=100, every=0.05)
@@ -221,7 +221,7 @@ class TestComingBack:
         assert [each.phase for each in [*seen, *rest]].count("ready") == 1
         assert "waiting" not in [each.phase for each in rest]
 
-    async def test_who_comes_back_after_the_end_gets_the_rest(
+    async def test_a_viewer_who_resumes_after_the_end_gets_the_rest(
         self, make_consumer: MakeConsumer, make_hub: MakeHub, amqp: AmqpSettings
     ) -> None:
         consumer, hub = await started(make_consumer, make_hub, lines=40, every=0.02)
@@ -234,7 +234,7 @@ class TestComingBack:
         assert rest[-1].phase == "ready"
         assert len(await accepted_in(amqp)) == len(consumer.records()) == 1
 
-    async def test_a_lost_connection_to_rabbitmq_is_not_noticed(
+    async def test_viewers_do_not_notice_a_lost_connection_to_rabbitmq(
         self, make_consumer: MakeConsumer, make_hub: MakeHub, amqp: AmqpSettings
     ) -> None:
         url = urlsplit(amqp.url.get_secret_value())
@@ -254,8 +254,10 @@ class TestComingBack:
         assert seen[-1].phase == "ready"
 
 
-class TestTheServiceItself:
-    async def test_it_starts_without_rabbitmq_and_says_what_is_missing(self, make_hub: MakeHub) -> None:
+class TestServiceProcess:
+    async def test_the_service_starts_without_rabbitmq_and_reports_what_is_missing(
+        self, make_hub: MakeHub
+    ) -> None:
         hub = make_hub(RABBIT2DOCKER_AMQP__URL=f"amqp://guest:guest@127.0.0.1:{free_port()}/")
         hub.start()
 
@@ -271,10 +273,10 @@ class TestTheServiceItself:
         status, said = found
         assert status == 503
         assert said["ok"] is False
-        [only] = await hub.viewer.watch(build_path("nobody"))
+        [only] = await hub.viewer.watch(build_path("unserved"))
         assert only.data["status_code"] == 503
 
-    async def test_sigterm_ends_it_in_order_and_streams_without_an_end(
+    async def test_sigterm_stops_the_service_and_closes_streams_without_a_final_event(
         self, make_consumer: MakeConsumer, make_hub: MakeHub
     ) -> None:
         _, hub = await started(make_consumer, make_hub, lines=400, every=0.05)
@@ -290,7 +292,9 @@ class TestTheServiceItself:
         assert not {"ready", "failed"} & {each.phase for each in seen}
         assert "error" not in [json.loads(line)["level"] for line in hub.log.read_text().splitlines()]
 
-    async def test_what_it_says_about_itself(self, make_consumer: MakeConsumer, make_hub: MakeHub) -> None:
+    async def test_health_versions_and_metrics_describe_the_service(
+        self, make_consumer: MakeConsumer, make_hub: MakeHub
+    ) -> None:
         _, hub = await started(make_consumer, make_hub)
         status, _, body = await hub.viewer.raw("versions")
         assert status == 200
@@ -327,7 +331,7 @@ async def some(hub: HubService, path: str, lines: int) -> list[Sent]:
 
 
 def a_slow_reader(hub: HubService, path: str) -> socket.socket:
-    """Ask for a build and read nothing of it."""
+    """Request a build and read nothing of its stream."""
     made = socket.socket()
     made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
     host, port = hub.bind.split(":")
@@ -337,7 +341,7 @@ def a_slow_reader(hub: HubService, path: str) -> socket.socket:
 
 
 def what_is_left(slow: socket.socket) -> bytes:
-    """Return what the kernel still had of it, up to its last whole event."""
+    """Return what the kernel had buffered of the stream, up to the last whole event."""
     slow.settimeout(60)
     got = b""
     try:

@@ -43,4 +43,4 @@ async def _first(address: str, name: str) -> float:
     [viewer] = await crowd.join(1, build_path(name))
     await viewer.first
     crowd.leave()
-    return viewer.first_at - viewer.asked_at
+    return viewer.first_event_at - viewer.asked_at

@@ -1,4 +1,4 @@
-"""What BinderHub's clients read, byte by byte, over real HTTP."""
+"""BinderHub's routes over real HTTP, compared byte by byte with what its clients expect."""
 
 import json
 from datetime import UTC, datetime
@@ -80,7 +80,7 @@ def builds() -> MemoryBuilds:
     return MemoryBuilds()
 
 
-async def test_a_build_is_told_in_binderhubs_words_and_framing(builds: MemoryBuilds) -> None:
+async def test_a_build_streams_binderhubs_events_and_framing(builds: MemoryBuilds) -> None:
     builds.plan = [*BUILD, completed()]
     async with serving(builds) as viewer:
         status, headers, raw = await viewer.raw(PATH)
@@ -105,7 +105,7 @@ async def test_an_image_that_exists_is_ready_at_once(builds: MemoryBuilds) -> No
     assert only.data == {"phase": "ready", "message": "Done! Found built image\n", "imageName": IMAGE}
 
 
-async def test_a_build_that_fails_says_once_why_and_what_to_do(builds: MemoryBuilds) -> None:
+async def test_a_failed_build_sends_one_event_with_cause_and_hint(builds: MemoryBuilds) -> None:
     builds.plan = [accepted(), lines(0, "make: ***"), failed()]
     async with serving(builds) as viewer:
         sent = await viewer.watch(PATH)
@@ -117,7 +117,7 @@ async def test_a_build_that_fails_says_once_why_and_what_to_do(builds: MemoryBui
     }
 
 
-async def test_a_cancelled_build_is_a_failed_one(builds: MemoryBuilds) -> None:
+async def test_a_cancelled_build_ends_with_a_failed_event(builds: MemoryBuilds) -> None:
     builds.plan = [accepted(), events.Cancelled(build_id="", by="ada", attempt=1)]
     async with serving(builds) as viewer:
         sent = await viewer.watch(PATH)
@@ -137,7 +137,7 @@ async def test_a_cancelled_build_is_a_failed_one(builds: MemoryBuilds) -> None:
         (RejectReason.INVALID_SPEC, "Because."),
     ],
 )
-async def test_a_rejection_has_binderhubs_sentence_and_ours(
+async def test_a_rejection_has_binderhubs_sentence_and_the_reason(
     builds: MemoryBuilds, reason: RejectReason, words: str
 ) -> None:
     builds.plan = [rejected(reason)]
@@ -148,7 +148,7 @@ async def test_a_rejection_has_binderhubs_sentence_and_ours(
     assert only.message.endswith("Because.\n")
 
 
-async def test_lost_lines_are_told_and_are_no_phase_that_ends_anything(builds: MemoryBuilds) -> None:
+async def test_lost_lines_are_reported_in_a_phase_that_ends_nothing(builds: MemoryBuilds) -> None:
     gap = events.Gap(build_id="", attempt=1, first=1, last=40)
     builds.plan = [accepted(), lines(0, "a"), gap, lines(41, "b"), completed()]
     async with serving(builds) as viewer:
@@ -157,7 +157,7 @@ async def test_lost_lines_are_told_and_are_no_phase_that_ends_anything(builds: M
     assert "lines 1 to 40" in sent[2].message
 
 
-async def test_a_second_attempt_goes_on_in_the_same_stream(builds: MemoryBuilds) -> None:
+async def test_a_second_attempt_continues_in_the_same_stream(builds: MemoryBuilds) -> None:
     builds.plan = [
         accepted(),
         lines(0, "a", "b"),
@@ -178,7 +178,7 @@ async def test_a_second_attempt_goes_on_in_the_same_stream(builds: MemoryBuilds)
 
 
 class TestKeepalive:
-    async def test_silence_is_filled_with_comments(self, builds: MemoryBuilds) -> None:
+    async def test_a_silent_stream_gets_keepalive_comments(self, builds: MemoryBuilds) -> None:
         builds.plan = [accepted()]
         async with serving(builds, keepalive_seconds=0.05) as viewer:
             raw = b""
@@ -189,7 +189,7 @@ class TestKeepalive:
                         await builds.add(completed())
         assert [each.phase for each in parse(raw)] == ["waiting", "ready"]
 
-    async def test_a_viewer_learns_that_the_build_waits_before_anybody_has_taken_the_request(
+    async def test_a_viewer_gets_waiting_before_a_consumer_takes_the_request(
         self, builds: MemoryBuilds
     ) -> None:
         async with serving(builds) as viewer, viewer.live(PATH) as sent:
@@ -201,7 +201,9 @@ class TestKeepalive:
 
 class TestResuming:
     @pytest.mark.parametrize("seen", range(1, len(SENT) + 1))
-    async def test_last_event_id_loses_and_repeats_nothing(self, builds: MemoryBuilds, seen: int) -> None:
+    async def test_resuming_by_last_event_id_loses_and_repeats_nothing(
+        self, builds: MemoryBuilds, seen: int
+    ) -> None:
         builds.plan = [*BUILD, completed()]
         async with serving(builds) as viewer:
             first = await viewer.watch(PATH)
@@ -210,7 +212,7 @@ class TestResuming:
         assert [each.id for each in rest] == [each.id for each in first[seen:]]
         assert len(builds.asked) == 1
 
-    async def test_after_the_end_a_browser_is_told_not_to_come_back(self, builds: MemoryBuilds) -> None:
+    async def test_after_the_end_a_reconnecting_browser_gets_204(self, builds: MemoryBuilds) -> None:
         builds.plan = [*BUILD, completed()]
         async with serving(builds) as viewer:
             sent = await viewer.watch(PATH)
@@ -228,13 +230,15 @@ class TestResuming:
             "hub-6924e0f0-" + "0" * 20 + "-" + "0" * 20 + ":1.1.1",
         ],
     )
-    async def test_an_id_that_is_not_ours_begins_anew(self, builds: MemoryBuilds, id_: str) -> None:
+    async def test_an_invalid_last_event_id_starts_a_new_request(
+        self, builds: MemoryBuilds, id_: str
+    ) -> None:
         builds.plan = [*BUILD, completed()]
         async with serving(builds) as viewer:
             sent = await viewer.watch(PATH, Last_Event_ID=id_)
         assert [each.data for each in sent] == [*SENT, READY]
 
-    async def test_an_id_opens_no_other_build(self, builds: MemoryBuilds) -> None:
+    async def test_a_last_event_id_gives_no_access_to_another_build(self, builds: MemoryBuilds) -> None:
         builds.plan = [*BUILD, completed()]
         async with serving(builds) as viewer:
             sent = await viewer.watch(PATH)
@@ -242,7 +246,7 @@ class TestResuming:
         assert len(other) == len(sent)
         assert [request.spec for request in builds.asked] == ["ada/thesis/HEAD", "bob/thesis/HEAD"]
 
-    async def test_whoever_serves_next_goes_on(self, builds: MemoryBuilds) -> None:
+    async def test_another_instance_resumes_a_stream(self, builds: MemoryBuilds) -> None:
         builds.plan = [*BUILD, completed()]
         async with serving(builds) as viewer:
             sent = await viewer.watch(PATH)
@@ -251,7 +255,7 @@ class TestResuming:
         assert [each.data for each in rest] == [*SENT, READY][3:]
 
 
-class TestErrorsAreEventsOfAResponseWithStatus200:
+class TestErrorEvents:
     async def only(self, builds: MemoryBuilds, path: str, **hub: Any) -> Sent:
         async with serving(builds, **hub) as viewer:
             [only] = await viewer.watch(path)
@@ -261,32 +265,32 @@ class TestErrorsAreEventsOfAResponseWithStatus200:
         return only
 
     @pytest.mark.parametrize("query", ["", "?build_only=false", "?build_only=1", "?launch=true"])
-    async def test_nothing_is_launched_here(self, builds: MemoryBuilds, query: str) -> None:
+    async def test_without_build_only_the_request_is_refused(self, builds: MemoryBuilds, query: str) -> None:
         sent = await self.only(builds, "build/gh/ada/thesis/HEAD" + query)
         assert sent.data["status_code"] == 400
         assert "build_only=true" in sent.message
 
     @pytest.mark.parametrize("provider", ["GH", "-", "%20", "g" * 40])
-    async def test_a_provider_that_cannot_be_one(self, builds: MemoryBuilds, provider: str) -> None:
+    async def test_an_invalid_provider_is_refused(self, builds: MemoryBuilds, provider: str) -> None:
         sent = await self.only(builds, f"build/{provider}/ada/thesis/HEAD?build_only=true")
         assert sent.message.startswith("No provider found for prefix")
 
-    async def test_a_spec_that_is_too_long(self, builds: MemoryBuilds) -> None:
+    async def test_a_spec_that_is_too_long_is_refused(self, builds: MemoryBuilds) -> None:
         sent = await self.only(builds, f"build/gh/ada/{'x' * 5000}/HEAD?build_only=true")
         assert "4096" in sent.message
 
-    async def test_rabbitmq_being_away(self, builds: MemoryBuilds) -> None:
+    async def test_an_unavailable_rabbitmq_is_a_failed_event_with_503(self, builds: MemoryBuilds) -> None:
         builds.problem = AWAY
         sent = await self.only(builds, PATH)
         assert sent.data["status_code"] == 503
 
-    async def test_too_many_viewers(self, builds: MemoryBuilds) -> None:
+    async def test_too_many_viewers_get_a_failed_event_with_503(self, builds: MemoryBuilds) -> None:
         async with serving(builds, viewers=1) as viewer, viewer.live(PATH) as first:
             await anext(first)
             [only] = await viewer.watch(PATH)
         assert only.data["status_code"] == 503
 
-    async def test_a_fault_of_our_own(self, builds: MemoryBuilds) -> None:
+    async def test_an_internal_error_is_a_failed_event_with_500(self, builds: MemoryBuilds) -> None:
         builds.problem = ZeroDivisionError()
         sent = await self.only(builds, PATH)
         assert sent.data["status_code"] == 500
@@ -297,33 +301,35 @@ class TestRequests:
         "accept",
         ["text/event-stream", "text/event-stream, */*", "*/*", "application/json", "text/event-stream;q=0.9"],
     )
-    async def test_any_accept_header_will_do(self, builds: MemoryBuilds, accept: str) -> None:
+    async def test_every_accept_header_is_accepted(self, builds: MemoryBuilds, accept: str) -> None:
         builds.plan = [*BUILD, completed()]
         async with serving(builds) as viewer:
             assert len(await viewer.watch(PATH, Accept=accept)) == len(SENT) + 1
 
-    async def test_what_is_escaped_in_a_spec_stays_escaped(self, builds: MemoryBuilds) -> None:
+    async def test_escapes_in_a_spec_are_kept(self, builds: MemoryBuilds) -> None:
         builds.plan = [completed()]
         spec = "https%3A%2F%2Fgit.example.org%2Fada%2Fx/feature%2Fy"
         async with serving(builds, base_url="/services/binder/") as viewer:
             await viewer.watch(f"build/git/{spec}/?build_only=True")
         assert (builds.asked[0].provider, builds.asked[0].spec) == ("git", spec)
 
-    async def test_who_asks_for_the_same_at_once_shares_a_request(self, builds: MemoryBuilds) -> None:
+    async def test_concurrent_requests_for_the_same_spec_share_one_request(
+        self, builds: MemoryBuilds
+    ) -> None:
         async with serving(builds) as viewer, viewer.live(PATH) as one, viewer.live(PATH) as other:
             assert (await anext(one)).data == (await anext(other)).data
             async with viewer.live(PATH.replace("thesis", "notes")) as third:
                 await anext(third)
         assert [request.spec for request in builds.asked] == ["ada/thesis/HEAD", "ada/notes/HEAD"]
 
-    async def test_who_asks_again_after_an_end_gets_another_try(self, builds: MemoryBuilds) -> None:
+    async def test_a_request_after_the_end_of_a_build_is_a_new_one(self, builds: MemoryBuilds) -> None:
         builds.plan = [accepted(), failed()]
         async with serving(builds) as viewer:
             await viewer.watch(PATH)
             await viewer.watch(PATH)
         assert len({request.request_id for request in builds.asked}) == 2
 
-    async def test_a_viewer_who_leaves_is_forgotten(self, builds: MemoryBuilds) -> None:
+    async def test_a_stream_stops_when_its_viewer_disconnects(self, builds: MemoryBuilds) -> None:
         builds.plan = [accepted()]
         async with serving(builds) as viewer:
             async with viewer.live(PATH) as sent:
@@ -338,11 +344,11 @@ BANNED = {"ban_networks": {"127.0.0.0/8": "here"}}
 SVN, NO_LAUNCH, LONG = "build/svn/x/HEAD", "build/gh/ada/thesis/HEAD", f"build/gh/{'x' * 5000}"
 
 
-class TestTheOrderOfChecks:
-    """Of several things that are wrong, the first is told, as BinderHub tells it."""
+class TestOrderOfChecks:
+    """Of several errors, the first in BinderHub's order is reported."""
 
     @pytest.mark.parametrize(
-        ("path", "hub", "headers", "told"),
+        ("path", "hub", "headers", "expected"),
         [
             (f"{SVN}?build_token=x", {**TOKENS, **BANNED}, {}, (403, "Requests from here are not allowed\n")),
             (f"{SVN}?build_token=x", TOKENS, {}, (403, "A token is required")),
@@ -352,26 +358,26 @@ class TestTheOrderOfChecks:
             (f"{LONG}?build_only=true", TOKENS, ADA, (400, "`spec` must have at most 4096")),
         ],
     )
-    async def test_the_first_of_several_faults_is_told(
+    async def test_the_first_of_several_errors_in_binderhubs_order_is_reported(
         self,
         builds: MemoryBuilds,
         path: str,
         hub: dict[str, Any],
         headers: dict[str, str],
-        told: tuple[int | None, str],
+        expected: tuple[int | None, str],
     ) -> None:
         async with serving(builds, **hub) as viewer:
             status, got, raw = await viewer.raw(path, **headers)
         [only] = parse(raw)
         assert (status, got["content-type"], got["cache-control"]) == (200, "text/event-stream", "no-cache")
-        assert (only.phase, only.data.get("status_code")) == ("failed", told[0])
-        assert only.message.startswith(told[1])
+        assert (only.phase, only.data.get("status_code")) == ("failed", expected[0])
+        assert only.message.startswith(expected[1])
         assert only.id is None
         assert raw.endswith(b"\n\n")
         assert raw.count(b"data: ") == 1
         assert not builds.asked
 
-    async def test_a_provider_that_is_not_there_is_told_with_those_that_are(
+    async def test_an_unknown_provider_is_refused_with_the_list_of_known_ones(
         self, builds: MemoryBuilds
     ) -> None:
         async with serving(builds) as viewer:
@@ -384,7 +390,7 @@ class TestTheOrderOfChecks:
 
 class TestMethods:
     @pytest.mark.parametrize("method", ["HEAD", "POST", "PUT", "DELETE", "PATCH"])
-    async def test_a_build_is_got_and_nothing_else(self, builds: MemoryBuilds, method: str) -> None:
+    async def test_a_build_route_answers_get_only(self, builds: MemoryBuilds, method: str) -> None:
         async with (
             serving(builds) as viewer,
             aiohttp.ClientSession() as session,
@@ -393,7 +399,7 @@ class TestMethods:
             assert answer.status == 405
         assert not builds.asked
 
-    async def test_a_page_of_the_named_origin_may_ask_with_a_token(self, builds: MemoryBuilds) -> None:
+    async def test_a_page_of_the_allowed_origin_may_send_a_token(self, builds: MemoryBuilds) -> None:
         asked = {"Origin": "https://lab.example.org", "Access-Control-Request-Headers": "authorization"}
         async with (
             serving(builds, **TOKENS, allow_origin="https://lab.example.org") as viewer,
@@ -415,7 +421,7 @@ class TestMethods:
             assert answer.status == 200
 
 
-class TestGarbage:
+class TestMalformedRequests:
     @pytest.mark.parametrize(
         "path",
         [
@@ -424,7 +430,7 @@ class TestGarbage:
             "build/%ff/ada/thesis/HEAD?build_only=true",
         ],
     )
-    async def test_it_is_refused_in_the_stream_and_is_no_fault_of_ours(
+    async def test_a_malformed_request_is_refused_in_the_stream_without_an_internal_error(
         self, builds: MemoryBuilds, path: str
     ) -> None:
         async with serving(builds) as viewer:
@@ -433,14 +439,14 @@ class TestGarbage:
         assert only.data.get("status_code") != 500
         assert not builds.asked
 
-    async def test_a_spec_that_is_no_text_is_passed_on_as_it_is_written(self, builds: MemoryBuilds) -> None:
+    async def test_a_spec_with_invalid_utf8_is_passed_on_unchanged(self, builds: MemoryBuilds) -> None:
         builds.plan = [rejected(RejectReason.INVALID_SPEC)]
         async with serving(builds) as viewer:
             [only] = await viewer.watch("build/gh/ada/%ff/HEAD?build_only=true")
         assert (only.phase, builds.asked[0].spec) == ("failed", "ada/%ff/HEAD")
 
     @pytest.mark.parametrize("only", ["true", "True", "TRUE"])
-    async def test_build_only_is_true_in_any_case(self, builds: MemoryBuilds, only: str) -> None:
+    async def test_build_only_is_case_insensitive(self, builds: MemoryBuilds, only: str) -> None:
         builds.plan = [accepted(cached=True), completed(cached=True)]
         async with serving(builds) as viewer:
             [ready] = await viewer.watch(f"{NO_LAUNCH}?build_only={only}")

@@ -1,4 +1,4 @@
-"""Who may ask for builds and see them: tokens of the operator, and users of a JupyterHub, which a stand-in plays here."""
+"""Access to builds by tokens of the operator and by users of a JupyterHub, which a stand-in plays here."""
 
 import asyncio
 import base64
@@ -48,7 +48,7 @@ FOREIGN = [
     {"Origin": "null"},
     {"Origin": "https://evil.example.org", "Sec_Fetch_Site": "cross-site"},
 ]
-"""What browsers say of another site's page."""
+"""Headers that browsers send for pages of other sites."""
 
 
 @pytest.fixture
@@ -60,7 +60,9 @@ def builds() -> MemoryBuilds:
 
 class TestTokens:
     @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "token", "Token"])
-    async def test_a_known_token_may_ask_under_its_name(self, builds: MemoryBuilds, scheme: str) -> None:
+    async def test_a_valid_token_requests_builds_under_its_name(
+        self, builds: MemoryBuilds, scheme: str
+    ) -> None:
         async with serving(builds, auth="tokens", tokens=TOKENS) as viewer:
             sent = await viewer.watch(PATH, Authorization=f"{scheme} another-secret")
         assert sent[-1].phase == "ready"
@@ -70,7 +72,7 @@ class TestTokens:
         "header",
         ["", "Bearer", "Bearer wrong", "Basic a-secret", "a-secret", "Bearer a-secret x", "Bearer a-secre"],
     )
-    async def test_no_other_may(self, builds: MemoryBuilds, header: str) -> None:
+    async def test_an_invalid_token_is_refused(self, builds: MemoryBuilds, header: str) -> None:
         async with serving(builds, auth="tokens", tokens=TOKENS) as viewer:
             [only] = await viewer.watch(PATH, Authorization=header)
         assert only.phase == "failed"
@@ -78,25 +80,25 @@ class TestTokens:
         assert "secre" not in only.message
         assert not builds.asked
 
-    async def test_a_token_in_the_address_is_none(self, builds: MemoryBuilds) -> None:
+    async def test_a_token_in_the_url_is_ignored(self, builds: MemoryBuilds) -> None:
         async with serving(builds, auth="tokens", tokens=TOKENS) as viewer:
             [only] = await viewer.watch(f"{PATH}&token=a-secret")
         assert only.data["status_code"] == 403
 
-    async def test_who_comes_back_needs_it_again(self, builds: MemoryBuilds) -> None:
+    async def test_resuming_a_stream_needs_the_token_again(self, builds: MemoryBuilds) -> None:
         async with serving(builds, auth="tokens", tokens=TOKENS) as viewer:
             sent = await viewer.watch(PATH, Authorization="Bearer a-secret")
             [only] = await viewer.watch(PATH, Last_Event_ID=str(sent[1].id))
         assert only.data["status_code"] == 403
 
-    async def test_what_operators_look_at_is_open(self, builds: MemoryBuilds) -> None:
+    async def test_health_versions_metrics_and_providers_need_no_token(self, builds: MemoryBuilds) -> None:
         async with serving(builds, auth="tokens", tokens=TOKENS) as viewer:
             for path in ("health", "versions", "metrics", "api/repoproviders"):
                 assert (await viewer.raw(path))[0] == 200
             assert (await viewer.raw(""))[0] == 403
 
     @pytest.mark.parametrize("tokens", [{}, {"ci": ""}, {"ci": "x", "bot": " "}])
-    def test_tokens_have_to_be_there(self, tokens: dict[str, str]) -> None:
+    def test_tokens_auth_without_tokens_is_a_configuration_error(self, tokens: dict[str, str]) -> None:
         settings = HubSettings.model_validate({"auth": "tokens", "tokens": tokens})
         with pytest.raises(ConfigurationError, match="HUB__TOKENS"):
             make_authenticator(settings, "/")
@@ -109,24 +111,24 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 
 class People:
-    """Three people with tokens, and what Ada has had built."""
+    """Three users with tokens, and a build that Ada requested."""
 
     def __init__(self, address: str, store: Store) -> None:
         api = Api(address)
         self.ada, self.bob, self.root = (api.with_token(PEOPLE[name]) for name in ("ada", "bob", "root"))
-        self.nobody = api
+        self.anonymous = api
         self.store = store
         self.request_id = "adas-own"
         self.build_id = build_id_of("default", self.request_id)
 
     async def build(self, *, ended: bool = False) -> None:
-        """Let Ada's build happen."""
+        """Record Ada's build."""
         end = [completed(attempt=1, lines=1)] if ended else []
         whole: list[AnyEventData] = [accepted(requester="ada"), lines(0, "a line of Ada's"), *end]
         await self.store.put(happened(self.request_id, *whole))
 
     async def waiting(self) -> None:
-        """Let Ada's request wait."""
+        """Record Ada's request as queued."""
         await self.store.record_request(
             BuildRequest(**GH, request_id=self.request_id, requester="ada"), at=datetime.now(UTC)
         )
@@ -148,10 +150,10 @@ EVERYWHERE = [
 ]
 
 
-class TestWhoSeesWhat:
+class TestVisibility:
     @pytest.mark.parametrize("state", ["waiting", "running", "ended"])
     @pytest.mark.parametrize("by", ["build_id", "request_id"])
-    async def test_somebody_elses_build_does_not_exist(
+    async def test_a_build_of_another_user_is_404(
         self, people: People, builds: MemoryBuilds, state: str, by: str
     ) -> None:
         await (people.waiting() if state == "waiting" else people.build(ended=state == "ended"))
@@ -167,7 +169,7 @@ class TestWhoSeesWhat:
         assert not builds.asked
 
     @pytest.mark.parametrize("name", ["ada", "root"])
-    async def test_ones_own_build_does_and_so_does_everybodys_for_an_administrator(
+    async def test_a_requester_and_an_admin_see_a_build(
         self, people: People, builds: MemoryBuilds, name: str
     ) -> None:
         await people.build(ended=True)
@@ -180,27 +182,27 @@ class TestWhoSeesWhat:
         assert people.build_id in [each["id"] for each in (await api.get("api/builds")).json["builds"]]
 
     @pytest.mark.parametrize(("method", "path"), [("GET", ""), ("POST", ""), *EVERYWHERE])
-    async def test_nobody_in_particular_sees_nothing(
+    async def test_a_client_without_a_valid_token_is_refused_everywhere(
         self, people: People, builds: MemoryBuilds, method: str, path: str
     ) -> None:
         await people.build(ended=True)
         path = f"api/builds/{path.format(id=people.build_id)}".rstrip("/")
-        for api in (people.nobody, people.nobody.with_token("wrong")):
+        for api in (people.anonymous, people.anonymous.with_token("wrong")):
             answer = await api.call(method, path)
             assert answer.status == 403
             assert "WWW-Authenticate" not in answer.headers
         assert not builds.asked
 
-    async def test_who_shares_a_build_sees_it(self, people: People) -> None:
+    async def test_a_user_who_shares_a_build_sees_it(self, people: People) -> None:
         await people.build()
         await people.store.record_share(people.request_id, "bob")
         assert (await people.bob.get(f"api/builds/{people.build_id}")).status == 200
 
-    async def test_viewers_of_one_request_share_it_in_the_record(
+    async def test_viewers_who_share_a_request_are_recorded_as_requesters(
         self, people: People, builds: MemoryBuilds
     ) -> None:
         builds.plan = [*BUILD]
-        viewer = Viewer(people.nobody.address)
+        viewer = Viewer(people.anonymous.address)
         async with (
             viewer.live(PATH, **people.ada.headers) as hers,
             viewer.live(PATH, **people.bob.headers) as his,
@@ -211,32 +213,32 @@ class TestWhoSeesWhat:
         build = (await people.bob.get(f"api/builds/{asked.request_id}")).json
         assert (build["requester"], sorted(build["requesters"])) == ("ada", ["ada", "bob"])
 
-    async def test_nobody_asks_in_the_name_of_another(self, people: People, builds: MemoryBuilds) -> None:
+    async def test_a_client_cannot_name_another_requester(self, people: People, builds: MemoryBuilds) -> None:
         refused = await people.ada.post("api/builds", {**GH, "requester": "bob"})
         assert refused.status == 400
         made = (await people.ada.post("api/builds?requester=bob", GH, X_Requester="bob")).json
         assert (made["requester"], made["requesters"]) == ("ada", ["ada"])
-        await Viewer(people.nobody.address).watch(f"{PATH}&requester=bob", **people.ada.headers)
+        await Viewer(people.anonymous.address).watch(f"{PATH}&requester=bob", **people.ada.headers)
         assert {request.requester for request in builds.asked} == {"ada"}
 
-    async def test_with_nobody_asked_who_they_are_everybody_sees_everything(
+    async def test_without_authentication_every_client_sees_and_cancels_all_builds(
         self, builds: MemoryBuilds, store: Store
     ) -> None:
         async with serving(builds, store) as viewer:
             people = People(viewer.address, store)
             await people.build()
-            assert (await people.nobody.get(f"api/builds/{people.build_id}")).status == 200
-            assert (await people.nobody.delete(f"api/builds/{people.build_id}")).status == 202
+            assert (await people.anonymous.get(f"api/builds/{people.build_id}")).status == 200
+            assert (await people.anonymous.delete(f"api/builds/{people.build_id}")).status == 202
 
 
-class TestWhoEndsWhat:
-    async def test_ones_own_build_is_ones_own_to_end(self, people: People, builds: MemoryBuilds) -> None:
+class TestCancel:
+    async def test_the_only_requester_can_cancel_a_build(self, people: People, builds: MemoryBuilds) -> None:
         await people.build()
         assert (await people.ada.delete(f"api/builds/{people.build_id}")).status == 202
         assert builds.cancelled == [(people.build_id, "ada")]
 
     @pytest.mark.parametrize("name", ["ada", "bob"])
-    async def test_what_others_wait_for_is_nobodys_to_end(
+    async def test_a_requester_cannot_cancel_a_build_that_others_share(
         self, people: People, builds: MemoryBuilds, name: str
     ) -> None:
         await people.build()
@@ -246,13 +248,15 @@ class TestWhoEndsWhat:
         assert "administrator" in answer.message
         assert not builds.cancelled
 
-    async def test_but_an_administrators(self, people: People, builds: MemoryBuilds) -> None:
+    async def test_an_admin_can_cancel_a_build_that_others_share(
+        self, people: People, builds: MemoryBuilds
+    ) -> None:
         await people.build()
         await people.store.record_share(people.request_id, "bob")
         assert (await people.root.delete(f"api/builds/{people.request_id}")).status == 202
         assert builds.cancelled == [(people.build_id, "root")]
 
-    async def test_a_request_that_joins_others_at_that_moment_ends_their_build_for_administrators_only(
+    async def test_only_an_admins_withdrawal_cancels_a_build_that_the_request_has_joined(
         self, people: People, builds: MemoryBuilds
     ) -> None:
         await people.waiting()
@@ -261,11 +265,11 @@ class TestWhoEndsWhat:
         assert builds.cancelled == [(people.request_id, "ada"), (people.request_id, "root")]
         assert builds.spared == [True, False]
 
-    async def test_after_a_request_was_taken_back_the_next_one_is_a_new_one(
+    async def test_after_a_withdrawal_the_next_viewer_makes_a_new_request(
         self, people: People, builds: MemoryBuilds
     ) -> None:
         builds.plan = []
-        viewer = Viewer(people.nobody.address, dict(people.ada.headers))
+        viewer = Viewer(people.anonymous.address, dict(people.ada.headers))
         async with viewer.live(PATH) as sent:
             await anext(sent)
             [asked] = builds.asked
@@ -275,10 +279,10 @@ class TestWhoEndsWhat:
         assert len({request.request_id for request in builds.asked}) == 2
 
 
-class TestOtherSites:
+class TestCrossSiteRequests:
     @pytest.mark.parametrize("auth", ["tokens", "none"])
     @pytest.mark.parametrize("headers", FOREIGN)
-    async def test_their_pages_give_no_orders(
+    async def test_pages_of_other_sites_cannot_change_anything(
         self, builds: MemoryBuilds, store: Store, auth: str, headers: dict[str, str]
     ) -> None:
         async with serving(builds, store, auth=auth, tokens=PEOPLE, admins=["root"]) as viewer:
@@ -294,7 +298,7 @@ class TestOtherSites:
         assert not builds.asked
         assert not builds.cancelled
 
-    async def test_our_own_pages_do(self, people: People, builds: MemoryBuilds) -> None:
+    async def test_own_pages_can_request_builds(self, people: People, builds: MemoryBuilds) -> None:
         own = people.ada.address.rstrip("/")
         for headers in (
             {"Origin": own},
@@ -306,20 +310,24 @@ class TestOtherSites:
             assert (await people.ada.post("api/builds", GH, **headers)).status == 202
         assert len(builds.asked) == 5
 
-    async def test_the_named_origins_do_after_asking(self, builds: MemoryBuilds, store: Store) -> None:
+    async def test_the_allowed_origin_can_request_builds_after_a_preflight(
+        self, builds: MemoryBuilds, store: Store
+    ) -> None:
         origin = "https://pages.example.org"
         from_there = {"Origin": origin, "Sec_Fetch_Site": "cross-site"}
         async with serving(builds, store, auth="tokens", tokens=PEOPLE, allow_origin=origin) as viewer:
             people = People(viewer.address, store)
-            asked = await people.nobody.call("OPTIONS", "api/builds", headers=from_there)
+            asked = await people.anonymous.call("OPTIONS", "api/builds", headers=from_there)
             given = await people.ada.post("api/builds", GH, **from_there)
         assert asked.status == 204
         assert asked.headers["Access-Control-Allow-Origin"] == origin
         assert "authorization" in asked.headers["Access-Control-Allow-Headers"]
         assert given.status == 202
 
-    async def test_without_one_nobody_is_told_that_they_may(self, people: People) -> None:
-        asked = await people.nobody.call("OPTIONS", "api/builds", headers={"Origin": "https://x.example.org"})
+    async def test_without_an_allowed_origin_there_are_no_cors_headers(self, people: People) -> None:
+        asked = await people.anonymous.call(
+            "OPTIONS", "api/builds", headers={"Origin": "https://x.example.org"}
+        )
         given = await people.ada.get("api/builds", Origin="https://x.example.org")
         for answer in (asked, given):
             assert not [name for name in answer.headers if name.startswith("Access-Control")]
@@ -334,7 +342,9 @@ class TestOtherSites:
             "text/json",
         ],
     )
-    async def test_only_json_is_an_order(self, people: People, builds: MemoryBuilds, kind: str) -> None:
+    async def test_only_a_json_body_is_accepted(
+        self, people: People, builds: MemoryBuilds, kind: str
+    ) -> None:
         await people.build()
         body, headers = json.dumps(GH).encode(), {"Content-Type": kind} if kind else {}
         for method, path, content in (
@@ -350,16 +360,16 @@ class TestOtherSites:
         assert not builds.asked
         assert not builds.cancelled
 
-    async def test_json_may_say_its_encoding(self, people: People) -> None:
+    async def test_the_json_content_type_may_name_a_charset(self, people: People) -> None:
         headers = {"Content-Type": "Application/JSON; charset=utf-8"}
         answer = await people.ada.call("POST", "api/builds", json.dumps(GH).encode(), headers=headers)
         assert answer.status == 202
 
 
-class TestTooMuch:
+class TestHostileRequests:
     async def test_a_body_that_is_too_long_is_refused(self, people: People, builds: MemoryBuilds) -> None:
-        wish = {**GH, "appendix": "x" * 70_000}
-        assert (await people.ada.post("api/builds", wish)).status == 413
+        request = {**GH, "appendix": "x" * 70_000}
+        assert (await people.ada.post("api/builds", request)).status == 413
         at_most = {**GH, "build_args": {f"A{number}": "x" * 1000 for number in range(50)}}
         assert (await people.ada.post("api/builds", at_most)).status == 202
         assert len(builds.asked) == 1
@@ -383,10 +393,10 @@ class TestTooMuch:
             b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
         ],
     )
-    async def test_what_no_client_sends_costs_the_sender_the_connection_and_others_nothing(
+    async def test_an_oversized_or_malformed_request_does_not_affect_other_clients(
         self, people: People, builds: MemoryBuilds, request_: bytes
     ) -> None:
-        status = await spoken(people.nobody.address, request_)
+        status = await spoken(people.anonymous.address, request_)
         assert status in (None, 400, 413, 414, 431)
         assert (await people.ada.get("api/builds")).status == 200
         assert not builds.asked
@@ -407,12 +417,12 @@ class TestTooMuch:
             "//evil.example.org/api/builds/x",
         ],
     )
-    async def test_ways_around_lead_nowhere(self, people: People, path: str) -> None:
+    async def test_path_traversal_reaches_nothing(self, people: People, path: str) -> None:
         bearer = people.root.headers["Authorization"].encode()
         request_ = (
             b"GET " + path.encode() + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: " + bearer
         )
-        assert await spoken(people.nobody.address, request_ + b"\r\n\r\n") in (400, 404)
+        assert await spoken(people.anonymous.address, request_ + b"\r\n\r\n") in (400, 404)
 
 
 async def spoken(address: str, raw: bytes) -> int | None:
@@ -430,24 +440,24 @@ async def spoken(address: str, raw: bytes) -> int | None:
 
 
 class TestSecrets:
-    async def test_a_token_in_an_address_is_none_and_goes_nowhere(
+    async def test_a_token_in_a_url_is_ignored_and_appears_in_no_log(
         self, people: People, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
     ) -> None:
         caplog.set_level(0)
         await people.build()
         for path in ("api/builds", f"api/builds/{people.build_id}/events", "api/nothing", "api/builds/%ff"):
             for name in ("token", "access_token"):
-                answer = await people.nobody.get(f"{path}?{name}={PEOPLE['ada']}")
+                answer = await people.anonymous.get(f"{path}?{name}={PEOPLE['ada']}")
                 assert answer.status in (400, 403, 404)
                 assert PEOPLE["ada"] not in answer.text
         shown = caplog.text + "".join(capsys.readouterr())
         assert PEOPLE["ada"] not in shown
 
-    async def test_a_password_in_a_repositorys_address_is_not_remembered(
+    async def test_a_password_in_a_repository_url_is_not_stored(
         self, people: People, builds: MemoryBuilds
     ) -> None:
         spec = "https%3A%2F%2Fme%3Ahidden%40git.example.org%2Fr/HEAD"
-        viewer = Viewer(people.nobody.address, dict(people.ada.headers))
+        viewer = Viewer(people.anonymous.address, dict(people.ada.headers))
         [only] = await viewer.watch(f"build/git/{spec}?build_only=true")
         assert (only.phase, only.data["status_code"]) == ("failed", 400)
         assert "password" in only.message
@@ -455,7 +465,7 @@ class TestSecrets:
         assert (await people.ada.get("api/builds")).json["builds"] == []
         assert not builds.asked
 
-    async def test_a_defect_is_logged_without_what_was_sent(
+    async def test_an_internal_error_is_logged_without_the_clients_data(
         self, builds: MemoryBuilds, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
     ) -> None:
         caplog.set_level(0)
@@ -469,7 +479,7 @@ class TestSecrets:
         assert "a defect" in shown
         assert "-secret" not in shown
 
-    async def test_no_address_in_an_answer_has_one(self, people: People) -> None:
+    async def test_no_url_in_a_response_contains_a_token(self, people: People) -> None:
         answer = await people.ada.post(f"api/builds?token={PEOPLE['ada']}", GH)
         assert answer.headers["Location"] == f"/api/builds/{answer.json['id']}"
         assert PEOPLE["ada"] not in answer.text
@@ -480,19 +490,19 @@ def basic(name: str, token: str) -> str:
     return f"Basic {base64.b64encode(f'{name}:{token}'.encode()).decode()}"
 
 
-class TestPasswords:
+class TestBasicAuth:
     """Browsers send a name and a token as HTTP Basic."""
 
     @pytest.fixture
     async def viewer(self, people: People) -> Viewer:
-        return Viewer(people.nobody.address)
+        return Viewer(people.anonymous.address)
 
-    async def test_a_page_asks_for_it(self, viewer: Viewer) -> None:
+    async def test_a_page_without_credentials_is_a_basic_challenge(self, viewer: Viewer) -> None:
         status, headers, _ = await viewer.raw("", Accept="text/html")
         assert status == 401
         assert headers["WWW-Authenticate"].startswith("Basic ")
 
-    async def test_a_page_is_shown_for_it(self, viewer: Viewer) -> None:
+    async def test_a_page_is_shown_for_valid_credentials(self, viewer: Viewer) -> None:
         given = basic("ada", PEOPLE["ada"])
         assert (await viewer.raw("", Accept="text/html", Authorization=given))[0] == 200
 
@@ -503,43 +513,45 @@ class TestPasswords:
             basic("bob", "ada-secret"),
             basic("", "ada-secret"),
             basic("ada", ""),
-            basic("nobody", "x"),
+            basic("unknown", "x"),
             "Basic ada:ada-secret",
             "Basic =",
             "Basic //8=",
             "Basic",
         ],
     )
-    async def test_a_wrong_one_is_refused(
+    async def test_wrong_basic_credentials_are_refused(
         self, viewer: Viewer, people: People, builds: MemoryBuilds, header: str
     ) -> None:
         assert (await viewer.raw("", Accept="text/html", Authorization=header))[0] == 401
-        answer = await people.nobody.post("api/builds", GH, Authorization=header)
+        answer = await people.anonymous.post("api/builds", GH, Authorization=header)
         assert answer.status == 403
         assert "WWW-Authenticate" not in answer.headers
         assert not builds.asked
 
-    async def test_pages_of_ours_give_orders_with_it(self, people: People, builds: MemoryBuilds) -> None:
+    async def test_own_pages_can_request_builds_with_basic_credentials(
+        self, people: People, builds: MemoryBuilds
+    ) -> None:
         given = {"Authorization": basic("ada", PEOPLE["ada"])}
         assert (
-            await people.nobody.post("api/builds", GH, Sec_Fetch_Site="same-origin", **given)
+            await people.anonymous.post("api/builds", GH, Sec_Fetch_Site="same-origin", **given)
         ).status == 202
         assert builds.asked[0].requester == "ada"
 
     @pytest.mark.parametrize("headers", FOREIGN)
-    async def test_pages_of_others_do_not(
+    async def test_pages_of_other_sites_cannot_use_basic_credentials(
         self, people: People, builds: MemoryBuilds, headers: dict[str, str]
     ) -> None:
         given = {"Authorization": basic("ada", PEOPLE["ada"]), **headers}
-        assert (await people.nobody.post("api/builds", GH, **given)).status == 403
-        [only] = await Viewer(people.nobody.address).watch(PATH, **given)
+        assert (await people.anonymous.post("api/builds", GH, **given)).status == 403
+        [only] = await Viewer(people.anonymous.address).watch(PATH, **given)
         assert only.data["status_code"] == 403
         assert not builds.asked
 
-    async def test_an_address_that_builds_takes_it_only_from_a_page_that_is_known(
+    async def test_the_build_route_accepts_basic_credentials_from_own_pages_only(
         self, people: People, builds: MemoryBuilds
     ) -> None:
-        viewer, given = Viewer(people.nobody.address), basic("ada", PEOPLE["ada"])
+        viewer, given = Viewer(people.anonymous.address), basic("ada", PEOPLE["ada"])
         [only] = await viewer.watch(PATH, Authorization=given)
         assert "Bearer" in only.message
         assert not builds.asked
@@ -597,7 +609,7 @@ class TestJupyterHub:
             yield viewer
 
     @pytest.mark.parametrize(("token", "name"), [("ada-token", "ada"), ("robot-token", "robot")])
-    async def test_users_and_services_with_access_may_ask_under_their_name(
+    async def test_users_and_services_with_the_access_scope_request_builds_under_their_name(
         self, viewer: Viewer, builds: MemoryBuilds, hub: dict[str, int], token: str, name: str
     ) -> None:
         for _ in range(2):
@@ -605,7 +617,7 @@ class TestJupyterHub:
         assert {request.requester for request in builds.asked} == {name}
         assert hub[token] == 1
 
-    async def test_access_to_another_service_is_not_enough(
+    async def test_access_to_another_service_is_not_sufficient(
         self, viewer: Viewer, builds: MemoryBuilds
     ) -> None:
         [only] = await viewer.watch(PATH, Authorization="Bearer bob-token")
@@ -617,12 +629,14 @@ class TestJupyterHub:
         assert not builds.asked
 
     @pytest.mark.parametrize("header", ["", "Bearer unknown", "token our-own-but-wrong"])
-    async def test_nobody_else_may(self, viewer: Viewer, builds: MemoryBuilds, header: str) -> None:
+    async def test_an_unknown_jupyterhub_token_is_refused(
+        self, viewer: Viewer, builds: MemoryBuilds, header: str
+    ) -> None:
         [only] = await viewer.watch(PATH, Authorization=header)
         assert (only.phase, only.data["status_code"]) == ("failed", 403)
         assert not builds.asked
 
-    async def test_a_hub_that_does_not_answer_is_told_from_one_that_refuses(
+    async def test_an_unavailable_jupyterhub_is_a_server_error_not_a_refusal(
         self, viewer: Viewer, builds: MemoryBuilds
     ) -> None:
         [only] = await viewer.watch(PATH, Authorization="Bearer trouble")
@@ -630,30 +644,30 @@ class TestJupyterHub:
         assert "try again" in only.message
         assert not builds.asked
 
-    async def test_a_browser_without_a_login_is_sent_to_the_hub(self, viewer: Viewer) -> None:
+    async def test_a_browser_without_a_login_is_redirected_to_jupyterhub(self, viewer: Viewer) -> None:
         status, headers, _ = await viewer.raw_once("", Accept="text/html")
         assert status == 302
         assert re.search(r"/hub/api/oauth2/authorize\?client_id=service-builds&", headers["Location"])
         assert "oauth-state" in headers["Set-Cookie"]
 
-    async def test_a_forged_cookie_is_none(self, viewer: Viewer) -> None:
+    async def test_a_forged_cookie_is_refused(self, viewer: Viewer) -> None:
         [only] = await viewer.watch(PATH, Cookie="service-builds=ada-token")
         assert only.data["status_code"] == 403
 
     @pytest.mark.parametrize("name", ["ada", "root", "named"])
-    async def test_its_administrators_and_those_of_the_settings_see_everything(
+    async def test_admins_of_jupyterhub_and_of_the_settings_see_all_builds(
         self, hub: dict[str, int], builds: MemoryBuilds, store: Store, name: str
     ) -> None:
         base = "/services/builds/"
         async with serving(builds, store, auth="jupyterhub", base_url=base, admins=["named"]) as viewer:
             people = People(viewer.address, store)
-            await store.put(happened(people.request_id, accepted(requester="somebody-else")))
-            api = people.nobody.with_token(f"{name}-token")
+            await store.put(happened(people.request_id, accepted(requester="another")))
+            api = people.anonymous.with_token(f"{name}-token")
             answer = await api.get(f"api/builds/{people.build_id}")
             shown = len((await api.get("api/builds")).json["builds"])
         assert (answer.status, shown) == ((404, 0) if name == "ada" else (200, 1))
 
-    async def test_a_token_in_an_address_is_none_even_for_a_websocket(
+    async def test_a_token_in_the_url_is_ignored_even_for_a_websocket(
         self, viewer: Viewer, builds: MemoryBuilds
     ) -> None:
         [only] = await viewer.watch(f"{PATH}&token=ada-token", Sec_Fetch_Mode="websocket")
@@ -661,7 +675,7 @@ class TestJupyterHub:
         answer = await Api(viewer.address).get("api/builds?token=ada-token", Sec_Fetch_Mode="websocket")
         assert answer.status == 403
 
-    async def test_a_cookie_gives_orders_only_with_the_proof_that_our_page_does(
+    async def test_a_cookie_requests_builds_only_with_the_xsrf_token(
         self, viewer: Viewer, builds: MemoryBuilds
     ) -> None:
         login = a_login("ada-token")
@@ -679,7 +693,7 @@ class TestJupyterHub:
         for headers in FOREIGN:
             assert (await api.post("api/builds", GH, **both, **headers)).status == 403
 
-    async def test_a_cookie_builds_nothing_for_another_sites_page(
+    async def test_a_cookie_requests_no_build_for_a_page_of_another_site(
         self, viewer: Viewer, builds: MemoryBuilds
     ) -> None:
         [only] = await viewer.watch(
@@ -688,33 +702,33 @@ class TestJupyterHub:
         assert only.data["status_code"] == 403
         assert not builds.asked
 
-    async def test_a_way_back_that_nobody_has_begun_is_refused(self, viewer: Viewer) -> None:
+    async def test_an_oauth_callback_without_a_login_is_refused(self, viewer: Viewer) -> None:
         status, _, _ = await viewer.raw("oauth_callback?code=1&state=2")
         assert status in (400, 403)
 
 
 def a_login(token: str) -> str:
-    """Return the cookie of somebody who has logged in."""
+    """Return the cookie of a user who has logged in."""
     secret = hmac.digest(b"our-own", b"rabbit2docker hub cookies", "sha256")
     return f"service-builds={create_signed_value(secret, 'service-builds', token).decode()}"
 
 
 class TestHealth:
-    async def test_a_hub_that_answers_is_asked_seldom(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_the_jupyterhub_check_is_cached(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async with a_jupyterhub(monkeypatch) as asked:
             api = JupyterHubCheck(os.environ["JUPYTERHUB_API_URL"])
             checks = await asyncio.gather(*(api.check() for _ in range(20)))
         assert all(check.ok for check in checks)
         assert asked["root"] == 1
 
-    async def test_a_hub_that_is_away_is_told(self) -> None:
+    async def test_an_unavailable_jupyterhub_fails_the_check(self) -> None:
         check = await JupyterHubCheck(f"http://127.0.0.1:{free_port()}/hub/api").check()
         assert not check.ok
         assert "does not answer" in check.detail
 
 
 class TestSettings:
-    def test_tokens_are_not_shown(
+    def test_the_list_of_settings_does_not_show_tokens(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setenv("RABBIT2DOCKER_HUB__TOKENS", '{"ci": "a-secret"}')
@@ -723,12 +737,16 @@ class TestSettings:
         assert "HUB__TOKENS" in shown
         assert "a-secret" not in shown
 
-    def test_a_hub_that_gives_no_token_is_a_wrong_setting(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_missing_jupyterhub_api_token_is_a_configuration_error(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.delenv("JUPYTERHUB_API_TOKEN", raising=False)
         with pytest.raises(ConfigurationError, match="JUPYTERHUB_API_TOKEN"):
             make_authenticator(HubSettings(), "/")
 
-    def test_without_a_name_nobody_could_be_kept_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_missing_jupyterhub_service_name_is_a_configuration_error(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "x")
         for name in ("JUPYTERHUB_SERVICE_NAME", "JUPYTERHUB_OAUTH_ACCESS_SCOPES", "JUPYTERHUB_OAUTH_SCOPES"):
             monkeypatch.delenv(name, raising=False)

@@ -1,4 +1,4 @@
-"""What programs get from the JSON API, over real HTTP and a real database; each answer fits the API's description."""
+"""The JSON API over real HTTP and a real database; every response is checked against the OpenAPI document."""
 
 import asyncio
 import json
@@ -54,7 +54,7 @@ async def small_store(tmp_path: Path) -> AsyncIterator[Store]:
 
 @pytest.fixture
 async def unreachable_store() -> AsyncIterator[Store]:
-    url = f"postgresql://nobody:nothing@127.0.0.1:{free_port()}/nowhere"
+    url = f"postgresql://unknown:nothing@127.0.0.1:{free_port()}/nowhere"
     async with Store(url, "default") as store:
         yield store
 
@@ -66,13 +66,13 @@ async def api(builds: MemoryBuilds, store: Store) -> AsyncIterator[Api]:
 
 
 async def a_build(store: Store, *what: events.AnyEventData, request_id: str = "known") -> str:
-    """Let a build have happened, and return its id."""
+    """Record a build and return its id."""
     await store.put(happened(request_id, *what))
     return build_id_of("default", request_id)
 
 
-class TestAsking:
-    async def test_a_build_is_asked_for_and_told_about_at_once(self, api: Api, builds: MemoryBuilds) -> None:
+class TestCreate:
+    async def test_a_new_build_is_listed_as_queued_at_once(self, api: Api, builds: MemoryBuilds) -> None:
         answer = await api.post("api/builds", GH)
         assert answer.status == 202
         build = answer.json
@@ -94,7 +94,7 @@ class TestAsking:
         assert {name: getattr(asked, name) for name in OPTIONS} == OPTIONS
 
     @pytest.mark.parametrize(
-        ("wish", "provider", "spec"),
+        ("form", "provider", "spec"),
         [
             ({"url": "https://github.com/ada/thesis"}, "gh", "ada/thesis/HEAD"),
             ({"url": "https://github.com/ada/thesis/tree/a/b"}, "gh", "ada/thesis/a/b"),
@@ -109,15 +109,15 @@ class TestAsking:
             ({"url": "ssh://git@git.example.org/x"}, "git", "ssh%3A%2F%2Fgit%40git.example.org%2Fx/HEAD"),
         ],
     )
-    async def test_the_url_of_a_repository_is_enough(
-        self, api: Api, builds: MemoryBuilds, wish: dict[str, str], provider: str, spec: str
+    async def test_a_build_can_be_requested_by_the_repositorys_url(
+        self, api: Api, builds: MemoryBuilds, form: dict[str, str], provider: str, spec: str
     ) -> None:
-        answer = await api.post("api/builds", wish)
+        answer = await api.post("api/builds", form)
         assert answer.status == 202
         assert (builds.asked[0].provider, builds.asked[0].spec) == (provider, spec)
 
     @pytest.mark.parametrize(
-        ("wish", "words"),
+        ("form", "words"),
         [
             ({}, "Name either"),
             ({"provider": "gh"}, "Name either"),
@@ -141,10 +141,10 @@ class TestAsking:
             ({"provider": "git", "spec": "https%3A%2F%2Fme%3Asecret%40x.org%2Fr/HEAD"}, "password"),
         ],
     )
-    async def test_what_cannot_be_is_refused_in_words_and_not_asked_for(
-        self, api: Api, builds: MemoryBuilds, store: Store, wish: dict[str, Any], words: str
+    async def test_an_invalid_request_is_refused_with_a_message_and_not_published(
+        self, api: Api, builds: MemoryBuilds, store: Store, form: dict[str, Any], words: str
     ) -> None:
-        answer = await api.post("api/builds", wish)
+        answer = await api.post("api/builds", form)
         assert answer.status == 400
         assert words.lower() in answer.message.lower()
         assert "secret" not in answer.text
@@ -152,19 +152,19 @@ class TestAsking:
         assert (await api.get("api/builds")).json["builds"] == []
 
     @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff", b"null", b"[" * 60_000])
-    async def test_a_body_that_is_no_object_is_refused(
+    async def test_a_body_that_is_not_an_object_is_refused(
         self, api: Api, builds: MemoryBuilds, body: bytes
     ) -> None:
         answer = await api.call("POST", "api/builds", body, headers={"Content-Type": JSON})
         assert answer.status == 400
         assert not builds.asked
 
-    async def test_who_asks_twice_gets_two_requests(self, api: Api, builds: MemoryBuilds) -> None:
+    async def test_two_identical_posts_make_two_requests(self, api: Api, builds: MemoryBuilds) -> None:
         first, second = await asyncio.gather(*(api.post("api/builds", GH) for _ in range(2)))
         assert first.json["id"] != second.json["id"]
         assert len(builds.asked) == 2
 
-    async def test_a_request_that_rabbitmq_did_not_take_does_not_wait_for_ever(
+    async def test_a_request_that_rabbitmq_did_not_confirm_is_recorded_as_rejected(
         self, api: Api, builds: MemoryBuilds
     ) -> None:
         builds.problem = AWAY
@@ -175,7 +175,7 @@ class TestAsking:
         [build] = (await api.get("api/builds")).json["builds"]
         assert (build["state"], build["problem"]["reason"]) == ("rejected", "unavailable")
 
-    async def test_a_build_is_asked_for_though_the_database_is_away(
+    async def test_a_build_can_be_requested_while_the_database_is_unavailable(
         self, builds: MemoryBuilds, unreachable_store: Store
     ) -> None:
         async with serving(builds, unreachable_store) as viewer:
@@ -188,8 +188,8 @@ class TestAsking:
             assert (await viewer.watch("build/gh/ada/thesis/HEAD?build_only=true"))[-1].phase == "ready"
 
 
-class TestLookingUp:
-    async def test_a_build_tells_all_that_is_known(self, api: Api, store: Store) -> None:
+class TestRead:
+    async def test_a_build_has_all_recorded_fields(self, api: Api, store: Store) -> None:
         build_id = await a_build(store, *BUILD, completed(attempt=1, lines=3, size=5))
         build = (await api.get(f"api/builds/{build_id}")).json
         assert (build["state"], build["image"], build["digest"], build["size"]) == (
@@ -200,7 +200,7 @@ class TestLookingUp:
         )
         assert build["logs"] == [{"attempt": 1, "lines": 3, "kept": 3}]
 
-    async def test_a_failure_says_why_and_what_to_do(self, api: Api, store: Store) -> None:
+    async def test_a_failed_build_has_a_cause_and_a_hint(self, api: Api, store: Store) -> None:
         build_id = await a_build(store, *BUILD, failed())
         problem = (await api.get(f"api/builds/{build_id}")).json["problem"]
         assert problem["reason"] == "build_step_failed"
@@ -209,11 +209,11 @@ class TestLookingUp:
         assert problem["hint"]
 
     @pytest.mark.parametrize("path", ["", "/log", "/events"])
-    @pytest.mark.parametrize("id_", ["nobody", "%2e%2e", "a%2Fb", "a%00b", "x" * 129, "%27%20OR%201=1", "é"])
-    async def test_what_nobody_knows_is_not_found(self, api: Api, id_: str, path: str) -> None:
+    @pytest.mark.parametrize("id_", ["unknown", "%2e%2e", "a%2Fb", "a%00b", "x" * 129, "%27%20OR%201=1", "é"])
+    async def test_an_unknown_id_is_404(self, api: Api, id_: str, path: str) -> None:
         assert (await api.get(f"api/builds/{id_}{path}")).status == 404
 
-    async def test_lists_are_read_page_by_page(self, api: Api, store: Store) -> None:
+    async def test_builds_are_listed_page_by_page(self, api: Api, store: Store) -> None:
         made = [await a_build(store, accepted(), request_id=f"r{number}") for number in range(5)]
         found: list[str] = []
         before = ""
@@ -225,7 +225,7 @@ class TestLookingUp:
             before = f"&before={page['next']}"
         assert sorted(found) == sorted(made)
 
-    async def test_lists_are_narrowed(self, api: Api, store: Store) -> None:
+    async def test_the_list_can_be_filtered(self, api: Api, store: Store) -> None:
         ended = await a_build(store, *BUILD, completed(), request_id="ended")
         broken = await a_build(store, *BUILD, failed(), request_id="broken")
         ours = await a_build(
@@ -256,7 +256,7 @@ class TestLookingUp:
             "before=%00",
         ],
     )
-    async def test_a_list_that_cannot_be_is_refused_in_words(self, api: Api, query: str) -> None:
+    async def test_an_invalid_list_query_is_refused_with_a_message(self, api: Api, query: str) -> None:
         answer = await api.get(f"api/builds?{query}")
         assert answer.status == 400
         assert query.partition("=")[0] in answer.message
@@ -267,28 +267,28 @@ class TestLogs:
     async def build_id(self, store: Store) -> str:
         return await a_build(store, *BUILD, completed(attempt=1, lines=3))
 
-    async def test_a_log_is_read_afterwards(self, api: Api, build_id: str) -> None:
+    async def test_the_log_of_an_ended_build_is_plain_text(self, api: Api, build_id: str) -> None:
         answer = await api.get(f"api/builds/{build_id}/log")
         assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert answer.text == "Cloning into 'x'\nRUN echo \"a\"\né\u2028 \x1b[1mbold\n"
         assert "Content-Disposition" not in answer.headers
 
-    async def test_some_lines_of_it(self, api: Api, build_id: str) -> None:
+    async def test_a_range_of_lines_can_be_read(self, api: Api, build_id: str) -> None:
         assert (await api.get(f"api/builds/{build_id}/log?first=1&last=1")).text == 'RUN echo "a"\n'
         assert (await api.get(f"api/builds/{build_id}/log?first=9")).text == ""
 
-    async def test_as_json(self, api: Api, build_id: str) -> None:
+    async def test_a_log_can_be_read_as_json(self, api: Api, build_id: str) -> None:
         answer = (await api.get(f"api/builds/{build_id}/log?format=json&first=1&last=1")).json
         assert answer["extent"] == {"attempt": 1, "lines": 3, "kept": 3}
         [line] = answer["lines"]
         assert (line["n"], line["phase"], line["text"]) == (1, "building", 'RUN echo "a"')
 
-    async def test_it_is_saved_under_a_name(self, api: Api, build_id: str) -> None:
+    async def test_a_downloaded_log_has_a_file_name(self, api: Api, build_id: str) -> None:
         answer = await api.get(f"api/builds/{build_id}/log?download=1")
         assert answer.headers["Content-Disposition"] == f'attachment; filename="build-{build_id}.log"'
 
-    async def test_each_attempt_has_its_own(self, api: Api, store: Store) -> None:
+    async def test_each_attempt_has_its_own_log(self, api: Api, store: Store) -> None:
         build_id = await a_build(
             store, accepted(), lines(0, "first try"), lines(0, "second try", attempt=2), request_id="twice"
         )
@@ -296,14 +296,14 @@ class TestLogs:
         assert (await api.get(f"api/builds/{build_id}/log?attempt=1")).text == "first try\n"
         assert (await api.get(f"api/builds/{build_id}/log?attempt=3")).status == 404
 
-    async def test_lost_lines_are_said(self, api: Api, store: Store) -> None:
+    async def test_a_log_marks_lost_lines(self, api: Api, store: Store) -> None:
         lost = events.Gap(build_id="", attempt=1, first=1, last=3)
         build_id = await a_build(store, accepted(), lines(0, "a"), lost, lines(4, "e"), request_id="holes")
         assert (
             await api.get(f"api/builds/{build_id}/log")
         ).text == "a\n[lines 1 to 3 are missing: lost]\ne\n"
 
-    async def test_a_cut_in_the_middle_is_said(
+    async def test_a_log_marks_lines_that_were_too_many_to_store(
         self, api: Api, small_store: Store, builds: MemoryBuilds
     ) -> None:
         many = [lines(n, *(f"line {k} {'x' * 80}" for k in range(n, n + 50))) for n in range(0, 2000, 50)]
@@ -324,23 +324,23 @@ class TestLogs:
     @pytest.mark.parametrize(
         "query", ["first=-1", "first=x", "last=1&first=2", "format=xml", "attempt=0", "download=yes"]
     )
-    async def test_lines_that_cannot_be_are_refused(self, api: Api, build_id: str, query: str) -> None:
+    async def test_an_invalid_log_query_is_refused(self, api: Api, build_id: str, query: str) -> None:
         answer = await api.get(f"api/builds/{build_id}/log?{query}")
         assert answer.status == 400
 
-    async def test_a_build_that_has_written_nothing_has_an_empty_log(self, api: Api, store: Store) -> None:
+    async def test_a_build_without_output_has_an_empty_log(self, api: Api, store: Store) -> None:
         build_id = await a_build(store, accepted(), request_id="silent")
         assert (await api.get(f"api/builds/{build_id}/log")).text == ""
         assert (await api.get(f"api/builds/{build_id}/log?format=json")).json["lines"] == []
 
 
 WHOLE = ["accepted", "progress", "progress", "log", "progress", "completed"]
-"""Kinds in their order; in how many batches lines come is nobody's promise."""
+"""Kinds in their order; the number of batches of lines is not part of the contract."""
 LINES = [(1, 0, "Cloning into 'x'"), (1, 1, 'RUN echo "a"'), (1, 2, "é\u2028 \x1b[1mbold")]
 
 
 class TestEvents:
-    async def test_a_build_is_told_from_the_acceptance_to_the_end(self, api: Api) -> None:
+    async def test_a_stream_has_all_events_from_accepted_to_the_end(self, api: Api) -> None:
         id_ = (await api.post("api/builds", GH)).json["id"]
         sent = await api.follow(id_)
         assert shape(sent) == WHOLE
@@ -349,14 +349,14 @@ class TestEvents:
         assert sent[-1].data["data"]["image"] == IMAGE
         assert len({each.id for each in sent}) == len(sent)
 
-    async def test_who_comes_back_after_the_end_is_told_so(self, api: Api) -> None:
+    async def test_resuming_after_the_end_answers_204(self, api: Api) -> None:
         id_ = (await api.post("api/builds", GH)).json["id"]
         sent = await api.follow(id_)
         answer = await api.get(f"api/builds/{id_}/events", Last_Event_ID=str(sent[-1].id))
         assert (answer.status, answer.body) == (204, b"")
 
     @pytest.mark.parametrize("ended", [False, True])
-    async def test_whoever_comes_back_anywhere_gets_the_rest_once(
+    async def test_resuming_at_any_event_gets_the_rest_exactly_once(
         self, api: Api, builds: MemoryBuilds, store: Store, ended: bool
     ) -> None:
         made = (await api.post("api/builds", GH)).json
@@ -369,7 +369,9 @@ class TestEvents:
             assert shape([*whole[: place + 1], *rest]) == WHOLE
             assert lines_of(whole[: place + 1]) + lines_of(rest) == LINES
 
-    async def test_batches_of_other_sizes_change_nothing(self, api: Api, builds: MemoryBuilds) -> None:
+    async def test_resuming_does_not_depend_on_the_size_of_batches(
+        self, api: Api, builds: MemoryBuilds
+    ) -> None:
         id_ = (await api.post("api/builds", GH)).json["id"]
         whole = await api.follow(id_)
         builds.plan = [
@@ -381,24 +383,24 @@ class TestEvents:
         assert lines_of(rest) == LINES[1:]
 
     @pytest.mark.parametrize("place", ["", "nonsense", "1.2.3", "-1.0.0.0", "9.9.9.9", "1.0.0.0\x85"])
-    async def test_a_place_that_is_none_is_the_beginning(self, api: Api, place: str) -> None:
+    async def test_an_invalid_last_event_id_starts_at_the_beginning(self, api: Api, place: str) -> None:
         id_ = (await api.post("api/builds", GH)).json["id"]
         assert shape(await api.follow(id_, Last_Event_ID=place)) == WHOLE
 
-    async def test_an_ended_build_is_told_from_the_database(self, api: Api, store: Store) -> None:
+    async def test_an_ended_build_is_streamed_from_the_database(self, api: Api, store: Store) -> None:
         id_ = await a_build(store, *BUILD, failed())
         sent = await api.follow(id_)
         assert shape(sent) == [*WHOLE[:-1], "failed"]
         assert lines_of(sent) == LINES
 
-    async def test_a_rejection_is_an_end(self, api: Api, builds: MemoryBuilds) -> None:
+    async def test_a_rejection_ends_the_stream(self, api: Api, builds: MemoryBuilds) -> None:
         builds.plan = [rejected(RejectReason.NOT_ALLOWED)]
         id_ = (await api.post("api/builds", GH)).json["id"]
         [only] = await api.follow(id_)
         assert (only.event, only.data["data"]["reason"]) == ("rejected", "not_allowed")
         assert (await api.get(f"api/builds/{id_}/events", Last_Event_ID=str(only.id))).status == 204
 
-    async def test_lost_lines_are_told(self, api: Api, builds: MemoryBuilds) -> None:
+    async def test_lost_lines_are_streamed_as_a_gap(self, api: Api, builds: MemoryBuilds) -> None:
         lost = events.Gap(build_id="", attempt=1, first=0, last=9)
         builds.plan = [accepted(), lost, lines(10, "x"), completed(attempt=1, lines=11)]
         id_ = (await api.post("api/builds", GH)).json["id"]
@@ -407,7 +409,7 @@ class TestEvents:
         rest = await api.follow(id_, Last_Event_ID="1.0.1.5")
         assert rest[0].data["data"]["first"] == 5
 
-    async def test_silence_is_filled_with_comments(self, builds: MemoryBuilds, store: Store) -> None:
+    async def test_a_silent_stream_gets_keepalive_comments(self, builds: MemoryBuilds, store: Store) -> None:
         builds.plan = [accepted()]
         async with serving(builds, store, keepalive_seconds=0.05) as viewer:
             api = Api(viewer.address)
@@ -417,7 +419,7 @@ class TestEvents:
                 while seen.count(b":keepalive\n\n") < 3:
                     seen += await anext(chunks)
 
-    async def test_a_reader_who_leaves_is_forgotten(self, api: Api, builds: MemoryBuilds) -> None:
+    async def test_a_stream_stops_when_its_reader_disconnects(self, api: Api, builds: MemoryBuilds) -> None:
         builds.plan = [accepted()]
         id_ = (await api.post("api/builds", GH)).json["id"]
         async with api.live(id_) as sent:
@@ -425,9 +427,7 @@ class TestEvents:
             assert builds.reading == 1
         await eventually(lambda: builds.reading == 0)
 
-    async def test_more_readers_than_there_may_be_are_told_so(
-        self, builds: MemoryBuilds, store: Store
-    ) -> None:
+    async def test_too_many_readers_are_refused_with_503(self, builds: MemoryBuilds, store: Store) -> None:
         builds.plan = [accepted()]
         async with serving(builds, store, viewers=1) as viewer:
             api = Api(viewer.address)
@@ -438,27 +438,29 @@ class TestEvents:
                 assert answer.status == 503
 
 
-class TestEnding:
-    async def test_a_build_is_ended(self, api: Api, builds: MemoryBuilds, store: Store) -> None:
+class TestDelete:
+    async def test_a_running_build_can_be_cancelled(
+        self, api: Api, builds: MemoryBuilds, store: Store
+    ) -> None:
         id_ = await a_build(store, accepted(), lines(0, "x"))
         assert (await api.delete(f"api/builds/{id_}")).status == 202
         assert builds.cancelled == [(id_, "an anonymous user")]
 
-    async def test_a_request_that_waits_is_taken_back_under_its_own_id(
-        self, api: Api, builds: MemoryBuilds
-    ) -> None:
+    async def test_a_queued_request_is_withdrawn_by_its_own_id(self, api: Api, builds: MemoryBuilds) -> None:
         build = (await api.post("api/builds", GH)).json
         assert (await api.delete(f"api/builds/{build['id']}")).status == 202
         assert builds.cancelled == [(build["request_id"], "an anonymous user")]
 
-    async def test_what_has_ended_cannot_be_ended(self, api: Api, builds: MemoryBuilds, store: Store) -> None:
+    async def test_an_ended_build_cannot_be_cancelled(
+        self, api: Api, builds: MemoryBuilds, store: Store
+    ) -> None:
         id_ = await a_build(store, *BUILD, completed())
         answer = await api.delete(f"api/builds/{id_}")
         assert answer.status == 409
         assert "completed" in answer.message
         assert not builds.cancelled
 
-    async def test_a_cancellation_that_rabbitmq_did_not_take_is_told(
+    async def test_a_cancellation_that_rabbitmq_did_not_confirm_is_503(
         self, api: Api, builds: MemoryBuilds, store: Store
     ) -> None:
         id_ = await a_build(store, accepted())
@@ -466,8 +468,8 @@ class TestEnding:
         assert (await api.delete(f"api/builds/{id_}")).status == 503
 
 
-class TestBuildingAgain:
-    async def test_the_same_is_built_once_more_with_force(self, api: Api, builds: MemoryBuilds) -> None:
+class TestRebuild:
+    async def test_a_rebuild_repeats_the_request_with_force(self, api: Api, builds: MemoryBuilds) -> None:
         first = (await api.post("api/builds", {**GH, **OPTIONS})).json
         answer = await api.post(f"api/builds/{first['id']}/rebuild")
         assert answer.status == 202
@@ -479,31 +481,31 @@ class TestBuildingAgain:
         fields = {"request_id", "force"}
         assert one.model_dump(exclude=fields) == other.model_dump(exclude=fields)
 
-    async def test_it_takes_no_wishes(self, api: Api, store: Store, builds: MemoryBuilds) -> None:
+    async def test_a_rebuild_accepts_no_options(self, api: Api, store: Store, builds: MemoryBuilds) -> None:
         id_ = await a_build(store, *BUILD, completed())
         assert (await api.post(f"api/builds/{id_}/rebuild", {"spec": "x"})).status == 400
         assert (await api.post(f"api/builds/{id_}/rebuild", {})).status == 202
         assert len(builds.asked) == 1
 
 
-class TestTheDescription:
+class TestOpenApiDocument:
     @pytest.mark.parametrize("auth", list(HubAuth))
-    def test_it_is_valid(self, auth: HubAuth) -> None:
+    def test_the_document_is_valid_openapi(self, auth: HubAuth) -> None:
         described = json.loads(json.dumps(document("/services/x/", auth)))
         assert described["openapi"].startswith("3.1")
         validate(described)
         assert [server["url"] for server in described["servers"]] == ["/services/x"]
 
-    async def test_everybody_may_read_it(self, builds: MemoryBuilds, store: Store) -> None:
+    async def test_the_document_needs_no_token(self, builds: MemoryBuilds, store: Store) -> None:
         async with serving(builds, store, auth="tokens", tokens={"ci": "x"}) as viewer:
             status, headers, body = await viewer.raw("api/openapi.json")
         assert (status, headers["Content-Type"]) == (200, JSON)
         assert "/api/builds/{id}/events" in json.loads(body)["paths"]
 
-    async def test_every_address_of_it_is_there(self, api: Api) -> None:
+    async def test_every_documented_path_exists(self, api: Api) -> None:
         for template, operations in document("/", HubAuth.NONE)["paths"].items():
             for method in {"get", "post", "delete"} & set(operations):
-                path = template.lstrip("/").replace("{id}", "nobody")
+                path = template.lstrip("/").replace("{id}", "unknown")
                 answer = await api.call(method.upper(), path)
                 assert answer.status != 405
                 assert NO_SUCH_PAGE not in answer.text

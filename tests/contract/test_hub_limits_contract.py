@@ -1,4 +1,4 @@
-"""How much one may ask for, from where, and what is told to who waits: over real HTTP, counted in a real database."""
+"""Rate limits, build tokens, network bans and queue positions, over real HTTP and counted in a real database."""
 
 import asyncio
 import json
@@ -45,11 +45,11 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 
 async def post(viewer: Viewer, path: str = "api/builds", **headers: str) -> tuple[int, Any, Any]:
-    """Ask for a build by the JSON API."""
-    wish = {"provider": "gh", "spec": "ada/thesis/HEAD"}
+    """Request a build by the JSON API."""
+    request = {"provider": "gh", "spec": "ada/thesis/HEAD"}
     async with (
         aiohttp.ClientSession() as session,
-        session.post(viewer.address + path, json=wish, headers=headers) as answer,
+        session.post(viewer.address + path, json=request, headers=headers) as answer,
     ):
         return answer.status, answer.headers, await answer.json()
 
@@ -58,8 +58,8 @@ async def ends(viewer: Viewer, path: str = PATH, **headers: str) -> Sent:
     return (await viewer.watch(path, **headers))[-1]
 
 
-class TestRates:
-    async def test_who_has_had_enough_is_told_so_in_the_stream(
+class TestRateLimit:
+    async def test_the_rate_limit_is_a_failed_event_with_429_and_headers(
         self, builds: MemoryBuilds, store: Store
     ) -> None:
         async with serving(builds, store, **NAMED) as viewer:
@@ -86,7 +86,7 @@ class TestRates:
             assert len(builds.asked) == 2
             assert (await ends(viewer, **BOB)).phase == "ready"
 
-    async def test_the_json_api_has_the_same_limit_and_a_true_status(
+    async def test_the_json_api_answers_429_for_the_same_limit(
         self, builds: MemoryBuilds, store: Store
     ) -> None:
         async with serving(builds, store, **NAMED) as viewer:
@@ -102,7 +102,7 @@ class TestRates:
             assert len(builds.asked) == 2
             assert (await viewer.raw("api/builds", **ADA))[0] == 200
 
-    async def test_building_once_more_counts_too(self, builds: MemoryBuilds, store: Store) -> None:
+    async def test_a_rebuild_counts_for_the_limit(self, builds: MemoryBuilds, store: Store) -> None:
         async with (
             serving(builds, store, **NAMED) as viewer,
             aiohttp.ClientSession(headers=ADA, skip_auto_headers=["Content-Type"]) as session,
@@ -114,19 +114,19 @@ class TestRates:
                     seen.append(answer.status)
         assert seen == [202, 429]
 
-    async def test_instances_count_together(self, builds: MemoryBuilds, store: Store) -> None:
+    async def test_instances_share_the_count(self, builds: MemoryBuilds, store: Store) -> None:
         async with serving(builds, store, **NAMED) as one, serving(builds, store, **NAMED) as other:
             phases = [(await ends(each, **ADA)).phase for each in (one, other, one, other)]
         assert phases == ["ready", "ready", "failed", "failed"]
 
-    async def test_coming_back_for_the_rest_does_not_count(self, builds: MemoryBuilds, store: Store) -> None:
+    async def test_resuming_does_not_count(self, builds: MemoryBuilds, store: Store) -> None:
         async with serving(builds, store, **{**NAMED, "requests_per_user": 1}) as viewer:
             sent = await viewer.watch(PATH, **ADA)
             for each in sent[:-1]:
                 assert (await ends(viewer, Last_Event_ID=str(each.id), **ADA)).phase == "ready"
             assert (await ends(viewer, **ADA)).data["status_code"] == 429
 
-    async def test_what_could_be_no_build_does_not_count(self, builds: MemoryBuilds, store: Store) -> None:
+    async def test_an_invalid_request_does_not_count(self, builds: MemoryBuilds, store: Store) -> None:
         async with serving(builds, store, **{**NAMED, "requests_per_user": 1}) as viewer:
             for path in (
                 "build/svn/ada/thesis/HEAD?build_only=true",
@@ -136,7 +136,7 @@ class TestRates:
                 assert (await ends(viewer, path, **ADA)).phase == "failed"
             assert (await ends(viewer, **ADA)).phase == "ready"
 
-    async def test_who_shares_a_request_is_not_counted(self, builds: MemoryBuilds, store: Store) -> None:
+    async def test_sharing_a_request_does_not_count(self, builds: MemoryBuilds, store: Store) -> None:
         builds.plan = [accepted()]
         hub = {**NAMED, "share_seconds": 60, "requests_per_user": 1}
         async with serving(builds, store, **hub) as viewer, viewer.live(PATH, **BOB) as bobs:
@@ -145,7 +145,7 @@ class TestRates:
                 assert (await anext(adas)).phase == (await anext(again)).phase == "waiting"
         assert len(builds.asked) == 1
 
-    async def test_a_crowd_without_names_behind_one_address_shares(
+    async def test_many_anonymous_viewers_behind_one_address_share_one_request(
         self, builds: MemoryBuilds, store: Store
     ) -> None:
         async with serving(builds, store, requests_per_user=1) as viewer:
@@ -155,7 +155,9 @@ class TestRates:
         assert other.message.startswith("Rate limit exceeded. Your address (127.0.0.1) has requested 1 build")
         assert len(builds.asked) == 1
 
-    async def test_who_is_refused_stands_in_nobodys_way(self, builds: MemoryBuilds, store: Store) -> None:
+    async def test_a_rate_limited_user_does_not_block_others(
+        self, builds: MemoryBuilds, store: Store
+    ) -> None:
         hub = {**NAMED, "share_seconds": 60, "requests_per_user": 1}
         async with serving(builds, store, **hub) as viewer:
             assert (await ends(viewer, PATH.replace("thesis", "notes"), **ADA)).phase == "ready"
@@ -164,7 +166,7 @@ class TestRates:
         assert adas.phase in ("ready", "failed")
         assert [request.requester for request in builds.asked] == ["ada", "bob"]
 
-    async def test_addresses_are_those_behind_trusted_proxies(
+    async def test_addresses_behind_trusted_proxies_are_counted(
         self, builds: MemoryBuilds, store: Store
     ) -> None:
         async with serving(builds, store, requests_per_user=1, share_seconds=0) as viewer:
@@ -174,15 +176,15 @@ class TestRates:
             ]
         assert phases == ["ready", "failed", "ready", "failed"]
 
-    async def test_administrators_have_no_limit(self, builds: MemoryBuilds, store: Store) -> None:
+    async def test_admins_have_no_limit(self, builds: MemoryBuilds, store: Store) -> None:
         async with serving(builds, store, **NAMED) as viewer:
             for _ in range(4):
                 status, headers, raw = await viewer.raw(PATH, **ROOT)
                 assert (status, parse(raw)[-1].phase) == (200, "ready")
                 assert "X-RateLimit-Limit" not in headers
 
-    async def test_a_database_that_is_away_stops_nobody(self, builds: MemoryBuilds) -> None:
-        url = f"postgresql://nobody:nothing@127.0.0.1:{free_port()}/nowhere"
+    async def test_an_unavailable_database_lifts_the_limit(self, builds: MemoryBuilds) -> None:
+        url = f"postgresql://unknown:nothing@127.0.0.1:{free_port()}/nowhere"
         async with Store(url, "default") as nowhere, serving(builds, nowhere, **NAMED) as viewer:
             for _ in range(4):
                 assert (await ends(viewer, **ADA)).phase == "ready"
@@ -195,7 +197,7 @@ class TestBuildTokens:
         claims = {"exp": int(time.time()) + 300, "aud": "gh/ada/thesis/HEAD", "origin": host, **wrong}
         return jwt.encode(claims, key=bytes.fromhex(SECRET), algorithm="HS256")
 
-    async def test_a_valid_one_lifts_the_limit(self, builds: MemoryBuilds, store: Store) -> None:
+    async def test_a_valid_build_token_lifts_the_limit(self, builds: MemoryBuilds, store: Store) -> None:
         hub = {**NAMED, "requests_per_user": 1, "build_token_secret": SECRET}
         async with serving(builds, store, **hub) as viewer:
             free = f"{PATH}&build_token={self.token(viewer)}"
@@ -205,7 +207,7 @@ class TestBuildTokens:
             assert (await ends(viewer, **ADA)).data["status_code"] == 429
             assert (await ends(viewer, free, **ADA)).phase == "ready"
 
-    async def test_it_says_nothing_about_who_asks(self, builds: MemoryBuilds, store: Store) -> None:
+    async def test_a_build_token_does_not_authenticate(self, builds: MemoryBuilds, store: Store) -> None:
         async with serving(builds, store, **{**NAMED, "build_token_secret": SECRET}) as viewer:
             only = await ends(viewer, f"{PATH}&build_token={self.token(viewer)}")
         assert only.data["status_code"] == 403
@@ -215,7 +217,7 @@ class TestBuildTokens:
     @pytest.mark.parametrize(
         "wrong", [{"aud": "gh/ada/notes/HEAD"}, {"origin": "evil.example.org"}, {"exp": 1_000_000_000}]
     )
-    async def test_one_for_something_else_is_refused_in_binderhubs_words(
+    async def test_a_build_token_for_another_build_is_refused_in_binderhubs_words(
         self, builds: MemoryBuilds, store: Store, wrong: dict[str, Any]
     ) -> None:
         async with serving(builds, store, build_token_secret=SECRET) as viewer:
@@ -223,12 +225,12 @@ class TestBuildTokens:
         assert only.data == {"phase": "failed", "status_code": 403, "message": "Invalid build token\n"}
         assert not builds.asked
 
-    async def test_without_a_secret_none_is_valid(self, builds: MemoryBuilds, store: Store) -> None:
+    async def test_without_a_secret_no_build_token_is_valid(self, builds: MemoryBuilds, store: Store) -> None:
         async with serving(builds, store) as viewer:
             [only] = await viewer.watch(f"{PATH}&build_token={self.token(viewer)}")
         assert only.message == "Invalid build token\n"
 
-    async def test_the_origin_of_the_page_counts_and_an_escaped_spec_stays_escaped(
+    async def test_a_build_token_is_checked_against_the_pages_origin_and_the_escaped_spec(
         self, builds: MemoryBuilds, store: Store
     ) -> None:
         spec = "https%3A%2F%2Fgit.example.org%2Fx/main"
@@ -239,8 +241,10 @@ class TestBuildTokens:
             assert (await ends(viewer, path)).message == "Invalid build token\n"
 
 
-class TestNetworks:
-    async def test_nothing_is_had_from_a_banned_one(self, builds: MemoryBuilds, store: Store) -> None:
+class TestBannedNetworks:
+    async def test_a_banned_network_is_refused_everywhere_but_for_probes(
+        self, builds: MemoryBuilds, store: Store
+    ) -> None:
         hub: dict[str, Any] = {"ban_networks": {"192.0.2.0/24": "the lab"}}
         there = {"X_Forwarded_For": "192.0.2.9"}
         async with serving(builds, store, **hub) as viewer:
@@ -270,17 +274,23 @@ class TestNetworks:
             assert not builds.asked
             assert (await ends(viewer, X_Forwarded_For="198.51.100.1")).phase == "ready"
 
-    async def test_nobody_talks_themselves_out_of_it(self, builds: MemoryBuilds, store: Store) -> None:
+    async def test_a_forged_forwarded_address_does_not_lift_the_ban(
+        self, builds: MemoryBuilds, store: Store
+    ) -> None:
         hub: dict[str, Any] = {"ban_networks": {"127.0.0.0/8": "here"}, "trusted_proxies": []}
         async with serving(builds, store, **hub) as viewer:
             assert (await ends(viewer, X_Forwarded_For="198.51.100.1")).phase == "failed"
 
-    async def test_nor_anybody_else_into_it(self, builds: MemoryBuilds, store: Store) -> None:
+    async def test_a_forged_forwarded_address_does_not_ban_a_client(
+        self, builds: MemoryBuilds, store: Store
+    ) -> None:
         hub: dict[str, Any] = {"ban_networks": {"192.0.2.0/24": "the lab"}, "trusted_proxies": ["10.0.0.0/8"]}
         async with serving(builds, store, **hub) as viewer:
             assert (await ends(viewer, X_Forwarded_For="192.0.2.9")).phase == "ready"
 
-    async def test_the_ban_comes_before_every_other_refusal(self, builds: MemoryBuilds, store: Store) -> None:
+    async def test_the_ban_is_checked_before_everything_else(
+        self, builds: MemoryBuilds, store: Store
+    ) -> None:
         hub = {**NAMED, "ban_networks": {"127.0.0.0/8": "here"}}
         async with serving(builds, store, **hub) as viewer:
             [only] = await viewer.watch("build/svn/x?build_token=x")
@@ -288,7 +298,7 @@ class TestNetworks:
 
 
 class Line:
-    """RabbitMQ's queue, as far as its length goes."""
+    """A stand-in for RabbitMQ's queue that has a length only."""
 
     def __init__(self, length: int) -> None:
         self.length, self.looks = length, 0
@@ -312,12 +322,14 @@ def line(monkeypatch: pytest.MonkeyPatch) -> Line:
     return Line(4)
 
 
-def told(sent: Sent) -> str:
+def position_text(sent: Sent) -> str:
     return sent.message.removeprefix("Waiting for a free build slot: ").rstrip()
 
 
 class TestQueue:
-    async def test_who_waits_learns_how_many_are_before_them(self, builds: MemoryBuilds, line: Line) -> None:
+    async def test_a_waiting_viewer_gets_its_position_in_the_queue(
+        self, builds: MemoryBuilds, line: Line
+    ) -> None:
         builds.plan = []
         async with serving(builds, open_depth_reader=line.open) as viewer, viewer.live(PATH) as sent:
             first = await anext(sent)
@@ -329,12 +341,12 @@ class TestQueue:
             }
             assert place.id is None
             line.length = 2
-            assert told(await anext(sent)) == "1 build is before this one."
+            assert position_text(await anext(sent)) == "1 build is before this one."
             line.length = 7
             looks = line.looks
             await eventually(lambda: line.looks >= looks + 3)
             line.length = 1
-            assert told(await anext(sent)) == "this build is the next."
+            assert position_text(await anext(sent)) == "this build is the next."
             await builds.add(*BUILD, completed())
             rest = [each async for each in sent]
         assert [each.phase for each in rest] == [
@@ -347,7 +359,7 @@ class TestQueue:
         ]
         assert str(rest[0].id).endswith(":2.0.0")
 
-    async def test_who_is_cut_off_while_waiting_loses_nothing(self, builds: MemoryBuilds, line: Line) -> None:
+    async def test_a_waiting_viewer_resumes_without_loss(self, builds: MemoryBuilds, line: Line) -> None:
         builds.plan = []
         async with serving(builds, open_depth_reader=line.open) as viewer, viewer.live(PATH) as sent:
             seen = [await anext(sent), await anext(sent)]
@@ -355,7 +367,7 @@ class TestQueue:
             serving(builds, open_depth_reader=line.open) as other,
             other.live(PATH, Last_Event_ID=str(seen[0].id)) as sent,
         ):
-            assert told(await anext(sent)) == "3 builds are before this one."
+            assert position_text(await anext(sent)) == "3 builds are before this one."
             await builds.add(*BUILD, completed())
             rest = [each async for each in sent]
         assert [each.phase for each in rest] == [
@@ -368,7 +380,7 @@ class TestQueue:
         ]
         assert len(builds.asked) == 1
 
-    async def test_many_who_wait_cost_rabbitmq_no_more_than_one(
+    async def test_many_waiting_viewers_cost_rabbitmq_as_much_as_one(
         self, builds: MemoryBuilds, line: Line
     ) -> None:
         builds.plan = []
@@ -378,10 +390,10 @@ class TestQueue:
         async def place(viewer: Viewer, number: int) -> str:
             async with viewer.live(PATH.replace("thesis", f"t{number}")) as sent:
                 await anext(sent)
-                return told(await anext(sent))
+                return position_text(await anext(sent))
 
         async with serving(builds, open_depth_reader=line.open) as viewer:
-            # One after the other, so that it is known who came first.
+            # One after the other, so that their order is known.
             waiting = []
             for number in range(30):
                 waiting.append(asyncio.create_task(place(viewer, number)))
@@ -393,7 +405,7 @@ class TestQueue:
         words = ["this build is the next.", "1 build is before this one."]
         assert places == [*words, *(f"{number} builds are before this one." for number in range(2, 30))]
 
-    async def test_readers_of_the_json_api_are_told_too(
+    async def test_readers_of_the_json_api_get_their_position_too(
         self, builds: MemoryBuilds, line: Line, store: Store
     ) -> None:
         builds.plan = []
@@ -410,7 +422,7 @@ class TestQueue:
         assert raw.count(b"event: queue") == 2
         assert b"event: completed" in raw
 
-    async def test_nothing_is_said_where_it_is_not_known(self, builds: MemoryBuilds) -> None:
+    async def test_no_position_is_sent_while_it_is_unknown(self, builds: MemoryBuilds) -> None:
         builds.plan = []
         async with serving(builds, keepalive_seconds=0.05) as viewer:
             raw = b""

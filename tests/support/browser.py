@@ -1,4 +1,4 @@
-"""A real Chromium that looks at the pages, and keeps what goes wrong in it."""
+"""A real Chromium that records the errors of the pages it opens."""
 
 import os
 import shutil
@@ -38,19 +38,19 @@ def chromium() -> str:
 
 @dataclass
 class Looking:
-    """One person's window."""
+    """The window of one user."""
 
     page: Page
     context: BrowserContext
     complaints: list[str] = field(default_factory=list)
     """Errors of scripts, and those that the browser wrote to its console."""
     hosts: set[str] = field(default_factory=set)
-    """Hosts that were requested from."""
+    """Hosts to which requests were made."""
     expected: tuple[str, ...] = ()
-    """Words of complaints that are meant to come."""
+    """Parts of complaints that the test expects."""
 
     async def check(self) -> None:
-        """Fail if anything went wrong out of sight."""
+        """Fail if the browser has reported an error."""
         violations = await self.page.evaluate("window.violations ?? []")
         assert not violations, violations
         bad = [each for each in self.complaints if not any(word in each for word in self.expected)]
@@ -81,7 +81,7 @@ async def a_browser() -> AsyncIterator[Browser]:
 
 @asynccontextmanager
 async def looking(browser: Browser, **options: Any) -> AsyncIterator[Looking]:
-    """Open a window with cookies of its own. Closing it fails if anything went wrong."""
+    """Open a window without the cookies of others, and check it for errors when it closes."""
     context = await browser.new_context(**{"viewport": DESK, "locale": "en-GB", **options})
     context.set_default_timeout(PATIENCE_MS)
     await context.add_init_script(VIOLATIONS)

@@ -1,4 +1,4 @@
-"""Many viewers of builds over HTTP, each as cheap as can be: their events are counted, not kept."""
+"""Many viewers of builds over HTTP, each as cheap as can be: the events they receive are counted, not kept."""
 
 import asyncio
 import re
@@ -37,14 +37,14 @@ class Onlooker(asyncio.Protocol):
         """Lines that came twice, or too early."""
         self.events = 0
         """Events of any kind."""
-        self.asked_at = self.first_at = 0.0
+        self.asked_at = self.first_event_at = 0.0
         self.last_id = ""
         self.end = b""
         """The event after which nothing came."""
         self.is_gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the connection was closed by the service."""
         self.first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done with the first event."""
+        """Done once anything was received."""
         self.on_lines: Callable[[Iterable[tuple[bytes, bytes]]], None] = lambda lines: None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -63,7 +63,7 @@ class Onlooker(asyncio.Protocol):
         if not separator:
             return
         if (count := whole.count(b"data: ")) and not self.events:
-            self.first_at = time.monotonic()
+            self.first_event_at = time.monotonic()
             self.first.set_result(None)
         self.events += count
         found = LINE.findall(whole)
@@ -87,7 +87,7 @@ class Onlooker(asyncio.Protocol):
 
     @property
     def is_ready(self) -> bool:
-        """Return whether the last event says that the image exists."""
+        """Return whether the last event says that the image is ready."""
         return b'"phase": "ready"' in self.end
 
 

@@ -1,4 +1,4 @@
-"""Programs that speak to the JSON API: every answer they get is checked against the API's own description."""
+"""Clients of the JSON API that check every response against the OpenAPI document."""
 
 import json
 import re
@@ -21,7 +21,7 @@ JSON = "application/json"
 
 @dataclass(frozen=True)
 class Answer:
-    """What the API has answered."""
+    """A response of the API."""
 
     status: int
     headers: Mapping[str, str]
@@ -42,7 +42,7 @@ class Answer:
 
 @dataclass
 class Api:
-    """One who uses the API."""
+    """A client of the API."""
 
     address: str
     headers: dict[str, str] = field(default_factory=dict)
@@ -69,8 +69,8 @@ class Api:
         sent = {**self.headers, **{name.replace("_", "-"): value for name, value in headers.items()}}
         async with aiohttp.ClientSession(timeout=PATIENCE, skip_auto_headers=["Content-Type"]) as session:
             if not self.document:
-                async with session.get(f"{self.address}api/openapi.json") as told:
-                    self.document = await told.json()
+                async with session.get(f"{self.address}api/openapi.json") as response:
+                    self.document = await response.json()
             url = URL(self.address + path, encoded=True)
             async with session.request(method, url, data=body, headers=sent, allow_redirects=False) as answer:
                 found = Answer(answer.status, answer.headers, await answer.read())
@@ -106,7 +106,7 @@ class Api:
         return sent
 
     def _check(self, method: str, path: str, answer: Answer) -> None:
-        """Check that this answer is one that the description allows."""
+        """Check that the document allows this response."""
         described = [
             operations[method.lower()]
             for template, operations in self.document["paths"].items()
@@ -163,7 +163,7 @@ def happened(request_id: str, *what: events.AnyEventData, tenant: str = "default
     began = datetime.now(UTC) - timedelta(seconds=len(what))
     for number, data in enumerate(what):
         named = {"request_id": request_id, "build_id": build_id}
-        # What is about another build or request says so itself.
+        # Events about another build or request have its id already.
         known = {
             name: value
             for name, value in named.items()

@@ -81,7 +81,7 @@ def texts(sent: list[Sent]) -> list[str]:
 
 @dataclass
 class Viewer:
-    """One who watches builds over HTTP."""
+    """A viewer of builds over HTTP."""
 
     address: str
     headers: dict[str, str] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class Viewer:
                 return answer.status, answer.headers, await answer.read()
 
     async def raw_once(self, path: str, **headers: str) -> tuple[int, Mapping[str, str], bytes]:
-        """Do the same without following where it is sent."""
+        """Do the same without following redirects."""
         async with aiohttp.ClientSession(timeout=PATIENCE) as session:
             url = self.address + path
             async with session.get(url, headers=_names(headers), allow_redirects=False) as answer:
@@ -176,9 +176,9 @@ class HubService:
             )
 
     def start_and_wait(self) -> None:
-        """Start it and wait until builds can be asked for."""
+        """Start it and wait until builds can be requested."""
         self.start()
-        eventually_blocking(lambda: self.is_ready() or self.has_ended(), seconds=90)
+        eventually_blocking(lambda: self.is_ready() or self.has_ended())
         assert not self.has_ended(), self.log.read_text()
 
     def has_ended(self) -> bool:
@@ -199,7 +199,7 @@ class HubService:
     def stop(self) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(300)
 
     def end(self) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -207,7 +207,7 @@ class HubService:
 
 
 class MemoryBuilds:
-    """Builds that do what a test says."""
+    """Builds in memory, with the events that a test plans."""
 
     def __init__(self) -> None:
         self.asked: list[BuildRequest] = []
@@ -215,7 +215,7 @@ class MemoryBuilds:
         self.spared: list[bool] = []
         self.problem: Exception | None = None
         self.plan: list[events.AnyEventData] = []
-        """What happens to every request; ids are filled in."""
+        """The events of every request; ids are filled in."""
         self.reading = 0
         self._more = asyncio.Condition()
 
@@ -227,7 +227,7 @@ class MemoryBuilds:
         return RequestId(request.request_id)
 
     async def add(self, *data: events.AnyEventData) -> None:
-        """Let further things happen."""
+        """Add further events."""
         async with self._more:
             self.plan.extend(data)
             self._more.notify_all()

@@ -1,4 +1,4 @@
-"""Who asks, how much they may ask for, how long a line is, and what is counted: the pure parts of the hub's limits."""
+"""Client addresses, rate limits, build tokens, queue positions and BinderHub's metrics, without HTTP."""
 
 import asyncio
 import time
@@ -43,7 +43,7 @@ SPEC = "ada/thesis/HEAD"
 HERE = "hub.example.org"
 
 
-class TestWhoAsks:
+class TestClientAddress:
     @pytest.mark.parametrize(
         ("written", "address"),
         [
@@ -57,7 +57,7 @@ class TestWhoAsks:
             ("fe80::1%eth0", "fe80::1"),
         ],
     )
-    def test_an_address_is_read_in_every_way_that_proxies_write_it(self, written: str, address: str) -> None:
+    def test_every_spelling_of_an_address_by_proxies_is_parsed(self, written: str, address: str) -> None:
         assert str(read_address(written)) == address
 
     @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ class TestWhoAsks:
             "٣",
         ],
     )
-    def test_garbage_is_no_address(self, written: str) -> None:
+    def test_an_invalid_address_is_none(self, written: str) -> None:
         assert read_address(written) is None
 
     @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ class TestWhoAsks:
             ("127.0.0.1", [",".join(["10.0.0.8"] * 10_000)], "10.0.0.8"),
         ],
     )
-    def test_it_is_the_last_one_that_no_trusted_proxy_stands_for(
+    def test_the_client_is_the_last_address_that_is_no_trusted_proxy(
         self, peer: str, forwarded: list[str], who: str
     ) -> None:
         trusted = read_networks(["127.0.0.0/8", "::1/128", "10.0.0.0/8"], "TRUSTED_PROXIES")
@@ -106,7 +106,7 @@ class TestWhoAsks:
         assert client_address("", ["192.0.2.7"], read_networks(["0.0.0.0/0"], "TRUSTED_PROXIES")) is None
 
     @pytest.mark.parametrize("setting", ["ban_networks", "trusted_proxies"])
-    def test_wrong_networks_are_named(self, setting: str) -> None:
+    def test_invalid_networks_are_named(self, setting: str) -> None:
         wrong = {"10.0.0.1/8": "x", "lab": "y", "192.0.2.0/24": "z"}
         settings = HubSettings.model_validate({setting: wrong if setting == "ban_networks" else list(wrong)})
         with pytest.raises(ConfigurationError) as caught:
@@ -118,7 +118,7 @@ class TestWhoAsks:
 
 
 class Counting:
-    """Counts in memory; may be away."""
+    """A rate limit store in memory that can be unavailable."""
 
     def __init__(self, left: int = 100, wait: float = 730.0) -> None:
         self.left, self.wait, self.away = left, wait, False
@@ -136,8 +136,8 @@ class Counting:
 ADDRESS = read_address("192.0.2.7")
 
 
-class TestLimits:
-    async def test_who_is_over_it_learns_which_limit_whose_and_how_long(self) -> None:
+class TestRateLimit:
+    async def test_the_message_names_user_limit_and_waiting_time(self) -> None:
         limits = Limits(HubSettings(), Counting(left=0))
         with pytest.raises(RateLimited) as caught:
             await limits.check_rate(User("ada"), ADDRESS)
@@ -148,7 +148,7 @@ class TestLimits:
             "Try again in 13 minutes."
         )
 
-    async def test_without_a_name_it_is_the_address_that_has_asked(self) -> None:
+    async def test_a_request_without_a_name_counts_for_its_address(self) -> None:
         counting = Counting(left=0)
         limits = Limits(HubSettings(requests_per_user=1, requests_period_seconds=20), counting)
         with pytest.raises(RateLimited) as caught:
@@ -156,7 +156,7 @@ class TestLimits:
         words = "Your address (192.0.2.7) has requested 1 build within 20 seconds, which is the limit."
         assert words in caught.value.message
 
-    async def test_a_network_of_ipv6_counts_as_one_and_names_are_no_addresses(self) -> None:
+    async def test_an_ipv6_network_counts_as_one_client_and_names_are_kept_apart(self) -> None:
         counting = Counting()
         limits = Limits(HubSettings(), counting)
         for address in ("2001:db8:0:1::1", "2001:db8:0:1:ffff::", "2001:db8:0:2::1"):
@@ -171,24 +171,24 @@ class TestLimits:
             "address:192.0.2.7",
         ]
 
-    async def test_administrators_and_who_has_no_address_are_not_counted(self) -> None:
+    async def test_admins_and_clients_without_an_address_are_not_counted(self) -> None:
         counting = Counting(left=0)
         limits = Limits(HubSettings(), counting)
         assert await limits.check_rate(User("root", admin=True), ADDRESS) is None
         assert await limits.check_rate(User(None), None) is None
         assert not counting.asked
 
-    async def test_zero_is_no_limit(self) -> None:
+    async def test_a_limit_of_zero_is_no_limit(self) -> None:
         counting = Counting(left=0)
         assert await Limits(HubSettings(requests_per_user=0), counting).check_rate(User("a"), ADDRESS) is None
         assert not counting.asked
 
-    async def test_a_database_that_is_away_stops_nobody(self) -> None:
+    async def test_an_unavailable_database_allows_the_request(self) -> None:
         counting = Counting(left=0)
         counting.away = True
         assert await Limits(HubSettings(), counting).check_rate(User("ada"), ADDRESS) is None
 
-    async def test_what_rabbitmq_could_not_take_anyway_is_not_counted(self) -> None:
+    async def test_requests_do_not_count_while_rabbitmq_is_down(self) -> None:
         counting, away = Counting(left=1), True
         limits = Limits(HubSettings(), counting, lambda: away)
         for _ in range(3):
@@ -238,7 +238,7 @@ class TestLimits:
             (200_000, "3 days"),
         ],
     )
-    def test_times_are_told_in_words_and_never_too_short(self, seconds: float, words: str) -> None:
+    def test_durations_are_rounded_up(self, seconds: float, words: str) -> None:
         assert format_duration(seconds) == words
 
     @pytest.mark.parametrize(
@@ -252,11 +252,11 @@ class TestLimits:
             (0.5, "0.5 seconds"),
         ],
     )
-    def test_periods_are_told_in_words(self, seconds: float, words: str) -> None:
+    def test_periods_are_formatted_for_people(self, seconds: float, words: str) -> None:
         assert format_period(seconds) == words
 
 
-def test_every_provider_that_the_service_has_is_told_to_forms_and_no_other() -> None:
+def test_forms_are_offered_exactly_the_providers_of_the_consumer() -> None:
     assert sorted(AVAILABLE) == sorted(Providers(ProviderSettings())._providers)
 
 
@@ -275,12 +275,12 @@ def made_elsewhere(
 
 
 class TestBuildTokens:
-    def test_one_that_was_made_elsewhere_is_valid(self) -> None:
+    def test_a_token_made_by_binderhub_is_valid(self) -> None:
         BuildTokens(HubSettings.model_validate({"build_token_secret": SECRET}).build_token_secret).check(
             made_elsewhere(), "gh", SPEC, HERE
         )
 
-    def test_one_that_was_made_here_is_read_elsewhere(self) -> None:
+    def test_a_token_made_here_can_be_decoded_by_binderhub(self) -> None:
         token = mint(SECRET, "gh", SPEC, origin=HERE)
         read = jwt.decode(token, key=bytes.fromhex(SECRET), audience=f"gh/{SPEC}", algorithms=["HS256"])
         assert (read["aud"], read["origin"]) == (f"gh/{SPEC}", HERE)
@@ -302,16 +302,16 @@ class TestBuildTokens:
             {"leave_out": "origin"},
         ],
     )
-    def test_any_other_is_not(self, wrong: dict[str, Any]) -> None:
+    def test_a_token_with_wrong_claims_is_invalid(self, wrong: dict[str, Any]) -> None:
         with pytest.raises(InvalidBuildToken):
             _tokens().check(made_elsewhere(**wrong), "gh", SPEC, HERE)
 
     @pytest.mark.parametrize("token", ["", "x", "a.b.c", "é.é.é", "\0", "..."])
-    def test_what_is_no_token_is_not_either(self, token: str) -> None:
+    def test_a_malformed_token_is_invalid(self, token: str) -> None:
         with pytest.raises(InvalidBuildToken):
             _tokens().check(token, "gh", SPEC, HERE)
 
-    def test_an_escaped_spec_stays_escaped(self) -> None:
+    def test_escapes_in_the_spec_of_a_token_are_kept(self) -> None:
         spec = "https%3A%2F%2Fgit.example.org%2Fx/main"
         _tokens().check(mint(SECRET, "git", spec, origin=HERE), "git", spec, HERE)
         with pytest.raises(InvalidBuildToken):
@@ -319,12 +319,12 @@ class TestBuildTokens:
                 mint(SECRET, "git", spec, origin=HERE), "git", "https://git.example.org/x/main", HERE
             )
 
-    def test_without_a_secret_none_is_valid(self) -> None:
+    def test_without_a_secret_no_token_is_valid(self) -> None:
         with pytest.raises(InvalidBuildToken):
             BuildTokens(None).check(made_elsewhere(), "gh", SPEC, HERE)
 
     @pytest.mark.parametrize("secret", ["", "hello", "5e" * 31, "xy" * 32])
-    def test_a_secret_that_is_none_is_a_wrong_setting_and_is_not_shown(self, secret: str) -> None:
+    def test_an_invalid_secret_is_a_configuration_error_that_does_not_show_it(self, secret: str) -> None:
         settings = HubSettings.model_validate({"build_token_secret": secret})
         with pytest.raises(ConfigurationError, match="BUILD_TOKEN_SECRET") as caught:
             BuildTokens(settings.build_token_secret)
@@ -340,10 +340,12 @@ class TestBuildTokens:
             ({}, ""),
         ],
     )
-    def test_the_origin_is_the_pages_or_else_the_host(self, headers: dict[str, str], origin: str) -> None:
+    def test_the_origin_is_that_of_the_page_or_else_the_host(
+        self, headers: dict[str, str], origin: str
+    ) -> None:
         assert origin_of(headers) == origin
 
-    def test_no_origin_is_nobodys(self) -> None:
+    def test_a_token_without_an_origin_is_invalid(self) -> None:
         with pytest.raises(InvalidBuildToken):
             _tokens().check(made_elsewhere(origin=""), "gh", SPEC, "")
 
@@ -353,7 +355,7 @@ def _tokens() -> BuildTokens:
 
 
 class Line:
-    """A queue of RabbitMQ, as far as its length goes."""
+    """A stand-in for RabbitMQ's queue that has a length only."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, length: int = 0) -> None:
         for name in ("FIRST_POLL_SECONDS", "POLL_SECONDS", "RETRY_SECONDS"):
@@ -384,59 +386,59 @@ def line(monkeypatch: pytest.MonkeyPatch) -> Line:
     return Line(monkeypatch)
 
 
-class TestQueue:
+class TestQueuePositions:
     def places(self, *lengths: int) -> list[list[int | None]]:
-        """Return where requests a, b and c are told to stand while the queue has these lengths."""
-        knowing = QueuePositions(None)
+        """Return the positions of requests a, b and c while the queue has these lengths."""
+        positions = QueuePositions(None)
         for at, name in enumerate("abc"):
-            knowing.add(name, float(at))
+            positions.add(name, float(at))
         seen = []
-        with knowing.watch("a") as a, knowing.watch("b") as b, knowing.watch("c") as c:
+        with positions.watch("a") as a, positions.watch("b") as b, positions.watch("c") as c:
             for length in lengths:
-                knowing.update(length)
+                positions.update(length)
                 seen.append([a.ahead, b.ahead, c.ahead])
         return seen
 
-    def test_who_came_later_is_behind(self) -> None:
+    def test_later_requests_are_behind_earlier_ones(self) -> None:
         assert self.places(5, 3, 2, 1, 0) == [[2, 3, 4], [0, 1, 2], [0, 0, 1], [0, 0, 0], [0, 0, 0]]
 
-    def test_it_never_grows(self) -> None:
+    def test_a_position_never_grows(self) -> None:
         assert self.places(4, 9, 4) == [[1, 2, 3], [1, 2, 3], [1, 2, 3]]
 
-    def test_who_was_answered_is_in_nobodys_way_and_hears_no_more(self) -> None:
-        knowing = QueuePositions(None)
-        knowing.add("a", 1.0)
-        knowing.add("b", 2.0)
-        with knowing.watch("a") as a, knowing.watch("b") as b:
-            knowing.update(4)
+    def test_an_answered_request_leaves_the_queue_and_has_no_position(self) -> None:
+        positions = QueuePositions(None)
+        positions.add("a", 1.0)
+        positions.add("b", 2.0)
+        with positions.watch("a") as a, positions.watch("b") as b:
+            positions.update(4)
             a.leave()
-            knowing.update(2)
+            positions.update(2)
             assert (a.ahead, b.ahead) == (None, 1)
 
-    def test_a_request_that_nobody_watches_is_forgotten_when_it_has_left(self) -> None:
-        knowing = QueuePositions(None)
+    def test_a_request_without_a_viewer_is_removed_once_it_has_left_the_queue(self) -> None:
+        positions = QueuePositions(None)
         for at, name in enumerate("abc"):
-            knowing.add(name, float(at))
-        knowing.update(2)
-        assert [knowing.find(name) is not None for name in "abc"] == [False, True, True]
+            positions.add(name, float(at))
+        positions.update(2)
+        assert [positions.find(name) is not None for name in "abc"] == [False, True, True]
 
-    def test_requests_that_are_remembered_have_a_bound(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_number_of_remembered_requests_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(queue_position, "MAX_REQUESTS", 2)
-        knowing = QueuePositions(None)
+        positions = QueuePositions(None)
         for at, name in enumerate("abc"):
-            knowing.add(name, float(at))
-        assert [knowing.find(name) is not None for name in "abc"] == [False, True, True]
+            positions.add(name, float(at))
+        assert [positions.find(name) is not None for name in "abc"] == [False, True, True]
 
-    async def test_each_number_is_taken_once_by_each_viewer(self, line: Line) -> None:
+    async def test_each_viewer_takes_each_number_once(self, line: Line) -> None:
         line.length = 3
-        knowing = QueuePositions(line.looking)
-        knowing.add("a", 1.0)
-        with knowing.watch("a") as early:
+        positions = QueuePositions(line.looking)
+        positions.add("a", 1.0)
+        with positions.watch("a") as early:
             news = early.changed()
             assert news is not None
             await news
             assert (early.take(), early.take()) == (2, None)
-            with knowing.watch("a") as late:
+            with positions.watch("a") as late:
                 news = late.changed()
                 assert news is not None
                 assert news.done()
@@ -448,46 +450,46 @@ class TestQueue:
                 early.leave()
                 assert (early.changed(), late.changed()) == (None, None)
 
-    async def test_rabbitmq_is_asked_once_for_all_and_no_longer_than_somebody_waits(self, line: Line) -> None:
+    async def test_rabbitmq_is_polled_once_for_all_viewers_and_only_while_one_waits(self, line: Line) -> None:
         line.length = 40
-        knowing = QueuePositions(line.looking)
+        positions = QueuePositions(line.looking)
         for number in range(40):
-            knowing.add(str(number), float(number))
-        with knowing.watch("39") as one, knowing.watch("38") as other:
+            positions.add(str(number), float(number))
+        with positions.watch("39") as one, positions.watch("38") as other:
             await eventually(lambda: line.looks >= 3)
             assert (one.ahead, other.ahead, line.open, line.times) == (39, 38, 1, 1)
             one.leave()
             other.leave()
             await eventually(lambda: not line.open)
         looks = line.looks
-        knowing.add("x", 50.0)
-        with knowing.watch("x"):
+        positions.add("x", 50.0)
+        with positions.watch("x"):
             await eventually(lambda: line.looks > looks)
         await eventually(lambda: not line.open)
 
-    async def test_a_request_that_is_not_known_to_wait_is_not_asked_about(self, line: Line) -> None:
-        knowing = QueuePositions(line.looking)
-        with knowing.watch("unknown") as place:
+    async def test_a_request_that_does_not_wait_starts_no_polling(self, line: Line) -> None:
+        positions = QueuePositions(line.looking)
+        with positions.watch("unknown") as place:
             assert (place.ahead, place.changed(), place.take()) == (None, None, None)
             await asyncio.sleep(0.05)
         assert not line.times
 
-    async def test_rabbitmq_being_away_is_got_over(self, line: Line) -> None:
+    async def test_polling_resumes_after_an_outage_of_rabbitmq(self, line: Line) -> None:
         line.length, line.problem = 2, BrokerUnavailable("away")
-        knowing = QueuePositions(line.looking)
-        knowing.add("a", 1.0)
-        with knowing.watch("a") as place:
+        positions = QueuePositions(line.looking)
+        positions.add("a", 1.0)
+        with positions.watch("a") as place:
             await eventually(lambda: line.times >= 2)
             assert place.ahead is None
             line.problem = None
             await eventually(lambda: place.ahead == 1)
 
-    async def test_who_may_not_ask_rabbitmq_asks_once(self, line: Line) -> None:
+    async def test_refused_access_to_the_queue_stops_polling_for_good(self, line: Line) -> None:
         line.problem = AccessRefused("no")
-        knowing = QueuePositions(line.looking)
-        knowing.add("a", 1.0)
+        positions = QueuePositions(line.looking)
+        positions.add("a", 1.0)
         for _ in range(3):
-            with knowing.watch("a"):
+            with positions.watch("a"):
                 await asyncio.sleep(0.05)
         assert line.times == 1
 
@@ -500,8 +502,8 @@ def build_id(name: str) -> str:
     return ids.build_id_of("default", f"r-{name}")
 
 
-class TestTally:
-    """Builds counted for dashboards that know BinderHub."""
+class TestBinderHubMetrics:
+    """Builds are counted in BinderHub's own metrics."""
 
     AT = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
@@ -550,7 +552,7 @@ class TestTally:
     @pytest.mark.parametrize(
         ("kind", "status"), [("completed", "success"), ("failed", "failure"), ("cancelled", "cancelled")]
     )
-    async def test_a_build_counts_once_however_often_and_by_whomever_it_is_heard(
+    async def test_a_build_counts_once_across_redeliveries_and_instances(
         self, store: Store, tmp_path: Path, kind: str, status: str
     ) -> None:
         count = ("binderhub_build_count_total", {"status": status, "provider": "GitHub"})
@@ -567,25 +569,27 @@ class TestTally:
         after = [value(name, **labels) for name, labels in (count, bucket, smaller)]
         assert [a - b for a, b in zip(after, before, strict=True)] == [1, 1, 0]
 
-    async def test_an_end_that_overtakes_the_beginning_counts_with_it(self, store: Store) -> None:
+    async def test_an_end_that_arrives_before_the_acceptance_is_counted(self, store: Store) -> None:
         before = value("binderhub_build_time_seconds_sum", status="success")
         await store.put([self.end("early", seconds=500)])
         await store.put([self.accepted("early")])
         assert value("binderhub_build_time_seconds_sum", status="success") == before + 500
 
-    async def test_an_image_that_existed_is_no_build(self, store: Store) -> None:
+    async def test_a_cached_image_does_not_count_as_a_build(self, store: Store) -> None:
         before = value("binderhub_build_count_total", status="success", provider="GitHub")
         await store.put([self.accepted("two", cached=True)])
         assert await store.running_count() == 0
         await store.put([self.end("two")])
         assert value("binderhub_build_count_total", status="success", provider="GitHub") == before
 
-    async def test_a_provider_that_is_not_known_has_no_label_of_its_own(self, store: Store) -> None:
+    async def test_an_unknown_provider_has_the_label_other(self, store: Store) -> None:
         before = value("binderhub_build_count_total", status="success", provider="other")
         await store.put([self.accepted("three", provider="of-tomorrow"), self.end("three")])
         assert value("binderhub_build_count_total", status="success", provider="other") == before + 1
 
-    async def test_what_an_empty_store_learns_of_the_past_is_no_news(self, store: Store) -> None:
+    async def test_past_builds_that_an_empty_store_catches_up_with_are_not_counted(
+        self, store: Store
+    ) -> None:
         before = value("binderhub_build_count_total", status="success", provider="GitHub")
         store.metrics.begin(since=self.AT + timedelta(hours=1))
         await store.put([self.accepted("old"), self.end("old")])

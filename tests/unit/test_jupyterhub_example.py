@@ -33,7 +33,7 @@ def test_both_examples_offer_the_same_profiles_and_rights() -> None:
     assert roles == one_machine["ROLES"]
 
 
-def test_hub_and_service_on_kubernetes_mean_each_other() -> None:
+def test_hub_and_service_on_kubernetes_refer_to_each_other() -> None:
     [name] = VALUES["hub"]["services"]
     deployment, service = OBJECTS[0], OBJECTS[-1]
     [container] = deployment["spec"]["template"]["spec"]["containers"]

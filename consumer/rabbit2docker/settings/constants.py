@@ -16,7 +16,7 @@ DEFAULT_GITHUB_HOSTNAME: Final = "github.com"
 
 
 class ExecutorKind(StrEnum):
-    """Places in which attempts run."""
+    """The executor: the environment that attempts run in."""
 
     LOCAL = "local"
     KUBERNETES = "kubernetes"

@@ -105,110 +105,109 @@ def _accepted() -> Json:
 
 
 def _paths() -> Json:
+    return {
+        "/api/builds": {"get": _list_builds(), "post": _create_build()},
+        "/api/builds/{id}": {"parameters": [_ID], "get": _get_build(), "delete": _cancel_build()},
+        "/api/builds/{id}/log": {"parameters": [_ID], "get": _get_log()},
+        "/api/builds/{id}/events": {"parameters": [_ID], "get": _stream_events()},
+        "/api/builds/{id}/rebuild": {"parameters": [_ID], "post": _rebuild()},
+    }
+
+
+def _list_builds() -> Json:
+    return {
+        "operationId": "listBuilds",
+        "summary": "List the builds that the user may see, newest first",
+        "parameters": _parameters(ListQuery),
+        "responses": {
+            "200": {"description": "A page of builds.", "content": _json("BuildPage")},
+            **_errors("400", "403", "503"),
+        },
+    }
+
+
+def _create_build() -> Json:
+    return {
+        "operationId": "createBuild",
+        "summary": "Request a build",
+        "requestBody": {"required": True, "content": _json("CreateBuildRequest")},
+        "responses": {"202": _accepted(), **_errors("400", "403", "413", "415", "429", "503")},
+    }
+
+
+def _get_build() -> Json:
+    return {
+        "operationId": "getBuild",
+        "summary": "Get a build",
+        "responses": {
+            "200": {"description": "The build.", "content": _json("Build")},
+            **_errors("403", "404", "503"),
+        },
+    }
+
+
+def _cancel_build() -> Json:
+    cancelling = "The build is being cancelled; the body is its last known state."
+    return {
+        "operationId": "cancelBuild",
+        "summary": "Cancel a build that no one else requested",
+        "responses": {
+            "202": {"description": cancelling, "content": _json("Build")},
+            **_errors("400", "403", "404", "409", "413", "415", "503"),
+        },
+    }
+
+
+def _get_log() -> Json:
     lines = (
         "Lines `first` to `last` as they were written. A line in brackets stands for lines that are missing."
     )
+    content = {"text/plain": {"schema": {"type": "string"}}, **_json("LogAnswer")}
     return {
-        "/api/builds": {
-            "get": {
-                "operationId": "listBuilds",
-                "summary": "List the builds that the user may see, newest first",
-                "parameters": _parameters(ListQuery),
-                "responses": {
-                    "200": {"description": "A page of builds.", "content": _json("BuildPage")},
-                    **_errors("400", "403", "503"),
-                },
-            },
-            "post": {
-                "operationId": "createBuild",
-                "summary": "Request a build",
-                "requestBody": {"required": True, "content": _json("CreateBuildRequest")},
-                "responses": {
-                    "202": _accepted(),
-                    **_errors("400", "403", "413", "415", "429", "503"),
-                },
-            },
+        "operationId": "getLog",
+        "summary": "Get the log written so far",
+        "parameters": _parameters(LogQuery),
+        "responses": {
+            "200": {"description": lines, "content": content},
+            **_errors("400", "403", "404", "503"),
         },
-        "/api/builds/{id}": {
-            "parameters": [_ID],
-            "get": {
-                "operationId": "getBuild",
-                "summary": "Get a build",
-                "responses": {
-                    "200": {"description": "The build.", "content": _json("Build")},
-                    **_errors("403", "404", "503"),
-                },
+    }
+
+
+def _stream_events() -> Json:
+    return {
+        "operationId": "streamBuildEvents",
+        "summary": "Stream the events of a build from its beginning to its end",
+        "description": (
+            "Server-sent events: `event` is the kind, `data` is a `BuildEvent`, `id` is a position. While a request "
+            "waits for a slot, `event: queue` is sent with a `QueuePosition` as data and without an id. The stream "
+            "ends after completed, failed, cancelled or rejected. To resume, reconnect with `Last-Event-ID` set to the "
+            "last `id` received; after the end the response is then 204."
+        ),
+        "parameters": [
+            {
+                "name": "Last-Event-ID",
+                "in": "header",
+                "description": "The last `id` that was received; only later events are sent.",
+                "schema": {"type": "string"},
+            }
+        ],
+        "responses": {
+            "200": {
+                "description": "The events.",
+                "content": {"text/event-stream": {"schema": {"type": "string"}}},
             },
-            "delete": {
-                "operationId": "cancelBuild",
-                "summary": "Cancel a build that no one else requested",
-                "responses": {
-                    "202": {
-                        "description": "The build is being cancelled; the body is its last known state.",
-                        "content": _json("Build"),
-                    },
-                    **_errors("400", "403", "404", "409", "413", "415", "503"),
-                },
-            },
+            "204": {"description": "All events have been received."},
+            **_errors("403", "404", "503"),
         },
-        "/api/builds/{id}/log": {
-            "parameters": [_ID],
-            "get": {
-                "operationId": "getLog",
-                "summary": "Get the log written so far",
-                "parameters": _parameters(LogQuery),
-                "responses": {
-                    "200": {
-                        "description": lines,
-                        "content": {
-                            "text/plain": {"schema": {"type": "string"}},
-                            **_json("LogAnswer"),
-                        },
-                    },
-                    **_errors("400", "403", "404", "503"),
-                },
-            },
-        },
-        "/api/builds/{id}/events": {
-            "parameters": [_ID],
-            "get": {
-                "operationId": "streamBuildEvents",
-                "summary": "Stream the events of a build from its beginning to its end",
-                "description": (
-                    "Server-sent events: `event` is the kind, `data` is a `BuildEvent`, `id` is a position. While a "
-                    "request waits for a slot, `event: queue` is sent with a `QueuePosition` as data and without an "
-                    "id. The stream ends after completed, failed, cancelled or rejected. To resume, reconnect with "
-                    "`Last-Event-ID` set to the last `id` received; after the end the response is then 204."
-                ),
-                "parameters": [
-                    {
-                        "name": "Last-Event-ID",
-                        "in": "header",
-                        "description": "The last `id` that was received; only later events are sent.",
-                        "schema": {"type": "string"},
-                    }
-                ],
-                "responses": {
-                    "200": {
-                        "description": "The events.",
-                        "content": {"text/event-stream": {"schema": {"type": "string"}}},
-                    },
-                    "204": {"description": "All events have been received."},
-                    **_errors("403", "404", "503"),
-                },
-            },
-        },
-        "/api/builds/{id}/rebuild": {
-            "parameters": [_ID],
-            "post": {
-                "operationId": "rebuild",
-                "summary": "Request the same build again, even if its image exists",
-                "responses": {
-                    "202": _accepted(),
-                    **_errors("400", "403", "404", "413", "415", "429", "503"),
-                },
-            },
-        },
+    }
+
+
+def _rebuild() -> Json:
+    return {
+        "operationId": "rebuild",
+        "summary": "Request the same build again, even if its image exists",
+        "responses": {"202": _accepted(), **_errors("400", "403", "404", "413", "415", "429", "503")},
     }
 
 
