@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.broker, pytest.mark.xdist_group("command-line")]
 
 @pytest.fixture(scope="module")
 def consumer(rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consumer]:
-    """One consumer for all: each test asks under an id of its own."""
+    """One consumer for all tests, each of which uses request ids of its own."""
     vhost = rabbitmq.new_vhost()
     amqp = AmqpSettings.model_validate(
         {"url": rabbitmq.url(vhost), "management_url": rabbitmq.management_url}
@@ -122,14 +122,14 @@ class TestBuild:
         assert events[-1]["data"]["digest"].startswith("sha256:")
         assert result.stderr == ""
 
-    def test_without_following_the_ids_are_printed(self, consumer: Consumer) -> None:
+    def test_no_follow_prints_the_ids(self, consumer: Consumer) -> None:
         result = run(consumer, *build_arguments("ids"), "--no-follow", "--json")
         assert result.returncode == 0
         assert json.loads(result.stdout) == {"request_id": "ids", "build_id": build_id_of("default", "ids")}
 
 
 class TestTerminal:
-    def test_a_terminal_shows_the_log_and_the_end(self, consumer: Consumer) -> None:
+    def test_a_terminal_shows_log_phase_and_end(self, consumer: Consumer) -> None:
         code, shown = on_a_terminal(consumer, build_arguments("shown", lines=5, every=0.3))
         assert code == 0
         assert "line 4 of the build" in shown
@@ -137,7 +137,7 @@ class TestTerminal:
         assert "building" in shown
         assert "Traceback" not in shown
 
-    def test_ctrl_c_leaves_the_build_running_and_says_how_to_go_on(self, consumer: Consumer) -> None:
+    def test_ctrl_c_leaves_the_build_running_and_says_how_to_resume(self, consumer: Consumer) -> None:
         code, shown = on_a_terminal(
             consumer, build_arguments("left", lines=200, every=0.05), interrupt_at="line 5 "
         )
@@ -180,19 +180,19 @@ class TestViews:
         if run(consumer, "status", "seen").returncode != 0:
             assert run(consumer, *build_arguments("seen", lines=10)).returncode == 0
 
-    def test_the_list_has_it_with_its_whole_id(self, consumer: Consumer) -> None:
+    def test_list_shows_builds_with_their_whole_ids(self, consumer: Consumer) -> None:
         build_id = build_id_of("default", "seen")
         assert build_id in run(consumer, "list").stdout
         rows = json_lines(run(consumer, "list", "--json", "--state", "completed").stdout)
         assert build_id in [row["id"] for row in rows]
         assert {row["state"] for row in rows} == {"completed"}
 
-    def test_the_status_is_found_by_either_id(self, consumer: Consumer) -> None:
+    def test_status_accepts_build_and_request_ids(self, consumer: Consumer) -> None:
         for id_ in ("seen", build_id_of("default", "seen")):
             found = json.loads(run(consumer, "status", id_, "--json").stdout)
             assert (found["id"], found["state"]) == (build_id_of("default", "seen"), "completed")
 
-    def test_the_log_is_whole_with_times_and_numbers_where_wanted(self, consumer: Consumer) -> None:
+    def test_logs_prints_every_line_with_optional_times_and_numbers(self, consumer: Consumer) -> None:
         lines = [f"line {n} of the build" for n in range(10)]
         plain = run(consumer, "logs", "seen").stdout.splitlines()
         assert [line for line in plain if line.startswith("line ")] == lines
@@ -201,7 +201,7 @@ class TestViews:
         numbered = json_lines(run(consumer, "logs", "seen", "--json").stdout)
         assert [line["n"] for line in numbered] == list(range(len(plain)))
 
-    def test_a_reader_that_stops_early_is_no_error(self, consumer: Consumer) -> None:
+    def test_a_closed_pipe_is_not_an_error(self, consumer: Consumer) -> None:
         result = subprocess.run(
             ["sh", "-c", f"{COMMAND} logs seen | head -1"],
             env=environment(consumer),
@@ -218,13 +218,13 @@ class TestViews:
     def test_an_unknown_id_exits_with_5_and_says_where_to_look(
         self, consumer: Consumer, command: str
     ) -> None:
-        result = run(consumer, command, "nobody-knows")
+        result = run(consumer, command, "no-such-id")
         assert result.returncode == 5
         assert "rabbit2docker list" in result.stderr
 
 
 class TestOperators:
-    def test_dead_letters_are_listed_shown_driven_back_and_thrown_away(self, consumer: Consumer) -> None:
+    def test_dead_letters_are_listed_shown_redriven_and_discarded(self, consumer: Consumer) -> None:
         script = (
             "import os, pika; c = pika.BlockingConnection(pika.URLParameters(os.environ['U'])).channel();"
             "c.basic_publish('builds', 'request.default.interactive', b'no json')"
@@ -246,16 +246,16 @@ class TestOperators:
         assert "no dead letters" in run(consumer, "dead-letters", "list").stdout
         assert run(consumer, "dead-letters", "show", "nothing").returncode == 5
 
-    def test_the_topology_is_checked_and_exported(self, consumer: Consumer) -> None:
+    def test_topology_is_declared_checked_and_exported(self, consumer: Consumer) -> None:
         assert run(consumer, "topology", "declare").returncode == 0
         assert run(consumer, "topology", "check").returncode == 0
-        missing = run(consumer, "topology", "check", "--tenant", "nobody")
+        missing = run(consumer, "topology", "check", "--tenant", "other")
         assert missing.returncode == 1
-        assert "builds.results.log.nobody is missing" in missing.stdout
+        assert "builds.results.log.other is missing" in missing.stdout
         definitions = json.loads(run(None, "topology", "export").stdout)
         assert "builds.requests" in {queue["name"] for queue in definitions["queues"]}
 
-    def test_the_settings_are_listed_without_secrets(self, consumer: Consumer) -> None:
+    def test_settings_lists_values_without_secrets(self, consumer: Consumer) -> None:
         shown = run(consumer, "settings").stdout
         assert "RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS" in shown
         assert "guest" not in shown
