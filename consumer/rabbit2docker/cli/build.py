@@ -1,7 +1,5 @@
 """The command `build`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -76,11 +74,10 @@ def build(
 
     Examples:
 
-    `rabbit2docker build https://github.com/binder-examples/requirements`
-
-    `rabbit2docker build https://git.example.org/ada/thesis --ref v1.0 --force`
-
-    `rabbit2docker build gh binder-examples/requirements/HEAD --no-follow --json`
+    \b
+        rabbit2docker build https://github.com/binder-examples/requirements
+        rabbit2docker build https://git.example.org/ada/thesis --ref v1.0 --force
+        rabbit2docker build gh binder-examples/requirements/HEAD --no-follow --json
     """
     provider, spec = _target(target, spec, ref)
     request = _request(
@@ -137,7 +134,7 @@ def login_name() -> str:
     return getpass.getuser()
 
 
-def _request(**fields: object) -> BuildRequest:
+def _request(**fields: object) -> "BuildRequest":
     from pydantic import ValidationError
 
     from rabbit2docker_schemas.requests import BuildRequest
@@ -150,12 +147,12 @@ def _request(**fields: object) -> BuildRequest:
         fail(describe(error, BuildRequest.model_fields), Exit.USAGE)
 
 
-def _submit(request: BuildRequest, *, is_bulk: bool, follow: bool, as_json: bool, wait: float) -> Exit:
+def _submit(request: "BuildRequest", *, is_bulk: bool, follow: bool, as_json: bool, wait: float) -> Exit:
     from rabbit2docker.cli import following
     from rabbit2docker.cli.session import run_with_events
     from rabbit2docker_schemas.routing import Priority
 
-    async def submit(events: BuildEvents) -> Exit:
+    async def submit(events: "BuildEvents") -> Exit:
         request_id = await events.submit(request, Priority.BULK if is_bulk else Priority.INTERACTIVE)
         if not follow:
             _print_ids(request_id, as_json=as_json)

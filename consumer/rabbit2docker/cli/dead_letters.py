@@ -1,7 +1,5 @@
 """The commands `dead-letters list`, `show`, `redrive` and `discard`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="List, show, publish again or delete messages that could not be carried out. They are kept for two weeks.",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
 )
 T = TypeVar("T")
 
@@ -28,7 +26,7 @@ Ids = Annotated[
 All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 
 
-def _run(work: Callable[[DeadLetters], Awaitable[T]]) -> T:
+def _run(work: "Callable[[DeadLetters], Awaitable[T]]") -> T:
     from rabbit2docker.amqp.dead_letters import dead_letters
     from rabbit2docker.cli.session import run
     from rabbit2docker.settings import load_settings
@@ -40,11 +38,11 @@ def _run(work: Callable[[DeadLetters], Awaitable[T]]) -> T:
     return run(connect_and_work)
 
 
-def _all_letters() -> list[DeadLetter]:
+def _all_letters() -> "list[DeadLetter]":
     return _run(lambda letters: letters.listed())
 
 
-def _as_dict(letter: DeadLetter) -> dict[str, Any]:
+def _as_dict(letter: "DeadLetter") -> dict[str, Any]:
     return {
         "id": letter.id,
         "reason": letter.reason,
@@ -69,7 +67,7 @@ def list_(as_json: AsJson = False) -> None:
         typer.echo("There are no dead letters.")
 
 
-def _print_table(letters: list[DeadLetter]) -> None:
+def _print_table(letters: "list[DeadLetter]") -> None:
     from rich.table import Table
 
     from rabbit2docker.cli.console import out
@@ -101,13 +99,13 @@ def show(
             typer.echo(f"{name}: {value}")
 
 
-def _selection(ids: list[str] | None, is_all: bool) -> Callable[[DeadLetter], bool]:
+def _selection(ids: list[str] | None, is_all: bool) -> "Callable[[DeadLetter], bool]":
     if bool(ids) == is_all:
         fail("Give the ids of dead letters, or --all.", Exit.USAGE)
     return lambda letter: is_all or letter.id.startswith(tuple(ids or ()))
 
 
-def _report(letters: list[DeadLetter], what: str) -> None:
+def _report(letters: "list[DeadLetter]", what: str) -> None:
     for letter in letters:
         typer.echo(f"{letter.id} {what}")
     if not letters:

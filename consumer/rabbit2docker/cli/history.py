@@ -1,8 +1,5 @@
 """The commands `list`, `status`, `logs` and `cancel`."""
 
-from __future__ import annotations
-
-import asyncio
 import json
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Final
@@ -44,7 +41,7 @@ def list_(
 
     beginning = datetime.now(UTC) - parse_duration_option(since, "--since")
 
-    async def read(history: History) -> list[BuildRow]:
+    async def read(history: "History") -> "list[BuildRow]":
         return rows([event async for event in history.since(beginning)])
 
     with err().status("Reading events …") if err().is_terminal else nullcontext():
@@ -54,7 +51,7 @@ def list_(
     _print_rows(found[-limit:], as_json=as_json)
 
 
-def _print_rows(found: list[BuildRow], *, as_json: bool) -> None:
+def _print_rows(found: "list[BuildRow]", *, as_json: bool) -> None:
     if as_json:
         for row in found:
             typer.echo(json.dumps(row.as_dict(), ensure_ascii=False))
@@ -84,7 +81,7 @@ def status(id_: Id, as_json: AsJson = False, wait: WaitSeconds = 10.0) -> None:
     raise typer.Exit((exit_code(row.end) if row.end else None) or Exit.COMPLETED)
 
 
-def _print_status(row: BuildRow) -> None:
+def _print_status(row: "BuildRow") -> None:
     from rabbit2docker.cli.rendering import summary
 
     for key, value in row.as_dict().items():
@@ -107,11 +104,11 @@ def logs(
     from rabbit2docker.cli import following
     from rabbit2docker.cli.session import run_with_events, run_with_history
 
-    async def follow_all(events: BuildEvents) -> Exit:
+    async def follow_all(events: "BuildEvents") -> Exit:
         await following.past_events(events.history, id_)
         return await following.follow(events.of(id_), id_, as_json=as_json)
 
-    async def print_all(history: History) -> Exit:
+    async def print_all(history: "History") -> Exit:
         for event in await following.past_events(history, id_):
             _print_lines(event, timestamps=timestamps, as_json=as_json)
         return Exit.COMPLETED
@@ -121,7 +118,7 @@ def logs(
     raise typer.Exit(run_with_history(print_all, wait))
 
 
-def _print_lines(event: Event, *, timestamps: bool, as_json: bool) -> None:
+def _print_lines(event: "Event", *, timestamps: bool, as_json: bool) -> None:
     from rabbit2docker_schemas.events import Log
 
     if not isinstance(event.data, Log):
@@ -153,14 +150,16 @@ def cancel(
 
     by = requester or login_name()
 
-    async def send(events: BuildEvents) -> Exit:
+    async def send(events: "BuildEvents") -> Exit:
         await events.cancel(id_, by=by)
         return await _confirm_end(events, id_) if follow else Exit.COMPLETED
 
     raise typer.Exit(run_with_events(send, wait))
 
 
-async def _confirm_end(events: BuildEvents, id_: str) -> Exit:
+async def _confirm_end(events: "BuildEvents", id_: str) -> Exit:
+    import asyncio
+
     from rabbit2docker.cli.rendering import exit_code, summary
 
     try:

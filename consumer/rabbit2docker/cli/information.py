@@ -1,7 +1,5 @@
 """The commands `name`, `schema` and `settings`, which need no connection."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator
@@ -62,14 +60,12 @@ def name(
 
     Example: `rabbit2docker name gh binder-examples/requirements/HEAD --ref COMMIT`
     """
-    from rabbit2docker.consumer.images.names import build_name, image_name, options_digest
-    from rabbit2docker.consumer.providers.catalog import Providers
-    from rabbit2docker.settings import ProviderSettings
-
     with errors_explained():
+        from rabbit2docker.consumer.images.names import build_name, image_name, options_digest
+        from rabbit2docker.consumer.providers.specs import pin
+
         settings = _naming_settings()
-        providers = Providers(ProviderSettings(github_hostname=settings.github_hostname))
-        repository = providers.get(provider).pin(spec, ref)
+        repository = pin(provider, spec, ref, github_hostname=settings.github_hostname)
         options = options_digest(
             subdir=subdir,
             build_args=parse_pairs(build_arg, "--build-arg"),
@@ -128,7 +124,7 @@ def settings(as_json: AsJson = False) -> None:
         _print_settings(found)
 
 
-def _leaves(values: BaseModel, path: str = "") -> Iterator[tuple[str, Any, str]]:
+def _leaves(values: "BaseModel", path: str = "") -> Iterator[tuple[str, Any, str]]:
     """Yield variable, value and description of each setting below `values`."""
     from pydantic import BaseModel
 

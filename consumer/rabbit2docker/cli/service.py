@@ -1,6 +1,5 @@
 """The commands `run` and `hub`: the two services."""
 
-import asyncio
 from typing import Annotated, Any
 
 import typer
@@ -28,12 +27,15 @@ def run(
     It waits for RabbitMQ, the container engine and the registry if they are away. Builds continue when the consumer
     stops or is killed; the next start adopts them. RABBIT2DOCKER_HTTP__BIND serves health, readiness and metrics.
     """
+    import asyncio
+
     from rabbit2docker import logs
-    from rabbit2docker.consumer.service import run as run_service
     from rabbit2docker.settings import load_settings
 
     given: dict[str, Any] = {} if executor is None else {"executor": executor}
     with errors_explained():
+        from rabbit2docker.consumer.service import run as run_service
+
         settings = load_settings(**given)
         if declare is not None:
             amqp = settings.amqp.model_copy(update={"declare": declare})
@@ -59,6 +61,8 @@ def hub(
     As a service of a JupyterHub it needs only the address of RabbitMQ. It builds nothing itself: `rabbit2docker run`
     does. Builds continue while it is stopped, and clients that reconnect resume where they were.
     """
+    import asyncio
+
     from rabbit2docker import logs
     from rabbit2docker.errors import ConfigurationError
     from rabbit2docker.settings import load_settings

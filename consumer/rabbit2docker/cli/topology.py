@@ -1,7 +1,5 @@
 """The commands `topology declare`, `check` and `export`."""
 
-from __future__ import annotations
-
 import json
 import os
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Declare, check or export exchanges, queues, streams and policies of RabbitMQ.",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
 )
 
 Tenants = Annotated[
@@ -26,7 +24,7 @@ Tenants = Annotated[
 ]
 
 
-def _settings(tenants: list[str] | None) -> Settings:
+def _settings(tenants: list[str] | None) -> "Settings":
     from rabbit2docker.settings import load_settings
 
     settings = load_settings()

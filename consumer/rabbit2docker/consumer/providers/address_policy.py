@@ -11,22 +11,15 @@ import unicodedata
 import urllib.request
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
+from rabbit2docker.consumer.providers.git_urls import DEFAULT_PORTS, refused, shown, split_url
 from rabbit2docker.errors import ProviderUnavailable, RequestRejected
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.reasons import RejectReason
 
-DEFAULT_PORTS: Final = {"https": 443, "http": 80, "git": 9418}
-"""The schemes that a request may use, with their default ports."""
-
 Address = IPv4Address | IPv6Address
 
-# Programs disagree about blanks, control characters and backslashes: one checks the URL, another connects.
-_STRANGE = re.compile(r"[\x00-\x20\x7f-\xa0\\\u2028\u2029]")
-# Clients normalize `/allowed/../other`, but patterns for specs are matched with the long form.
-_DOT_SEGMENT = re.compile(r"/(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 _INSIDE_SUFFIXES = (
     ".localhost", ".local", ".localdomain", ".internal", ".intranet", ".lan", ".home.arpa", ".svc", ".cluster.local",
@@ -60,7 +53,7 @@ class AddressPolicy:
         """Check the URL as written, without a DNS lookup. Raises RequestRejected(REFUSED_URL)."""
         parts = split_url(url)
         if parts.scheme not in DEFAULT_PORTS:
-            raise _refused(
+            raise refused(
                 f"{shown(url)} begins with `{parts.scheme}:`, which requests may not use. "
                 "Use the https:// address of a repository that can be read without a key."
             )
@@ -80,7 +73,7 @@ class AddressPolicy:
             return []
         addresses = await self._look_up(target)
         if forbidden := [address for address in addresses if not is_public(address)]:
-            raise _refused(
+            raise refused(
                 f"{target.host} is at {forbidden[0]}, an address inside this network, which requests may not "
                 "use. Use a repository with a public address, or ask the operator to allow private addresses."
             )
@@ -94,7 +87,7 @@ class AddressPolicy:
             else "." not in host or host.endswith(_INSIDE_SUFFIXES) or ".svc." in host
         )
         if is_inside:
-            raise _refused(
+            raise refused(
                 f"{shown(url)} names {host}, which is this machine or inside this network and not allowed in requests. "
                 "Use a repository with a public address, or ask the operator to allow private addresses."
             )
@@ -119,38 +112,6 @@ class AddressPolicy:
             raise ProviderUnavailable(f"DNS cannot resolve {target.host} at the moment.") from error
         # A link-local address carries its interface: `fe80::1%eth0`.
         return list(dict.fromkeys(ip_address(str(entry[4][0]).partition("%")[0]) for entry in found))
-
-
-def split_url(url: str) -> SplitResult:
-    """Parse a URL. Raises RequestRejected(REFUSED_URL) when it is malformed or carries credentials."""
-    if url.startswith("-"):
-        raise _refused(f"{url[:80]!r} looks like an option for git, not an address.")
-    if _STRANGE.search(url):
-        raise _refused("The address contains blanks, control characters or backslashes. Remove them.")
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError as error:
-        raise _refused(f"The address cannot be read: {error}.") from error
-    if not parts.scheme or not url.lower().startswith(f"{parts.scheme}://"):
-        raise _refused(
-            f"{shown(url)} is not the address of a repository: it must begin with https:// and cannot be a file."
-        )
-    if _DOT_SEGMENT.search(parts.path):
-        raise _refused(f"{shown(url)} contains `.` or `..` between slashes. Remove them.")
-    user, at, _host = parts.netloc.rpartition("@")
-    is_login_name = parts.scheme == "ssh" and re.fullmatch(r"\w[\w-]*", user, re.ASCII) is not None
-    if at and not is_login_name:
-        raise _refused(
-            f"{shown(url)} contains a user name or a password. Remove them: requests are logged, "
-            "and the operator configures credentials for private repositories."
-        )
-    return parts
-
-
-def shown(url: str) -> str:
-    """Return the URL for messages: shortened, and without user or password."""
-    return re.sub(r"//[^/?#]*@", "//", url)[:200]
 
 
 def literal_address(host: str) -> Address | None:
@@ -198,14 +159,10 @@ def _plain_host(parts: SplitResult, url: str) -> str:
 
 
 def _no_host(url: str) -> str:
-    raise _refused(f"{shown(url)} contains no valid host.")
+    raise refused(f"{shown(url)} contains no valid host.")
 
 
 def _goes_through_proxy(target: Target) -> bool:
     proxies = urllib.request.getproxies_environment()
     proxy = proxies.get(target.scheme) or proxies.get("all")
     return target.scheme != "git" and bool(proxy) and not urllib.request.proxy_bypass(target.host)
-
-
-def _refused(message: str) -> RequestRejected:
-    return RequestRejected(RejectReason.REFUSED_URL, message)

@@ -10,9 +10,9 @@ import aiohttp
 from rabbit2docker.consumer.providers.base import Provider
 from rabbit2docker.consumer.providers.gh import GitHubProvider
 from rabbit2docker.consumer.providers.git import GitProvider
+from rabbit2docker.consumer.providers.specs import unknown_provider
 from rabbit2docker.errors import ConfigurationError, RequestRejected
 from rabbit2docker.settings import ProviderSettings
-from rabbit2docker_schemas.providers import PROVIDERS, in_words
 from rabbit2docker_schemas.reasons import RejectReason
 
 _PROVIDERS: Final = (GitHubProvider, GitProvider)
@@ -37,13 +37,7 @@ class Providers:
         """Return the provider. Raises RequestRejected(UNKNOWN_PROVIDER), which lists the existing ones."""
         if provider := self._providers.get(prefix):
             return provider
-        existing = in_words(sorted(self._providers))
-        what = (
-            f"The provider {prefix!r} is not available in this version"
-            if prefix in PROVIDERS
-            else f"There is no provider {prefix!r}"
-        )
-        raise RequestRejected(RejectReason.UNKNOWN_PROVIDER, f"{what}. There are {existing}.")
+        raise unknown_provider(prefix)
 
     def check_allowed(self, prefix: str, spec: str) -> None:
         """Raise RequestRejected(NOT_ALLOWED) when a banned pattern matches, or allowed ones exist and none does.

@@ -1,12 +1,11 @@
 """Repositories on GitHub or a GitHub Enterprise server. Spec: `<owner>/<repository>/<ref>`."""
 
 import json
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import aiohttp
 from cachetools import LRUCache
@@ -21,6 +20,7 @@ from rabbit2docker.consumer.providers.refs import (
     is_object_id,
     is_short_commit,
 )
+from rabbit2docker.consumer.providers.specs import GitHubSpec, pin_github
 from rabbit2docker.errors import ProviderUnavailable, RequestRejected
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.providers import PROVIDERS
@@ -30,23 +30,11 @@ MAX_CACHED_RESPONSES: Final = 4096
 MAX_TAG_DEPTH: Final = 5
 MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
 
-_NAME = re.compile(r"(?!\.\.?$)[A-Za-z0-9_.-]+")
 _OLD_DEFAULTS = {"main", "master"}
 _DESCRIPTOR = PROVIDERS["gh"]
 _JSON = "application/vnd.github+json"
 _ID_ONLY = "application/vnd.github.sha"
 _API_VERSION = "2022-11-28"
-
-
-@dataclass(frozen=True, slots=True)
-class _Spec:
-    owner: str
-    name: str
-    ref: str
-
-    @property
-    def path(self) -> str:
-        return f"{self.owner}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +79,12 @@ class GitHubProvider:
 
     def check(self, spec: str) -> None:
         """Raise RequestRejected(INVALID_SPEC) when the spec cannot be read."""
-        check_ref(_parse(spec).ref)
+        check_ref(GitHubSpec.parse(spec).ref)
 
     async def resolve(self, spec: str) -> Repository:
         """Return the repository at the commit that a branch, tag, pull request or (short) commit id names now."""
         self.check(spec)
-        parsed = _parse(spec)
+        parsed = GitHubSpec.parse(spec)
         found = await self._find(parsed, parsed.ref)
         if found is None and parsed.ref in _OLD_DEFAULTS:
             # Links from before the default branch was renamed keep working, as in BinderHub.
@@ -111,18 +99,9 @@ class GitHubProvider:
 
     def pin(self, spec: str, ref: str) -> Repository:
         """Return the repository at `ref`."""
-        parsed = _parse(spec)
-        return Repository(
-            provider=self.prefix,
-            spec=spec,
-            repo_url=f"https://{self._host}/{parsed.path}",
-            resolved_ref=ref,
-            build_slug=f"{parsed.owner}-{parsed.name}",
-            content_provider="Git",
-            display_name=parsed.path,
-        )
+        return pin_github(spec, ref, self._host)
 
-    async def _find(self, parsed: _Spec, ref: str) -> str | None:
+    async def _find(self, parsed: GitHubSpec, ref: str) -> str | None:
         if ref == HEAD:
             return await self._commit_of(parsed, HEAD)
         if is_full_commit(ref):
@@ -140,7 +119,7 @@ class GitHubProvider:
             return found if found and found.startswith(ref.lower()) else None
         return None
 
-    async def _ref(self, parsed: _Spec, name: str) -> str | None:
+    async def _ref(self, parsed: GitHubSpec, name: str) -> str | None:
         """Return the commit of the ref with exactly this full name."""
         # The API lists refs with this prefix, sorted, so the exact one is on the first page. An empty list means that
         # there is no such ref; 404 means that there is no such repository.
@@ -154,7 +133,7 @@ class GitHubProvider:
         target = next((item.get("object") for item in items if item.get("ref") == name), None)
         return await self._peeled(parsed, target) if target else None
 
-    async def _peeled(self, parsed: _Spec, target: Any) -> str:
+    async def _peeled(self, parsed: GitHubSpec, target: Any) -> str:
         """Return the commit that a (possibly annotated) tag points to."""
         for _ in range(MAX_TAG_DEPTH):
             kind, value = (
@@ -173,7 +152,7 @@ class GitHubProvider:
             target = tag.get("object") if isinstance(tag, dict) else None
         raise ProviderUnavailable(f"{self._host} returned no commit for {parsed.path}/{parsed.ref}.")
 
-    async def _commit_of(self, parsed: _Spec, ref: str) -> str | None:
+    async def _commit_of(self, parsed: GitHubSpec, ref: str) -> str | None:
         answer = await self._get(parsed, f"commits/{ref}", (200, 404, 409, 422), accept=_ID_ONLY)
         if answer.status != 200:
             await self._require_repository(parsed)
@@ -183,7 +162,7 @@ class GitHubProvider:
             raise ProviderUnavailable(f"{self._host} returned no commit for {parsed.path}/{ref}.")
         return found
 
-    async def _require_repository(self, parsed: _Spec) -> None:
+    async def _require_repository(self, parsed: GitHubSpec) -> None:
         """Return if the repository exists, so that only the ref is missing; raise RequestRejected otherwise."""
         answer = await self._get(parsed, "", (200, 404))
         if answer.status == 404:
@@ -194,7 +173,7 @@ class GitHubProvider:
             )
 
     async def _get(
-        self, parsed: _Spec, rest: str, expected: tuple[int, ...], *, accept: str = _JSON
+        self, parsed: GitHubSpec, rest: str, expected: tuple[int, ...], *, accept: str = _JSON
     ) -> _Response:
         """Request `rest` below the repository's API URL; statuses other than the expected become errors."""
         url = f"{self._api}/repos/{parsed.path}/{rest}".rstrip("/")
@@ -233,7 +212,7 @@ class GitHubProvider:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ProviderUnavailable(f"{self._host} cannot be reached: {error}. Waiting for it.") from error
 
-    def _translated(self, parsed: _Spec, answer: _Response) -> RequestRejected | ProviderUnavailable:
+    def _translated(self, parsed: GitHubSpec, answer: _Response) -> RequestRejected | ProviderUnavailable:
         status, detail = answer.status, answer.message
         if (wait := _rate_limited(answer)) is not None:
             advice = (
@@ -260,24 +239,6 @@ class GitHubProvider:
             f"{self._host} answered with status {status}{f' ({detail})' if detail else ''}: waiting for it.",
             retry_after=_seconds(answer.headers.get("Retry-After")),
         )
-
-
-def _parse(spec: str) -> _Spec:
-    parts = spec.rstrip("/").split("/", 2)
-    if len(parts) != 3:
-        hint = f' Did you mean "{"/".join(parts)}/HEAD"?' if len(parts) == 2 else ""
-        raise RequestRejected(
-            RejectReason.INVALID_SPEC,
-            f'The spec must have the form "owner/repository/ref", not {spec!r}.{hint}',
-        )
-    owner, name = parts[0], parts[1].removesuffix(".git")
-    if wrong := [part for part in (owner, name) if not _NAME.fullmatch(part)]:
-        raise RequestRejected(
-            RejectReason.INVALID_SPEC,
-            f"{wrong[0]!r} cannot be an owner or a repository on GitHub: only letters, digits, dots, hyphens and "
-            "underscores are allowed.",
-        )
-    return _Spec(owner, name, unquote(parts[2]))
 
 
 def _rate_limited(answer: _Response) -> float | None:

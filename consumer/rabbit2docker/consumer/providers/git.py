@@ -5,21 +5,15 @@ import os
 import re
 import signal
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final
-from urllib.parse import unquote, urljoin
+from urllib.parse import urljoin
 
 import aiohttp
 from yarl import URL
 
-from rabbit2docker.consumer.providers.address_policy import (
-    DEFAULT_PORTS,
-    AddressPolicy,
-    literal_address,
-    shown,
-    split_url,
-)
+from rabbit2docker.consumer.providers.address_policy import AddressPolicy, literal_address
 from rabbit2docker.consumer.providers.base import Repository
+from rabbit2docker.consumer.providers.git_urls import DEFAULT_PORTS, shown
 from rabbit2docker.consumer.providers.refs import (
     HEAD,
     PEELED,
@@ -28,6 +22,7 @@ from rabbit2docker.consumer.providers.refs import (
     is_full_commit,
     is_object_id,
 )
+from rabbit2docker.consumer.providers.specs import GitSpec, pin_git
 from rabbit2docker.errors import ProviderUnavailable, RequestRejected
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.providers import PROVIDERS
@@ -37,8 +32,6 @@ MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 MAX_REDIRECTS: Final = 3
 
 _SERVICE = "/info/refs?service=git-upload-pack"
-_NAMED_SCHEMES = {*DEFAULT_PORTS, "ssh"}
-_SCP_LIKE = re.compile(r"([\w\-]+@[\w\-.]+):(.+)")
 _REDIRECTED = re.compile(r"returned error: 30[12378]\b")
 _PASSED_ON = re.compile(
     r"PATH|SSL_CERT_(FILE|DIR)|GIT_SSL_CAINFO|GIT_SSL_CAPATH|(HTTPS?|ALL|NO)_PROXY", re.IGNORECASE
@@ -67,12 +60,6 @@ _ERROR_PATTERNS: Final[tuple[tuple[re.Pattern[str], RejectReason], ...]] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Spec:
-    url: str
-    ref: str
-
-
 class GitProvider:
     """Resolves specs with `git ls-remote`."""
 
@@ -86,14 +73,14 @@ class GitProvider:
 
     def check(self, spec: str) -> None:
         """Raise RequestRejected when the spec cannot be read or names a refused address."""
-        parsed = _parse(spec)
+        parsed = GitSpec.parse(spec)
         self._policy.check(parsed.url)
         check_ref(parsed.ref)
 
     async def resolve(self, spec: str) -> Repository:
         """Return the repository at the commit. A full commit id is not verified: only a fetch shows whether it exists."""
         self.check(spec)
-        parsed = _parse(spec)
+        parsed = GitSpec.parse(spec)
         addresses = await self._policy.resolve(parsed.url)
         if is_full_commit(parsed.ref):
             return self.pin(spec, parsed.ref.lower())
@@ -101,18 +88,9 @@ class GitProvider:
 
     def pin(self, spec: str, ref: str) -> Repository:
         """Return the repository at `ref`; the build slug is the whole URL, as in BinderHub."""
-        url = _parse(spec).url
-        return Repository(
-            provider=self.prefix,
-            spec=spec,
-            repo_url=url,
-            resolved_ref=ref,
-            build_slug=url,
-            content_provider="Git",
-            display_name=url.partition("://")[2].rstrip("/").removesuffix(".git"),
-        )
+        return pin_git(spec, ref)
 
-    async def _look_up(self, parsed: _Spec, addresses: list[str]) -> str:
+    async def _look_up(self, parsed: GitSpec, addresses: list[str]) -> str:
         names = full_names(parsed.ref)
         refs = await self._list_refs(parsed.url, [*names, *(name + PEELED for name in names)], addresses)
         for name in names:
@@ -258,26 +236,6 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _parse(spec: str) -> _Spec:
-    escaped_url, slash, escaped_ref = spec.rstrip("/").partition("/")
-    if not slash or not escaped_url or not escaped_ref:
-        raise RequestRejected(
-            RejectReason.INVALID_SPEC,
-            f'{spec!r} does not have the form "<url-escaped address>/<ref>", such as '
-            "https%3A%2F%2Fexample.org%2Frepository.git/HEAD.",
-        )
-    url = unquote(escaped_url)
-    if scp_like := _SCP_LIKE.match(url):
-        url = f"ssh://{scp_like[1]}/{scp_like[2]}"
-    scheme = split_url(url).scheme
-    if scheme not in _NAMED_SCHEMES:
-        raise RequestRejected(
-            RejectReason.REFUSED_URL,
-            f"{shown(url)} begins with `{scheme}:`, which requests may not use. Use an https:// address.",
-        )
-    return _Spec(url, unquote(escaped_ref))
-
-
 def _read_refs(output: str) -> dict[str, str]:
     refs = {}
     for line in output.splitlines():
@@ -287,7 +245,7 @@ def _read_refs(output: str) -> dict[str, str]:
     return refs
 
 
-def _no_such_ref(parsed: _Spec) -> str:
+def _no_such_ref(parsed: GitSpec) -> str:
     if parsed.ref == HEAD:
         return f"{shown(parsed.url)} has no default branch: it may be empty. Use a branch, tag or commit."
     hint = (
