@@ -1,30 +1,30 @@
-# The consumer, for Kubernetes:  docker build --tag registry.example.org/rabbit2docker:0.1.0 .
+# The image of rabbit2docker:  docker build --tag registry.example.org/rabbit2docker:0.1.0 .
 #
-# Where pip cannot simply ask PyPI:
+# Without direct access to PyPI:
 #   --secret id=pip.conf,src=FILE    a pip.conf with another index; it may hold a password
 #   --secret id=ca.crt,src=FILE      a certificate authority
-#   --build-context wheels=DIR       a directory of wheels, then nothing is asked for at all (`pip download` fills it)
-# Where apt cannot reach Debian, BASE_IMAGE is one that has git, ca-certificates and python3 with venv.
+#   --build-context wheels=DIR       a directory of wheels (from `pip download`), used instead of any index
+# Without access to Debian, BASE_IMAGE names an image that has git, ca-certificates and python3 with venv.
 ARG BASE_IMAGE=python:3.13-slim-bookworm
 
-# Takes the place of a build context that is not given.
+# Default for the optional build context of the same name.
 FROM scratch AS wheels
 
 FROM ${BASE_IMAGE} AS base
-# The provider `git` resolves refs with it.
+# The provider `git` resolves refs with git.
 RUN command -v git > /dev/null && [ -d /etc/ssl/certs ] || { \
       apt-get update \
       && apt-get install --yes --no-install-recommends git ca-certificates \
       && rm -rf /var/lib/apt/lists/*; }
 
 FROM base AS install
-# `hub`, or `kubernetes,hub`, for the service for a JupyterHub.
+# Extras of the package. `hub`, or `kubernetes,hub`, for the hub service. Each includes the command line.
 ARG EXTRAS=kubernetes
 WORKDIR /source
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY schemas schemas
 COPY consumer consumer
-# pip works from a place of its own, so that the environment holds what runs and nothing that installs.
+# pip runs from a separate environment, so that the installed one does not contain it.
 RUN --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --mount=type=secret,id=ca.crt,target=/run/secrets/ca.crt \
@@ -42,10 +42,10 @@ LABEL org.opencontainers.image.title="rabbit2docker" \
       org.opencontainers.image.description="Event-driven container image builds for JupyterHubs" \
       org.opencontainers.image.licenses="BSD-3-Clause"
 COPY --from=install /opt/rabbit2docker /opt/rabbit2docker
-# The root file system may be read-only: only /tmp is written to, by git. The number below has no entry in passwd, and
-# whoever asks for a build in this container goes by the name of USER.
+# The root file system may be read-only: only git writes, to /tmp. The user id below has no entry in passwd, so USER names
+# the requester of builds that are requested from within this container.
 ENV PATH=/opt/rabbit2docker/bin:$PATH HOME=/tmp USER=rabbit2docker PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
-# As a number, so that Kubernetes can tell that it is not root.
+# Numeric, so that Kubernetes can verify that it is not root.
 USER 1000:1000
 EXPOSE 8090
 ENTRYPOINT ["rabbit2docker"]

@@ -7,7 +7,7 @@ CHROMIUM := .run/chromium
 # Most tests wait, for processes and services: more of them at a time than there are cores.
 WORKERS ?= 4
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo hub-demo test test-fast test-hub test-cluster cluster-prepare cluster-up cluster-down lint docs docs-reference serve bench bench-cluster clean
+.PHONY: help venv up down status demo hub-demo test test-fast test-hub test-cluster cluster-prepare cluster-up cluster-down lint docs docs-reference docs-screenshots serve bench bench-cluster clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 21
@@ -69,12 +69,13 @@ cluster-up: venv  ## start that cluster and keep it; addresses in .run/cluster/e
 cluster-down:  ## end what `make cluster-up` started
 	@test ! -x $(BIN)/python || $(BIN)/python -m tests.cluster.harness down
 
-lint: venv  ## style, types, import contracts, spelling, documents
+lint: venv  ## style, types, import contracts, words, spelling, generated documents
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/codespell
+	@$(BIN)/python -m deploy.checks.words
 	@$(BIN)/python -m rabbit2docker_schemas.documents --check
 	@$(BIN)/python -m deploy.helm.schema --check
 	@$(BIN)/python -m docs.generate --check
@@ -86,6 +87,9 @@ docs-reference: venv  ## write the reference pages, schemas and chart schema fro
 	@$(BIN)/python -m docs.generate
 	@$(BIN)/python -m rabbit2docker_schemas.documents
 	@$(BIN)/python -m deploy.helm.schema
+
+docs-screenshots: venv $(CHROMIUM)/.complete  ## take the screenshots of the pages anew
+	@$(BIN)/python -m docs.screenshots docs/images
 
 serve: venv  ## run the consumer with the services up, until Ctrl-C
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/rabbit2docker run

@@ -9,7 +9,7 @@ from rabbit2docker.hub.store import database
 from rabbit2docker.settings import AmqpSettings, Settings
 from tests.support import parallel
 from tests.support import rabbitmq as brokers
-from tests.support.containers import begin_run
+from tests.support.containers import begin_run, disconnect
 from tests.support.postgresql import PostgreSQL
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.waiting import PATIENCE
@@ -21,6 +21,7 @@ hypothesis.settings.load_profile("untimed")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Begin a run, unless this is a worker of one."""
+    config.add_cleanup(disconnect)
     if not hasattr(config, "workerinput"):
         config.add_cleanup(begin_run())
 

@@ -1,1 +1,1 @@
-"""Image builds for JupyterHubs: requests arrive in RabbitMQ, results leave as events."""
+"""Image builds for JupyterHubs: requests arrive through RabbitMQ, results leave as events."""

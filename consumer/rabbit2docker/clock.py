@@ -1,8 +1,8 @@
-"""The clock, in one place, so that tests can say what time it is."""
+"""The clock, in one place, so that tests can set the time."""
 
 from datetime import UTC, datetime
 
 
 def utc_now() -> datetime:
-    """Return the time now, with its zone."""
+    """Return the present time in UTC."""
     return datetime.now(UTC)

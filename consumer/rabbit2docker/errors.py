@@ -1,21 +1,21 @@
-"""All errors of the service. The class answers the question "try again?".
+"""All errors of the service. The class states whether to try again.
 
     Rabbit2DockerError
-     ├── RequestRejected          never: the request is wrong or refused; says why in words for a person
-     ├── TransientError           yes: something we need is away; says what is being waited for
-     │    ├── ProviderUnavailable     a repository host did not answer, or limits us
-     │    ├── RegistryUnavailable     the registry can not say whether an image exists
+     ├── RequestRejected          never: the request is invalid or not allowed; has a text for the requester
+     ├── TransientError           yes: a dependency is away; names what is being waited for
+     │    ├── ProviderUnavailable     a repository host did not answer, or limits the rate
+     │    ├── RegistryUnavailable     it is unknown whether the registry has an image
      │    ├── ExecutorUnavailable     attempts cannot be created or read at the moment
      │    ├── BrokerUnavailable       RabbitMQ did not confirm
      │    └── StoreUnavailable        the hub's database is away
-     ├── StoreRefused             no: the database takes this value never
-     ├── RecordMissing            no: the executor does not know the attempt
-     ├── NameTaken                under another name: something that is no record has this one
-     ├── AccessRefused            no: RabbitMQ refuses the user, password, virtual host or permission
-     ├── TopologyMismatch         no: an exchange or queue is missing or differs; says which
+     ├── StoreRefused             no: the database will never accept this value
+     ├── RecordMissing            no: the executor has no such attempt
+     ├── NameTaken                under another name: an object that is no record has this one
+     ├── AccessRefused            no: RabbitMQ denies the user, password, virtual host or permission
+     ├── TopologyMismatch         no: an exchange or queue is missing or differs; names it
      └── ConfigurationError       no: the settings cannot work; ends the program
 
-Libraries' own exceptions are translated where the library is called, with `raise … from`, and never pass further.
+Exceptions of libraries are translated where the library is called, with `raise … from`, and go no further.
 """
 
 from rabbit2docker_schemas.reasons import RejectReason
@@ -29,7 +29,7 @@ class RequestRejected(Rabbit2DockerError):
     """The request can never become a build as it stands."""
 
     def __init__(self, reason: RejectReason, message: str, *, retryable: bool = False) -> None:
-        """Take the `reason` for programs and the `message` for a person; `retryable`: the same may work later."""
+        """Take the `reason` for programs and the `message` for the requester; `retryable`: it may work later."""
         super().__init__(message)
         self.reason = reason
         self.message = message
@@ -37,21 +37,21 @@ class RequestRejected(Rabbit2DockerError):
 
 
 class TransientError(Rabbit2DockerError):
-    """Something needed is away for now; the message says what is being waited for."""
+    """A dependency is away for now; the message names it."""
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
-        """Take the `message` for a person, and seconds until a retry makes sense where the other side told them."""
+        """Take the `message` for users; `retry_after`: seconds until a retry makes sense, if the other side named them."""
         super().__init__(message)
         self.message = message
         self.retry_after = retry_after
 
 
 class ProviderUnavailable(TransientError):
-    """A repository host did not answer, answered nonsense, or limits the rate."""
+    """A repository host did not answer, sent an invalid answer, or limits the rate."""
 
 
 class RegistryUnavailable(TransientError):
-    """The registry cannot tell whether an image exists: absent is not the same as unknown."""
+    """The registry gave no answer about an image; unknown is not the same as absent."""
 
 
 class ExecutorUnavailable(TransientError):
@@ -63,23 +63,23 @@ class BrokerUnavailable(TransientError):
 
 
 class StoreUnavailable(TransientError):
-    """The database in which the hub remembers builds is away."""
+    """The hub's database is away."""
 
 
 class StoreRefused(Rabbit2DockerError):
-    """The database will never take this value."""
+    """The database will never accept this value."""
 
 
 class RecordMissing(Rabbit2DockerError):
-    """The executor does not know the attempt (any more)."""
+    """The executor has no such attempt (any more)."""
 
 
 class NameTaken(Rabbit2DockerError):
-    """Something that is no record of ours has the name."""
+    """An object that is no record of this service has the name."""
 
 
 class AccessRefused(Rabbit2DockerError):
-    """RabbitMQ refuses the user, the password, the virtual host or a permission."""
+    """RabbitMQ denies the user, the password, the virtual host or a permission."""
 
 
 class TopologyMismatch(Rabbit2DockerError):
@@ -87,4 +87,4 @@ class TopologyMismatch(Rabbit2DockerError):
 
 
 class ConfigurationError(Rabbit2DockerError):
-    """The settings cannot work; the message says what to change."""
+    """The settings cannot work; the message states what to change."""

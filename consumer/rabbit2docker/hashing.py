@@ -1,6 +1,6 @@
-"""Rendezvous hashing: everybody who knows the members agrees on their order for a key, without talking.
+"""Rendezvous hashing: all replicas that know the members agree on their order for a key, without communicating.
 
-When a member leaves, only its keys move, each to the next in its own order.
+When a member leaves, only its keys move, each to the next member in the key's order.
 """
 
 import hashlib
@@ -8,5 +8,5 @@ from collections.abc import Iterable
 
 
 def ranked(key: str, members: Iterable[str]) -> list[str]:
-    """Return the members in the order in which they should have `key`."""
+    """Return the members in their order of precedence for `key`."""
     return sorted(members, key=lambda member: hashlib.sha256(f"{key} {member}".encode()).digest())

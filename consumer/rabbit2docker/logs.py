@@ -1,4 +1,4 @@
-"""The service's own log: JSON in pods and pipes, readable on a terminal; the build id in every line about a build."""
+"""The log of the service: JSON, or readable lines on a terminal; lines about a build have its id."""
 
 import logging
 import sys
@@ -10,7 +10,7 @@ from rabbit2docker.settings import LogSettings
 
 
 def configure(settings: LogSettings) -> None:
-    """Set up structlog, and route the standard library's loggers (aio-pika, aiohttp) through it. To stderr."""
+    """Configure structlog to write to stderr, and route the standard library's loggers (aio-pika, aiohttp) through it."""
     console = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     shared: list[Any] = [
@@ -32,7 +32,7 @@ def configure(settings: LogSettings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # It tells at its import what it can do, and at each start that there was nothing to do.
+    # Alembic reports its plugins at import, and at each start that there was nothing to do.
     logging.getLogger("alembic").setLevel(max(level, logging.WARNING))
     structlog.configure(
         processors=[

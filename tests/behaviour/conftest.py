@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from blockbuster import blockbuster_ctx
 
-from rabbit2docker.settings import AmqpSettings
+from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.publisher import ConfirmedPublisher
+from rabbit2docker.settings import AmqpSettings, Settings
 from tests.faults.conftest import make_consumer
 from tests.support.hub_service import HubService
 from tests.support.kube.replicas import Replicas
@@ -41,3 +44,11 @@ def make_hub(tmp_path: Path, amqp: AmqpSettings) -> Iterator[MakeHub]:
     yield make
     for hub in made:
         hub.end()
+
+
+@pytest.fixture
+async def publisher(settings: Settings) -> AsyncIterator[ConfirmedPublisher]:
+    """A publisher as the service has it, on a declared topology."""
+    await declare.declare(settings)
+    async with publishing(settings, wait_seconds=180) as found:
+        yield found

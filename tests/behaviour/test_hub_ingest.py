@@ -24,7 +24,7 @@ from rabbit2docker.hub.store.store import Store
 from rabbit2docker.settings import AmqpSettings, HubSettings, Settings
 from rabbit2docker_schemas import ids, routing
 from rabbit2docker_schemas.cloudevents import Event
-from tests.behaviour.test_hub_events import BUILD, accepted, lines, progress, publish, the_end
+from tests.support.client_events import BUILD, accepted, completed, lines, progress, publish
 from tests.support.postgresql import PostgreSQL
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
@@ -36,13 +36,13 @@ QUEUE = routing.hub_queue("default.service")
 PROGRAM = """
 import asyncio, sys
 from rabbit2docker.settings import Settings
-from rabbit2docker.hub.ingest import Feeder
+from rabbit2docker.hub.ingest import Ingester
 from rabbit2docker.hub.store.store import Store
 
 async def main():
     settings = Settings()
     async with Store(settings.hub.store_url, settings.tenant) as store:
-        await Feeder(store, settings).run()
+        await Ingester(store, settings).run()
 
 asyncio.run(main())
 """
@@ -52,7 +52,7 @@ asyncio.run(main())
 async def publisher(settings: Settings) -> AsyncIterator[ConfirmedPublisher]:
     """A publisher such as the consumer has."""
     await declare.declare(settings)
-    async with publishing(settings, wait_seconds=60) as found:
+    async with publishing(settings, wait_seconds=180) as found:
         yield found
 
 
@@ -95,7 +95,7 @@ def story(request_id: str, number: int = 5) -> list[Event]:
         accepted(request_id, build_id),
         progress("one", build_id),
         lines(0, number, build_id=build_id),
-        the_end(build_id=build_id, count=number),
+        completed(build_id=build_id, count=number),
     ]
 
 
@@ -137,7 +137,7 @@ class TestCrashes:
                     await eventually(lambda before=before: _is_more(store, before))  # type: ignore[misc]
             stop.set()
             await writing
-            await publish(publisher, the_end(count=total))
+            await publish(publisher, completed(count=total))
             with running():
                 await eventually(lambda: has_ended(store))
                 await eventually(lambda: _has(store, total))
@@ -162,7 +162,7 @@ class TestCrashes:
                 await publish(publisher, accepted(), lines(0, 2))
                 await eventually(lambda: count(store))
                 held.holds = True
-                await publish(publisher, lines(2, 2), the_end(count=4))
+                await publish(publisher, lines(2, 2), completed(count=4))
                 await eventually(lambda: held.has_some)
                 await eventually(lambda: rabbitmq.depth(vhost, QUEUE) == 0)
             assert await numbers(store) == [0, 1]
@@ -173,15 +173,15 @@ class TestCrashes:
     async def test_an_event_that_no_database_accepts_does_not_hold_up_the_others(
         self, settings: Settings, publisher: ConfirmedPublisher, store: Store
     ) -> None:
-        monstrous = the_end(build_id=ids.build_id_of("default", "monster"))
+        monstrous = completed(build_id=ids.build_id_of("default", "monster"))
         monstrous = replace(monstrous, data=monstrous.data.model_copy(update={"size": 2**70}))
         with structlog.testing.capture_logs() as logs:
-            await publish(publisher, accepted(), monstrous, lines(0, 1), the_end(count=1))
+            await publish(publisher, accepted(), monstrous, lines(0, 1), completed(count=1))
             async with fed(store, settings):
                 await eventually(lambda: has_ended(store))
                 await publish(publisher, *story("next"))
                 await eventually(lambda: has_ended(store, ids.build_id_of("default", "next")))
-        assert [entry["event_id"] for entry in logs if "cannot be stored" in entry["event"]]
+        assert [entry["event_id"] for entry in logs if entry["event"] == "event skipped"]
 
 
 async def _is_more(store: Store, before: int) -> bool:
@@ -232,7 +232,9 @@ class TestAbsences:
             await publish(publisher, *story("before"))
             await eventually(lambda: has_ended(store, ids.build_id_of("default", "before")))
         rabbitmq.api("DELETE", f"queues/{vhost}/{QUEUE}")
-        await publish(publisher, accepted(), *(lines(n, 10) for n in range(0, 3000, 10)), the_end(count=3000))
+        await publish(
+            publisher, accepted(), *(lines(n, 10) for n in range(0, 3000, 10)), completed(count=3000)
+        )
         async with fed(store, settings):
             await eventually(lambda: has_ended(store))
             assert await numbers(store) == list(range(3000))
@@ -245,7 +247,7 @@ class TestAbsences:
             await eventually(lambda: store.build("r"))
         await publish(publisher, lines(0, 3))
         async with fed(store, settings) as feeder:
-            await publish(publisher, lines(3, 3), the_end(count=6))
+            await publish(publisher, lines(3, 3), completed(count=6))
             await eventually(lambda: has_ended(store))
             await eventually(lambda: feeder.behind_seconds == 0)
             assert feeder.problem == ""
@@ -270,7 +272,7 @@ class TestAbsences:
                 await eventually(lambda: feeder.problem)
                 await publish(publisher, lines(3, 3))
                 proxy.refuse(False)
-                await publish(publisher, lines(6, 3), the_end(count=9))
+                await publish(publisher, lines(6, 3), completed(count=9))
                 await eventually(lambda: has_ended(store))
                 await eventually(lambda: _has(store, 9))
                 await eventually(lambda: not feeder.problem)
@@ -295,7 +297,7 @@ class TestAbsences:
                 await eventually(lambda: count(store))
                 proxy.refuse(True)
                 proxy.cut()
-                await publish(publisher, lines(3, 3), the_end(count=6))
+                await publish(publisher, lines(3, 3), completed(count=6))
                 await eventually(lambda: feeder.problem)
                 await eventually(lambda: feeder.behind_seconds > 0)
                 proxy.refuse(False)
@@ -309,7 +311,7 @@ class TestAbsences:
         async with fed(store, settings) as feeder:
             await eventually(lambda: "topology declare" in feeder.problem)
             await declare.declare(settings)
-            async with publishing(settings, wait_seconds=60) as publisher:
+            async with publishing(settings, wait_seconds=180) as publisher:
                 await publish(publisher, *story("r"))
             await eventually(lambda: has_ended(store))
             await eventually(lambda: not feeder.problem)
@@ -336,7 +338,7 @@ class TestSeveralServices:
                 assert not first.is_standby
                 await asyncio.sleep(1)  # it would have taken over by now if it could
                 assert not standing_by.done()
-            await publish(publisher, lines(6, 3), the_end(count=9))
+            await publish(publisher, lines(6, 3), completed(count=9))
             assert await standing_by == [True, False]
             assert await numbers(other) == list(range(9))
 

@@ -216,7 +216,7 @@ async def test_a_stalled_viewer_is_disconnected_and_gets_the_rest_on_resuming(
     asleep += [one_who_does_not_read(hub, path) for _ in range(SLOW)]
     [_, build_id] = await played.accepted(2)
     await write_much(played, build_id)
-    await eventually(lambda: not connections(hub), seconds=60)
+    await eventually(lambda: not connections(hub))
     first = Onlooker(lambda: None)
     first.data_received(await asyncio.to_thread(all_that_came, asleep[0]))
     assert 0 < first.next_line < MANY

@@ -60,7 +60,7 @@ class Slot:
             return str((await answer.json())["request_id"])
 
     async def free(self, request_id: str) -> None:
-        async with publishing(self._settings, wait_seconds=60) as publisher:
+        async with publishing(self._settings, wait_seconds=180) as publisher:
             request = CancelRequest(request_id=request_id, requester="ada")
             await RequestPublisher(publisher, "default").cancel(request)
 

@@ -1,4 +1,4 @@
-"""Replicas on one cluster: who lives is agreed on, and a lost one's builds change hands in time and once."""
+"""Replicas of the kubernetes executor: Leases, agreement on the live replicas, and takeover of their builds."""
 
 import asyncio
 import time
@@ -38,7 +38,7 @@ class Replica:
         self.proxy = proxy
         self.executor: KubernetesExecutor = kube.executor(proxy, lease_seconds=lease_seconds)
         self.ownership = Ownership(self.executor)
-        self.heard: list[tuple[float, Members]] = []
+        self.received: list[tuple[float, Members]] = []
         self.ownership.subscribe(self._on_change)
         self._task: asyncio.Task[None] | None = None
 
@@ -48,7 +48,7 @@ class Replica:
 
     @property
     def members(self) -> frozenset[str]:
-        return self.heard[-1][1].live if self.heard else frozenset()
+        return self.received[-1][1].live if self.received else frozenset()
 
     def owned(self) -> set[str]:
         return {build for build in BUILDS if self.ownership.is_mine(build)}
@@ -74,7 +74,7 @@ class Replica:
         self.proxy.refuse(False)
 
     def _on_change(self) -> None:
-        self.heard.append((time.monotonic(), self.ownership._members))
+        self.received.append((time.monotonic(), self.ownership._members))
 
 
 @asynccontextmanager
@@ -139,9 +139,11 @@ async def test_the_builds_of_a_silent_replica_are_taken_over_within_its_lease(ku
         await all_know([two, three])
         check_owners([two, three])
         for replica in (two, three):
-            heard_at = next(at for at, members in replica.heard if at > died and one.name not in members.live)
+            noticed_at = next(
+                at for at, members in replica.received if at > died and one.name not in members.live
+            )
             # It had last renewed its Lease up to a third of its duration before.
-            assert heard_at - died > LEASE / 2
+            assert noticed_at - died > LEASE / 2
             assert one.name not in replica.members
 
 
@@ -243,7 +245,7 @@ async def test_no_replica_owns_builds_while_the_api_server_is_away(kube: Replica
 async def test_a_silent_watch_makes_no_replica_dead(kube: Replicas) -> None:
     async with replicas(kube, 2) as live:
         names = {replica.name for replica in live}
-        before = [len(replica.heard) for replica in live]
+        before = [len(replica.received) for replica in live]
         silent = kube.server.streams("watch", resource="leases")
         for stream in silent:
             stream.silence()
@@ -251,13 +253,13 @@ async def test_a_silent_watch_makes_no_replica_dead(kube: Replicas) -> None:
         await eventually(lambda: len(set(kube.server.streams("watch", resource="leases")) - set(silent)) == 2)
         await asyncio.sleep(LEASE / 2)
         for replica, count in zip(live, before, strict=True):
-            assert all(members.live == names for _, members in replica.heard[count:])
+            assert all(members.live == names for _, members in replica.received[count:])
 
 
 async def test_a_watch_that_breaks_repeatedly_makes_no_replica_dead(kube: Replicas) -> None:
     async with replicas(kube, 2) as live:
         names = {replica.name for replica in live}
-        before = [len(replica.heard) for replica in live]
+        before = [len(replica.received) for replica in live]
         give_up = time.monotonic() + 2 * LEASE
         while time.monotonic() < give_up:
             for stream in kube.server.streams("watch", resource="leases"):
@@ -265,7 +267,7 @@ async def test_a_watch_that_breaks_repeatedly_makes_no_replica_dead(kube: Replic
             kube.cluster.store.compact()
             await asyncio.sleep(0.2)
         for replica, count in zip(live, before, strict=True):
-            assert all(members.live == names for _, members in replica.heard[count:])
+            assert all(members.live == names for _, members in replica.received[count:])
 
 
 REFUSALS: dict[str, Callable[[Replicas], object]] = {

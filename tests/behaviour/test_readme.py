@@ -1,4 +1,4 @@
-"""What the README promises to programmers holds for one who knows nothing else."""
+"""The examples in the README work as printed."""
 
 import asyncio
 import re
@@ -27,8 +27,8 @@ def scripts() -> list[str]:
 PLAIN, HUB = scripts()
 
 
-async def said_by(script: str, named: str, instead: str, amqp: AmqpSettings) -> list[str]:
-    """Return what the script prints when it asks for a build that can be made here."""
+async def output_of(script: str, named: str, instead: str, amqp: AmqpSettings) -> list[str]:
+    """Run the script with a request that works here, and return its output."""
     assert named in script
     result = await asyncio.to_thread(
         subprocess.run,
@@ -51,8 +51,8 @@ async def test_the_script_asks_for_a_build_and_prints_its_events(
     await asyncio.to_thread(make_consumer().start_and_wait)
     spec = a_request("readme", lines=3).spec
     named = '{"provider": "gh", "spec": "binder-examples/requirements/HEAD",'
-    said = await said_by(PLAIN, named, f'{{"provider": "git", "spec": "{spec}",', amqp)
-    kinds = [line.split(" ")[0].rpartition(".")[2] for line in said]
+    lines = await output_of(PLAIN, named, f'{{"provider": "git", "spec": "{spec}",', amqp)
+    kinds = [line.split(" ")[0].rpartition(".")[2] for line in lines]
     assert {"accepted", "progress", "log"} < set(kinds)
     assert kinds[-1] == "completed"
 
@@ -64,10 +64,10 @@ async def test_a_hubs_own_code_asks_for_a_build_and_follows_it(
     await asyncio.to_thread(make_consumer().start_and_wait)
     spec = a_request("readme", lines=3).spec
     named = 'provider="gh", spec="binder-examples/requirements/HEAD"'
-    said = await said_by(HUB, named, f'provider="git", spec="{spec}"', amqp)
-    told = [line.split(" ")[0] for line in said if " {" in line]
-    assert {"accepted", "progress", "log"} < set(told)
-    assert told[-1] == "completed"
+    lines = await output_of(HUB, named, f'provider="git", spec="{spec}"', amqp)
+    kinds = [line.split(" ")[0] for line in lines if " {" in line]
+    assert {"accepted", "progress", "log"} < set(kinds)
+    assert kinds[-1] == "completed"
 
 
 def test_the_package_says_the_same_as_the_readme() -> None:

@@ -49,13 +49,13 @@ async def publish(
 
 
 async def answers(amqp: AmqpSettings, count: int = 1) -> list[Accepted | Rejected]:
-    """Return the answers to requests once there are `count`."""
+    """Wait for `count` answers to requests and return them."""
     events = await until_answered(amqp, count)
     return [event.data for event in events if isinstance(event.data, Accepted | Rejected)]
 
 
 async def ends(amqp: AmqpSettings, count: int = 1) -> dict[str, Any]:
-    """Return the ends of builds once there are `count`."""
+    """Wait for the ends of `count` builds and return them by build id."""
     return {build: event.data for build, event in ends_of(await until_ended(amqp, count)).items()}
 
 
@@ -144,7 +144,7 @@ class TestRequests:
     async def test_a_bulk_request_is_built(
         self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
     ) -> None:
-        async with publishing(settings, wait_seconds=20) as publisher:
+        async with publishing(settings, wait_seconds=180) as publisher:
             await RequestPublisher(publisher, "default").request(a_request("bulk"), Priority.BULK)
         assert len(await ends(amqp)) == 1
 
@@ -289,7 +289,7 @@ class TestCancel:
         await ask(settings, a_request("first", hold=release))
         await answers(amqp)
         await ask(settings, a_request("second"))
-        async with publishing(settings, wait_seconds=20) as publisher:
+        async with publishing(settings, wait_seconds=180) as publisher:
             await RequestPublisher(publisher, "default").cancel(
                 CancelRequest(request_id="second", requester="ada")
             )
@@ -308,7 +308,7 @@ class TestCancel:
         first = a_request("one", lines=600, every=0.05)
         await ask(settings, first, first.model_copy(update={"request_id": "two"}))
         await answers(amqp, 2)
-        async with publishing(settings, wait_seconds=20) as publisher:
+        async with publishing(settings, wait_seconds=180) as publisher:
             await RequestPublisher(publisher, "default").cancel(CancelRequest(request_id="two"))
         [end] = (await ends(amqp)).values()
         assert isinstance(end, Cancelled), consumer.log.read_text()
@@ -320,7 +320,7 @@ class TestCancel:
         await ask(settings, first, first.model_copy(update={"request_id": "two"}))
         accepted = await answers(amqp, 2)
         assert [answer.attached for answer in accepted if isinstance(answer, Accepted)] == [False, True]
-        async with publishing(settings, wait_seconds=20) as publisher:
+        async with publishing(settings, wait_seconds=180) as publisher:
             cancel = CancelRequest(request_id="two", requester="bob", spare_joined=True)
             await RequestPublisher(publisher, "default").cancel(cancel)
         [end] = (await ends(amqp)).values()
@@ -331,7 +331,7 @@ class TestCancel:
     ) -> None:
         await ask(settings, a_request("one", lines=600, every=0.05))
         await answers(amqp)
-        async with publishing(settings, wait_seconds=20) as publisher:
+        async with publishing(settings, wait_seconds=180) as publisher:
             cancel = CancelRequest(request_id="one", requester="ada", spare_joined=True)
             await RequestPublisher(publisher, "default").cancel(cancel)
         [end] = (await ends(amqp)).values()
@@ -370,7 +370,7 @@ class TestCapacity:
         release = tmp_path / "release"
         await ask(settings, a_request("first", hold=release))
         await answers(amqp)
-        async with publishing(settings, wait_seconds=20) as publisher:
+        async with publishing(settings, wait_seconds=180) as publisher:
             requester = RequestPublisher(publisher, "default")
             await requester.request(a_request("bulk"), Priority.BULK)
             await requester.request(a_request("quick"), Priority.INTERACTIVE)

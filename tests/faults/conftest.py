@@ -31,7 +31,7 @@ def make_consumer(tmp_path: Path, amqp: AmqpSettings) -> Iterator[MakeConsumer]:
 
 async def ask(settings: Settings, *requests: BuildRequest) -> None:
     """Publish requests, confirmed."""
-    async with publishing(settings, wait_seconds=60) as publisher:
+    async with publishing(settings, wait_seconds=180) as publisher:
         requester = RequestPublisher(publisher, settings.tenant)
         for request in requests:
             await requester.request(request)

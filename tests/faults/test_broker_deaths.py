@@ -82,7 +82,7 @@ async def test_the_consumer_waits_when_rabbitmq_is_away_at_its_start(
         )
         consumer = make_consumer(amqp_settings=through)
         consumer.start()
-        await eventually(lambda: any("RabbitMQ is away" in line["event"] for line in consumer.lines()))
+        await eventually(lambda: any("RabbitMQ unavailable" in line["event"] for line in consumer.lines()))
         assert not consumer.has_ended()
         assert (await asyncio.to_thread(consumer.get, "/health/live"))[0] == 200
         assert (await asyncio.to_thread(consumer.get, "/health/ready"))[0] == 503

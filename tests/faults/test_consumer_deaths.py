@@ -156,7 +156,7 @@ async def test_a_cancel_ends_the_builder_and_names_its_requester(
     consumer.start_and_wait()
     await ask(settings, a_request("one", lines=6000, every=0.05, stubborn=1))
     process = await eventually(lambda: _process_of(consumer, attempt=1))
-    async with publishing(settings, wait_seconds=20) as publisher:
+    async with publishing(settings, wait_seconds=180) as publisher:
         cancel = CancelRequest(build_id=build_id_of("default", "one"), requester="ada")
         await RequestPublisher(publisher, "default").cancel(cancel)
     await until_ended(amqp, 1)

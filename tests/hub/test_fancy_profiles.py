@@ -192,7 +192,7 @@ async def test_an_image_built_before_starts_and_any_other_image_does_not(site: S
     page, ours = window.page, f"{PREFIX}o-r-1a2b3c:0123456"
     await open_form(page, site)
     await choose(page, "An image that was built before")
-    await page.get_by_role("combobox", name="Name of the image").fill("docker.io/somebody/else:latest")
+    await page.get_by_role("combobox", name="Name of the image").fill("docker.io/someone/else:latest")
     await page.get_by_role("button", name="Start").click()
     await expect(page.get_by_text("This image was not built for this hub.").first).to_be_visible()
     await page.get_by_role("combobox", name="Name of the image").fill(ours)
@@ -204,10 +204,10 @@ async def test_an_image_built_before_starts_and_any_other_image_does_not(site: S
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"built": "docker.io/somebody/else:latest"}, "not built for this hub"),
+        ({"built": "docker.io/someone/else:latest"}, "not built for this hub"),
         ({"built": f"{PREFIX}x:1@sha256:../../else"}, "not built for this hub"),
         ({"picked": "nothing"}, "no such image"),
-        ({"profile": "nobody"}, "no such profile"),
+        ({"profile": "unknown"}, "no such profile"),
     ],
 )
 def test_options_sent_without_the_form_get_no_other_image(options: dict[str, str], words: str) -> None:

@@ -34,7 +34,7 @@ async def test_a_users_token_builds_under_their_name(hub: Hub, amqp: AmqpSetting
 
 
 async def test_a_user_without_access_and_an_unknown_token_are_refused(hub: Hub) -> None:
-    for token in (await hub.token_of("bob"), "of-nobody", ""):
+    for token in (await hub.token_of("bob"), "unknown-token", ""):
         [only] = await hub.viewer(token).watch(build_path("refused"))
         assert (only.phase, only.data["status_code"]) == ("failed", 403)
 

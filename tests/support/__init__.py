@@ -1,1 +1,1 @@
-"""What tests share: real services, a proxy that breaks connections, and waiting without guessing times."""
+"""Shared parts of the tests: real services, a proxy that breaks connections, and waiting without guessing times."""

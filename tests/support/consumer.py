@@ -79,7 +79,7 @@ class Consumer:
     def start_and_wait(self) -> None:
         """Start it and wait until it takes requests."""
         self.start()
-        eventually_blocking(lambda: self.is_ready() or self.has_ended(), seconds=90)
+        eventually_blocking(lambda: self.is_ready() or self.has_ended())
         assert not self.has_ended(), self.log.read_text()
 
     def has_ended(self) -> bool:
@@ -96,7 +96,7 @@ class Consumer:
         """Ask it to end; return its exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(300)
 
     def get(self, path: str) -> tuple[int, str]:
         try:
@@ -123,7 +123,7 @@ class Consumer:
 
     def builder_log(self) -> str:
         """Return what all builders have written."""
-        logs = (self.directory / "state" / "attempts").glob("*/log.jsonl")
+        logs = (self.directory / "state" / "attempts").glob("[!.]*/log.jsonl")
         return "".join(path.read_text() for path in logs)
 
     def end_everything(self) -> None:

@@ -29,6 +29,13 @@ def _engine() -> docker.DockerClient:
     return docker.from_env(timeout=180)
 
 
+def disconnect() -> None:
+    """Close this process's connections to the engine."""
+    if _engine.cache_info().currsize:
+        _engine().close()
+        _engine.cache_clear()
+
+
 def run_directory() -> Path:
     """Return the directory of this run."""
     return Path(os.environ[_RUN])

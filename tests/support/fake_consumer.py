@@ -94,7 +94,7 @@ async def fake_consumer(settings: Settings) -> AsyncIterator[FakeConsumer]:
     """Run a fake consumer."""
     await declare.declare(settings)
     connection = await aio_pika.connect(settings.amqp.url.get_secret_value())
-    async with connection, publishing(settings, wait_seconds=60) as publisher:
+    async with connection, publishing(settings, wait_seconds=180) as publisher:
         channel = await connection.channel()
         await channel.set_qos(prefetch_count=PREFETCH)
         consumer = FakeConsumer(publisher)

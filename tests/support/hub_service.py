@@ -178,7 +178,7 @@ class HubService:
     def start_and_wait(self) -> None:
         """Start it and wait until builds can be requested."""
         self.start()
-        eventually_blocking(lambda: self.is_ready() or self.has_ended(), seconds=90)
+        eventually_blocking(lambda: self.is_ready() or self.has_ended())
         assert not self.has_ended(), self.log.read_text()
 
     def has_ended(self) -> bool:
@@ -199,7 +199,7 @@ class HubService:
     def stop(self) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(300)
 
     def end(self) -> None:
         if self.process is not None and self.process.poll() is None:

@@ -1,4 +1,4 @@
-"""Which worker of a parallel run gets which test: tests of one `xdist_group` all go to the same one, the rest anywhere.
+"""Distribution of tests over workers: tests of one `xdist_group` go to the same worker, the rest anywhere.
 
 This is what `--dist loadgroup` is for, which has no effect with pytest 9.2: it renames tests, and that changes nothing.
 """

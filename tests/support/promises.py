@@ -23,9 +23,9 @@ from rabbit2docker_schemas.cloudevents import Event, read_event, schema_name
 from rabbit2docker_schemas.events import Accepted, Gap, Log, Rejected
 from rabbit2docker_schemas.routing import tenant_stream
 
-_MARK = "mark-of-a-test-"
+_MARKER = "test-marker-"
 _AFTERWARDS_SECONDS = 0.5
-"""What should not come, such as a second end, has time to come."""
+"""Leaves time for an event that must not follow, such as a second end."""
 
 
 @cache
@@ -54,7 +54,7 @@ def check_message(message: aio_pika.abc.AbstractIncomingMessage) -> Event:
 async def captured(amqp: AmqpSettings, tenant: str = "default") -> list[Event]:
     """Return every event of a tenant's stream in order, each message validated; repetitions included.
 
-    A message of ours at the end marks how far to read. Readers skip it, as all that they do not know.
+    Reads up to a marker message that it publishes itself; readers skip it as any unknown message.
     """
     return await _read_stream(amqp, tenant, _up_to_now)
 
@@ -62,7 +62,7 @@ async def captured(amqp: AmqpSettings, tenant: str = "default") -> list[Event]:
 async def until_ended(
     amqp: AmqpSettings, count: int = 1, *, tenant: str = "default", seconds: float = 180
 ) -> list[Event]:
-    """Wait until that many builds have ended; return what `captured` returns then."""
+    """Wait until `count` builds have ended, then return what `captured` returns."""
     return await _captured_after(
         amqp, lambda event: event.subject if event.is_terminal else None, count, tenant, seconds
     )
@@ -71,7 +71,7 @@ async def until_ended(
 async def until_answered(
     amqp: AmqpSettings, count: int = 1, *, tenant: str = "default", seconds: float = 180
 ) -> list[Event]:
-    """Wait until there are that many answers to requests; return what `captured` returns then."""
+    """Wait until `count` requests have been answered, then return what `captured` returns."""
     return await _captured_after(
         amqp,
         lambda event: object() if isinstance(event.data, Accepted | Rejected) else None,
@@ -89,7 +89,7 @@ async def _captured_after(
         async with reading(channel, stream, offset="first") as incoming:
             while len(found) < count:
                 message = await _next(incoming)
-                if not _is_mark(message) and (value := key(check_message(message))):
+                if not _is_marker(message) and (value := key(check_message(message))):
                     found.add(value)
         return []
 
@@ -102,22 +102,22 @@ async def _captured_after(
 async def _read_stream(
     amqp: AmqpSettings, tenant: str, read: Callable[[AbstractChannel, str], Awaitable[list[Event]]]
 ) -> list[Event]:
-    """Read, and once more from the start when the connection is lost or a broker that starts has no stream yet."""
+    """Read the stream; start again if the connection is lost, or if a restarted broker has no stream yet."""
     while True:
-        with suppress(AMQPError, ConnectionError, EOFError):
+        with suppress(AMQPError, ConnectionError, EOFError, TimeoutError):
             async with await aio_pika.connect(amqp.url.get_secret_value()) as connection:
                 return await read(await connection.channel(), tenant_stream(tenant))
         await asyncio.sleep(0.5)
 
 
 async def _up_to_now(channel: AbstractChannel, stream: str) -> list[Event]:
-    mark = aio_pika.Message(b"", message_id=f"{_MARK}{uuid.uuid4()}")
+    marker = aio_pika.Message(b"", message_id=f"{_MARKER}{uuid.uuid4()}")
     # Confirmed, and returned where there is no such stream.
-    await channel.default_exchange.publish(mark, stream, mandatory=True, timeout=30)
+    await channel.default_exchange.publish(marker, stream, mandatory=True, timeout=30)
     events = []
     async with reading(channel, stream, offset="first") as incoming:
-        while (message := await _next(incoming)).message_id != mark.message_id:
-            if not _is_mark(message):
+        while (message := await _next(incoming)).message_id != marker.message_id:
+            if not _is_marker(message):
                 events.append(check_message(message))
     return events
 
@@ -130,8 +130,8 @@ async def _next(incoming: Messages) -> AbstractIncomingMessage:
     return message
 
 
-def _is_mark(message: AbstractIncomingMessage) -> bool:
-    return bool(message.message_id and message.message_id.startswith(_MARK))
+def _is_marker(message: AbstractIncomingMessage) -> bool:
+    return bool(message.message_id and message.message_id.startswith(_MARKER))
 
 
 def lines_of(events: Iterable[Event]) -> dict[tuple[str, int], list[str]]:

@@ -1,4 +1,4 @@
-"""A TCP proxy that can cut connections, or let everything that is sent vanish."""
+"""A TCP proxy that can cut connections, or silently hold back all data."""
 
 import asyncio
 from contextlib import suppress
@@ -7,7 +7,7 @@ from typing import Self
 
 
 class Proxy:
-    """Forwards from `port` of loopback to the port `target` of a host."""
+    """Forwards connections from `port` on loopback to port `target` of a host."""
 
     def __init__(self, target: int, *, host: str = "127.0.0.1") -> None:
         self._target = (host, target)
@@ -35,20 +35,20 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def cut(self) -> None:
-        """End all connections, without a farewell."""
+        """Abort all connections."""
         for writer in list(self._writers):
             writer.transport.abort()
 
     def refuse(self, refuses: bool) -> None:
-        """Refuse connections."""
+        """Abort new connections, or accept them again."""
         self._refuses = refuses
 
     def black_hole(self) -> None:
-        """Drop everything from now on, in both directions, without closing connections."""
+        """Hold back all data in both directions, with the connections open."""
         self._flows.clear()
 
     def flow(self) -> None:
-        """Let everything through again: what was held, and what comes."""
+        """Forward data again, beginning with what was held back."""
         self._flows.set()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

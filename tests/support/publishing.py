@@ -1,4 +1,4 @@
-"""A publisher that keeps what it is given, and may be away for a while."""
+"""A publisher that records events, and can be unavailable for a while."""
 
 from rabbit2docker.errors import BrokerUnavailable
 from rabbit2docker_schemas.cloudevents import Event
@@ -10,7 +10,7 @@ class RecordingPublisher:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.refusals = 0
-        """How many of the next events are refused."""
+        """Number of following events that fail with BrokerUnavailable."""
 
     async def publish(self, event: Event) -> None:
         if self.refusals:

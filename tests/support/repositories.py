@@ -35,7 +35,7 @@ def tools_path() -> str:
 
 
 def dockerfile(*instructions: str) -> dict[str, str]:
-    """Return the files of a repository that is a Dockerfile on the base image, of which no engine has steps cached."""
+    """Return the files of a repository with a Dockerfile on the base image; no engine has its steps in a cache."""
     unique = f"ENV BUILT_BY_TEST={uuid.uuid4().hex}"
     return {"Dockerfile": "\n".join((f"FROM {BASE_IMAGE}", unique, *instructions)) + "\n"}
 

@@ -1,7 +1,7 @@
-"""What a build pod runs in tests: the builder's own log and result, and commands from a file instead of repo2docker.
+"""The program of a build pod in tests: the builder's log and result, with commands from a file instead of repo2docker.
 
-Run behind the builder's program, in the place of its last lines. The file is `<pod>.commands` in the directory of the
-socket, which the test writes from outside; commands are those of the scripted builder for processes.
+Appended to the builder's program in place of its last lines. The test writes the file, `<pod>.commands` in the directory
+of the socket; the commands are those of the scripted builder for processes.
 """
 
 import json
@@ -13,11 +13,11 @@ import time
 from rabbit2docker.consumer.builder.builder import Log, ResultFile
 
 IMPORTED = "from rabbit2docker.consumer.builder.builder import Log, ResultFile\n"
-"""Not needed in the pod, where the builder's program comes before."""
+"""Removed in the pod, where the builder's program precedes it."""
 
 
 def obey() -> None:
-    """Carry out commands until one ends the pod."""
+    """Execute commands until one ends the pod."""
     directory = os.path.dirname(json.loads(os.environ["RABBIT2DOCKER_BUILD"])["docker_host"][7:])
     name = socket.gethostname()
     log, result = Log(None), ResultFile("/dev/termination-log")

@@ -1,4 +1,4 @@
-"""What a request leads to, as a hub is told: ask, listen, and look at the whole story."""
+"""A request's events, received as a hub receives them: submit, follow, and collect the whole story."""
 
 import asyncio
 import uuid
@@ -22,7 +22,7 @@ from tests.support.promises import check_message, ends_of, lines_of
 
 @dataclass
 class Story:
-    """What a request has led to, as a hub is told."""
+    """All events of a request and its build."""
 
     events: list[Event]
 
@@ -39,7 +39,7 @@ class Story:
 
     @property
     def end(self) -> Completed | Failed | Cancelled | Rejected:
-        """Return the end of the build, which is the only one, or the refusal."""
+        """Return the build's one terminal event, or the rejection."""
         if isinstance(self.answer, Rejected):
             return self.answer
         [end] = ends_of(self.events).values()
@@ -63,7 +63,7 @@ class Story:
 
     @property
     def log(self) -> list[str]:
-        """Return the lines of the last attempt; each is there once."""
+        """Return the lines of the last attempt, each once."""
         logs = lines_of(self.events)
         return logs[max(logs)] if logs else []
 
@@ -73,7 +73,7 @@ class Story:
 
 
 class Asked:
-    """A request that is under way."""
+    """A submitted request."""
 
     def __init__(self, request_id: str, settings: Settings) -> None:
         self._settings = settings
@@ -82,12 +82,12 @@ class Asked:
         self.events: list[Event] = []
         self._builds: set[str] = set()
 
-    async def hear(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
-        """Take a message in, whether somebody waits for it or not."""
+    async def on_message(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
+        """Queue a message until `until` reads it."""
         self._incoming.put_nowait(message)
 
-    async def until(self, is_it: Callable[[Event], bool]) -> Event:
-        """Take events up to the one that is meant, each checked against the contract."""
+    async def until(self, matches: Callable[[Event], bool]) -> Event:
+        """Read up to the event that matches, and check each against the contract."""
         while True:
             event = check_message(await self._incoming.get())
             if isinstance(event.data, Accepted | Rejected):
@@ -97,11 +97,11 @@ class Asked:
             elif event.subject not in self._builds:
                 continue
             self.events.append(event)
-            if is_it(event):
+            if matches(event):
                 return event
 
     async def until_line(self, text: str) -> Event:
-        """Take events up to a log line that holds the text."""
+        """Read up to a log line that contains the text."""
         return await self.until(
             lambda event: (
                 any(text in line.text for line in getattr(event.data, "lines", None) or ())
@@ -111,19 +111,19 @@ class Asked:
         )
 
     async def story(self) -> Story:
-        """Return everything up to the end."""
+        """Read to the end and return all events."""
         await self.until(lambda event: event.is_terminal or isinstance(event.data, Rejected))
         return Story(self.events)
 
     async def cancel(self) -> None:
-        async with publishing(self._settings, wait_seconds=20) as publisher:
-            wish = CancelRequest(request_id=self.request_id, requester="ada")
-            await RequestPublisher(publisher, "default").cancel(wish)
+        async with publishing(self._settings, wait_seconds=180) as publisher:
+            request = CancelRequest(request_id=self.request_id, requester="ada")
+            await RequestPublisher(publisher, "default").cancel(request)
 
 
 @asynccontextmanager
 async def asked(amqp: AmqpSettings, spec: str, **options: Any) -> AsyncIterator[Asked]:
-    """Listen as a hub does, then ask."""
+    """Bind a queue as a hub does, then submit a request."""
     settings = Settings(amqp=amqp)
     await declare.declare(settings)
     connection = await aio_pika.connect(amqp.url.get_secret_value())
@@ -134,14 +134,14 @@ async def asked(amqp: AmqpSettings, spec: str, **options: Any) -> AsyncIterator[
             await queue.bind(RESULTS_EXCHANGE, key)
         request_id = uuid.uuid4().hex
         request = BuildRequest(provider="git", spec=spec, request_id=request_id, **options)
-        running_count = Asked(request_id, settings)
-        await queue.consume(running_count.hear, no_ack=True)
-        async with publishing(settings, wait_seconds=60) as publisher:
+        pending = Asked(request_id, settings)
+        await queue.consume(pending.on_message, no_ack=True)
+        async with publishing(settings, wait_seconds=180) as publisher:
             await RequestPublisher(publisher, "default").request(request)
-        yield running_count
+        yield pending
 
 
 async def build(amqp: AmqpSettings, spec: str, **options: Any) -> Story:
-    """Ask and wait for the end."""
-    async with asked(amqp, spec, **options) as running_count:
-        return await running_count.story()
+    """Submit a request and return its events up to the end."""
+    async with asked(amqp, spec, **options) as pending:
+        return await pending.story()

@@ -48,10 +48,20 @@ def test_the_client_library_does_not_load(module: str, loaded: set[str]) -> None
     assert module not in loaded
 
 
-@pytest.mark.parametrize("missing", ["typer", "rich", "pydantic_settings"])
-def test_the_command_explains_that_its_extra_is_missing(missing: str) -> None:
+@pytest.mark.parametrize(
+    ("missing", "command", "extra"),
+    [
+        ("typer", "--help", "cli"),
+        ("rich", "settings", "cli"),
+        ("pydantic_settings", "settings", "cli"),
+        ("escapism", "name gh a/b/HEAD --ref c", "local"),
+    ],
+)
+def test_the_command_explains_which_extra_is_missing(missing: str, command: str, extra: str) -> None:
     program = f"import sys; sys.modules[{missing!r}] = None; from rabbit2docker.__main__ import main; main()"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", program, *command.split()], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 78
-    assert "pip install 'rabbit2docker[cli]'" in result.stderr
+    assert f"pip install 'rabbit2docker[{extra}]'" in result.stderr
     assert "Traceback" not in result.stderr

@@ -39,6 +39,9 @@ SEEDS: Final = [
         "rabbit2docker.consumer.intake",
     ),
     ("Imports inside the consumer go one way", "rabbit2docker.consumer", "rabbit2docker.errors"),
+    ("Imports inside the hub go one way", "rabbit2docker.hub.store", "rabbit2docker.hub.web"),
+    ("Imports inside the hub go one way", "rabbit2docker.hub.web", "rabbit2docker.hub.service"),
+    ("Imports inside the hub go one way", "rabbit2docker.hub", "rabbit2docker.errors"),
     ("The messages' contract needs pydantic only", "rabbit2docker_schemas", "rabbit2docker.errors"),
     ("The messages' contract needs pydantic only", "rabbit2docker_schemas", "yaml"),
     (

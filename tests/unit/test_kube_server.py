@@ -1,4 +1,4 @@
-"""The API server of the tests answers as a real one does: what is checked here is what Kubernetes says of itself."""
+"""The API server of the tests behaves like a real one, as documented by Kubernetes."""
 
 import asyncio
 import json
@@ -83,7 +83,7 @@ class Client:
 
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
-    """A client of a cluster that does nothing by itself."""
+    """A client of a cluster without automatic behaviour."""
     async with (
         KubeServer(Cluster(automatic=False)) as server,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session,
@@ -322,8 +322,8 @@ async def test_a_finalizer_keeps_the_object_until_it_is_removed(client: Client) 
         for left in ([FINALIZER], []):
             patch = {"metadata": {"finalizers": left}}
             assert (await client.call("PATCH", f"{PODS}/build-1", patch, kind=MERGE))[0] == 200
-        told = [named(event) for event in await events(watch, 3)]
-    assert told == [("MODIFIED", "build-1"), ("MODIFIED", "build-1"), ("DELETED", "build-1")]
+        received = [named(event) for event in await events(watch, 3)]
+    assert received == [("MODIFIED", "build-1"), ("MODIFIED", "build-1"), ("DELETED", "build-1")]
     assert (await client.call("GET", f"{PODS}/build-1"))[0] == 404
 
 
@@ -409,12 +409,12 @@ async def test_a_watch_sends_the_changes_after_its_version(client: Client) -> No
     await client.create(a_pod("build-2"))
     client.server.cluster.vanish("build-1")
     async with client.stream(PODS, watch="true", resourceVersion=version, labelSelector=BUILDS) as watch:
-        told = await events(watch, 2)
-        assert [named(event) for event in told] == [("ADDED", "build-2"), ("DELETED", "build-1")]
+        received = await events(watch, 2)
+        assert [named(event) for event in received] == [("ADDED", "build-2"), ("DELETED", "build-1")]
         relabelled = {"metadata": {"labels": {"app.kubernetes.io/component": None}}}
         await client.call("PATCH", f"{PODS}/build-2", relabelled, kind=MERGE)
         assert [named(event) for event in await events(watch, 1)] == [("DELETED", "build-2")]
-    versions = [int(event["object"]["metadata"]["resourceVersion"]) for event in told]
+    versions = [int(event["object"]["metadata"]["resourceVersion"]) for event in received]
     assert int(version) < versions[0] < versions[1]
 
 
@@ -550,7 +550,7 @@ async def test_a_test_can_cut_or_corrupt_a_log(client: Client) -> None:
     assert await client.log() == b"first\nsecond\n"
 
 
-# -- the cluster by itself
+# -- automatic behaviour
 
 
 async def test_pods_run_beside_a_ready_docker_api_or_wait_for_one() -> None:
@@ -584,7 +584,7 @@ async def test_an_evicted_pod_says_why(client: Client) -> None:
     assert status["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 137
 
 
-# -- requests that go wrong
+# -- faults
 
 
 async def test_a_request_is_refused_or_lost_before_or_after_it_is_done(client: Client) -> None:

@@ -1,4 +1,4 @@
-"""A misspelt setting is an error, and no error shows a secret."""
+"""Settings come from the environment and a file; an unknown one is an error, and no error shows a secret."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the topology must be, whoever changes it."""
+"""Invariants of the topology."""
 
 from rabbit2docker.amqp.topology import WORK_QUEUES, make_topology
 from rabbit2docker_schemas.routing import RETRY_LADDER, retry_queue
@@ -7,7 +7,7 @@ TOPOLOGY = make_topology(["one"])
 ARGUMENTS = {queue.name: queue.arguments for queue in TOPOLOGY.queues}
 
 
-def test_no_queue_that_holds_work_drops_a_message() -> None:
+def test_no_work_queue_drops_a_message() -> None:
     for name in (*WORK_QUEUES, *(retry_queue(rung, queue) for queue in WORK_QUEUES for rung in RETRY_LADDER)):
         arguments = ARGUMENTS[name]
         assert arguments["x-queue-type"] == "quorum"
@@ -17,7 +17,7 @@ def test_no_queue_that_holds_work_drops_a_message() -> None:
         assert arguments["x-delivery-limit"] >= 10
 
 
-def test_a_rung_of_the_ladder_leads_back_to_the_queue_it_belongs_to() -> None:
+def test_each_rung_of_the_ladder_leads_back_to_its_queue() -> None:
     for queue in WORK_QUEUES:
         for rung in RETRY_LADDER:
             arguments = ARGUMENTS[retry_queue(rung, queue)]

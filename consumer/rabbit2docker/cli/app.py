@@ -1,21 +1,21 @@
-"""Assembles the commands."""
+"""The command line: its commands, and the exit codes of usage errors."""
 
 import sys
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
 
-from rabbit2docker.cli import builds, dead_letters, hub, information, service, topology
-from rabbit2docker.cli.exits import EXIT_HELP, Exit, err
+from rabbit2docker.cli import build, dead_letters, history, information, service, topology
+from rabbit2docker.cli.exits import EXIT_HELP, Exit
 
 app = typer.Typer(
     name="rabbit2docker",
     help=(
-        "Builds container images from repositories: requests come through RabbitMQ, repo2docker builds, and "
-        "progress, logs and results go back as events.\n\n"
-        "Start a consumer with `rabbit2docker run`, ask for a build with `rabbit2docker build gh owner/repository/HEAD` "
-        "or `rabbit2docker build https://…`. Settings are environment variables; `rabbit2docker settings` lists them."
+        "Builds container images from repositories. Requests arrive through RabbitMQ, repo2docker builds the images, "
+        "and progress, logs and results are published as events.\n\n"
+        "Start a consumer with `rabbit2docker run`. Request a build with `rabbit2docker build https://…` or "
+        "`rabbit2docker build gh owner/repository/HEAD`.\n\n"
+        "Settings are environment variables; `rabbit2docker settings` lists them."
     ),
     epilog=EXIT_HELP,
     no_args_is_help=True,
@@ -25,8 +25,10 @@ app = typer.Typer(
 )
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from importlib.metadata import version
+
         typer.echo(f"rabbit2docker {version('rabbit2docker')}")
         raise typer.Exit
 
@@ -37,17 +39,17 @@ def options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Nothing to do before a command."""
+    """Take the options that stand before a command."""
 
 
 service.add_to(app)
-hub.add_to(app)
-builds.add_to(app)
-app.add_typer(dead_letters.app, name="dead-letters")
-app.add_typer(topology.app, name="topology")
+build.add_to(app)
+history.add_to(app)
+app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel="RabbitMQ")
+app.add_typer(topology.app, name="topology", rich_help_panel="RabbitMQ")
 information.add_to(app)
 
-# Typer may carry a click of its own: what its errors have in common is found by way of one that it shows.
+# typer may bundle its own click, so the base class of usage errors is taken from one of typer's.
 _UsageProblem: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
@@ -61,10 +63,7 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         code = Exit.INTERRUPTED
     except BrokenPipeError:
-        # `rabbit2docker logs ID | head`: nobody reads on, which is no error of ours.
+        # The reader of a pipe such as `rabbit2docker logs ID | head` has left, which is not an error.
         sys.stderr.close()
         code = 0
     sys.exit(int(code) if isinstance(code, int) else 0)
-
-
-__all__ = ["app", "err", "main"]

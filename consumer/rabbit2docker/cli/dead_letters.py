@@ -1,20 +1,21 @@
-"""`dead-letters list|show|redrive|discard`."""
+"""The commands `dead-letters list`, `show`, `redrive` and `discard`."""
 
-import asyncio
+from __future__ import annotations
+
 import json
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.table import Table
 
-from rabbit2docker.amqp.dead_letters import DeadLetter, DeadLetters, dead_letters
-from rabbit2docker.cli.exits import Exit, explained, fail, out
-from rabbit2docker.cli.texts import age
-from rabbit2docker.settings import load_settings
+from rabbit2docker.cli.exits import Exit, fail
+from rabbit2docker.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from rabbit2docker.amqp.dead_letters import DeadLetter, DeadLetters
 
 app = typer.Typer(
-    help="Messages that could not be carried out, kept for two weeks.",
+    help="List, show, publish again or delete messages that could not be carried out. They are kept for two weeks.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
@@ -22,19 +23,25 @@ T = TypeVar("T")
 
 Ids = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[ID]...", help="Ids, or their beginnings, as `list` shows them."),
+    typer.Argument(metavar="[ID]...", help="Ids, or their first characters, from `dead-letters list`."),
 ]
-All = Annotated[bool, typer.Option("--all", help="All of them.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 
 
-def _with_letters(work: Callable[[DeadLetters], Awaitable[T]]) -> T:
-    async def go() -> T:
+def _run(work: Callable[[DeadLetters], Awaitable[T]]) -> T:
+    from rabbit2docker.amqp.dead_letters import dead_letters
+    from rabbit2docker.cli.session import run
+    from rabbit2docker.settings import load_settings
+
+    async def connect_and_work() -> T:
         async with dead_letters(load_settings().amqp) as letters:
             return await work(letters)
 
-    with explained():
-        return asyncio.run(go())
+    return run(connect_and_work)
+
+
+def _all_letters() -> list[DeadLetter]:
+    return _run(lambda letters: letters.listed())
 
 
 def _as_dict(letter: DeadLetter) -> dict[str, Any]:
@@ -51,63 +58,80 @@ def _as_dict(letter: DeadLetter) -> dict[str, Any]:
 
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
-    """List them, oldest first."""
-    letters = _with_letters(DeadLetters.listed)
+    """List the dead letters, oldest first."""
+    letters = _all_letters()
     if as_json:
         for letter in letters:
             typer.echo(json.dumps(_as_dict(letter)))
-        return
-    if not letters:
-        out.print("There are no dead letters.")
-        return
-    table = Table("ID", "AGE", "REASON", "KEY", "WHY", box=None, pad_edge=False)
+    elif letters:
+        _print_table(letters)
+    else:
+        typer.echo("There are no dead letters.")
+
+
+def _print_table(letters: list[DeadLetter]) -> None:
+    from rich.table import Table
+
+    from rabbit2docker.cli.console import out
+    from rabbit2docker.cli.texts import age
+
+    table = Table("ID", "AGE", "REASON", "KEY", "MESSAGE", box=None, pad_edge=False)
     for letter in letters:
         table.add_row(letter.id, age(letter.published_at), letter.reason, letter.routing_key, letter.message)
-    out.print(table)
+    out().print(table)
 
 
 @app.command()
-def show(id_: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False) -> None:
-    """Show one with its body."""
-    letters = [letter for letter in _with_letters(DeadLetters.listed) if letter.id.startswith(id_)]
+def show(
+    id_: Annotated[str, typer.Argument(metavar="ID", help="Id, or its first characters.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show a dead letter with its body."""
+    letters = [letter for letter in _all_letters() if letter.id.startswith(id_)]
     if not letters:
-        fail(f"There is no dead letter {id_}. `rabbit2docker dead-letters list` shows all.", Exit.NOT_FOUND)
+        fail(
+            f"No dead letter has the id {id_}. List them with `rabbit2docker dead-letters list`.",
+            Exit.NOT_FOUND,
+        )
     for letter in letters:
         if as_json:
             typer.echo(json.dumps(_as_dict(letter)))
             continue
         for name, value in _as_dict(letter).items():
-            out.print(f"{name}: {value}", markup=False)
+            typer.echo(f"{name}: {value}")
 
 
-def _wanted(ids: list[str] | None, everything: bool) -> Callable[[DeadLetter], bool]:
-    if bool(ids) == everything:
-        fail("Name the ids of dead letters, or give --all.", Exit.USAGE)
-    return lambda letter: everything or letter.id.startswith(tuple(ids or ()))
+def _selection(ids: list[str] | None, is_all: bool) -> Callable[[DeadLetter], bool]:
+    if bool(ids) == is_all:
+        fail("Give the ids of dead letters, or --all.", Exit.USAGE)
+    return lambda letter: is_all or letter.id.startswith(tuple(ids or ()))
 
 
-def _tell(done: list[DeadLetter], what: str) -> None:
-    for letter in done:
-        out.print(f"{letter.id} {what}", markup=False)
-    if not done:
-        fail("No dead letter has such an id. `rabbit2docker dead-letters list` shows all.", Exit.NOT_FOUND)
+def _report(letters: list[DeadLetter], what: str) -> None:
+    for letter in letters:
+        typer.echo(f"{letter.id} {what}")
+    if not letters:
+        fail("No dead letter matches. List them with `rabbit2docker dead-letters list`.", Exit.NOT_FOUND)
 
 
 @app.command()
-def redrive(ids: Ids = None, everything: All = False) -> None:
-    """Publish them again under the key they first had; they leave the dead letters once RabbitMQ has confirmed."""
-    wanted = _wanted(ids, everything)
-    _tell(_with_letters(lambda letters: letters.redrive(wanted)), "is published again")
+def redrive(ids: Ids = None, is_all: All = False) -> None:
+    """Publish dead letters again under their original routing key.
+
+    A message is removed from the dead letters once RabbitMQ has confirmed its copy.
+    """
+    is_selected = _selection(ids, is_all)
+    _report(_run(lambda letters: letters.redrive(is_selected)), "published again")
 
 
 @app.command()
 def discard(
     ids: Ids = None,
-    everything: All = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    is_all: All = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Throw them away."""
-    wanted = _wanted(ids, everything)
+    """Delete dead letters for good."""
+    is_selected = _selection(ids, is_all)
     if not yes:
-        typer.confirm("Throw them away for good?", abort=True)
-    _tell(_with_letters(lambda letters: letters.discard(wanted)), "is discarded")
+        typer.confirm("Delete them for good?", abort=True)
+    _report(_run(lambda letters: letters.discard(is_selected)), "deleted")

@@ -1,12 +1,11 @@
-"""Exit codes, and errors as sentences."""
+"""Exit codes, and errors as a sentence and an exit code."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import typer
-from rich.console import Console
 
 from rabbit2docker.errors import (
     AccessRefused,
@@ -19,7 +18,7 @@ from rabbit2docker.errors import (
 
 
 class Exit(IntEnum):
-    """What a script can act on."""
+    """Exit codes, for scripts."""
 
     COMPLETED = 0
     FAILED = 1
@@ -32,30 +31,16 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-EXIT_HELP = (
-    "Exit codes: 0 completed · 1 failed · 2 rejected · 3 cancelled · 4 RabbitMQ unreachable or refusing · "
-    "5 no such id · 64 wrong usage · 78 wrong settings."
+EXIT_HELP: Final = (
+    "Exit codes: 0 completed · 1 failed · 2 rejected · 3 cancelled · 4 RabbitMQ unreachable or access refused · "
+    "5 id not found · 64 wrong usage · 78 wrong settings · 130 interrupted."
 )
-
-_PIPE_WIDTH = 400
-"""Columns where nobody looks: what goes on to other programs is not cut."""
-
-
-def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, soft_wrap=True, highlight=False)
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
-    return console
-
-
-out = _console(stderr=False)
-err = _console(stderr=True)
 
 
 def fail(message: str, code: Exit) -> NoReturn:
-    """Say why it ends here, and end."""
-    err.print(f"[bold red]{'Error:'}[/] ", end="")
-    err.print(message, markup=False)
+    """Print an error and exit with `code`."""
+    typer.secho("Error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
+    typer.echo(message, err=True)
     raise typer.Exit(code)
 
 
@@ -73,17 +58,9 @@ def code_of(error: Rabbit2DockerError) -> Exit:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Turn the service's own errors into a sentence and an exit code."""
+def errors_explained() -> Iterator[None]:
+    """Turn the program's own errors into a sentence and an exit code."""
     try:
         yield
     except Rabbit2DockerError as error:
         fail(str(error), code_of(error))
-    except ModuleNotFoundError as error:
-        if (error.name or "rabbit2docker").startswith("rabbit2docker"):
-            raise
-        fail(
-            f"This command needs the Python package {error.name}, which is not installed. Install an extra that has "
-            "it: pip install 'rabbit2docker[local]' for one machine, 'rabbit2docker[kubernetes]' for a cluster.",
-            Exit.CONFIGURATION,
-        )

@@ -1,71 +1,107 @@
-"""`name`, `schema` and `settings`: answers that need nobody."""
+"""The commands `name`, `schema` and `settings`, which need no connection."""
+
+from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from pydantic import BaseModel, SecretStr
-from rich.table import Table
 
-from rabbit2docker.cli.exits import Exit, explained, fail, out
-from rabbit2docker.cli.options import BuildArgs, Labels, Subdir, pairs
-from rabbit2docker.settings import ENV_PREFIX, Settings, load_settings
-from rabbit2docker_schemas import documents
+from rabbit2docker.cli.exits import Exit, errors_explained, fail
+from rabbit2docker.cli.options import BuildArgs, Labels, Subdir, parse_pairs
+from rabbit2docker.settings.constants import (
+    DEFAULT_GITHUB_HOSTNAME,
+    DEFAULT_IMAGE_PREFIX,
+    ENV_PREFIX,
+    is_configured,
+)
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class _NamingSettings(NamedTuple):
+    """The settings that names depend on."""
+
+    image_prefix: str
+    github_hostname: str
+
+
+def _naming_settings() -> _NamingSettings:
+    """Return the settings for names. The settings, slow to import, are read only if there are any."""
+    if not is_configured(os.environ):
+        return _NamingSettings(DEFAULT_IMAGE_PREFIX, DEFAULT_GITHUB_HOSTNAME)
+    from rabbit2docker.settings import load_settings
+
+    settings = load_settings()
+    return _NamingSettings(settings.images.prefix, settings.providers.github_hostname)
 
 
 def name(
-    provider: Annotated[str, typer.Argument(metavar="PROVIDER", help="Such as gh or git.")],
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help="As in BinderHub's /build/PROVIDER/SPEC.")],
-    ref: Annotated[str, typer.Option("--ref", help="The commit that the spec is taken to mean.")],
+    provider: Annotated[str, typer.Argument(metavar="PROVIDER", help="Provider, such as gh or git.")],
+    spec: Annotated[
+        str,
+        typer.Argument(
+            metavar="SPEC", help="Repository and version, as in BinderHub's /build/PROVIDER/SPEC."
+        ),
+    ],
+    ref: Annotated[str, typer.Option("--ref", help="Commit that the version in the spec stands for.")],
     prefix: Annotated[
         str | None, typer.Option(help="Image prefix. Default: RABBIT2DOCKER_IMAGES__PREFIX.")
     ] = None,
     subdir: Subdir = None,
     build_arg: BuildArgs = None,
     label: Labels = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Print the names a build would have, without building or asking anyone."""
-    with explained():
-        from rabbit2docker.consumer.images.names import build_name, image_name, options_digest
-        from rabbit2docker.consumer.providers.catalog import Providers
+    """Print the names of an image and its build, without a connection.
 
-        settings = load_settings()
-        repository = Providers(settings.providers).get(provider).pin(spec, ref)
+    Example: `rabbit2docker name gh binder-examples/requirements/HEAD --ref COMMIT`
+    """
+    from rabbit2docker.consumer.images.names import build_name, image_name, options_digest
+    from rabbit2docker.consumer.providers.catalog import Providers
+    from rabbit2docker.settings import ProviderSettings
+
+    with errors_explained():
+        settings = _naming_settings()
+        providers = Providers(ProviderSettings(github_hostname=settings.github_hostname))
+        repository = providers.get(provider).pin(spec, ref)
         options = options_digest(
             subdir=subdir,
-            build_args=pairs(build_arg, "--build-arg"),
-            labels=pairs(label, "--label"),
-            appendix=None,
+            build_args=parse_pairs(build_arg, "--build-arg"),
+            labels=parse_pairs(label, "--label"),
         )
         slug, resolved = repository.build_slug, repository.resolved_ref
+        image_prefix = settings.image_prefix if prefix is None else prefix
         names = {
             "build_name": build_name(slug, resolved, options_digest=options),
-            "image": image_name(
-                settings.images.prefix if prefix is None else prefix,
-                slug,
-                resolved,
-                options_digest=options,
-                nonce=None,
-            ),
+            "image": image_name(image_prefix, slug, resolved, options_digest=options),
             "repo_url": repository.repo_url,
         }
     if as_json:
         typer.echo(json.dumps(names))
         return
     for key, value in names.items():
-        out.print(f"{key}: {value}", markup=False)
+        typer.echo(f"{key}: {value}")
 
 
 def schema(
     message: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="Such as build.completed.v1; without it: all names."),
+        typer.Argument(metavar="[NAME]", help="Name such as build.completed.v1. Default: list all names."),
     ] = None,
     asyncapi: Annotated[bool, typer.Option("--asyncapi", help="Print the AsyncAPI document.")] = False,
 ) -> None:
-    """Print the contract: the JSON Schema of a message, or the AsyncAPI document of all."""
+    """Print the contract: the JSON Schema of a message, or the AsyncAPI document.
+
+    Example: `rabbit2docker schema build.requested.v1`
+    """
+    from rabbit2docker_schemas import documents
+
     schemas = documents.json_schemas()
     if asyncapi:
         typer.echo(json.dumps(documents.asyncapi(), indent=2, ensure_ascii=False))
@@ -73,45 +109,63 @@ def schema(
         for known in sorted(schemas):
             typer.echo(known)
     elif message not in schemas:
-        fail(f"There is no message {message}. Known: {', '.join(sorted(schemas))}.", Exit.NOT_FOUND)
+        fail(f"There is no message {message}. The names are: {', '.join(sorted(schemas))}.", Exit.NOT_FOUND)
     else:
         typer.echo(json.dumps(schemas[message], indent=2, ensure_ascii=False))
 
 
-def _leaves(model: type[BaseModel], values: BaseModel, path: str = "") -> Iterator[tuple[str, Any, str]]:
-    for field, info in model.model_fields.items():
+def settings(as_json: AsJson = False) -> None:
+    """List all settings with their current value and meaning. Secrets are not shown."""
+    from rabbit2docker.settings import load_settings
+
+    with errors_explained():
+        values = load_settings()
+    found = [(key, _shown(value), text) for key, value, text in _leaves(values)]
+    if as_json:
+        for key, value, text in found:
+            typer.echo(json.dumps({"name": key, "value": value, "help": text}))
+    else:
+        _print_settings(found)
+
+
+def _leaves(values: BaseModel, path: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Yield variable, value and description of each setting below `values`."""
+    from pydantic import BaseModel
+
+    for field, info in type(values).model_fields.items():
         value, where = getattr(values, field), f"{path}{field.upper()}"
         if isinstance(value, BaseModel):
-            yield from _leaves(type(value), value, f"{where}__")
+            yield from _leaves(value, f"{where}__")
         else:
             yield f"{ENV_PREFIX}{where}", value, " ".join((info.description or "").split())
 
 
 def _shown(value: Any) -> str:
+    from pydantic import SecretStr
+
     if isinstance(value, SecretStr):
         return "(set, not shown)"
     if isinstance(value, list | dict | bool):
-        return json.dumps(value, default=_inner)
+        return json.dumps(value, default=_nested)
     return "" if value is None else str(value)
 
 
-def _inner(value: Any) -> Any:
+def _nested(value: Any) -> Any:
+    from pydantic import BaseModel
+
     return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
 
 
-def settings(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List every setting with its value now and what it means. Secrets are not shown."""
-    with explained():
-        values = load_settings()
-    found = [(key, _shown(value), text) for key, value, text in _leaves(Settings, values)]
-    if as_json:
-        for key, value, text in found:
-            typer.echo(json.dumps({"name": key, "value": value, "help": text}))
-        return
+def _print_settings(found: list[tuple[str, str, str]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from rabbit2docker.cli.console import out
+
     table = Table("SETTING", "VALUE", "MEANING", box=None, pad_edge=False)
     for row in found:
-        table.add_row(*(f"{text}" for text in row))
-    out.print(table, markup=False)
+        table.add_row(*map(Text, row))
+    out().print(table)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -1,11 +1,14 @@
-"""Options that several commands share."""
+"""Arguments and options that several commands share."""
 
+from datetime import timedelta
 from typing import Annotated
 
 import typer
 
 from rabbit2docker.cli.exits import Exit, fail
+from rabbit2docker.cli.texts import parse_duration
 
+Id = Annotated[str, typer.Argument(metavar="ID", help="Id of a build or of a request.")]
 Subdir = Annotated[str | None, typer.Option(help="Directory within the repository to build from.")]
 BuildArgs = Annotated[
     list[str] | None,
@@ -14,18 +17,26 @@ BuildArgs = Annotated[
 Labels = Annotated[
     list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="Image label; repeatable.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines, for programs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line, for programs.")]
 WaitSeconds = Annotated[
-    float, typer.Option("--wait", metavar="SECONDS", help="How long to wait for RabbitMQ to answer.")
+    float, typer.Option("--wait", metavar="SECONDS", help="Time to wait for RabbitMQ to answer.")
 ]
 
 
-def pairs(given: list[str] | None, option: str) -> dict[str, str]:
-    """Read NAME=VALUE options."""
+def parse_pairs(values: list[str] | None, option: str) -> dict[str, str]:
+    """Return NAME=VALUE options as a mapping; exit with a usage error if one has another form."""
     found: dict[str, str] = {}
-    for item in given or []:
+    for item in values or []:
         key, equals, value = item.partition("=")
         if not key or not equals:
             fail(f"{option} takes NAME=VALUE, not {item!r}.", Exit.USAGE)
         found[key] = value
     return found
+
+
+def parse_duration_option(text: str, option: str) -> timedelta:
+    """Return a duration option; exit with a usage error if it is malformed."""
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        fail(f"{option}: {error}.", Exit.USAGE)

@@ -1,30 +1,41 @@
-"""Pure: what a stream of events says about each build, in one row."""
+"""Builds as rows, folded from their events."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, assert_never
+from urllib.parse import unquote
 
+from rich.table import Table
+from rich.text import Text
+
+from rabbit2docker.cli import texts
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import (
     Accepted,
     Cancelled,
     Completed,
     Failed,
+    Gap,
     Log,
     Progress,
     Rejected,
+    TerminalEventData,
 )
+
+STATE_STYLES = {"completed": "green", "failed": "red", "rejected": "red", "cancelled": "yellow"}
+_FIXED_WIDTH = 60
+"""Columns for the id, the times and the state."""
 
 
 @dataclass(slots=True)
 class BuildRow:
-    """One build, or one request that became none."""
+    """One build, or one rejected request."""
 
     id: str
-    """The build_id; of a rejected request its request_id."""
+    """build_id; request_id of a rejected request."""
     state: str = "unknown"
-    """A phase while it runs, then completed, failed, cancelled or rejected."""
+    """Phase of a running build, or completed, failed, cancelled or rejected."""
     message: str = ""
     provider: str = ""
     spec: str = ""
@@ -39,7 +50,7 @@ class BuildRow:
     end: Event | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the row as a JSON object."""
         return {
             "id": self.id,
             "state": self.state,
@@ -68,33 +79,54 @@ def _apply(row: BuildRow, event: Event) -> None:
                 row.requests.append(data.request_id)
             if row.state == "unknown":
                 row.state = "waiting"
-        case Progress() as data if row.end is None:
-            row.state, row.message, row.attempt = str(data.phase), data.message, data.attempt
+        case Progress() as data:
+            if row.end is None:
+                row.state, row.message, row.attempt = str(data.phase), data.message, data.attempt
         case Log() as data:
             row.lines = max(row.lines, data.n + len(data.lines))
+        case Gap():
+            pass
+        case Rejected() | Completed() | Failed() | Cancelled() as data:
+            _apply_end(row, data)
+            row.ended, row.end = event.time, event
         case _:
-            _apply_end(row, event)
+            assert_never(event.data)
 
 
-def _apply_end(row: BuildRow, event: Event) -> None:
-    match event.data:
-        case Rejected() as data:
+def _apply_end(row: BuildRow, data: Rejected | TerminalEventData) -> None:
+    match data:
+        case Rejected():
             row.state, row.message, row.requests = "rejected", data.message, [data.request_id]
-        case Completed() as data:
+        case Completed():
             row.state, row.image, row.digest = "completed", data.image, data.digest
             row.message = "image existed" if data.cached else ""
-        case Failed() as data:
+        case Failed():
             row.state, row.message, row.attempt = "failed", f"{data.reason}: {data.message}", data.attempt
-        case Cancelled() as data:
+        case Cancelled():
             row.state, row.message = "cancelled", f"by {data.by}"
         case _:
-            return
-    row.ended, row.end = event.time, event
+            assert_never(data)
 
 
 def rows(events: Iterable[Event]) -> list[BuildRow]:
-    """Return a row for each build, in the order in which they began."""
+    """Return one row per build, in the order of their first events."""
     found: dict[str, BuildRow] = {}
     for event in events:
         _apply(found.setdefault(event.subject, BuildRow(event.subject)), event)
     return list(found.values())
+
+
+def as_table(found: Iterable[BuildRow], width: int) -> Table:
+    """Return a table for a terminal of `width` columns. Ids are never cut, so that they can be copied."""
+    table = Table(box=None, pad_edge=False)
+    for heading, columns in (("BUILD", 36), ("AGE", 4), ("TOOK", 6), ("STATE", 9)):
+        table.add_column(heading, no_wrap=True, min_width=columns)
+    rest = max(20, width - _FIXED_WIDTH)
+    table.add_column("WHAT", no_wrap=True, overflow="ellipsis", max_width=rest // 2)
+    table.add_column("NOTE", no_wrap=True, overflow="ellipsis", max_width=rest - rest // 2)
+    for row in found:
+        took = (row.ended - row.began).total_seconds() if row.ended and row.began else None
+        what = f"{row.provider} {unquote(row.spec)}".strip()
+        state = Text(row.state, style=STATE_STYLES.get(row.state, "cyan"))
+        table.add_row(row.id, texts.age(row.began), texts.seconds(took), state, Text(what), Text(row.message))
+    return table

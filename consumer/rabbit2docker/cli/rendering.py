@@ -1,9 +1,9 @@
-"""Shows a build's events as they come: alive on a terminal, line by line in a pipe, as JSON for programs."""
+"""Views of a build's events: live on a terminal, line by line in a pipe, as JSON for programs."""
 
 import json
 import sys
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, assert_never
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,26 +14,34 @@ from rabbit2docker.cli import texts
 from rabbit2docker.cli.exits import Exit
 from rabbit2docker_schemas import events
 from rabbit2docker_schemas.cloudevents import Event, event_type
-from rabbit2docker_schemas.events import Accepted, Cancelled, Completed, Failed, Gap, Log, Rejected
+from rabbit2docker_schemas.events import (
+    Accepted,
+    Cancelled,
+    Completed,
+    Failed,
+    Gap,
+    Log,
+    Rejected,
+)
 
 
 class View(Protocol):
-    """Takes events."""
+    """A display of events, used as a context manager."""
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start the display."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End."""
+        """End the display."""
 
     def show(self, event: Event) -> None:
         """Show one event."""
 
 
 def exit_code(event: Event) -> Exit | None:
-    """Return the exit code if the event is an end."""
+    """Return the exit code of a terminal event, None for any other."""
     match event.data:
         case Completed():
             return Exit.COMPLETED
@@ -43,12 +51,14 @@ def exit_code(event: Event) -> Exit | None:
             return Exit.REJECTED
         case Cancelled():
             return Exit.CANCELLED
-        case _:
+        case Accepted() | events.Progress() | Log() | Gap():
             return None
+        case _:
+            assert_never(event.data)
 
 
 def as_json(event: Event) -> str:
-    """Return an event as one line."""
+    """Return an event as one line of JSON."""
     return json.dumps(
         {
             "id": event.id,
@@ -69,11 +79,11 @@ def _timings(timings: events.Timings) -> str:
 
 
 def summary(event: Event) -> list[str]:
-    """Return what a request's answer or a build's end says, in lines for a person."""
+    """Return lines for people about the answer to a request or the end of a build; none for other events."""
     match event.data:
         case Accepted() as data:
-            how = " (joined a build that runs already)" if data.attached else ""
-            how = how or (" (the image exists already)" if data.cached else "")
+            how = " (joined a running build)" if data.attached else ""
+            how = how or (" (the image exists)" if data.cached else "")
             return [
                 f"Accepted{how}",
                 f"  build  {data.build_id}",
@@ -81,7 +91,7 @@ def summary(event: Event) -> list[str]:
                 f"  image  {data.image}",
             ]
         case Rejected() as data:
-            again = " Asking again later may help." if data.retryable else ""
+            again = " Try again later." if data.retryable else ""
             return [f"Rejected ({data.reason}): {data.message}{again}"]
         case Completed() as data:
             size = f" ({texts.size(data.size)})" if data.size else ""
@@ -91,19 +101,21 @@ def summary(event: Event) -> list[str]:
             return [f"Failed ({data.reason}): {data.message}", f"  {data.hint}"]
         case Cancelled() as data:
             return [f"Cancelled by {data.by}"]
-        case _:
+        case events.Progress() | Log() | Gap():
             return []
+        case _:
+            assert_never(event.data)
 
 
 class JsonView:
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     def __enter__(self) -> Self:
-        """Nothing to prepare."""
+        """Do nothing."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing to end."""
+        """Do nothing."""
 
     def show(self, event: Event) -> None:
         """Print the event."""
@@ -112,18 +124,18 @@ class JsonView:
 
 
 class PlainView:
-    """For pipes and files: each log line as it is, everything else marked with `==>`."""
+    """Lines for pipes and files: log lines unchanged, everything else marked with `==>`."""
 
     def __init__(self) -> None:
         """Write to standard output."""
-        self._said = ""
+        self._last_progress = ""
 
     def __enter__(self) -> Self:
-        """Nothing to prepare."""
+        """Do nothing."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing to end."""
+        """Do nothing."""
 
     def show(self, event: Event) -> None:
         """Print the event."""
@@ -131,14 +143,14 @@ class PlainView:
             case Log() as log:
                 lines = [line.text for line in log.lines]
             case Gap() as gap:
-                lines = [f"==> lines {gap.first} to {gap.last} are lost"]
+                lines = [f"==> lines {gap.first} to {gap.last} were lost"]
             case events.Progress() as progress:
-                said = f"==> {progress.phase}: {progress.message}"
-                lines = [] if said == self._said else [said]
-                self._said = said
+                text = f"==> {progress.phase}: {progress.message}"
+                lines = [] if text == self._last_progress else [text]
+                self._last_progress = text
             case _:
                 lines = [f"==> {line.strip()}" for line in summary(event)]
-        # A log may hold characters that this output cannot show.
+        # A log may contain characters that the encoding of standard output does not have.
         encoding = sys.stdout.encoding or "utf-8"
         for line in lines:
             sys.stdout.write(line.encode(encoding, "replace").decode(encoding) + "\n")
@@ -146,7 +158,7 @@ class PlainView:
 
 
 class RichView:
-    """For terminals: the log scrolls, below it stand phase, time and how much is done."""
+    """A live view for terminals: the log scrolls above a line with phase, progress and time."""
 
     def __init__(self, console: Console) -> None:
         """Draw on `console`."""
@@ -163,13 +175,13 @@ class RichView:
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
-        """Begin to draw."""
+        """Start drawing."""
         self._progress.start()
-        self._task = self._progress.add_task("Waiting for an answer", phase="asked", total=None)
+        self._task = self._progress.add_task("Waiting for the answer", phase="requested", total=None)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the log and the end on the screen."""
+        """Stop drawing; log and summary stay on the screen."""
         self._progress.stop()
 
     def show(self, event: Event) -> None:
@@ -179,18 +191,18 @@ class RichView:
                 for line in log.lines:
                     self._console.print(Text.from_ansi(line.text), soft_wrap=True)
             case Gap() as gap:
-                self._console.print(f"[yellow]lines {gap.first} to {gap.last} are lost[/]")
+                self._console.print(f"[yellow]lines {gap.first} to {gap.last} were lost[/]")
             case events.Progress() as progress:
                 self._update(progress)
             case _:
-                self._tell(event)
+                self._print_summary(event)
 
     def _update(self, progress: events.Progress) -> None:
         detail = progress.detail
         if detail.layers_total:
             done, total = detail.layers_done or 0, detail.layers_total
         else:
-            done, total = (detail.step or 1) - 1, detail.steps or 0  # the step that runs is not done
+            done, total = (detail.step or 1) - 1, detail.steps or 0  # the running step is not done
         assert self._task is not None
         self._progress.update(
             self._task,
@@ -200,7 +212,7 @@ class RichView:
             total=total or None,
         )
 
-    def _tell(self, event: Event) -> None:
+    def _print_summary(self, event: Event) -> None:
         style = {
             Exit.COMPLETED: "bold green",
             Exit.FAILED: "bold red",
@@ -215,7 +227,7 @@ class RichView:
 
 
 def make_view(console: Console, *, json_lines: bool) -> View:
-    """Return the view that fits where the output goes."""
+    """Return the view for JSON, a terminal or a pipe."""
     if json_lines:
         return JsonView()
     return RichView(console) if console.is_terminal else PlainView()

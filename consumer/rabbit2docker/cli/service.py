@@ -1,37 +1,39 @@
-"""`run`: the consumer."""
+"""The commands `run` and `hub`: the two services."""
 
 import asyncio
 from typing import Annotated, Any
 
 import typer
 
-from rabbit2docker import logs
-from rabbit2docker.cli.exits import explained
-from rabbit2docker.settings import ExecutorKind, load_settings
+from rabbit2docker.cli.exits import errors_explained
+from rabbit2docker.settings.constants import ExecutorKind, HubAuth
 
 
 def run(
     executor: Annotated[
         ExecutorKind | None,
-        typer.Option(help="Where builds run. Default: RABBIT2DOCKER_EXECUTOR, else local."),
+        typer.Option(help="Place to run builds. Default: RABBIT2DOCKER_EXECUTOR, else local."),
     ] = None,
     declare: Annotated[
         bool | None,
         typer.Option(
             "--declare/--no-declare",
-            help="Declare exchanges and queues at start, where the user may. Default: RABBIT2DOCKER_AMQP__DECLARE, else yes.",
+            help="Declare exchanges and queues at start if the RabbitMQ user may. "
+            "Default: RABBIT2DOCKER_AMQP__DECLARE, else yes.",
         ),
     ] = None,
 ) -> None:
-    """Take build requests from RabbitMQ and carry them out, until SIGTERM or Ctrl-C.
+    """Take build requests from RabbitMQ and build them, until SIGTERM or Ctrl-C.
 
-    It waits for RabbitMQ and for whatever else is away. When it is stopped, or killed, builds run on: the next start
-    adopts them. Health, readiness and metrics are served at RABBIT2DOCKER_HTTP__BIND.
+    It waits for RabbitMQ, the container engine and the registry if they are away. Builds continue when the consumer
+    stops or is killed; the next start adopts them. RABBIT2DOCKER_HTTP__BIND serves health, readiness and metrics.
     """
-    given: dict[str, Any] = {} if executor is None else {"executor": executor}
-    with explained():
-        from rabbit2docker.consumer.service import run as run_service
+    from rabbit2docker import logs
+    from rabbit2docker.consumer.service import run as run_service
+    from rabbit2docker.settings import load_settings
 
+    given: dict[str, Any] = {} if executor is None else {"executor": executor}
+    with errors_explained():
         settings = load_settings(**given)
         if declare is not None:
             amqp = settings.amqp.model_copy(update={"declare": declare})
@@ -40,6 +42,43 @@ def run(
         asyncio.run(run_service(settings))
 
 
+def hub(
+    auth: Annotated[
+        HubAuth | None,
+        typer.Option(help="Access control. Default: RABBIT2DOCKER_HUB__AUTH, else users of the JupyterHub."),
+    ] = None,
+    bind: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Address to serve at. Default: JupyterHub's, else 127.0.0.1:8585."
+        ),
+    ] = None,
+) -> None:
+    """Serve builds to a JupyterHub, with BinderHub's HTTP API and with pages, until SIGTERM or Ctrl-C.
+
+    As a service of a JupyterHub it needs only the address of RabbitMQ. It builds nothing itself: `rabbit2docker run`
+    does. Builds continue while it is stopped, and clients that reconnect resume where they were.
+    """
+    from rabbit2docker import logs
+    from rabbit2docker.errors import ConfigurationError
+    from rabbit2docker.settings import load_settings
+
+    with errors_explained():
+        settings = load_settings()
+        given: dict[str, Any] = {"auth": auth, "bind": bind}
+        changed = {name: value for name, value in given.items() if value is not None}
+        settings = settings.model_copy(update={"hub": settings.hub.model_copy(update=changed)})
+        logs.configure(settings.log)
+        try:
+            from rabbit2docker.hub.service import run
+        except ImportError as error:
+            raise ConfigurationError(
+                f"`rabbit2docker hub` needs {error.name}. Install it with: pip install 'rabbit2docker[hub]'."
+            ) from error
+        asyncio.run(run(settings))
+
+
 def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(rich_help_panel="Service")(run)
+    """Add the commands."""
+    for command in (run, hub):
+        app.command(rich_help_panel="Services")(command)

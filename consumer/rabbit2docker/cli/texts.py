@@ -1,4 +1,4 @@
-"""Pure: times and sizes for people, and durations that people write."""
+"""Times and sizes as text, and durations from text."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -10,9 +10,9 @@ _STEPS: Final = (("d", 86400), ("h", 3600), ("m", 60))
 
 
 def parse_duration(text: str) -> timedelta:
-    """Read `90s`, `30m`, `1h30m`, `7d`. Raises ValueError."""
+    """Parse `90s`, `30m`, `1h30m` or `7d`. Raises ValueError."""
     if not _DURATION.match(text):
-        raise ValueError(f"{text!r} is no duration; write 90s, 30m, 1h30m, 24h or 7d")
+        raise ValueError(f"{text!r} is not a duration; write 90s, 30m, 1h30m, 24h or 7d")
     return timedelta(seconds=sum(int(n) * _UNITS[unit] for n, unit in re.findall(r"(\d+)([smhdw])", text)))
 
 
@@ -31,7 +31,7 @@ def seconds(value: float | None) -> str:
 
 
 def age(moment: datetime | None, now: datetime | None = None) -> str:
-    """Return how long ago something was, in its largest unit; empty for None."""
+    """Return the time since `moment` in its largest unit; empty for None."""
     if moment is None:
         return ""
     past = max(0.0, ((now or datetime.now(UTC)) - moment).total_seconds())
@@ -42,7 +42,7 @@ def age(moment: datetime | None, now: datetime | None = None) -> str:
 
 
 def size(value: int | None) -> str:
-    """Return bytes in a unit that people read; empty for None."""
+    """Return a number of bytes in a fitting unit; empty for None."""
     if value is None:
         return ""
     amount = float(value)

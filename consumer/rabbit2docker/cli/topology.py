@@ -1,67 +1,90 @@
-"""`topology declare|check|export`."""
+"""The commands `topology declare`, `check` and `export`."""
 
-import asyncio
+from __future__ import annotations
+
 import json
-from typing import Annotated
+import os
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rabbit2docker.amqp.declare import check as check_topology
-from rabbit2docker.amqp.declare import declare as declare_topology
-from rabbit2docker.amqp.declare import vhost_of
-from rabbit2docker.amqp.topology import as_definitions, make_topology
-from rabbit2docker.cli.exits import Exit, err, explained, out
-from rabbit2docker.settings import Settings, load_settings
+from rabbit2docker.cli.exits import Exit, errors_explained
+from rabbit2docker.settings.constants import DEFAULT_TENANTS, DEFAULT_VHOST, is_configured
+
+if TYPE_CHECKING:
+    from rabbit2docker.settings import Settings
 
 app = typer.Typer(
-    help="Exchanges, queues, streams and policies in RabbitMQ.",
+    help="Declare, check or export exchanges, queues, streams and policies of RabbitMQ.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
 
 Tenants = Annotated[
     list[str] | None,
-    typer.Option("--tenant", help="A tenant that gets a stream; repeatable. Default: RABBIT2DOCKER_TENANTS."),
+    typer.Option("--tenant", help="Tenant to give a stream; repeatable. Default: RABBIT2DOCKER_TENANTS."),
 ]
 
 
 def _settings(tenants: list[str] | None) -> Settings:
+    from rabbit2docker.settings import load_settings
+
     settings = load_settings()
     return settings.model_copy(update={"tenants": tenants}) if tenants else settings
 
 
 @app.command()
 def declare(tenant: Tenants = None) -> None:
-    """Make what is missing; change nothing that exists, except policies.
+    """Create what is missing. Of existing objects, only policies are changed.
 
     Policies need RABBIT2DOCKER_AMQP__MANAGEMENT_URL.
     """
-    with explained():
-        for line in asyncio.run(declare_topology(_settings(tenant))):
-            out.print(line, markup=False)
+    from rabbit2docker.amqp.declare import declare as declare_topology
+    from rabbit2docker.cli.session import run
+
+    with errors_explained():
+        settings = _settings(tenant)
+    for line in run(lambda: declare_topology(settings)):
+        typer.echo(line)
 
 
 @app.command()
 def check(tenant: Tenants = None) -> None:
-    """Compare what is there with what should be; exit 1 when something is missing or differs."""
-    with explained():
-        problems = asyncio.run(check_topology(_settings(tenant)))
+    """Compare RabbitMQ with the required topology; exit with 1 if something is missing or differs."""
+    from rabbit2docker.amqp.declare import check as check_topology
+    from rabbit2docker.cli.session import run
+
+    with errors_explained():
+        settings = _settings(tenant)
+    problems = run(lambda: check_topology(settings))
     for problem in problems:
-        out.print(problem, markup=False)
+        typer.echo(problem)
     if problems:
-        err.print("`rabbit2docker topology declare` makes what is missing.")
+        typer.echo("Create what is missing with `rabbit2docker topology declare`.", err=True)
         raise typer.Exit(Exit.FAILED)
-    out.print("The topology is as it should be.")
+    typer.echo("The topology is complete.")
 
 
 @app.command()
 def export(tenant: Tenants = None) -> None:
-    """Print everything as RabbitMQ definitions, with users and their permissions. Connects to nothing.
+    """Print the topology as RabbitMQ definitions, with users and permissions, without connecting.
 
-    Import them with `rabbitmqctl import_definitions`. The users have no password: set one with
-    `rabbitmqctl change_password` before they can log in.
+    Import it with `rabbitmqctl import_definitions`. The users have no password and cannot log in until you set one
+    with `rabbitmqctl change_password`.
     """
-    with explained():
-        settings = _settings(tenant)
-        definitions = as_definitions(make_topology(settings.tenants), vhost=vhost_of(settings.amqp))
+    from rabbit2docker.amqp.topology import as_definitions, make_topology
+
+    with errors_explained():
+        tenants, vhost = _export_settings(tenant)
+        definitions = as_definitions(make_topology(tenants), vhost=vhost)
     typer.echo(json.dumps(definitions, indent=2))
+
+
+def _export_settings(tenants: list[str] | None) -> tuple[list[str], str]:
+    """Return tenants and virtual host. The settings, slow to import, are read only if there are any."""
+    if not is_configured(os.environ):
+        return tenants or list(DEFAULT_TENANTS), DEFAULT_VHOST
+    from rabbit2docker.amqp.declare import vhost_of
+
+    settings = _settings(tenants)
+    return settings.tenants, vhost_of(settings.amqp)

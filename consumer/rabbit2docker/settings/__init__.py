@@ -11,22 +11,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from rabbit2docker.settings.amqp import AmqpSettings
-    from rabbit2docker.settings.base import ENV_PREFIX, LogSettings
+    from rabbit2docker.settings.base import LogSettings
+    from rabbit2docker.settings.constants import CONFIG_FILE_VARIABLE, ENV_PREFIX, ExecutorKind, HubAuth
     from rabbit2docker.settings.consumer import (
         BuilderSettings,
         BuildLogSettings,
         DockerSettings,
-        ExecutorKind,
         HttpSettings,
         ImageSettings,
         LimitSettings,
         LocalSettings,
         ProviderSettings,
     )
-    from rabbit2docker.settings.hub import HubAuth, HubSettings
+    from rabbit2docker.settings.hub import HubSettings
     from rabbit2docker.settings.kubernetes import KubernetesSettings, TenantCredentials
     from rabbit2docker.settings.loading import (
-        CONFIG_FILE_VARIABLE,
         Settings,
         load_settings,
         unknown_variables,
@@ -55,7 +54,7 @@ __all__ = [
     "unknown_variables",
 ]
 
-_MODULES: Final = ("base", "amqp", "consumer", "kubernetes", "hub", "loading")
+_MODULES: Final = ("constants", "base", "amqp", "consumer", "kubernetes", "hub", "loading")
 """From the cheapest import to the dearest."""
 
 

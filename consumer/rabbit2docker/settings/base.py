@@ -1,16 +1,14 @@
 """The base of every group of settings, and the settings of the log."""
 
-from typing import Annotated, Final
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
-
-ENV_PREFIX: Final = "RABBIT2DOCKER_"
 
 Seconds = Annotated[float, Field(gt=0)]
 
 
 class Group(BaseModel):
-    """One subject of the settings: misspelt names are refused, nothing changes after start."""
+    """One group of settings. Unknown names are errors; nothing changes after start."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -21,4 +19,4 @@ class LogSettings(Group):
     level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
     """debug, info, warning or error."""
     format: str = Field(default="auto", pattern="^(auto|json|console)$")
-    """auto: console on a terminal, JSON otherwise."""
+    """auto: readable lines on a terminal, JSON otherwise."""

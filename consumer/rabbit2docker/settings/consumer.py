@@ -1,117 +1,110 @@
 """Settings of `rabbit2docker run`: builds, repositories, images and limits."""
 
-from enum import StrEnum
 from pathlib import Path
 
 from pydantic import Field, SecretStr
 
 from rabbit2docker.settings.base import Group, Seconds
-
-
-class ExecutorKind(StrEnum):
-    """Where attempts run."""
-
-    LOCAL = "local"
-    KUBERNETES = "kubernetes"
+from rabbit2docker.settings.constants import DEFAULT_GITHUB_HOSTNAME, DEFAULT_IMAGE_PREFIX
 
 
 class LocalSettings(Group):
-    """Attempts as processes beside a local Docker engine."""
+    """The local executor: attempts as processes next to a Docker engine."""
 
     state_dir: Path = Path("rabbit2docker-state")
-    """Directory of the records: one folder an attempt. Must survive restarts, must not be shared by two services."""
+    """Directory of the records, one folder per attempt. Must survive restarts and not be shared by two services."""
 
 
 class DockerSettings(Group):
-    """The Docker engine that builds, and the credentials for its registry."""
+    """The Docker engine for builds, and the credentials for its registry."""
 
     host: str | None = None
-    """DOCKER_HOST for builders; unset means the engine's default socket."""
+    """DOCKER_HOST for builders; unset: the engine's default socket."""
     config: Path | None = None
-    """Directory of the docker `config.json` with registry credentials, read by builders and the registry check alike."""
+    """Directory of Docker's `config.json` with registry credentials, for builders and for the registry check."""
 
 
 class ImageSettings(Group):
-    """Names of images and the registry that holds them."""
+    """Image names, and the registry that holds the images."""
 
-    prefix: str = "127.0.0.1:5000/r2d-"
-    """Put before every image name: `registry/organisation/prefix-`."""
+    prefix: str = DEFAULT_IMAGE_PREFIX
+    """Beginning of every image name: `registry/organisation/prefix-`."""
     registry_url: str | None = None
     """Base URL of the registry API; unset: derived from the prefix (https, but http for loopback)."""
     registry_timeout: Seconds = 10.0
-    """Seconds for one answer of the registry."""
+    """Timeout in seconds for one answer of the registry."""
     check_registry: bool = True
-    """Ask the registry before building. Off: every request builds."""
+    """Reuse an image that the registry has already. Off: every request builds."""
 
 
 class LimitSettings(Group):
-    """What a build may take."""
+    """Limits on builds and requests."""
 
     concurrent_builds: int = Field(default=10, ge=1)
-    """Live attempts over all replicas. At the limit requests wait in RabbitMQ."""
+    """Live attempts over all replicas. At the limit, requests wait in RabbitMQ."""
     reserved_for_interactive: int = Field(default=1, ge=0)
-    """Slots that bulk requests never take."""
+    """Slots that bulk requests never occupy."""
     build_seconds: int = Field(default=3600, ge=10)
-    """Seconds one attempt may run."""
+    """Seconds that one attempt may run."""
     idle_seconds: int = Field(default=1800, ge=10)
-    """Seconds an attempt may run without printing a line."""
+    """Seconds that an attempt may run without a new log line."""
     attempts: int = Field(default=2, ge=1, le=5)
-    """Attempts of one build when the infrastructure fails it."""
+    """Attempts at one build if the infrastructure fails."""
     message_bytes: int = Field(default=65_536, ge=1024)
     """Largest request body in bytes."""
     keep_ended_seconds: Seconds = 600.0
-    """Seconds an ended build's record answers duplicates and late redeliveries."""
+    """Seconds that the record of an ended build is kept, to answer duplicates and late redeliveries."""
 
 
 class BuilderSettings(Group):
-    """The program of one attempt."""
+    """The builder, the program that runs one attempt."""
 
     image: str = "quay.io/jupyterhub/repo2docker:2026.4.0"
-    """Image of the build pods; the local executor uses the installed repo2docker."""
+    """Image of build pods; the local executor uses the installed repo2docker."""
     repo2docker_args: list[str] = []
-    """Further arguments for repo2docker."""
+    """Additional arguments for repo2docker."""
     docker_wait_seconds: int = Field(default=60, ge=1)
-    """Seconds the builder waits for the Docker engine."""
+    """Seconds that the builder waits for the Docker engine."""
     push_retries: int = Field(default=4, ge=0)
-    """Further tries of a push after a failure that may pass."""
+    """Retries of a push after a temporary failure."""
     user_name: str = "jovyan"
-    """User in the image."""
+    """User name in the image."""
     user_id: int = Field(default=1000, ge=1)
-    """Id of the user in the image; repo2docker refuses 0."""
+    """User id in the image; repo2docker does not accept 0."""
 
 
 class BuildLogSettings(Group):
-    """How log lines of builds become events."""
+    """Log lines of builds as events."""
 
     batch_seconds: Seconds = 0.25
-    """Longest time a line waits for others before its batch is published."""
+    """Seconds after which a batch of lines is published even if it is small."""
     batch_bytes: int = Field(default=32_768, ge=1024)
     """Size in bytes at which a batch is published at once."""
     tail_lines: int = Field(default=30, ge=1)
-    """Last lines repeated in a `failed` event."""
+    """Number of last lines that a `failed` event repeats."""
 
 
 class ProviderSettings(Group):
-    """Where requests may come from."""
+    """Repositories: which ones are allowed, and access to their hosts."""
 
     allow_private_addresses: bool = False
-    """Let requests name loopback, link-local, private and cluster addresses. For development machines."""
+    """Allow loopback, link-local, private and cluster addresses in requests. For development machines."""
     timeout: Seconds = 10.0
-    """Seconds for one answer of a repository host."""
-    github_hostname: str = "github.com"
+    """Timeout in seconds for one answer of a repository host."""
+    github_hostname: str = DEFAULT_GITHUB_HOSTNAME
     """Host name of GitHub or a GitHub Enterprise server."""
     github_api_url: str | None = None
     """Base URL of the GitHub API; unset: derived from the host name."""
     github_token: SecretStr | None = None
-    """Token for the GitHub API: 5,000 instead of 60 look-ups an hour."""
+    """Token for the GitHub API: raises its limit from 60 to 5,000 look-ups an hour."""
     allowed_specs: dict[str, list[str]] = {}
-    """Regular expressions per provider, matched from the start without regard to case; none means all are allowed."""
+    """Regular expressions per provider, matched from the start, ignoring case; without any, all repositories are allowed."""
     banned_specs: dict[str, list[str]] = {}
-    """Likewise; looked at before the allowed ones."""
+    """The same for repositories that are not allowed; takes precedence over `allowed_specs`."""
 
 
 class HttpSettings(Group):
-    """Health and metrics."""
+    """The HTTP server for health and metrics."""
 
     bind: str = "127.0.0.1:8090"
-    """host:port of /health/live, /health/ready and /metrics; port 0 takes a free one."""
+    """host:port of /health/live, /health/ready and /metrics; port 0: a free port."""

@@ -9,64 +9,64 @@ from rabbit2docker.settings.base import Group
 
 
 class TenantCredentials(Group):
-    """What builds of one tenant may use beyond what all may."""
+    """Credentials for the builds of one tenant."""
 
     push_secret: str | None = None
-    """Secret of type kubernetes.io/dockerconfigjson that this tenant's builds push and pull with, instead of the common one."""
+    """Secret of type kubernetes.io/dockerconfigjson for this tenant's pushes and pulls, instead of the common one."""
     git_credentials: SecretStr | None = None
-    """Lines `https://user:token@host` for private repositories; put into a Secret of each build, gone with it."""
+    """Lines `https://user:token@host` for private repositories; copied into a Secret of each build and deleted with it."""
 
 
 class KubernetesSettings(Group):
-    """Attempts as pods; read by the kubernetes executor."""
+    """The kubernetes executor: attempts as pods."""
 
     namespace: str = "default"
-    """Namespace of the build pods, of docker-api and of everything the service makes."""
+    """Namespace of build pods, of docker-api and of all other objects of the service."""
     kubeconfig: Path | None = None
     """kubeconfig file; unset: the service account of the pod, else $KUBECONFIG, else ~/.kube/config."""
     context: str | None = None
-    """Context of the kubeconfig; unset: its current one."""
+    """Context of the kubeconfig; unset: its current context."""
     docker_api_labels: dict[str, str] = {"app.kubernetes.io/component": "docker-api"}
-    """Labels of the docker-api pods: a build runs on a node that has one of them."""
+    """Labels of the docker-api pods: a build runs on a node with such a pod."""
     docker_socket: str = "/var/run/rabbit2docker/docker-api/docker.sock"
-    """Socket of docker-api on its node. Its directory is mounted, so that a new engine's socket is seen."""
+    """Socket of docker-api on its node. Its directory is mounted, so that the socket of a restarted engine is found."""
     push_secret: str | None = None
-    """Existing Secret of type kubernetes.io/dockerconfigjson with the registry credentials of all builds."""
+    """Existing Secret of type kubernetes.io/dockerconfigjson with the registry credentials for all builds."""
     tenants: dict[str, TenantCredentials] = {}
-    """Credentials of single tenants."""
+    """Credentials by tenant."""
     pending_seconds: int = Field(default=600, ge=10)
-    """Seconds from its creation within which a pod has to run; a cluster autoscaler must be able to keep it."""
+    """Seconds within which a new pod must start to run; long enough for a cluster autoscaler."""
     termination_seconds: int = Field(default=20, ge=1, le=300)
-    """Seconds between SIGTERM and SIGKILL for a build pod; the builder needs about eight to end its children."""
+    """Seconds between SIGTERM and SIGKILL for a build pod; the builder takes about eight to end its children."""
     run_as_user: int | None = 1000
-    """User id in the build pod; unset: the image's own."""
+    """User id in the build pod; unset: that of the image."""
     docker_group: int | None = 2375
-    """Group that may use the socket (`dockerd --group`)."""
+    """Group with access to the socket (`dockerd --group`)."""
     cpu_request: str = "50m"
-    """The work is done in docker-api: the pod itself clones and waits."""
+    """CPU reserved for the pod, which only clones and waits: the work is done in docker-api."""
     memory_request: str = "256Mi"
-    """Memory set aside for the pod."""
+    """Memory reserved for the pod."""
     memory_limit: str | None = "1Gi"
     """Memory at which the pod is killed."""
     image_pull_policy: str | None = Field(default=None, pattern="^(Always|IfNotPresent|Never)$")
-    """Always, IfNotPresent or Never; unset: as Kubernetes does by the tag."""
+    """Always, IfNotPresent or Never; unset: the default of Kubernetes, which depends on the tag."""
     image_pull_secrets: list[str] = []
-    """Secrets to pull the builder image with."""
+    """Secrets for pulling the builder image."""
     node_selector: dict[str, str] = {}
-    """Labels a node must have beside running docker-api."""
+    """Labels that a node must have, in addition to running docker-api."""
     tolerations: list[dict[str, Any]] = []
-    """Taints that build pods tolerate, as in a pod's specification."""
+    """Tolerations of build pods, as in a pod's specification."""
     priority_class: str | None = None
     """PriorityClass of build pods."""
     labels: dict[str, str] = {}
-    """Further labels of build pods."""
+    """Additional labels of build pods."""
     annotations: dict[str, str] = {}
-    """Further annotations of build pods."""
+    """Additional annotations of build pods."""
     env: dict[str, str] = {}
-    """Further environment of the builder."""
+    """Additional environment variables of the builder."""
     requests_per_second: float = Field(default=50.0, gt=0)
-    """Calls to the API server in the long run; creations go first."""
+    """Sustained rate of calls to the API server; creations take precedence."""
     burst: int = Field(default=100, ge=1)
-    """Calls that may be made at once after a quiet time."""
+    """Calls that may be made at once after a quiet period."""
     lease_seconds: float = Field(default=10.0, ge=3, le=60)
-    """A replica that has not renewed its Lease for this long is taken for dead, and its builds go to the others."""
+    """Seconds without renewing its Lease after which a replica counts as dead and others take over its builds."""

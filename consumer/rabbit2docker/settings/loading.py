@@ -5,7 +5,7 @@ The only module that needs pydantic-settings: the client library does without it
 
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from pydantic import Field, ValidationError
 from pydantic_settings import (
@@ -17,12 +17,18 @@ from pydantic_settings import (
 
 from rabbit2docker.errors import ConfigurationError
 from rabbit2docker.settings.amqp import AmqpSettings
-from rabbit2docker.settings.base import ENV_PREFIX, LogSettings
+from rabbit2docker.settings.base import LogSettings
+from rabbit2docker.settings.constants import (
+    CONFIG_FILE_VARIABLE,
+    DEFAULT_TENANTS,
+    ENV_PREFIX,
+    FOREIGN_PREFIXES,
+    ExecutorKind,
+)
 from rabbit2docker.settings.consumer import (
     BuilderSettings,
     BuildLogSettings,
     DockerSettings,
-    ExecutorKind,
     HttpSettings,
     ImageSettings,
     LimitSettings,
@@ -32,13 +38,9 @@ from rabbit2docker.settings.consumer import (
 from rabbit2docker.settings.hub import HubSettings
 from rabbit2docker.settings.kubernetes import KubernetesSettings
 
-CONFIG_FILE_VARIABLE: Final = "RABBIT2DOCKER_CONFIG"
-FOREIGN_PREFIXES: Final = ("RABBIT2DOCKER_TEST_", "RABBIT2DOCKER_DEV_")
-"""Variables of the development services and the tests, which are no settings."""
-
 
 class Settings(BaseSettings):
-    """The whole tree."""
+    """All settings, by group."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -49,9 +51,9 @@ class Settings(BaseSettings):
     )
 
     tenant: str = Field(default="default", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
-    """Tenant of the command line's own requests."""
-    tenants: list[str] = ["default"]
-    """Tenants whose streams `topology declare` makes."""
+    """Tenant of the requests that this program makes: the command line, or the hub service."""
+    tenants: list[str] = list(DEFAULT_TENANTS)
+    """Tenants that `topology declare` creates streams for."""
     instance: str = "rabbit2docker"
     """Name of this installation, part of `ce-source`."""
     executor: ExecutorKind = ExecutorKind.LOCAL
@@ -78,14 +80,14 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments before the environment before the YAML file."""
+        """Give arguments precedence over the environment, and that over the YAML file."""
         path = os.environ.get(CONFIG_FILE_VARIABLE)
         sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
         return (*sources, YamlConfigSettingsSource(settings_cls, yaml_file=path)) if path else sources
 
 
 def unknown_variables(environ: dict[str, str]) -> list[str]:
-    """Variables with our prefix whose first word is no setting: pydantic-settings itself lets these pass."""
+    """Return the variables with the prefix whose first word is no setting; pydantic-settings ignores them."""
     known = {name.upper() for name in Settings.model_fields}
     return sorted(
         name
@@ -98,7 +100,7 @@ def unknown_variables(environ: dict[str, str]) -> list[str]:
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the settings; raises ConfigurationError that names each wrong one and never shows a secret."""
+    """Read the settings; raises a ConfigurationError that names each invalid one and never shows a secret."""
     path = os.environ.get(CONFIG_FILE_VARIABLE)
     if path and not Path(path).is_file():
         raise ConfigurationError(f"{CONFIG_FILE_VARIABLE} names {path}, which is not a file.")
@@ -113,4 +115,4 @@ def load_settings(**overrides: Any) -> Settings:
             f"  {ENV_PREFIX}{'__'.join(str(part).upper() for part in problem['loc'])}: {problem['msg']}"
             for problem in error.errors(include_input=False, include_url=False)
         ]
-        raise ConfigurationError("The settings cannot be read:\n" + "\n".join(lines)) from None
+        raise ConfigurationError("The settings are invalid:\n" + "\n".join(lines)) from None

@@ -1,13 +1,13 @@
 """A Kubernetes API server for tests, with a cluster behind it and faults in front of it.
 
     async with KubeServer() as server:
-        server.kubeconfig(path)                 # what a client needs
-        server.cluster.write("build-1", "…")    # kubelet, scheduler and people
+        server.kubeconfig(path)                 # for a client
+        server.cluster.write("build-1", "…")    # kubelet, scheduler and users
         server.faults.answer(429, verb="create", retry_after=1)
         server.calls(verb="patch", resource="pods")
 
-It answers as the real one does, in words and order, for pods, their logs, events, configmaps, secrets and leases in
-namespaces; server-side apply, strategic merge patches and deletions of collections are not among it.
+It responds like the real one, messages and order included, for pods, their logs, events, configmaps, secrets and leases
+in namespaces. Server-side apply, strategic merge patches and deletions of collections are not supported.
 """
 
 from tests.support.kube.cluster import Cluster, Stops

@@ -1,7 +1,7 @@
-"""The rest of a cluster, played by tests or by itself: scheduler, kubelets, and people who delete pods.
+"""The rest of a cluster: scheduler, kubelets, and users that delete pods, driven by tests or automatic.
 
-Pods are named by their names in `namespace`. Every method is synchronous: it changes the objects, and whoever watches
-them learns of it.
+Pods are addressed by their names in `namespace`. Every method is synchronous: it changes the objects, and watches
+report that.
 """
 
 import asyncio
@@ -43,26 +43,26 @@ UNKNOWN = "ContainerStatusUnknown"
 
 
 class Stops(Enum):
-    """What a builder makes of SIGTERM."""
+    """The reaction of a builder to SIGTERM."""
 
     OBEYS = "obeys"
-    """It ends at once with exit code 143 and says that it was cancelled."""
+    """It exits at once with code 143 and the result `cancelled`."""
     STUBBORN = "stubborn"
-    """It ends by SIGKILL after the grace."""
+    """It is ended by SIGKILL after the grace period."""
     HANGS = "hangs"
-    """Its kubelet does nothing, so the pod stays and is only ever terminating."""
+    """Its kubelet does nothing, so the pod stays terminating."""
 
 
 @dataclass
 class Node:
-    """A machine; its docker-api is a pod of its own."""
+    """A node; its docker-api is a separate pod."""
 
     name: str
     is_alive: bool = True
 
 
 class Cluster:
-    """What happens to pods. With `automatic`, they run at once on a node with a ready docker-api, and end when deleted."""
+    """The life of pods. With `automatic`, they run at once on a node with a ready docker-api, and end when deleted."""
 
     def __init__(
         self,
@@ -76,13 +76,13 @@ class Cluster:
         self.namespace = namespace
         self.automatic = automatic
         self.posts_events = True
-        """Whether starting a pod leaves the usual events behind."""
+        """True if the start of a pod creates the usual events."""
         self.store = Store(clock, history=history)
         self.nodes: dict[str, Node] = {}
         self.logs: dict[str, ContainerLog] = {}
         """By the pod's uid."""
         self.starts: Counter[str] = Counter()
-        """How often a builder was started, by the pod's name."""
+        """Number of starts of the builder, by the name of the pod."""
         self.stops = Stops.OBEYS
         self.stops_of: dict[str, Stops] = {}
         """Exceptions, by the pod's name."""
@@ -96,11 +96,11 @@ class Cluster:
             self.add_node(node)
 
     def close(self) -> None:
-        """Forget what would still happen."""
+        """Cancel everything that is scheduled."""
         for timer in self._timers:
             timer.cancel()
 
-    # -- looking
+    # -- inspection
 
     def pod(self, name: str) -> Json:
         """Return a copy of the pod."""
@@ -144,20 +144,20 @@ class Cluster:
         self.vanish(f"{DOCKER_API}-{node}")
 
     def lose_node(self, node: str) -> None:
-        """Cut the node off: its kubelet does nothing any more, its docker-api is not ready, its logs cannot be had."""
+        """Disconnect the node: its kubelet does nothing, its docker-api is not ready, its logs cannot be read."""
         self.nodes[node].is_alive = False
         if self.exists(f"{DOCKER_API}-{node}"):
             self.set_docker_api(node, ready=False)
 
     def taint_node(self, node: str) -> None:
-        """Have the cluster delete a lost node's build pods; they stay terminating, as nobody there ends them."""
+        """Have the cluster delete a lost node's build pods; they stay terminating, as its kubelet is unreachable."""
         message = "Taint manager: deleting due to NoExecute taint"
         for name in self._on(node):
             self.condition(name, "DisruptionTarget", reason="DeletionByTaintManager", message=message)
             self.delete(name)
 
     def remove_node(self, node: str) -> None:
-        """Remove the node; the cluster collects its pods."""
+        """Remove the node; the cluster garbage-collects its pods."""
         self.nodes.pop(node)
         for name in self._on(node):
             message = "PodGC: node no longer exists"
@@ -171,7 +171,7 @@ class Cluster:
         return [name for name in self.pods() if self.pod(name)["spec"].get("nodeName") == node]
 
     def _ready_nodes(self) -> list[str]:
-        """Return the nodes that can take builds, the emptiest first."""
+        """Return the nodes that can run builds, the least loaded first."""
         wanted = Selection(self.namespace, (Requirement(COMPONENT, frozenset((DOCKER_API,))),))
         found = []
         for stored in self.store.select(PODS, wanted):
@@ -183,21 +183,21 @@ class Cluster:
                 found.append(data["spec"]["nodeName"])
         return sorted(found, key=lambda node: self._placed[node])
 
-    # -- what happens to a pod
+    # -- status of a pod
 
     def edit(self, name: str, change: Callable[[Json], object]) -> None:
-        """Change anything of a pod; nothing is checked."""
+        """Change any part of a pod without validation."""
         self.store.edit(PODS, self.namespace, name, change)
 
     def unschedulable(self, name: str, message: str = "", *, reason: str = "Unschedulable") -> None:
-        """Have the scheduler say why no node takes the pod."""
+        """Have the scheduler report that no node fits the pod."""
         message = (
             message or f"0/{len(self.nodes)} nodes are available: node(s) didn't match pod affinity rules."
         )
         self.condition(name, "PodScheduled", "False", reason=reason, message=message)
 
     def schedule(self, name: str, node: str | None = None) -> None:
-        """Bind the pod to a node, whose kubelet takes it."""
+        """Bind the pod to a node, whose kubelet accepts it."""
         node = node or next(iter(self.nodes))
         at = self.store.clock()
         self._placed[node] += 1
@@ -236,17 +236,17 @@ class Cluster:
         set_container(data, {"running": {"startedAt": stamp(at)}})
 
     def write(self, name: str, *lines: str | bytes, at: datetime | None = None) -> None:
-        """Have the container write lines; they carry the time at which they were written, or `at`."""
+        """Have the container write lines with the current time, or `at`, as their time stamp."""
         raw = [line.encode() if isinstance(line, str) else line for line in lines]
         moment = time.time_ns() if at is None else round(at.timestamp() * 1_000_000) * 1000
         self.log(name).write([part for line in raw for part in line.split(b"\n")], moment)
 
     def rotate(self, name: str, keep: int) -> None:
-        """Have the kubelet begin a new log file; only the last `keep` lines can still be read."""
+        """Have the kubelet rotate the log: only the last `keep` lines can still be read."""
         self.log(name).rotate(keep)
 
     def lose_log(self, name: str) -> None:
-        """Have the runtime remove the ended container, and the log with it."""
+        """Have the container runtime remove the ended container with its log."""
         self.log(name).is_lost = True
 
     def terminate(self, name: str, exit_code: int, reason: str | None = None, *, message: str = "") -> None:
@@ -257,7 +257,7 @@ class Cluster:
         self._finish_deletion(name)
 
     def kill(self, name: str, reason: str = "Error") -> None:
-        """Send SIGKILL: exit code 137 and no last word."""
+        """Send SIGKILL: exit code 137 without a termination message."""
         self.terminate(name, SIGKILL_EXIT, reason)
 
     def _terminated(self, data: Json, exit_code: int, reason: str, message: str = "") -> None:
@@ -266,7 +266,7 @@ class Cluster:
         terminated: Json = {"exitCode": exit_code, "reason": reason}
         if message:
             terminated["message"] = message
-        # Nobody knows when a container ended that cannot be found.
+        # The end of a container that cannot be found is unknown.
         finished = None if reason == UNKNOWN else stamp(at)
         terminated |= {"startedAt": began, "finishedAt": finished}
         if status.get("containerID"):
@@ -310,12 +310,12 @@ class Cluster:
         self.edit(name, lambda data: set_condition(data, kind, value, at, reason=reason, message=message))
 
     def evict(self, name: str, reason: str = "EvictionByEvictionAPI") -> None:
-        """Have somebody empty the pod's node: a condition, then a graceful deletion."""
+        """Evict the pod, as a drain of its node does: a condition, then a graceful deletion."""
         self.condition(name, "DisruptionTarget", reason=reason, message="Eviction API: evicting")
         self.delete(name)
 
     def post_event(self, name: str, reason: str, message: str, *, kind: str = "Warning") -> None:
-        """Have a component of the cluster tell something about the pod."""
+        """Have a component of the cluster create an event about the pod."""
         pod = self.store.get(PODS, self.namespace, name)
         at = stamp(self.store.clock())
         event = {
@@ -344,7 +344,7 @@ class Cluster:
     # -- deletion
 
     def delete(self, name: str, *, grace: int | None = None) -> None:
-        """Delete the pod from outside, as kubectl does."""
+        """Delete the pod as kubectl does."""
         self.store.delete(PODS, self.namespace, name, grace=grace)
 
     def vanish(self, name: str) -> None:
@@ -354,12 +354,12 @@ class Cluster:
             self.delete(name, grace=0)
 
     def _finish_deletion(self, name: str) -> None:
-        """Let go of a pod that is being deleted, as kubelets do when all its containers have ended."""
+        """Finish the deletion of a pod, as kubelets do once all its containers have ended."""
         if self.exists(name) and "deletionTimestamp" in self.pod(name)["metadata"]:
             self.delete(name, grace=0)
 
     def _stop(self, uid: str, name: str) -> None:
-        """Do what the kubelet does about a deletion."""
+        """React to a deletion as the kubelet does."""
         if (pod := self._current(uid, name)) is None:
             return
         metadata, node = pod["metadata"], self.nodes.get(pod["spec"].get("nodeName", ""))
@@ -374,8 +374,8 @@ class Cluster:
         elif grace == 0:
             self.kill(name)
         elif stops is Stops.OBEYS:
-            said = {"reason": "cancelled", "exit_code": SIGTERM_EXIT, "lines": self.log(name).count}
-            self.terminate(name, SIGTERM_EXIT, message=json.dumps(said))
+            result = {"reason": "cancelled", "exit_code": SIGTERM_EXIT, "lines": self.log(name).count}
+            self.terminate(name, SIGTERM_EXIT, message=json.dumps(result))
         else:
             self._later(grace, lambda: self._grace_is_over(uid, name))
 
@@ -384,13 +384,13 @@ class Cluster:
             self.kill(name)
 
     def _current(self, uid: str, name: str) -> Json | None:
-        """Return the pod when it is still the same one and has not ended."""
+        """Return the pod if it is still the same one and has not ended."""
         stored = self.store.find(PODS, self.namespace, name)
         if stored is None or stored.uid != uid or stored.fields["status.phase"] in ("Succeeded", "Failed"):
             return None
         return stored.data()
 
-    # -- what the cluster does by itself
+    # -- automatic behaviour
 
     def _admit(self, resource: Resource, data: Json) -> None:
         if resource is PODS:
@@ -412,7 +412,7 @@ class Cluster:
             raise forbidden(PODS, data["metadata"]["name"], why)
 
     def _react(self, change: Change) -> None:
-        """Play scheduler and kubelet; both come after whoever made the change has been answered."""
+        """Act as scheduler and kubelet, after the response to the call that made the change."""
         stored = change.new or change.old
         assert stored is not None
         if stored.resource is not PODS:
@@ -445,10 +445,10 @@ class Cluster:
             return
         self.schedule(name, nodes[0])
         if self.posts_events:
-            self._tell_start(name, nodes[0], pod["spec"]["containers"][0]["image"])
+            self._post_start_events(name, nodes[0], pod["spec"]["containers"][0]["image"])
         self.run(name)
 
-    def _tell_start(self, name: str, node: str, image: str) -> None:
+    def _post_start_events(self, name: str, node: str, image: str) -> None:
         whole = f"{self.namespace}/{name}"
         self.post_event(name, "Scheduled", f"Successfully assigned {whole} to {node}", kind="Normal")
         self.post_event(name, "Pulled", f'Container image "{image}" already present', kind="Normal")
@@ -471,7 +471,7 @@ class Cluster:
         self._timers.add(timer)
 
     def age(self, name: str, seconds: float) -> None:
-        """Make the pod older: it was created, and taken by its node, so much earlier."""
+        """Make the pod older: move its creation and its start on the node back in time."""
 
         def change(data: Json) -> None:
             for part, key in ((data["metadata"], "creationTimestamp"), (data["status"], "startTime")):
@@ -482,7 +482,7 @@ class Cluster:
 
 
 def _deletion(stored: Stored) -> object:
-    """Return what a kubelet would notice of a deletion."""
+    """Return the deletion as a kubelet sees it."""
     if b'"deletionTimestamp"' not in stored.body:
         return None
     metadata = stored.data()["metadata"]

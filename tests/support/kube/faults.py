@@ -1,4 +1,4 @@
-"""What goes wrong with requests, as tests want it."""
+"""Faults that tests inject into requests."""
 
 import asyncio
 import re
@@ -26,22 +26,22 @@ _REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A request as it came."""
+    """A received request."""
 
     method: str
     path: str
     query: dict[str, str]
     verb: str
-    """list, watch, get, log, create, update, patch or delete; the method for what is no resource."""
+    """list, watch, get, log, create, update, patch or delete; the HTTP method if the path is not a resource."""
     resource: str
-    """Plural; empty for what is no resource."""
+    """Plural name; empty if the path is not a resource."""
     name: str
     content_type: str = ""
     at: float = field(default_factory=time.monotonic)
 
 
 class Kind(Enum):
-    """What a fault does."""
+    """The effect of a fault."""
 
     ANSWER = "answer"
     DROP_BEFORE = "drop before"
@@ -56,12 +56,12 @@ class Kind(Enum):
 
 @dataclass(eq=False)
 class Fault:
-    """One fault; `remove` ends it, `release` lets go of requests that it holds."""
+    """One fault; `remove` ends it, `release` continues the requests that it holds."""
 
     kind: Kind
     wanted: Callable[[Seen], bool]
     times: int | None
-    """How many more requests it hits; None: all."""
+    """Number of further requests that it hits; None for all."""
     error: ApiError | None = None
     seconds: float = 0
     after: int | Callable[[], int] = 0
@@ -79,7 +79,7 @@ class Fault:
 
 
 class Faults:
-    """The faults to come. Each method takes which requests are meant: verb, resource, name, path (a regular expression).
+    """The active faults. Each method takes a filter for requests: verb, resource, name, path (a regular expression).
 
     `times` is how many requests are hit, None for all until the fault is removed. A request is hit by the first fault
     that means it.
@@ -98,7 +98,7 @@ class Faults:
         return None
 
     def clear(self) -> None:
-        """Remove all; what hangs goes on."""
+        """Remove all faults and continue the requests that they hold."""
         for fault in self._faults:
             fault.remove()
         self._faults.clear()
@@ -112,28 +112,28 @@ class Faults:
         times: int | None = 1,
         **which: str | None,
     ) -> Fault:
-        """Answer with a Status instead of doing what is asked; also a watch's HTTP 410."""
+        """Respond with a Status without executing the request; also for the HTTP 410 of a watch."""
         error = ApiError(status, _REASONS.get(status, "Unknown"), message, retry_after=retry_after)
         return self._add(Fault(Kind.ANSWER, _meaning(**which), times, error=error))
 
     def drop_before(self, *, times: int | None = 1, **which: str | None) -> Fault:
-        """Cut the connection; what is asked is not done."""
+        """Cut the connection without executing the request."""
         return self._add(Fault(Kind.DROP_BEFORE, _meaning(**which), times))
 
     def drop_after(self, *, times: int | None = 1, **which: str | None) -> Fault:
-        """Do what is asked, and cut the connection instead of answering."""
+        """Execute the request, and cut the connection instead of responding."""
         return self._add(Fault(Kind.DROP_AFTER, _meaning(**which), times))
 
     def hang(self, *, times: int | None = 1, **which: str | None) -> Fault:
-        """Say nothing until released; then what is asked is done."""
+        """Hold the request until released, then execute it."""
         return self._add(Fault(Kind.HANG, _meaning(**which), times))
 
     def delay(self, seconds: float, *, times: int | None = 1, **which: str | None) -> Fault:
-        """Do what is asked later."""
+        """Execute the request after a delay."""
         return self._add(Fault(Kind.DELAY, _meaning(**which), times, seconds=seconds))
 
     def empty(self, *, times: int | None = 1, **which: str | None) -> Fault:
-        """Answer a watch or log with 200 and nothing."""
+        """Respond to a watch or log with status 200 and an empty body."""
         return self._add(Fault(Kind.EMPTY, _meaning(**which), times))
 
     def cut(
@@ -144,20 +144,20 @@ class Faults:
         times: int | None = 1,
         **which: str | None,
     ) -> Fault:
-        """Cut a watch or log after so many bytes, wherever that is; `clean` ends it as if that were all.
+        """Cut a watch or log after so many bytes, wherever that is; `clean` ends the body without an error.
 
         A function is asked for each stream anew, for cuts at random places.
         """
         return self._add(Fault(Kind.CUT, _meaning(**which), times, after=after, clean=clean))
 
     def say(self, text: bytes, *, after: int = 0, times: int | None = 1, **which: str | None) -> Fault:
-        """Send `after` bytes of a log, then a text that is no line of the container, and end."""
+        """Send `after` bytes of a log, then a text that is not a line of the container, and end."""
         return self._add(
             Fault(Kind.SAY, _meaning(**{"verb": "log", **which}), times, text=text, after=after, clean=True)
         )
 
     def gone(self, *, times: int | None = 1, **which: str | None) -> Fault:
-        """Answer a watch with an ERROR 410 in the stream, as for a version that is too old."""
+        """Respond to a watch with an ERROR 410 in the stream, as for an expired version."""
         return self._add(Fault(Kind.GONE, _meaning(**{"verb": "watch", **which}), times))
 
     def _add(self, fault: Fault) -> Fault:
@@ -173,7 +173,7 @@ def _meaning(
     method: str | None = None,
     path: str | None = None,
 ) -> Callable[[Seen], bool]:
-    """Return whether a request is meant; raises TypeError for another word."""
+    """Return whether a request matches; raises TypeError for an unknown filter."""
 
     def means(seen: Seen) -> bool:
         if path is not None and not re.search(path, seen.path):

@@ -12,7 +12,7 @@ NANOSECONDS = 1_000_000_000
 
 
 def stamp_of(nanoseconds: int) -> bytes:
-    """Write a time as kubelets put it before lines: always nine digits."""
+    """Return a time as kubelets write it before lines: always with nine digits."""
     seconds, rest = divmod(nanoseconds, NANOSECONDS)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z".encode()
 
@@ -30,14 +30,14 @@ class LogOptions:
 
     @classmethod
     def read(cls, query: Mapping[str, str], now: int) -> "LogOptions":
-        """Raises ApiError for a query that makes no sense."""
+        """Parse the query. Raises ApiError if it is invalid."""
         since = None
         if text := query.get("sinceTime"):
             try:
                 moment = datetime.fromisoformat(text)
             except ValueError as error:
                 raise bad_request(f"invalid sinceTime: {text}") from error
-            # On its way to the kubelet the time loses its fraction.
+            # The API server drops the fraction of a second.
             since = int(moment.timestamp()) * NANOSECONDS
         elif text := query.get("sinceSeconds"):
             since = now - int(text) * NANOSECONDS
@@ -55,25 +55,25 @@ def _flag(text: str | None) -> bool:
 
 
 class ContainerLog:
-    """Lines with the times at which they were written. Only the current file is served."""
+    """Lines with time stamps. Only the current file is served."""
 
     def __init__(self) -> None:
         self.first = 0
-        """Number of the first line that the current file still has."""
+        """Number of the first line in the current file."""
         self.is_lost = False
-        """The runtime has removed the container with its log."""
+        """True once the container runtime has removed the container with its log."""
         self._ended = False
         self._lines: list[tuple[int, bytes]] = []
         self._listeners: set[asyncio.Event] = set()
 
     @property
     def count(self) -> int:
-        """How many lines were ever written."""
+        """Return the number of all lines written."""
         return self.first + len(self._lines)
 
     @property
     def is_ended(self) -> bool:
-        """Nothing will be written any more."""
+        """End the log: the container writes nothing more."""
         return self._ended
 
     def write(self, lines: Iterable[bytes], at: int) -> None:
@@ -85,7 +85,7 @@ class ContainerLog:
         self._wake()
 
     def rotate(self, keep: int) -> None:
-        """Begin a new file that has only the last lines: the older ones are not served any more."""
+        """Start a new file with only the last lines; older ones are no longer served."""
         dropped = max(0, len(self._lines) - keep)
         self.first += dropped
         del self._lines[:dropped]
@@ -108,7 +108,7 @@ class ContainerLog:
 
 
 class LogReader:
-    """Goes through a log once."""
+    """One pass over a log."""
 
     def __init__(self, log: ContainerLog, options: LogOptions) -> None:
         self._log = log
@@ -118,11 +118,11 @@ class LogReader:
 
     @property
     def is_full(self) -> bool:
-        """Tell whether limitBytes is reached."""
+        """Return whether limitBytes is reached."""
         return self._left is not None and self._left <= 0
 
     def take(self) -> bytes:
-        """Return what is there beyond what was taken, in portions; empty when there is nothing now."""
+        """Return the next part of the log; empty if there is nothing more yet."""
         log, options, data = self._log, self._options, bytearray()
         self._next = max(self._next, log.first)
         while self._next < log.count and len(data) < CHUNK_BYTES:

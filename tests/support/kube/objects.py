@@ -1,4 +1,4 @@
-"""Resources, errors, selectors and validity of the Kubernetes API, as far as the service meets them."""
+"""Resources, errors, selectors and validation of the Kubernetes API, as far as the service uses them."""
 
 import json
 import re
@@ -20,15 +20,15 @@ _QUALIFIED_NAME = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A kind of object and where the API has it."""
+    """A type of objects and its place in the API."""
 
     plural: str
     kind: str
     group: str = ""
     field_labels: tuple[str, ...] = ()
-    """Fields by which a list or watch may select, beside name and namespace."""
+    """Supported field selectors, in addition to name and namespace."""
     replaces: bool = False
-    """Whether PUT is answered; where it is, it also creates, as for leases."""
+    """True if PUT is supported; it then also creates, as for leases."""
 
     @property
     def api_version(self) -> str:
@@ -60,7 +60,7 @@ RESOURCES = (PODS, EVENTS, CONFIGMAPS, SECRETS, LEASES)
 
 
 def stamp(moment: datetime) -> str:
-    """Write a time as metadata and statuses have it: whole seconds."""
+    """Return a time as in metadata and statuses: whole seconds."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -73,7 +73,7 @@ def encode(data: Any) -> bytes:
 
 @dataclass
 class ApiError(Exception):
-    """An answer that is a Status."""
+    """A response that is a Status."""
 
     code: int
     reason: str
@@ -159,7 +159,7 @@ _EXISTS = re.compile(r"(!?)([^!=\s()]+)")
 
 
 def parse_selector(text: str) -> tuple[Requirement, ...]:
-    """Read a label selector; raises ApiError for one that cannot be read."""
+    """Parse a label selector; raises ApiError if it is invalid."""
     return tuple(_requirement(part.strip()) for part in re.split(r",(?![^(]*\))", text) if part.strip())
 
 
@@ -175,7 +175,7 @@ def _requirement(text: str) -> Requirement:
 
 
 def parse_fields(resource: Resource, text: str) -> tuple[Requirement, ...]:
-    """Read a field selector; raises ApiError for a field the resource cannot be selected by."""
+    """Parse a field selector; raises ApiError for an unsupported field."""
     requirements = parse_selector(text)
     for requirement in requirements:
         if requirement.key not in ("metadata.name", "metadata.namespace", *resource.field_labels):
@@ -196,11 +196,11 @@ def selectable_fields(resource: Resource, data: Json) -> dict[str, str]:
     return fields
 
 
-# -- validity
+# -- validation
 
 
 def check_object(resource: Resource, data: Json) -> None:
-    """Raise what the API server answers to an object that cannot be."""
+    """Raise the API server's error for an invalid object."""
     metadata = data["metadata"]
     name = str(metadata.get("name") or "")
     if not name:
@@ -237,7 +237,7 @@ def _check_labels(resource: Resource, name: str, labels: Mapping[str, Any]) -> N
 
 
 def check_change(resource: Resource, old: Json, new: Json) -> None:
-    """Raise what the API server answers to a change that may not be made."""
+    """Raise the API server's error for a forbidden change."""
     name = old["metadata"]["name"]
     check_object(resource, new)
     if "deletionTimestamp" in old["metadata"]:

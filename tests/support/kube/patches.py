@@ -1,4 +1,4 @@
-"""Changes to objects as PATCH has them."""
+"""The patch types of PATCH: JSON patch and merge patch."""
 
 import json
 from collections.abc import Callable
@@ -12,23 +12,23 @@ from tests.support.kube.objects import ApiError, Json, bad_request
 
 MERGE = "application/merge-patch+json"
 JSON = "application/json-patch+json"
-# What Go escapes beyond the need, everywhere where it writes JSON.
+# Characters that Go escapes in JSON although it need not.
 _GO_ESCAPES = str.maketrans({char: f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"})
 
 
 class Written(str):
-    """A string of a patch that knows how it was written, quotes and escapes included."""
+    """A string of a patch with its JSON text, quotes and escapes included."""
 
     raw: str
 
 
 class _Decoder(json.JSONDecoder):
-    """Reads JSON in which all strings but keys are `Written`."""
+    """Decodes JSON with all strings except keys as `Written`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.parse_string = _parse_string
-        # The one in C does not ask parse_string.
+        # The scanner in C ignores parse_string.
         self.scan_once = scanner.py_make_scanner(self)  # type: ignore[attr-defined]
 
 
@@ -40,7 +40,7 @@ def _parse_string(text: str, end: int, strict: bool = True) -> tuple[Written, in
 
 
 def read_patch(content_type: str, body: bytes) -> Callable[[Json], Json]:
-    """Return what the patch makes of an object; raises ApiError for what is no patch."""
+    """Return a function that applies the patch to an object; raises ApiError if the patch is invalid."""
     kind = content_type.partition(";")[0].strip()
     if kind not in (MERGE, JSON):
         message = (
@@ -85,7 +85,7 @@ def _json_patched(data: Json, patch: list[Json]) -> Json:
             else:
                 data = jsonpatch.apply_patch(data, [step])
     except (jsonpatch.JsonPatchException, jsonpointer.JsonPointerException, KeyError) as error:
-        # The real server says no more than this, be it a failed test or a path that is not there.
+        # The real server gives no more details, for a failed test and for a missing path.
         raise ApiError(
             422, "Invalid", "the server rejected our request due to an error in our request"
         ) from error
@@ -93,7 +93,7 @@ def _json_patched(data: Json, patch: list[Json]) -> Json:
 
 
 def is_same(found: Any, wanted: Any) -> bool:
-    """Compare as the API server does for `test`: strings as they are written, its own side as Go writes them.
+    """Compare like the API server for `test`: strings by their JSON text, its own side as written by Go.
 
     So a test of a text with `<`, `>` or `&` fails unless the patch escapes them, and one that escapes other
     characters than Go fails, too.

@@ -1,4 +1,4 @@
-"""What pods look like once a cluster has had its hands on them."""
+"""Pods as the components of a cluster fill them in."""
 
 from datetime import datetime
 from typing import Any
@@ -11,7 +11,7 @@ COMPONENT = "app.kubernetes.io/component"
 
 
 def default_pod(data: Json) -> None:
-    """Fill in what the API server fills in."""
+    """Fill in the defaults of the API server."""
     spec = data.setdefault("spec", {})
     defaults = {
         "restartPolicy": "Always",
@@ -36,7 +36,7 @@ def default_pod(data: Json) -> None:
 
 
 def note_manager(data: Json, manager: str, at: datetime) -> None:
-    """Add the bookkeeping that makes up a third of a real pod."""
+    """Add the managed fields, which make up a third of a real pod."""
     fields = {key: _fields(data[key]) for key in ("metadata", "spec", "data") if key in data}
     entry = {
         "manager": manager,
@@ -65,13 +65,13 @@ def builder_of(data: Json) -> str:
 
 
 def container_status(data: Json) -> Json | None:
-    """Return the status of the pod's first container, where a kubelet has written one."""
+    """Return the status of the pod's first container, if a kubelet has written one."""
     statuses = data["status"].get("containerStatuses") or ()
     return statuses[0] if statuses else None
 
 
 def set_container(data: Json, state: Json) -> None:
-    """Write the state of the first container, and what follows from it for the pod."""
+    """Write the state of the first container, and the parts of the pod that depend on it."""
     container = data["spec"]["containers"][0]
     running = "running" in state
     known = container_status(data) or {}
@@ -96,7 +96,7 @@ def set_container(data: Json, state: Json) -> None:
 def set_condition(
     data: Json, kind: str, value: str, at: datetime, *, reason: str | None = None, message: str | None = None
 ) -> None:
-    """Write a condition in the place of the one of its type."""
+    """Write a condition, replacing the one of its type."""
     others = [item for item in data["status"].get("conditions") or () if item["type"] != kind]
     condition: Json = {
         "type": kind,
@@ -109,7 +109,7 @@ def set_condition(
 
 
 def docker_api_pod(node: str) -> Json:
-    """Return a pod of the DaemonSet beside which builds run."""
+    """Return a docker-api pod of a DaemonSet."""
     return {
         "metadata": {
             "name": f"{DOCKER_API}-{node}",
@@ -124,7 +124,7 @@ def docker_api_pod(node: str) -> Json:
 
 
 def wanted_nodes(data: Json, nodes: list[str]) -> list[str]:
-    """Return the nodes a pod may run on, the preferred ones first; only names of nodes are understood."""
+    """Return the nodes that a pod may run on, the preferred ones first; only names of nodes are supported."""
     affinity = (data["spec"].get("affinity") or {}).get("nodeAffinity") or {}
     required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
     if required:

@@ -1,4 +1,4 @@
-"""Executors on one API server: as many at once as a test wants, each behind a proxy of its own where it has one."""
+"""Any number of executors on one API server, each optionally behind a proxy of its own."""
 
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +11,7 @@ from tests.support.proxy import Proxy
 
 
 class Replicas(KubernetesStage):
-    """A stage whose server runs for the whole test, whoever of its executors is open."""
+    """A stage whose server runs for the whole test, whichever of its executors are open."""
 
     def __init__(self, directory: Path, cluster: Cluster | None = None) -> None:
         super().__init__(directory, KubernetesExecutor, cluster)
@@ -31,11 +31,11 @@ class Replicas(KubernetesStage):
     def executor(
         self, proxy: Proxy | None = None, *, keep_ended_seconds: float = 600.0, **kubernetes: object
     ) -> KubernetesExecutor:
-        """Return an executor that is not open yet, with other settings than usual.
+        """Return an executor that is not open yet, with settings that differ from the usual ones.
 
         They are not checked, so that a test may have times that are too short for a cluster.
         """
-        # A test makes as many calls in a second as a service in minutes.
+        # A test makes as many calls in a second as a service does in minutes.
         changes = {"requests_per_second": 2000.0, "burst": 2000, **kubernetes}
         if proxy is not None:
             changes["kubeconfig"] = self._through(proxy)

@@ -1,4 +1,4 @@
-"""The HTTP side of the API server, on 127.0.0.1. A cluster stands behind it, faults in front of it."""
+"""The HTTP side of the API server, on 127.0.0.1, with a cluster behind it and faults in front of it."""
 
 import asyncio
 import json
@@ -64,19 +64,19 @@ def _wrong_method() -> ApiError:
 
 
 class KubeServer:
-    """An API server; `async with`, or `start` and `stop` as often as wanted, always on the same port."""
+    """An API server, as a context manager or with `start` and `stop` any number of times, always on the same port."""
 
     def __init__(self, cluster: Cluster | None = None, *, token: str | None = None) -> None:
-        """`token` is what requests have to bear; None: anything."""
+        """Requests must carry `token`; with None any request is accepted."""
         self.cluster = cluster or Cluster()
         self.faults = Faults()
         self.requests: list[Seen] = []
-        """Everything that was asked, in order, also what faults hit."""
+        """All requests in order, including those hit by faults."""
         self.token = token
         self.bookmark_seconds = 60.0
         self._streams: set[Stream] = set()
         self._runner: web.AppRunner | None = None
-        # Bound but not listening: the port is ours, and nobody who connects is accepted.
+        # Bound but not listening: the port is reserved, and connections are refused.
         self._socket = _bound(0)
         self.port: int = self._socket.getsockname()[1]
 
@@ -95,12 +95,12 @@ class KubeServer:
         self.close()
 
     async def start(self) -> None:
-        """Listen; nothing happens when it does."""
+        """Listen; does nothing if it already does."""
         if self._runner is not None:
             return
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_route("*", "/{path:.*}", self._handle)
-        # Without cancellation, nobody would notice that the reader of a silent stream has left.
+        # Without cancellation, the closed connection of a silent stream would go unnoticed.
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.SockSite(self._runner, self._socket).start()
@@ -121,7 +121,7 @@ class KubeServer:
         self._socket = _bound(self.port)
 
     def close(self) -> None:
-        """Give the port back, and forget what would still happen."""
+        """Release the port and cancel everything that is scheduled."""
         self._socket.close()
         self.cluster.close()
 
@@ -155,12 +155,12 @@ class KubeServer:
         path.write_text(json.dumps(config))
         return path
 
-    # -- what was asked, and what is being answered
+    # -- requests and open streams
 
     def calls(
         self, *, verb: str | None = None, resource: str | None = None, name: str | None = None
     ) -> list[Seen]:
-        """Return the requests of that kind."""
+        """Return the requests that match."""
         return [
             seen
             for seen in self.requests
@@ -170,7 +170,7 @@ class KubeServer:
         ]
 
     def counted(self) -> Counter[str]:
-        """Return how often what was asked, as `verb resource`."""
+        """Return the number of requests by `verb resource`."""
         return Counter(f"{seen.verb} {seen.resource}".strip() for seen in self.requests)
 
     def streams(self, verb: str, *, resource: str = "pods", name: str = "") -> list[Stream]:
@@ -323,7 +323,7 @@ class KubeServer:
             if not is_answered:
                 watcher = stream.watcher = store.watch(resource, selection, int(version or 0) or None)
         except ApiError as error:
-            # Where the version is too old, the stream says so, not the status of the answer.
+            # An expired version is reported in the stream, not by the status of the response.
             watcher.put(watch_line("ERROR", encode(error.status())))
             is_answered = True
         stream.end_after_lines = is_answered
@@ -337,7 +337,7 @@ class KubeServer:
         return response
 
     async def _pump(self, stream: "WatchStream") -> None:
-        """Send events until the watch's time is over."""
+        """Send events until the timeout of the watch."""
         watcher, query = stream.watcher, stream.seen.query
         until = time.monotonic() + int(query.get("timeoutSeconds") or WATCH_SECONDS)
         bookmarks = query.get("allowWatchBookmarks", "").lower() in ("1", "true")
@@ -392,16 +392,16 @@ class KubeServer:
                     container = (container_status(data) or {}).get("containerID", "containerd://")
                     await stream.write(f"unable to retrieve container logs for {container}".encode())
                 else:
-                    await self._tell_lines(stream, log, options)
+                    await self._send_lines(stream, log, options)
         return response
 
-    async def _tell_lines(self, stream: Stream, log: ContainerLog, options: LogOptions) -> None:
+    async def _send_lines(self, stream: Stream, log: ContainerLog, options: LogOptions) -> None:
         reader = log.read(options)
         log.listen(stream.wakes)
         try:
             while True:
                 stream.wakes.clear()
-                # Asked before reading: what is written before the end is read in this round.
+                # Checked before reading, so that everything written before the end is read in this round.
                 is_last = log.is_ended or not options.follow
                 while data := reader.take():
                     await stream.write(data)
@@ -414,7 +414,7 @@ class KubeServer:
             log.leave(stream.wakes)
 
     def _check_log(self, data: Json, seen: Seen) -> None:
-        """Raise what API server and kubelet answer where there is no log yet, or cannot be."""
+        """Raise the error of API server or kubelet if there is no log yet, or never will be."""
         container = seen.query.get("container") or builder_of(data)
         name = data["metadata"]["name"]
         if container not in [item["name"] for item in data["spec"]["containers"]]:
@@ -436,7 +436,7 @@ class KubeServer:
 
 
 class WatchStream(Stream):
-    """A watch that is being answered."""
+    """An open watch."""
 
     def __init__(self, seen: Seen, fault: Fault | None, watcher: Watcher) -> None:
         super().__init__(seen, fault)
@@ -454,7 +454,7 @@ def _bound(port: int) -> socket.socket:
 def _cut(request: web.Request) -> web.Response:
     if request.transport is not None:
         request.transport.abort()
-    # Nobody is there to get it.
+    # The client has disconnected.
     return web.Response()
 
 
@@ -497,7 +497,7 @@ def _encoded_list(resource: Resource, page: Page, query: Mapping[str, str]) -> b
     metadata: dict[str, Any] = {"resourceVersion": str(page.version)}
     if page.token:
         metadata["continue"] = page.token
-        # With a selector the server would have to look at the rest to know.
+        # With a selector the real server cannot know this without reading the rest.
         if not query.get("labelSelector") and not query.get("fieldSelector"):
             metadata["remainingItemCount"] = page.remaining
     head = {"kind": f"{resource.kind}List", "apiVersion": resource.api_version, "metadata": metadata}

@@ -1,4 +1,4 @@
-"""Builders in pods, for the suite that every executor passes."""
+"""Builders in pods, for the test suite of all executors."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tests.support.kube.server import KubeServer
 
 
 class Served:
-    """Opens an executor after the server that it needs, and closes both."""
+    """Opens an executor after its server, and closes both."""
 
     def __init__(self, server: KubeServer, executor: Executor) -> None:
         self._server = server
@@ -34,17 +34,17 @@ class Served:
         try:
             await self._executor.__aexit__(kind, error, trace)
         finally:
-            # The loop may end now; the cluster goes on without it.
+            # The loop may end now; the cluster keeps its state.
             await self._server.stop()
 
 
 class KubernetesStage:
-    """Implements `Stage`: pods run at once, and their builders write and end when the test says so."""
+    """Implements `Stage`: pods run at once, and their builders write and end on the test's command."""
 
     def __init__(
         self, directory: Path, executor: Callable[[Settings], Executor], cluster: Cluster | None = None
     ) -> None:
-        """Take where the kubeconfig can be written, and what makes an executor."""
+        """Store the directory for the kubeconfig and the factory of executors."""
         self.server = KubeServer(cluster)
         self.cluster = self.server.cluster
         kubernetes = KubernetesSettings(
@@ -55,7 +55,7 @@ class KubernetesStage:
         self._written: dict[str, int] = {}
 
     def service(self) -> Executor:
-        # Only ever entered: what comes out of that is the executor itself.
+        # Only used to enter: the result of that is the executor itself.
         return cast("Executor", Served(self.server, self._executor(self.settings)))
 
     def prepare(self, *names: str) -> None:
@@ -88,7 +88,7 @@ class KubernetesStage:
         return self.cluster.starts[name]
 
     def close(self) -> None:
-        """Give the port back."""
+        """Release the port."""
         self.server.close()
 
     def _uid(self, name: str) -> str:

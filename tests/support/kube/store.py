@@ -1,4 +1,4 @@
-"""The objects, their versions and who watches them: what etcd and the registry are to an API server."""
+"""Objects, their versions and watchers: the role of etcd and the registry in an API server."""
 
 import asyncio
 import base64
@@ -61,7 +61,7 @@ class Stored:
     labels: Mapping[str, str]
     fields: Mapping[str, str]
     body: bytes
-    """Without kind and apiVersion, as the items of a list are."""
+    """Without kind and apiVersion, like the items of a list."""
 
     @classmethod
     def of(cls, resource: Resource, data: Json) -> "Stored":
@@ -78,7 +78,7 @@ class Stored:
         )
 
     def data(self) -> Json:
-        """Return a copy that is the caller's own."""
+        """Return a copy."""
         data: Json = json.loads(self.body)
         return data
 
@@ -94,7 +94,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which objects a list or watch is about."""
+    """The objects that a list or watch selects."""
 
     namespace: str
     labels: tuple[Requirement, ...] = ()
@@ -110,17 +110,17 @@ class Selection:
 
 
 class Change:
-    """What happened to one object. Lines for watchers are made once for all of them."""
+    """A change of one object. Lines for watchers are encoded once for all of them."""
 
     def __init__(self, version: int, old: Stored | None, new: Stored | None) -> None:
-        """`new` is None where the object is gone."""
+        """`new` is None if the object was deleted."""
         self.version = version
         self.old = old
         self.new = new
         self._lines: dict[str, bytes] = {}
 
     def line(self, selection: Selection) -> bytes | None:
-        """Return the event as a watcher of the selection sees it, with its newline; None where it sees nothing."""
+        """Return the event for a watcher of the selection, with its newline; None if there is none for it."""
         was, is_in = selection.matches(self.old), selection.matches(self.new)
         if not was and not is_in:
             return None
@@ -137,7 +137,7 @@ def watch_line(kind: str, encoded: bytes) -> bytes:
 
 
 class Watcher:
-    """The events for one watch, from a version on."""
+    """The events of one watch, from a version on."""
 
     def __init__(self, resource: Resource, selection: Selection) -> None:
         self.resource = resource
@@ -162,7 +162,7 @@ class Watcher:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A part of a list."""
+    """One page of a list."""
 
     version: int
     items: list[bytes]
@@ -175,17 +175,17 @@ def too_old(version: int, oldest: int) -> ApiError:
 
 
 class Store:
-    """All objects. Everything is synchronous; `hooks` are told every change after it was made."""
+    """All objects. Everything is synchronous; `hooks` are called after every change."""
 
     def __init__(self, clock: Callable[[], datetime] = now, *, history: int = 5000) -> None:
-        """`history` is how many changes of a kind can be watched from behind."""
+        """`history` is the number of past changes per resource from which a watch can start."""
         self.clock = clock
         self.version = 1000
         self.hooks: list[Callable[[Change], None]] = []
         self.admission: list[Callable[[Resource, Json], None]] = []
-        """May change an object that is about to be made, or refuse it."""
+        """Callbacks that may change or reject an object before its creation."""
         self.collects_garbage = True
-        """Objects go when the last of their owners has gone."""
+        """True if objects are deleted with the last of their owners."""
         self._objects: dict[Resource, dict[Key, Stored]] = {resource: {} for resource in RESOURCES}
         self._history: dict[Resource, deque[Change]] = {
             resource: deque(maxlen=history) for resource in RESOURCES
@@ -231,10 +231,10 @@ class Store:
             self._snapshots.pop(next(iter(self._snapshots)))
         return Page(version, [stored.body for stored in rest[:limit]], following, len(rest) - limit)
 
-    # -- watching
+    # -- watches
 
     def watch(self, resource: Resource, selection: Selection, version: int | None) -> Watcher:
-        """Begin after a version; without one, with everything that is there. Raises a 410 that belongs in the stream."""
+        """Start after a version; without one, with all existing objects. Raises a 410 that belongs in the stream."""
         watcher = Watcher(resource, selection)
         if version is None:
             for stored in self.select(resource, selection):
@@ -255,15 +255,15 @@ class Store:
         return [watcher for watchers in self._watchers.values() for watcher in watchers]
 
     def compact(self) -> None:
-        """Forget all versions up to now: who saw nothing newer has to list anew, pages that were begun are over."""
-        # Other objects of a cluster change all the time, so nobody is ever at the newest version by chance.
+        """Drop all versions up to now: older watches must list again, and lists in progress are expired."""
+        # In a real cluster other objects change all the time, so no watch is at the newest version by chance.
         self.version += 1
         self._snapshots.clear()
         for resource in RESOURCES:
             self._history[resource].clear()
             self._oldest[resource] = self.version
 
-    # -- writing
+    # -- writes
 
     def create(self, resource: Resource, namespace: str, data: Json) -> Stored:
         metadata = data.setdefault("metadata", {})
@@ -294,7 +294,7 @@ class Store:
         return self._commit(resource, None, data)
 
     def replace(self, resource: Resource, namespace: str, name: str, data: Json) -> tuple[Stored, bool]:
-        """Put an object in the place of another; the flag tells that there was none."""
+        """Replace an object, or create it; the flag is True if it was created."""
         _check_kind(resource, data)
         metadata = data.setdefault("metadata", {})
         if metadata.setdefault("name", name) != name:
@@ -341,7 +341,7 @@ class Store:
     def edit(
         self, resource: Resource, namespace: str, name: str, change: Callable[[Json], object]
     ) -> Stored | None:
-        """Change an object without any rule, as only the cluster itself can; None where it is gone."""
+        """Change an object without validation, as the cluster itself does; None if it is gone."""
         if (stored := self.find(resource, namespace, name)) is None:
             return None
         data = stored.data()
@@ -368,7 +368,7 @@ class Store:
         grace: int | None = None,
         preconditions: Json | None = None,
     ) -> tuple[Stored, bool]:
-        """Begin or finish a deletion; the flag tells that the object is gone."""
+        """Start or finish a deletion; the flag is True if the object is gone."""
         stored = self.get(resource, namespace, name)
         _check_preconditions(stored, preconditions or {})
         data = stored.data()
@@ -376,7 +376,7 @@ class Store:
         period = _grace_period(resource, data, grace)
         if "deletionTimestamp" in metadata:
             before = metadata.get("deletionGracePeriodSeconds") or 0
-            # Once begun, a deletion can only be made shorter, and only by saying so.
+            # A running deletion can only be shortened, and only explicitly.
             if before == 0 or grace is None or grace >= before:
                 return stored, False
             period = grace
@@ -394,29 +394,29 @@ class Store:
         data["metadata"]["resourceVersion"] = str(self.version)
         new = Stored.of(resource, data)
         self._objects[resource][new.namespace, new.name] = new
-        self._tell(resource, Change(self.version, old, new))
+        self._notify(resource, Change(self.version, old, new))
         return new
 
     def _remove(self, stored: Stored, data: Json) -> Stored:
         del self._objects[stored.resource][stored.namespace, stored.name]
         last = Stored.of(stored.resource, data)
         self.version += 1
-        # A watcher that saw the object by its former labels sees it go, hence the labels before the change.
+        # A watcher that selected the object by its former labels gets the deletion, hence the labels before the change.
         old = Stored(**{**_slots(last), "labels": stored.labels, "fields": stored.fields})
-        self._tell(stored.resource, Change(self.version, old, None))
+        self._notify(stored.resource, Change(self.version, old, None))
         if self.collects_garbage:
             self._collect(stored.uid)
         return last.at(self.version)
 
     def _collect(self, owner: str) -> None:
         for resource in (PODS, CONFIGMAPS, SECRETS, LEASES):
-            # Decoding all objects at each removal would make a benchmark measure this.
+            # Decoding all objects at each removal would dominate benchmarks.
             for stored in [item for item in self._objects[resource].values() if owner.encode() in item.body]:
                 owners = stored.data()["metadata"].get("ownerReferences") or ()
                 if [item["uid"] for item in owners] == [owner]:
                     self.delete(resource, stored.namespace, stored.name)
 
-    def _tell(self, resource: Resource, change: Change) -> None:
+    def _notify(self, resource: Resource, change: Change) -> None:
         history = self._history[resource]
         if len(history) == history.maxlen:
             self._oldest[resource] = history[0].version
@@ -432,7 +432,7 @@ def _slots(stored: Stored) -> dict[str, Any]:
 
 
 def _drop_empty(metadata: Json) -> None:
-    """Leave out what is empty, as Go does: a patch finds no list of finalizers where there are none."""
+    """Remove empty fields, as Go does: a patch finds no list of finalizers if there are none."""
     for key in ("labels", "annotations", "finalizers", "ownerReferences"):
         if not metadata.get(key, True):
             del metadata[key]
@@ -447,7 +447,7 @@ def _is_over(metadata: Json) -> bool:
 
 
 def _grace_period(resource: Resource, data: Json, asked: int | None) -> int:
-    """Return the seconds a pod is left; whatever no kubelet has to end goes at once."""
+    """Return the grace period of a pod in seconds; 0 for objects that no kubelet has to end."""
     if resource is not PODS:
         return 0
     if not data["spec"].get("nodeName") or data["status"].get("phase") in ("Succeeded", "Failed"):

@@ -1,4 +1,4 @@
-"""Answers that go on: watches and logs, which tests can cut, silence or end."""
+"""Streamed responses: watches and logs, which tests can cut, silence or end."""
 
 import asyncio
 
@@ -8,23 +8,23 @@ from tests.support.kube.faults import Fault, Kind, Seen
 
 
 class Cut(Exception):
-    """The connection has to be ended now, without the end of the body."""
+    """The connection is to be cut before the end of the body."""
 
 
 class Ended(Exception):
-    """The body is over."""
+    """The body is to be ended."""
 
 
 class Stream:
-    """One watch or log that is being answered."""
+    """One open watch or log."""
 
     def __init__(self, seen: Seen, fault: Fault | None) -> None:
         self.seen = seen
         self.bytes_sent = 0
         self.wakes = asyncio.Event()
-        """Set when somebody did something to the stream."""
+        """Set when a test has acted on the stream."""
         self.cuts_next = False
-        """The next line is cut in its middle, and the connection with it."""
+        """True to cut the connection in the middle of the next line."""
         self._flows = asyncio.Event()
         self._flows.set()
         self._over: Exception | None = None
@@ -45,15 +45,15 @@ class Stream:
         self._finish(Cut())
 
     def end(self) -> None:
-        """End the body as if everything were said."""
+        """End the body without an error."""
         self._finish(Ended())
 
     def silence(self) -> None:
-        """Send nothing any more, and keep the connection."""
+        """Stop sending, and keep the connection."""
         self._flows.clear()
 
     def resume(self) -> None:
-        """Send again, beginning with what was held."""
+        """Send again, starting with the data held back."""
         self._flows.set()
 
     def _finish(self, how: Exception) -> None:
@@ -64,12 +64,12 @@ class Stream:
     # -- for the server
 
     def check(self) -> None:
-        """Raise Cut or Ended when a test wants that."""
+        """Raise Cut or Ended if a test has requested it."""
         if self._over is not None:
             raise self._over
 
     async def write(self, data: bytes) -> None:
-        """Send; raises Cut or Ended where the stream is over by a test's wish."""
+        """Send. Raises Cut or Ended if a test has requested it."""
         await self._flows.wait()
         self.check()
         if self.cuts_next and data:

@@ -35,7 +35,7 @@ RELOAD_INTERVAL_SECONDS: Final = 5.0
 STREAMS_PER_SECOND: Final = 150.0
 STREAMS_BURST: Final = 100
 LOG_BUFFER_BYTES: Final = 1 << 16
-"""Read buffer of each stream; aiohttp's default of 2 MiB would be held for every log that is read slowly."""
+"""Read buffer of each stream; the 2 MiB of kubernetes_asyncio would be held for every log that is read slowly."""
 JSON_PATCH: Final = "application/json-patch+json"
 MERGE_PATCH: Final = "application/merge-patch+json"
 JSON: Final = "application/json"

@@ -1,4 +1,4 @@
-"""A reader that follows the rule has each event and each line once, whatever comes in whatever order."""
+"""Deduplicator, Resequencer and SeenFilter: each event and each line once, in order."""
 
 from datetime import UTC, datetime
 
@@ -29,51 +29,51 @@ def texts(events: list[Event]) -> list[str]:
     return [line.text for event in events if isinstance(event.data, Log) for line in event.data.lines]
 
 
-def test_an_event_that_comes_twice_is_given_once() -> None:
-    merged, end = Deduplicator(), examples.EVENTS[Kind.COMPLETED]
-    assert merged.push(end) == [end]
-    assert merged.push(end) == []
+def test_a_repeated_event_is_dropped() -> None:
+    deduplicator, end = Deduplicator(), examples.EVENTS[Kind.COMPLETED]
+    assert deduplicator.push(end) == [end]
+    assert deduplicator.push(end) == []
 
 
-def test_of_overlapping_lines_only_the_new_ones_are_given() -> None:
-    merged = Deduplicator()
-    merged.push(log(0, 4))
-    [new] = merged.push(log(3, 6))
+def test_overlapping_lines_are_cut_to_the_new_ones() -> None:
+    deduplicator = Deduplicator()
+    deduplicator.push(log(0, 4))
+    [new] = deduplicator.push(log(3, 6))
     assert isinstance(new.data, Log)
     assert (new.data.n, texts([new])) == (5, ["5", "6"])
-    assert merged.push(log(2, 6)) == []
+    assert deduplicator.push(log(2, 6)) == []
 
 
-def test_each_attempt_has_a_log_of_its_own() -> None:
-    merged = Deduplicator()
-    assert merged.push(log(0, 4)) != []
-    assert merged.push(log(0, 4, attempt=2)) != []
+def test_each_attempt_has_its_own_line_numbers() -> None:
+    deduplicator = Deduplicator()
+    assert deduplicator.push(log(0, 4)) != []
+    assert deduplicator.push(log(0, 4, attempt=2)) != []
 
 
-def test_a_hole_that_nobody_told_is_given_as_a_gap() -> None:
-    merged = Deduplicator()
-    merged.push(log(0, 1))
-    hole, new = merged.push(log(5, 6))
+def test_missing_lines_without_a_published_gap_become_a_gap() -> None:
+    deduplicator = Deduplicator()
+    deduplicator.push(log(0, 1))
+    hole, new = deduplicator.push(log(5, 6))
     assert isinstance(hole.data, Gap)
     assert (hole.data.first, hole.data.last) == (2, 4)
     assert texts([new]) == ["5", "6"]
 
 
-def test_a_gap_that_was_told_is_given_once_and_the_log_goes_on_behind_it() -> None:
-    merged = Deduplicator()
-    merged.push(log(0, 1))
-    assert len(merged.push(gap(2, 4))) == 1
-    assert merged.push(gap(2, 4)) == []
-    assert texts(merged.push(log(5, 6))) == ["5", "6"]
+def test_a_published_gap_is_passed_on_once_and_the_log_continues_after_it() -> None:
+    deduplicator = Deduplicator()
+    deduplicator.push(log(0, 1))
+    assert len(deduplicator.push(gap(2, 4))) == 1
+    assert deduplicator.push(gap(2, 4)) == []
+    assert texts(deduplicator.push(log(5, 6))) == ["5", "6"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 10)), max_size=30))
-def test_no_line_is_given_twice_or_out_of_order(batches: list[tuple[int, int]]) -> None:
-    merged = Deduplicator()
-    given_lines = [
-        int(text) for first, more in batches for text in texts(merged.push(log(first, first + more)))
+def test_no_line_is_passed_on_twice_or_out_of_order(batches: list[tuple[int, int]]) -> None:
+    deduplicator = Deduplicator()
+    passed = [
+        int(text) for first, more in batches for text in texts(deduplicator.push(log(first, first + more)))
     ]
-    assert given_lines == sorted(set(given_lines))
+    assert passed == sorted(set(passed))
 
 
 def end(count: int) -> Event:
@@ -81,7 +81,7 @@ def end(count: int) -> Event:
     return Event(ids.terminal_event_id(BUILD), "default", NOW, data)
 
 
-def test_lines_that_come_too_early_wait_for_those_before_them() -> None:
+def test_early_lines_are_held_until_the_lines_before_arrive() -> None:
     order = Resequencer()
     assert texts(order.push(log(0, 1))) == ["0", "1"]
     assert order.push(log(4, 5)) == []
@@ -91,7 +91,7 @@ def test_lines_that_come_too_early_wait_for_those_before_them() -> None:
     assert not order.is_holding
 
 
-def test_an_end_waits_for_the_lines_that_it_counts() -> None:
+def test_an_end_is_held_until_the_lines_it_counts_arrive() -> None:
     order = Resequencer()
     order.push(log(0, 1))
     assert order.push(end(4)) == []
@@ -100,7 +100,7 @@ def test_an_end_waits_for_the_lines_that_it_counts() -> None:
     assert last.is_terminal
 
 
-def test_what_never_comes_is_a_gap_before_what_waited_for_it() -> None:
+def test_flush_puts_a_gap_in_place_of_missing_lines() -> None:
     order = Resequencer()
     order.push(log(0, 1))
     assert order.push(end(9)) == order.push(log(4, 5)) == []
@@ -108,25 +108,25 @@ def test_what_never_comes_is_a_gap_before_what_waited_for_it() -> None:
     assert not order.is_holding
 
 
-def test_not_more_than_a_few_events_wait() -> None:
+def test_at_most_max_held_events_are_held() -> None:
     order = Resequencer()
-    given_events = [event for n in range(1, 300) for event in order.push(log(n, n))]
-    assert given_events[0].kind == "gap"
-    assert texts(given_events) == [str(n) for n in range(1, 300)]
+    passed = [event for n in range(1, 300) for event in order.push(log(n, n))]
+    assert passed[0].kind == "gap"
+    assert texts(passed) == [str(n) for n in range(1, 300)]
 
 
 @given(st.permutations([*range(0, 60, 3)]), st.lists(st.integers(0, 19), max_size=10))
-def test_in_whatever_order_lines_come_they_are_told_in_theirs(firsts: list[int], again: list[int]) -> None:
+def test_lines_in_any_order_are_passed_on_in_theirs(firsts: list[int], again: list[int]) -> None:
     order = Resequencer()
-    given_events: list[Event] = []
+    passed: list[Event] = []
     for first in [*firsts[:10], *(firsts[n] for n in again), *firsts[10:]]:
-        given_events += order.push(log(first, first + 2))
-    given_events += order.push(end(60))
-    assert texts(given_events) == [str(n) for n in range(60)]
-    assert given_events[-1].is_terminal
+        passed += order.push(log(first, first + 2))
+    passed += order.push(end(60))
+    assert texts(passed) == [str(n) for n in range(60)]
+    assert passed[-1].is_terminal
 
 
-def test_of_all_builds_each_event_is_given_once() -> None:
-    once = SeenFilter()
-    assert once.push(log(0, 1)) == [log(0, 1)]
-    assert once.push(log(0, 1)) == once.flush() == []
+def test_a_seen_filter_passes_each_event_on_once() -> None:
+    seen_filter = SeenFilter()
+    assert seen_filter.push(log(0, 1)) == [log(0, 1)]
+    assert seen_filter.push(log(0, 1)) == seen_filter.flush() == []

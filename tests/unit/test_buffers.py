@@ -1,4 +1,4 @@
-"""What is kept of events that came lately stays within its bound, and says what it no longer has."""
+"""Buffers of recent events stay within their bound, and report from when on they are complete."""
 
 from datetime import UTC, datetime
 
@@ -18,28 +18,28 @@ def event(number: int, request_id: str = "r") -> Event:
     return Event(ids.progress_event_id(build_id, 1, str(number)), "default", NOW, data)
 
 
-def test_events_keep_their_numbers_when_the_oldest_are_forgotten() -> None:
-    window = EventBuffer()
+def test_events_keep_their_numbers_when_the_oldest_are_dropped() -> None:
+    buffer = EventBuffer()
     for number in range(10):
-        window.append(event(number), limit=4 * EVENT_BYTES)
-    assert (window.first, window.end, window.weight) == (6, 10, 4 * EVENT_BYTES)
-    assert [window[number] for number in range(6, 10)] == [event(number) for number in range(6, 10)]
+        buffer.append(event(number), limit=4 * EVENT_BYTES)
+    assert (buffer.first, buffer.end, buffer.weight) == (6, 10, 4 * EVENT_BYTES)
+    assert [buffer[number] for number in range(6, 10)] == [event(number) for number in range(6, 10)]
 
 
-def test_an_event_that_is_larger_than_the_bound_is_kept_alone() -> None:
-    window = EventBuffer()
-    window.append(event(0), limit=1)
-    window.append(event(1), limit=1)
-    assert (window.first, window.end, window[1]) == (1, 2, event(1))
+def test_an_event_larger_than_the_bound_is_kept_alone() -> None:
+    buffer = EventBuffer()
+    buffer.append(event(0), limit=1)
+    buffer.append(event(1), limit=1)
+    assert (buffer.first, buffer.end, buffer[1]) == (1, 2, event(1))
 
 
-def test_a_log_weighs_what_its_lines_do() -> None:
+def test_the_weight_of_a_log_is_that_of_its_lines() -> None:
     lines = [LogLine(phase=Phase.BUILDING, text="x" * 100, ts=NOW)] * 7
     log = Event(ids.EventId("l"), "default", NOW, Log(build_id="b", attempt=1, n=0, lines=lines))
     assert weight(log) == pytest.approx(EVENT_BYTES + 7 * (LINE_BYTES + 100))
 
 
-def test_what_came_lately_is_found_by_its_build_and_moment() -> None:
+def test_recent_events_are_found_by_build_and_time() -> None:
     recent = RecentEvents(1.0, limit=100 * EVENT_BYTES)
     for number in range(6):
         recent.add(event(number, "r" if number % 2 else "other"), 10.0 + number)
@@ -49,7 +49,7 @@ def test_what_came_lately_is_found_by_its_build_and_moment() -> None:
     assert recent.is_complete_since(2.0)
 
 
-def test_what_was_forgotten_or_interrupted_is_not_said_to_be_there() -> None:
+def test_recent_events_are_incomplete_after_a_drop_or_a_possible_gap() -> None:
     recent = RecentEvents(1.0, limit=3 * EVENT_BYTES)
     for number in range(5):
         recent.add(event(number), 10.0 + number)

@@ -1,0 +1,28 @@
+"""Rich consoles, made on first use: plain text is printed without rich, which takes long to import."""
+
+from functools import cache
+from typing import Final
+
+from rich.console import Console
+
+_PIPE_WIDTH: Final = 400
+"""Columns of a table that goes to another program, where nothing must be cut."""
+
+
+@cache
+def out() -> Console:
+    """Return the console on standard output."""
+    return _console(stderr=False)
+
+
+@cache
+def err() -> Console:
+    """Return the console on standard error."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    return console

@@ -1,0 +1,45 @@
+"""Following a build: events are shown until its end."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import typer
+
+from rabbit2docker.cli.console import out
+from rabbit2docker.cli.exits import Exit, fail
+from rabbit2docker.cli.rendering import exit_code, make_view
+from rabbit2docker.client import History
+from rabbit2docker_schemas.cloudevents import Event
+
+
+async def follow(events: AsyncGenerator[Event, None], id_: str, *, as_json: bool) -> Exit:
+    """Show events until the build ends and return its exit code. Ctrl-C ends the following, not the build."""
+    code: Exit | None = None
+    try:
+        with make_view(out(), json_lines=as_json) as view:
+            async with aclosing(events):
+                async for event in events:
+                    view.show(event)
+                    code = exit_code(event)
+        return Exit.FAILED if code is None else code
+    except asyncio.CancelledError:
+        if not as_json:
+            typer.echo(
+                f"\nThe build continues. Follow it with `rabbit2docker logs --follow {id_}`, "
+                f"end it with `rabbit2docker cancel {id_}`.",
+                err=True,
+            )
+        raise
+
+
+async def past_events(history: History, id_: str) -> list[Event]:
+    """Return the events of a build or request so far; exit with NOT_FOUND if there are none."""
+    events = [event async for event in history.so_far(id_)]
+    if not events:
+        fail(
+            f"No build or request has the id {id_}. `rabbit2docker list` shows those of the tenant that "
+            "RABBIT2DOCKER_TENANT names.",
+            Exit.NOT_FOUND,
+        )
+    return events

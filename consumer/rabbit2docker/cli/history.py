@@ -1,0 +1,186 @@
+"""The commands `list`, `status`, `logs` and `cancel`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from rabbit2docker.cli.build import login_name
+from rabbit2docker.cli.exits import EXIT_HELP, Exit, fail
+from rabbit2docker.cli.options import AsJson, Id, WaitSeconds, parse_duration_option
+
+if TYPE_CHECKING:
+    from rabbit2docker.cli.overview import BuildRow
+    from rabbit2docker.client import BuildEvents, History
+    from rabbit2docker_schemas.cloudevents import Event
+
+CANCEL_SECONDS: Final = 60.0
+"""Time within which a build must end after its cancellation."""
+
+
+def list_(
+    since: Annotated[str, typer.Option(help="Period to look back: 30m, 24h, 7d.")] = "24h",
+    state: Annotated[
+        str | None,
+        typer.Option(help="Only builds that are completed, failed, cancelled, rejected or running."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Largest number of builds; the newest are shown.")] = 50,
+    as_json: AsJson = False,
+    wait: WaitSeconds = 10.0,
+) -> None:
+    """List the builds of your tenant, the newest last.
+
+    Example: `rabbit2docker list --since 7d --state failed`
+    """
+    from datetime import UTC, datetime
+
+    from rabbit2docker.cli.console import err
+    from rabbit2docker.cli.overview import rows
+    from rabbit2docker.cli.session import run_with_history
+
+    beginning = datetime.now(UTC) - parse_duration_option(since, "--since")
+
+    async def read(history: History) -> list[BuildRow]:
+        return rows([event async for event in history.since(beginning)])
+
+    with err().status("Reading events …") if err().is_terminal else nullcontext():
+        found = run_with_history(read, wait)
+    if state:
+        found = [row for row in found if row.state == state or (state == "running" and row.end is None)]
+    _print_rows(found[-limit:], as_json=as_json)
+
+
+def _print_rows(found: list[BuildRow], *, as_json: bool) -> None:
+    if as_json:
+        for row in found:
+            typer.echo(json.dumps(row.as_dict(), ensure_ascii=False))
+        return
+    if not found:
+        typer.echo("No builds match. `--since 7d` looks back further.")
+        return
+    from rabbit2docker.cli.console import out
+    from rabbit2docker.cli.overview import as_table
+
+    out().print(as_table(found, out().width))
+
+
+def status(id_: Id, as_json: AsJson = False, wait: WaitSeconds = 10.0) -> None:
+    """Show the state of a build. The exit code is that of its end, or 0 while it runs."""
+    from rabbit2docker.cli.following import past_events
+    from rabbit2docker.cli.overview import rows
+    from rabbit2docker.cli.rendering import exit_code
+    from rabbit2docker.cli.session import run_with_history
+
+    found = rows(run_with_history(lambda history: past_events(history, id_), wait))
+    row = ([row for row in found if row.state != "unknown"] or found)[-1]
+    if as_json:
+        typer.echo(json.dumps(row.as_dict(), ensure_ascii=False))
+    else:
+        _print_status(row)
+    raise typer.Exit((exit_code(row.end) if row.end else None) or Exit.COMPLETED)
+
+
+def _print_status(row: BuildRow) -> None:
+    from rabbit2docker.cli.rendering import summary
+
+    for key, value in row.as_dict().items():
+        if key != "end" and value not in ("", None, []):
+            typer.echo(f"{key:<10} {', '.join(value) if isinstance(value, list) else value}")
+    for line in summary(row.end)[1:] if row.end else []:
+        typer.echo(line)
+
+
+def logs(
+    id_: Id,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the build ends.")] = False,
+    timestamps: Annotated[
+        bool, typer.Option("--timestamps", "-t", help="Put the time before each line; not with --follow.")
+    ] = False,
+    as_json: AsJson = False,
+    wait: WaitSeconds = 10.0,
+) -> None:
+    """Print the log of a build: the lines so far, or all lines until its end."""
+    from rabbit2docker.cli import following
+    from rabbit2docker.cli.session import run_with_events, run_with_history
+
+    async def follow_all(events: BuildEvents) -> Exit:
+        await following.past_events(events.history, id_)
+        return await following.follow(events.of(id_), id_, as_json=as_json)
+
+    async def print_all(history: History) -> Exit:
+        for event in await following.past_events(history, id_):
+            _print_lines(event, timestamps=timestamps, as_json=as_json)
+        return Exit.COMPLETED
+
+    if follow and not timestamps:
+        raise typer.Exit(run_with_events(follow_all, wait))
+    raise typer.Exit(run_with_history(print_all, wait))
+
+
+def _print_lines(event: Event, *, timestamps: bool, as_json: bool) -> None:
+    from rabbit2docker_schemas.events import Log
+
+    if not isinstance(event.data, Log):
+        return
+    for number, line in enumerate(event.data.lines, event.data.n):
+        if as_json:
+            entry = {"attempt": event.data.attempt, "n": number, **line.model_dump(mode="json")}
+            typer.echo(json.dumps(entry, ensure_ascii=False))
+        else:
+            time = f"{line.ts.isoformat(timespec='milliseconds')} " if timestamps else ""
+            typer.echo(f"{time}{line.text}")
+
+
+def cancel(
+    id_: Id,
+    follow: Annotated[
+        bool, typer.Option("--follow/--no-follow", help="Wait until the build has ended.")
+    ] = True,
+    requester: Annotated[
+        str | None, typer.Option(help="Your name, for the record. Default: the login name.")
+    ] = None,
+    wait: WaitSeconds = 10.0,
+) -> None:
+    """End a build, for all requests that share it, or withdraw a request that has not started one.
+
+    Exits with 3 once it is cancelled, or with the code of its end if it ended otherwise.
+    """
+    from rabbit2docker.cli.session import run_with_events
+
+    by = requester or login_name()
+
+    async def send(events: BuildEvents) -> Exit:
+        await events.cancel(id_, by=by)
+        return await _confirm_end(events, id_) if follow else Exit.COMPLETED
+
+    raise typer.Exit(run_with_events(send, wait))
+
+
+async def _confirm_end(events: BuildEvents, id_: str) -> Exit:
+    from rabbit2docker.cli.rendering import exit_code, summary
+
+    try:
+        async with asyncio.timeout(CANCEL_SECONDS):
+            received = [event async for event in events.of(id_)]
+    except TimeoutError:
+        fail(
+            f"{id_} did not end within {CANCEL_SECONDS:.0f} seconds. Check the id with `rabbit2docker list`, "
+            "and that a consumer is running.",
+            Exit.NOT_FOUND,
+        )
+    for line in summary(received[-1]):
+        typer.echo(line)
+    code = exit_code(received[-1])
+    return Exit.FAILED if code is None else code
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    panel = "Builds"
+    app.command("list", rich_help_panel=panel)(list_)
+    for command in (status, logs, cancel):
+        app.command(rich_help_panel=panel, epilog=EXIT_HELP)(command)

@@ -1,0 +1,139 @@
+"""The declared topology, and the walls between tenants, on a real RabbitMQ."""
+
+from collections.abc import Awaitable
+
+import aio_pika
+import pytest
+
+from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.dead_letters import dead_letters
+from rabbit2docker.amqp.topology import as_definitions, make_topology
+from rabbit2docker.errors import TopologyMismatch
+from rabbit2docker.settings import Settings
+from rabbit2docker_schemas import routing
+from tests.support.broker import completed, running, take, with_amqp
+from tests.support.rabbitmq import RabbitMQ
+
+pytestmark = pytest.mark.broker
+
+
+class TestTopology:
+    async def test_a_declared_topology_passes_the_check_with_and_without_management(
+        self, settings: Settings
+    ) -> None:
+        missing = await declare.check(settings)
+        assert "queue builds.requests is missing" in missing
+        await declare.declare(settings)
+        assert await declare.check(settings) == []
+        assert await declare.check(with_amqp(settings, management_url=None)) == []
+
+    async def test_declaring_twice_changes_nothing(self, settings: Settings) -> None:
+        await declare.declare(settings)
+        await declare.declare(settings)
+        assert await declare.check(settings) == []
+
+    async def test_declare_names_a_queue_that_has_other_arguments(
+        self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
+    ) -> None:
+        rabbitmq.api("PUT", f"queues/{vhost}/builds.requests", {"durable": True, "arguments": {}})
+        with pytest.raises(TopologyMismatch, match=r"builds\.requests exists with other arguments"):
+            await declare.declare(settings)
+        problems = await declare.check(settings)
+        assert any("builds.requests" in problem for problem in problems)
+
+    async def test_exported_definitions_import_and_pass_the_check(
+        self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
+    ) -> None:
+        definitions = as_definitions(make_topology(settings.tenants), vhost=vhost)
+        definitions.pop("vhosts")
+        rabbitmq.api("POST", "definitions", definitions)
+        assert await declare.check(settings) == []
+
+    async def test_a_user_without_the_right_to_declare_uses_the_existing_topology(
+        self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
+    ) -> None:
+        await declare.declare(settings)
+        rabbitmq.add_user("worker", vhost, configure="^$", write="^builds", read="^builds")
+        url = rabbitmq.url(vhost, user="worker:worker")
+        async with running(with_amqp(settings, url=url, management_url=None)) as broker:
+            await broker.publisher.publish(completed())
+
+    async def test_a_request_with_a_misspelt_routing_key_becomes_a_dead_letter(
+        self, settings: Settings
+    ) -> None:
+        await declare.declare(settings)
+        connection = await aio_pika.connect(settings.amqp.url.get_secret_value())
+        async with connection:
+            channel = await connection.channel(on_return_raises=True)
+            exchange = await channel.get_exchange("builds", ensure=False)
+            await exchange.publish(aio_pika.Message(b"{}"), "request.default.interaktive", mandatory=True)
+        async with dead_letters(settings.amqp) as letters:
+            found = await letters.listed()
+        assert [(letter.reason, letter.routing_key) for letter in found] == [
+            ("unroutable", "request.default.interaktive")
+        ]
+
+
+class TestTenants:
+    async def test_a_hub_can_neither_read_nor_write_messages_of_another_tenant(
+        self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
+    ) -> None:
+        """With the permissions as they are shipped."""
+        two = settings.model_copy(update={"tenants": ["one", "two"]})
+        definitions = as_definitions(make_topology(two.tenants), vhost=vhost)
+        definitions.pop("vhosts")
+        rabbitmq.api("POST", "definitions", definitions)
+        rabbitmq.api("PUT", "users/hub-one", {"password": "hub-one", "tags": ""})
+        connection = await aio_pika.connect(rabbitmq.url(vhost, user="hub-one:hub-one"))
+
+        async def refused(work: Awaitable[object]) -> None:
+            with pytest.raises(aio_pika.exceptions.ChannelClosed):
+                await work
+
+        async def ignore(message: object) -> None: ...
+
+        async with connection:
+            channel = await connection.channel()
+            own = await channel.declare_queue("hub.one.events", durable=True)
+            for key in routing.hub_bindings("one"):
+                await own.bind("builds.results", key)
+            exchange = await channel.get_exchange("builds", ensure=False)
+            await exchange.publish(aio_pika.Message(b"{}"), "request.one.interactive")
+            for key in ("build.two.#", "#", "build.#", "build.*.x.log", "request.two.#"):
+                channel = await connection.channel()
+                queue = await channel.get_queue("hub.one.events", ensure=False)
+                await refused(queue.bind("builds.results", key))
+            for name in ("builds.results.log.two", "builds.requests", "builds.dead", "builds.requests.log"):
+                channel = await connection.channel()
+                await channel.set_qos(1)
+                queue = await channel.get_queue(name, ensure=False)
+                await refused(queue.consume(ignore))
+            for target, key in (
+                ("builds", "request.two.interactive"),
+                ("builds.results", "build.one.x.completed"),
+                ("", "builds.requests"),
+            ):
+                channel = await connection.channel()
+                exchange = (
+                    await channel.get_exchange(target, ensure=False) if target else channel.default_exchange
+                )
+                await refused(exchange.publish(aio_pika.Message(b"{}"), key))
+            channel = await connection.channel()
+            await refused(channel.declare_queue("hub.two.events", durable=True))
+
+    async def test_a_header_cannot_make_a_message_look_like_another_tenants(self, settings: Settings) -> None:
+        """Only the retry ladder may name the key of the first publication."""
+        async with running(settings) as broker:
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
+            connection = await aio_pika.connect(settings.amqp.url.get_secret_value())
+            async with connection:
+                channel = await connection.channel()
+                exchange = await channel.get_exchange("builds", ensure=False)
+                headers = {routing.ROUTING_KEY_HEADER: "request.other.bulk", routing.ATTEMPT_HEADER: 2}
+                await exchange.publish(
+                    aio_pika.Message(b"{}", headers=headers),  # type: ignore[arg-type]
+                    "request.default.interactive",
+                )
+            [delivery] = await take(broker)
+            assert delivery.received.routing_key == "request.default.interactive"
+            assert delivery.received.tries == 0
