@@ -15,7 +15,7 @@ def configured() -> Any:
     """Return what the example for one machine configures, without a Docker engine to ask."""
     namespace: dict[str, Any] = {}
     code = (EXAMPLE / "jupyterhub_config.py").read_text()
-    profiles = code[code.index("PROFILES: ") : code.index("# Only what was built")]
+    profiles = code[code.index("PROFILES: ") : code.index("# Only images that were built")]
     roles = re.search(r"c\.JupyterHub\.load_roles = (.+)", code)
     assert roles
     exec(f"from typing import Any\n{profiles}\nROLES = {roles[1]}", namespace)
