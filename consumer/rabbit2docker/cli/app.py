@@ -9,7 +9,6 @@ from typer.core import TyperGroup
 from rabbit2docker.cli import build, dead_letters, history, information, service, topology
 from rabbit2docker.cli.exits import EXIT_HELP, Exit
 
-
 _SHORT_HELP = 200
 """Characters of a command's first sentence in the list of commands, which has room for several lines."""
 
