@@ -22,7 +22,7 @@ fi
 [ "$1" != up ] || touch .run/env
 echo "end $1" >> calls
 """
-STAGES = ["lint", "up", "test", "test-cluster", "demo"]
+STAGES = ["lint", "docs", "up", "test", "test-cluster", "demo"]
 
 
 class Checkout:
@@ -77,7 +77,8 @@ def test_what_runs_beside_others_is_printed_whole_and_in_order(checkout: Checkou
     _, output = checkout.run()
     titles = [line for line in output.splitlines() if line.startswith("== ") and line[-2:] != " s"]
     assert titles == [
-        f"== {name}" for name in ("lint", "up", "test", "cluster-prepare", "test-cluster", "test-hub", "demo")
+        f"== {name}"
+        for name in ("lint", "docs", "up", "test", "cluster-prepare", "test-cluster", "test-hub", "demo")
     ]
     assert output.count("output of test-hub") == 1
     assert output.index("output of test-cluster") < output.index("output of test-hub")
