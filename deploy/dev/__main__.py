@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from deploy.dev import demo, engine, hub_demo
-from deploy.dev.machine import RUN, Ledger, Unable, say
+from deploy.dev.machine import RUN, Ledger, Unable, run_interruptible, say
 from deploy.dev.services import Services, read_env, write_env
 
 
@@ -82,7 +82,7 @@ def run_command(command: list[str]) -> int:
     keep = is_up()
     try:
         variables = up()
-        return subprocess.run(command, env=with_services(variables), check=False).returncode
+        return run_interruptible(command, with_services(variables))
     finally:
         if not keep:
             down()

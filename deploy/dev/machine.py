@@ -23,6 +23,10 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _APT_LOCK_SECONDS = 600
 
 
+CLEAN_UP_SECONDS = 60.0
+"""Time that a command has to clean up when the program that runs it is ended."""
+
+
 class Unable(Exception):
     """Something cannot be had on this machine; the message says what to do."""
 
@@ -56,6 +60,21 @@ def run(command: Sequence[str | Path], **options: object) -> subprocess.Complete
         tail = "\n    ".join((result.stdout + result.stderr).strip().splitlines()[-8:])
         raise Unable(f"`{' '.join(str(part) for part in command)}` failed:\n    {tail}")
     return result  # type: ignore[no-any-return]
+
+
+def run_interruptible(command: Sequence[str | Path], environment: dict[str, str]) -> int:
+    """Run a command and return its exit code. If this program is ended, the command may clean up before it ends."""
+    process = subprocess.Popen([str(part) for part in command], env=environment)
+    try:
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(CLEAN_UP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,12 @@ import argparse
 import fcntl
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deploy.dev.machine import Unable, locked, say
+from deploy.dev.machine import Unable, locked, run_interruptible, say
 from deploy.dev.services import read_env, write_env
 
 from tests.cluster import consumer_image
@@ -76,7 +75,7 @@ def _locked_for_tests() -> Iterator[None]:
 def run_command(command: list[str]) -> int:
     """Run a command with the cluster up and return its exit code."""
     with running() as environment:
-        return subprocess.run(command, env=environment, check=False).returncode
+        return run_interruptible(command, environment)
 
 
 def status() -> None:

@@ -1,11 +1,10 @@
 """The cluster's tests: first, in parallel, those that let each other be; then, one by one, those that break the cluster."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-from deploy.dev.machine import say
+from deploy.dev.machine import run_interruptible, say
 
 DISRUPTIVE = "disruptive"
 """Mark of the tests that take a node or the API server away from all others."""
@@ -31,4 +30,4 @@ def run(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
 def _pytest(chosen: str, arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     say(f"Tests: {chosen}")
     command = [sys.executable, "-m", "pytest", "-m", chosen, "tests/cluster", *arguments]
-    return subprocess.run(command, env=environment, check=False).returncode
+    return run_interruptible(command, environment)
