@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ def run(command: Sequence[str | Path], **options: object) -> subprocess.Complete
     return result  # type: ignore[no-any-return]
 
 
-def run_interruptible(command: Sequence[str | Path], environment: dict[str, str]) -> int:
+def run_interruptible(command: Sequence[str | Path], environment: Mapping[str, str]) -> int:
     """Run a command and return its exit code. If this program is ended, the command may clean up before it ends."""
     process = subprocess.Popen([str(part) for part in command], env=environment)
     try:
