@@ -1,12 +1,14 @@
 """A fake repo2docker that builds nothing.
 
-Build arguments control it: LINES, EVERY (seconds), FAIL (exit code of a step), SAY (extra lines), STUBBORN.
+Build arguments control it: LINES, EVERY (seconds), FAIL (exit code of a step), SAY (extra lines), STUBBORN (ignores
+SIGTERM), HOLD (a file: the build does not end before it exists).
 """
 
 import json
 import signal
 import sys
 import time
+from pathlib import Path
 
 
 def log(phase: str, message: str) -> None:
@@ -29,6 +31,8 @@ def main() -> None:
         if every:
             # Against the clock, to keep the rate whatever time the lines take.
             time.sleep(max(0.0, started + (number + 1) * every - time.monotonic()))
+    while "HOLD" in options and not Path(options["HOLD"]).exists():
+        time.sleep(0.05)
     if code := options.get("FAIL"):
         log(
             "building",
