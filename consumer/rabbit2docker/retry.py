@@ -5,8 +5,7 @@ Each module keeps its own pauses as a named constant in seconds; how they are wa
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from itertools import chain, repeat
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 T = TypeVar("T")
@@ -60,15 +59,7 @@ async def retry_forever(
     `on`: the errors that pass by themselves; any other one is raised. `report` is called with each of them and the
     pause in seconds that follows.
     """
-    backoff = Backoff(pauses)
-    while True:
-        try:
-            return await step()
-        except on as error:
-            pause = backoff.next()
-            if report is not None:
-                report(error, pause)
-            await asyncio.sleep(pause)
+    return await _repeat(step, on, pauses, report, max_failures=None)
 
 
 async def retry(
@@ -82,13 +73,24 @@ async def retry(
 
     Raises the last error when the pauses are used up: there is one try more than there are pauses.
     """
+    return await _repeat(step, on, pauses, report, max_failures=len(pauses))
+
+
+async def _repeat(
+    step: Callable[[], Awaitable[T]],
+    on: type[Exception] | tuple[type[Exception], ...],
+    pauses: Sequence[float],
+    report: Callable[[Exception, float], None] | None,
+    *,
+    max_failures: int | None,
+) -> T:
+    """Repeat a step until it succeeds or has failed once more than `max_failures` times."""
     backoff = Backoff(pauses)
-    attempts_left: Iterator[bool] = chain(repeat(True, len(pauses)), repeat(False))
     while True:
         try:
             return await step()
         except on as error:
-            if not next(attempts_left):
+            if backoff.failures == max_failures:
                 raise
             pause = backoff.next()
             if report is not None:

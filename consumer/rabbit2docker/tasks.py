@@ -1,8 +1,7 @@
 """Tasks: the one place that starts, watches and ends background work."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import structlog
@@ -61,14 +60,14 @@ def _log_defect(task: asyncio.Task[Any]) -> None:
     log.error("task failed", task=task.get_name(), exc_info=error)
 
 
-@asynccontextmanager
-async def running(work: Coroutine[Any, Any, T], name: str) -> AsyncIterator[asyncio.Task[T]]:
-    """Run a task for as long as the body of the `async with` lasts, then cancel it and wait for its end."""
-    task = asyncio.create_task(work, name=name)
+async def run_together(*work: Coroutine[Any, Any, None]) -> None:
+    """Run some work at the same time. The first error ends it all and is raised."""
     try:
-        yield task
-    finally:
-        await cancel_and_wait([task])
+        async with asyncio.TaskGroup() as group:
+            for each in work:
+                group.create_task(each)
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
 
 
 async def restart_forever(

@@ -6,7 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from rabbit2docker.errors import BrokerUnavailable
-from rabbit2docker.tasks import TaskSet, cancel_and_wait, first_set, restart_forever, root_cause, running
+from rabbit2docker.tasks import TaskSet, cancel_and_wait, first_set, restart_forever, root_cause, run_together
 
 pytestmark = pytest.mark.looptime
 
@@ -47,10 +47,18 @@ async def test_a_defect_in_a_task_is_logged_with_its_name_and_an_expected_error_
     assert [(entry["event"], entry["task"]) for entry in logs] == [("task failed", "broken")]
 
 
-async def test_a_running_task_ends_with_the_block_that_it_belongs_to() -> None:
-    async with running(asyncio.sleep(3600), "companion") as task:
-        assert not task.done()
-    assert task.cancelled()
+async def test_work_that_runs_together_ends_with_the_first_error() -> None:
+    ended: list[bool] = []
+
+    async def wait() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.append(True)
+
+    with pytest.raises(BrokerUnavailable, match="away"):
+        await run_together(wait(), fail(BrokerUnavailable("away")))
+    assert ended == [True]
 
 
 async def test_work_that_crashes_is_started_anew_until_it_returns() -> None:

@@ -6,10 +6,10 @@ stores how far the store has come, and reading begins there the next time, with 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import structlog
 
@@ -20,6 +20,7 @@ from rabbit2docker.errors import BrokerUnavailable, StoreRefused, StoreUnavailab
 from rabbit2docker.hub.store.store import Store
 from rabbit2docker.retry import retry_forever
 from rabbit2docker.settings import Settings
+from rabbit2docker.tasks import run_together
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Accepted
 
@@ -76,7 +77,7 @@ class Ingester:
         # Evaluated when metrics are scraped: of several instances, only the one that writes reports running builds.
         metrics.BINDERHUB_IN_PROGRESS.set_function(lambda: 0 if self.is_standby else self._running_builds)
         metrics.HUB_STORE_BEHIND.set_function(lambda: self.behind_seconds)
-        await _run_together(self._ingest_forever(), self._delete_expired_forever())
+        await run_together(self._ingest_forever(), self._delete_expired_forever())
 
     async def _ingest_forever(self) -> None:
         while True:
@@ -99,7 +100,7 @@ class Ingester:
         self._running_builds = await self._retried(self._store.running_count)
         log.info("ingest started", since=since.isoformat(), store=self._store.address)
         inbox: asyncio.Queue[Event] = asyncio.Queue(BATCH_EVENTS)
-        await _run_together(self._read(events, since, inbox), self._write(inbox))
+        await run_together(self._read(events, since, inbox), self._write(inbox))
 
     async def _read(self, events: BuildEvents, since: datetime, inbox: asyncio.Queue[Event]) -> None:
         async with aclosing(events.all(since=since)) as everything:
@@ -155,13 +156,3 @@ class Ingester:
                 if number := await self._store.delete_expired(ended_before=now - days, now=now):
                     log.info("old builds deleted", builds=number)
             await asyncio.sleep(CLEAN_UP_SECONDS)
-
-
-async def _run_together(*work: Coroutine[Any, Any, None]) -> None:
-    """Run some work at the same time. The first error ends it all and is raised."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for each in work:
-                group.create_task(each)
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
