@@ -117,7 +117,11 @@ _DESCRIPTORS: Final = (
         is_available=True,
         host="github.com",
         spec_pattern=r"[^/]+/[^/]+/.+",
-        detect_pattern=r"^(https?://github\.com/)(?<repo>[^/]+/[^/]+?)(\.git)?/?$",
+        # Forms accept only what this finds. Owners have no dots, so that `github.com/owner` is no repository.
+        detect_pattern=(
+            r"^\s*((https?://)?(www\.)?github\.com/|(ssh://)?git@github\.com[:/])?"
+            r"(?<repo>[A-Za-z0-9_-]+/[A-Za-z0-9._-]+?)(\.git)?/?\s*$"
+        ),
         repo_label="GitHub repository, as owner/name or its URL",
         repo_placeholder="binder-examples/requirements",
         repo_parts=2,
