@@ -421,6 +421,17 @@ class TestMethods:
             assert answer.status == 200
 
 
+@pytest.mark.parametrize(
+    ("allowed", "header"), [(None, "*"), ("https://lab.example.org", "https://lab.example.org")]
+)
+async def test_pages_of_other_origins_may_read_the_versions(
+    builds: MemoryBuilds, allowed: str | None, header: str
+) -> None:
+    async with serving(builds, allow_origin=allowed) as viewer:
+        status, headers, _ = await viewer.raw("versions", Origin="https://lab.example.org")
+    assert (status, headers["Access-Control-Allow-Origin"]) == (200, header)
+
+
 class TestMalformedRequests:
     @pytest.mark.parametrize(
         "path",

@@ -157,6 +157,12 @@ class OpenHandler(Handler):
 class VersionsHandler(OpenHandler):
     """The versions in use."""
 
+    def set_default_headers(self) -> None:
+        """Allow pages of every origin to read the versions, as BinderHub does, unless the operator names one."""
+        super().set_default_headers()
+        if not self.settings.get("allow_origin"):
+            self.set_header("Access-Control-Allow-Origin", "*")
+
     def get(self) -> None:
         """Answer with BinderHub's fields and the version of rabbit2docker."""
         image, ours = self.context.settings.builder.image, version("rabbit2docker")
