@@ -145,7 +145,7 @@ HUB_REQUESTS = Counter(
 )
 HUB_REJECTIONS = Counter(
     "rabbit2docker_hub_rejections_total",
-    "Requests that a limit of the hub service rejected, by limit: rate, network, token.",
+    "Requests that a limit of the hub service rejected, by limit: rate, network, token, viewers.",
     ["limit"],
     registry=REGISTRY,
 )

@@ -36,6 +36,8 @@ USERS = {
     "ada-token": {"name": "ada", "kind": "user", "scopes": ["access:services!service=builds"]},
     "bob-token": {"name": "bob", "kind": "user", "scopes": ["access:services!service=other"]},
     "robot-token": {"name": "robot", "kind": "service", "scopes": ["access:services"]},
+    "portal-token": {"name": "portal", "kind": "service", "admin": True, "scopes": ["access:services"]},
+    "ci-token": {"name": "ci", "kind": "service", "admin": False, "scopes": ["access:services"]},
     "root-token": {"name": "root", "kind": "user", "admin": True, "scopes": ["access:services"]},
     "named-token": {"name": "named", "kind": "user", "admin": False, "scopes": ["access:services"]},
 }
@@ -214,8 +216,11 @@ class TestVisibility:
         assert (build["requester"], sorted(build["requesters"])) == ("ada", ["ada", "bob"])
 
     async def test_a_client_cannot_name_another_requester(self, people: People, builds: MemoryBuilds) -> None:
-        refused = await people.ada.post("api/builds", {**GH, "requester": "bob"})
-        assert refused.status == 400
+        for api in (people.ada, people.root):
+            refused = await api.post("api/builds", {**GH, "requester": "bob"})
+            assert (refused.status, "Only a service" in refused.message) == (403, True)
+        own = (await people.ada.post("api/builds", {**GH, "requester": "ada"})).json
+        assert own["requester"] == "ada"
         made = (await people.ada.post("api/builds?requester=bob", GH, X_Requester="bob")).json
         assert (made["requester"], made["requesters"]) == ("ada", ["ada"])
         await Viewer(people.anonymous.address).watch(f"{PATH}&requester=bob", **people.ada.headers)
@@ -616,6 +621,45 @@ class TestJupyterHub:
             assert (await viewer.watch(PATH, Authorization=f"Bearer {token}"))[-1].phase == "ready"
         assert {request.requester for request in builds.asked} == {name}
         assert hub[token] == 1
+
+    @pytest.mark.parametrize(
+        ("token", "may"),
+        [("portal", True), ("ci", True), ("robot", False), ("root", False), ("named", False)],
+    )
+    async def test_services_that_are_admins_or_listed_may_name_a_requester_and_see_its_build(
+        self, hub: dict[str, int], builds: MemoryBuilds, store: Store, token: str, may: bool
+    ) -> None:
+        base, request = "/services/builds/", {**GH, "requester": "ada"}
+        allowed = {"services": ["ci", "named"], "admins": ["named"]}
+        async with serving(builds, store, auth="jupyterhub", base_url=base, **allowed) as viewer:
+            api = Api(viewer.address).with_token(f"{token}-token")
+            made = await api.post("api/builds", request)
+            if may:
+                seen = await api.get(f"api/builds/{made.json['id']}")
+                hers = await Api(viewer.address).with_token("ada-token").get(f"api/builds/{made.json['id']}")
+                listed = (await api.get("api/builds?requester=ada")).json["builds"]
+        if may:
+            assert (made.status, made.json["requesters"]) == (202, ["ada"])
+            assert (seen.status, hers.status, len(listed)) == (200, 200, 1)
+        else:
+            assert (made.status, builds.asked) == (403, [])
+            assert "HUB__SERVICES" in made.message
+
+    @pytest.mark.parametrize(("token", "requester"), [("portal", "bob"), ("ada", "ada")])
+    async def test_the_build_route_takes_a_requester_from_services_only(
+        self, viewer: Viewer, builds: MemoryBuilds, token: str, requester: str
+    ) -> None:
+        sent = await viewer.watch(f"{PATH}&requester=bob", Authorization=f"Bearer {token}-token")
+        assert sent[-1].phase == "ready"
+        assert [request.requester for request in builds.asked] == [requester]
+
+    async def test_a_service_that_may_not_name_a_requester_is_told_so_in_the_stream(
+        self, viewer: Viewer, builds: MemoryBuilds
+    ) -> None:
+        [only] = await viewer.watch(f"{PATH}&requester=bob", Authorization="Bearer robot-token")
+        assert (only.phase, only.data["status_code"]) == ("failed", 403)
+        assert "Only a service that acts for people" in only.message
+        assert not builds.asked
 
     async def test_access_to_another_service_is_not_sufficient(
         self, viewer: Viewer, builds: MemoryBuilds

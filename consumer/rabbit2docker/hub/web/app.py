@@ -18,6 +18,7 @@ from rabbit2docker.hub.web.base import MAX_BODY_BYTES, AppContext, Handler
 from rabbit2docker.hub.web.binderhub import BUILD_ROUTE, OPEN_ROUTES
 from rabbit2docker.hub.web.build_tokens import BuildTokens
 from rabbit2docker.hub.web.limits import Limits
+from rabbit2docker.hub.web.open_streams import OpenStreams
 from rabbit2docker.hub.web.openapi import OpenApiHandler
 from rabbit2docker.hub.web.pages import PAGE_ROUTES, STATIC_ROUTE, NotFoundPage, load_pages
 from rabbit2docker.hub.web.queue_position import OpenDepthReader, QueuePositions
@@ -85,6 +86,7 @@ def _make_context(
         viewers=viewers,
         run_checks=run_checks,
         limits=Limits(hub, records, broker_is_down),
+        open_streams=OpenStreams(hub),
         build_tokens=BuildTokens(hub.build_token_secret),
     )
 

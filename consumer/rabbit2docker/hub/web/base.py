@@ -23,11 +23,12 @@ from rabbit2docker.hub.web.errors import (
     INTERNAL_ERROR,
     NO_SUCH_PAGE,
     RECORDS_UNAVAILABLE,
-    Forbidden,
     HttpError,
     RateLimited,
+    TooManyStreams,
 )
-from rabbit2docker.hub.web.limits import Address, Limits, limit_headers
+from rabbit2docker.hub.web.limits import Address, Limits, limit_headers, limit_subject
+from rabbit2docker.hub.web.open_streams import OpenStreams, StreamSlot
 from rabbit2docker.hub.web.queue_position import QueuePositions
 from rabbit2docker.hub.web.submissions import Builds, Submissions
 from rabbit2docker.hub.web.viewers import Viewers
@@ -57,7 +58,7 @@ class AppContext:
     run_checks: Callable[[], Awaitable[list[HealthCheck]]]
     limits: Limits
     build_tokens: BuildTokens
-    open_streams: int = 0
+    open_streams: OpenStreams
 
 
 class Handler(RequestHandler):
@@ -113,6 +114,7 @@ class Handler(RequestHandler):
         _, error, _ = about.get("exc_info", (None, None, None))
         if isinstance(error, RateLimited):
             self.set_limit_headers(error.allowance)
+        if isinstance(error, RateLimited | TooManyStreams):
             self.set_header("Retry-After", str(error.retry_after))
         message = error.message if isinstance(error, HttpError) else _MESSAGES.get(status_code)
         self.write_json({"message": message or INTERNAL_ERROR, "status": status_code}, status_code)
@@ -203,24 +205,24 @@ class StreamHandler(Handler):
     """The base of handlers that stream one build to one viewer. A viewer who leaves does not stop the build."""
 
     _streaming: "asyncio.Task[str] | None" = None
+    _slot: StreamSlot | None = None
 
     async def stream(self, chunks: AsyncGenerator[bytes, None]) -> None:
         """Send all chunks as server-sent events, or as many as the viewer stays for."""
         self._streaming = asyncio.create_task(self._send_all(chunks), name=f"stream of {self.request.path}")
         metrics.HUB_VIEWERS.inc()
-        self.context.open_streams += 1
         try:
             await asyncio.wait({self._streaming})
         finally:
             self._streaming.cancel()
-            self.context.open_streams -= 1
+            if self._slot is not None:
+                self.context.open_streams.leave(self._slot)
             metrics.HUB_VIEWERS.dec()
         metrics.HUB_STREAMS.labels(end=await self._outcome()).inc()
 
-    def check_capacity(self, extra: int = 0) -> None:
-        """Raise Forbidden if the open streams plus `extra` exceed the setting `hub.viewers`."""
-        if self.context.open_streams + extra > self.context.settings.hub.viewers:
-            raise Forbidden("Too many builds are being watched. Please try again in a minute.", 503)
+    def take_slot(self, user: User) -> None:
+        """Count the stream for a user until `stream` returns. Raises HttpError if too many are open."""
+        self._slot = self.context.open_streams.enter(limit_subject(user, self.client_address))
 
     def result(self) -> str:
         """Return the result of a stream that was sent to its end, for the metrics."""

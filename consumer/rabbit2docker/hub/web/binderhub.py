@@ -104,8 +104,11 @@ class BuildHandler(StreamHandler):
         user = await self.context.authenticator.user(self)
         check_browser(self, user)
         is_unlimited = self._has_build_token(provider, spec)
+        if user.is_service:
+            # For others the parameter means nothing, as in BinderHub.
+            user = user.acting_for(self.get_query_argument("requester", ""))
         request = self._build_request(provider, spec, user)
-        self.check_capacity()
+        self.take_slot(user)
 
         async def rate_check() -> None:
             if not is_unlimited:
