@@ -258,7 +258,10 @@ class TestServiceProcess:
     async def test_the_service_starts_without_rabbitmq_and_reports_what_is_missing(
         self, make_hub: MakeHub
     ) -> None:
-        hub = make_hub(RABBIT2DOCKER_AMQP__URL=f"amqp://guest:guest@127.0.0.1:{free_port()}/")
+        hub = make_hub(
+            RABBIT2DOCKER_AMQP__URL=f"amqp://guest:guest@127.0.0.1:{free_port()}/",
+            RABBIT2DOCKER_HUB__CONNECT_SECONDS="1",
+        )
         hub.start()
 
         async def answers() -> tuple[int, dict[str, object]] | None:

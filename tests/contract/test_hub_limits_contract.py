@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import aiohttp
 import jwt
@@ -193,13 +193,13 @@ class TestRateLimit:
 class TestServices:
     """Services are limited apart from people, and those that act for people count as the person they name."""
 
-    SERVICES: dict[str, Any] = {
+    SERVICES: ClassVar[dict[str, Any]] = {
         **NAMED,
         "tokens": {**NAMED["tokens"], "ci": "ci-secret"},
         "services": ["ci"],
         "requests_per_user": 1,
     }
-    CI = {"Authorization": "Bearer ci-secret"}
+    CI: ClassVar = {"Authorization": "Bearer ci-secret"}
 
     async def test_a_service_has_no_limit_by_default_and_its_own_if_one_is_set(
         self, builds: MemoryBuilds, store: Store

@@ -28,6 +28,13 @@ class HubSettings(Group):
     """Identical requests within this many seconds share one build request."""
     keepalive_seconds: Seconds = 25.0
     """Seconds of silence after which a comment is sent, so that proxies keep the connection open."""
+    connect_seconds: Seconds = 30.0
+    """Seconds that a request waits for RabbitMQ, as after a restart of both, before it fails."""
+    drain_seconds: float = Field(default=5.0, ge=0)
+    """Seconds after SIGTERM in which streams may still end by themselves; a second signal ends them at once. Clients of the
+    others reconnect and resume."""
+    public_url: str | None = Field(default=None, pattern=r"^https?://")
+    """URL under which users reach the service, for links to builds; unset: JUPYTERHUB_PUBLIC_URL, else links are paths."""
     stalled_seconds: Seconds = 60.0
     """Seconds after which a viewer that reads nothing is disconnected."""
     name: str | None = Field(default=None, pattern=r"^[a-z0-9]([a-z0-9.-]{0,98}[a-z0-9])?$")

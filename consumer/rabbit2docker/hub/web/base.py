@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from rabbit2docker.settings import Settings
 log = structlog.get_logger()
 
 MAX_BODY_BYTES: Final = 64 * 1024
+RETRY_MILLISECONDS: Final = (2000, 7000)
+"""Clients of a service that restarts reconnect after a time between these: it is back, and they do not come all at once."""
 _MESSAGES: Final = {
     400: "The request cannot be parsed.",
     404: NO_SUCH_PAGE,
@@ -59,6 +62,8 @@ class AppContext:
     limits: Limits
     build_tokens: BuildTokens
     open_streams: OpenStreams
+    public_url: str
+    """URL, or at least the path, under which users reach the service; ends with a slash."""
 
 
 class Handler(RequestHandler):
@@ -206,15 +211,18 @@ class StreamHandler(Handler):
 
     _streaming: "asyncio.Task[str] | None" = None
     _slot: StreamSlot | None = None
+    _is_restart = False
 
     async def stream(self, chunks: AsyncGenerator[bytes, None]) -> None:
         """Send all chunks as server-sent events, or as many as the viewer stays for."""
         self._streaming = asyncio.create_task(self._send_all(chunks), name=f"stream of {self.request.path}")
         metrics.HUB_VIEWERS.inc()
+        self.context.open_streams.begin(self)
         try:
             await asyncio.wait({self._streaming})
         finally:
             self._streaming.cancel()
+            self.context.open_streams.finish(self)
             if self._slot is not None:
                 self.context.open_streams.leave(self._slot)
             metrics.HUB_VIEWERS.dec()
@@ -232,6 +240,17 @@ class StreamHandler(Handler):
         """Return the chunk to send after an unexpected error."""
         return b""
 
+    def end_for_restart(self) -> None:
+        """End the stream without a final event, so that its client reconnects and resumes."""
+        if self._streaming is not None:
+            self._is_restart = self._streaming.cancel()
+
+    def _send_retry(self) -> None:
+        """Set the time until an EventSource reconnects. A stalled client is not waited for."""
+        with suppress(StreamClosedError):
+            self.write(b"retry: %d\n\n" % random.randint(*RETRY_MILLISECONDS))
+            self.flush()
+
     def on_connection_close(self) -> None:
         """Stop the stream once the viewer has disconnected."""
         if self._streaming is not None:
@@ -241,7 +260,9 @@ class StreamHandler(Handler):
         """Return how the stream ended, and log what went wrong."""
         assert self._streaming is not None
         if self._streaming.cancelled():
-            return "left"
+            if self._is_restart:
+                self._send_retry()
+            return "restart" if self._is_restart else "left"
         error = self._streaming.exception()
         if error is None:
             return self._streaming.result()

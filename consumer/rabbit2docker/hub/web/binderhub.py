@@ -114,7 +114,9 @@ class BuildHandler(StreamHandler):
             if not is_unlimited:
                 await self.check_rate(user)
 
-        return await self.context.viewers.open(request, resumed, rate_check)
+        stream = await self.context.viewers.open(request, resumed, rate_check)
+        stream.page = f"{self.context.public_url}builds/{stream.cursor.request_id}"
+        return stream
 
     def _has_build_token(self, provider: str, spec: str) -> bool:
         """Return whether the URL has a build token. Raises Forbidden, with BinderHub's text, if it is invalid."""

@@ -1,12 +1,18 @@
-"""The event streams that are open at this moment: how many there may be, for one client and in all."""
+"""The event streams that are open at this moment: how many there may be, for one client and in all, and their end."""
 
+import asyncio
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final, Protocol
 
 from rabbit2docker import metrics
 from rabbit2docker.hub.web.errors import Forbidden, TooManyStreams
 from rabbit2docker.hub.web.limits import LimitSubject, SubjectKind
 from rabbit2docker.settings import HubSettings
+
+END_SECONDS: Final = 5.0
+"""Longest time in which streams end once they are cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +26,24 @@ def _streams(number: int) -> str:
     return f"{number} stream of events" if number == 1 else f"{number} streams of events"
 
 
+class Stream(Protocol):
+    """A stream that is sent at the moment."""
+
+    def end_for_restart(self) -> None:
+        """End it in such a way that its client reconnects and resumes."""
+
+
 class OpenStreams:
-    """Counts open streams. One client at its limit leaves the others theirs."""
+    """Counts open streams, and ends them when the service stops. One client at its limit leaves the others theirs."""
 
     def __init__(self, settings: HubSettings) -> None:
         """Take the limits."""
         self._limit = settings.viewers
         self._limit_per_user = settings.viewers_per_user
         self._open: Counter[str | None] = Counter()
+        self._sent: set[Stream] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def enter(self, subject: LimitSubject | None) -> StreamSlot:
         """Count a stream of a client. Raises TooManyStreams at the client's limit, Forbidden at that of all together."""
@@ -51,3 +67,26 @@ class OpenStreams:
         self._open[slot.key] -= 1
         if not self._open[slot.key]:
             del self._open[slot.key]
+
+    def begin(self, stream: Stream) -> None:
+        """Note that a stream is being sent."""
+        self._sent.add(stream)
+        self._idle.clear()
+
+    def finish(self, stream: Stream) -> None:
+        """Note that nothing more of a stream will be sent."""
+        self._sent.discard(stream)
+        if not self._sent:
+            self._idle.set()
+
+    async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
+        """Let streams end by themselves for some seconds or until `hurry` is set, then end the rest."""
+        waits = [asyncio.create_task(each.wait()) for each in (self._idle, hurry)]
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        for stream in list(self._sent):
+            stream.end_for_restart()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(END_SECONDS):
+                await self._idle.wait()
