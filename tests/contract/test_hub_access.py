@@ -20,10 +20,10 @@ from tornado.web import create_signed_value
 
 from rabbit2docker.cli.information import settings as list_settings
 from rabbit2docker.errors import ConfigurationError
-from rabbit2docker.hub.health import JupyterHubCheck
+from rabbit2docker.hub.health import JupyterHubCheck, RegistryCheck, registry_url
 from rabbit2docker.hub.store.store import Store
 from rabbit2docker.hub.web.auth import make_authenticator
-from rabbit2docker.settings import HubSettings
+from rabbit2docker.settings import HubSettings, ImageSettings
 from rabbit2docker_schemas.events import AnyEventData
 from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.requests import BuildRequest
@@ -654,7 +654,7 @@ class TestJupyterHub:
         assert sent[-1].phase == "ready"
         assert [request.requester for request in builds.asked] == [requester]
 
-    async def test_a_service_that_may_not_name_a_requester_is_told_so_in_the_stream(
+    async def test_a_service_that_may_not_name_a_requester_is_refused_in_the_stream(
         self, viewer: Viewer, builds: MemoryBuilds
     ) -> None:
         [only] = await viewer.watch(f"{PATH}&requester=bob", Authorization="Bearer robot-token")
@@ -770,6 +770,61 @@ class TestHealth:
         check = await JupyterHubCheck(f"http://127.0.0.1:{free_port()}/hub/api").check()
         assert not check.ok
         assert "does not answer" in check.detail
+
+
+@asynccontextmanager
+async def a_registry(*statuses: int) -> AsyncIterator[tuple[ImageSettings, list[str]]]:
+    """Play a registry that answers with these statuses, the last one from then on."""
+    asked: list[str] = []
+
+    async def api(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response(status=statuses[min(len(asked), len(statuses)) - 1])
+
+    app = web.Application()
+    app.router.add_get("/v2/", api)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield ImageSettings(prefix=f"127.0.0.1:{runner.addresses[0][1]}/hub/r2d-"), asked
+    finally:
+        await runner.cleanup()
+
+
+class TestRegistryHealth:
+    @pytest.mark.parametrize("statuses", [(200,), (401,), (502, 503, 200)])
+    async def test_a_registry_that_answers_is_asked_once_in_a_while(self, statuses: tuple[int, ...]) -> None:
+        async with a_registry(*statuses) as (images, asked):
+            registry = RegistryCheck(images)
+            checks = await asyncio.gather(*(registry.check() for _ in range(20)))
+        assert {(check.service, check.ok, check.detail) for check in checks} == {
+            ("Docker registry", True, "")
+        }
+        assert asked == ["/v2/"] * len(statuses)
+
+    async def test_a_registry_that_fails_or_is_away_fails_the_check(self) -> None:
+        async with a_registry(502) as (images, _):
+            check = await RegistryCheck(images).check()
+        assert (check.ok, check.detail) == (False, "answers 502; builds cannot push their images")
+        check = await RegistryCheck(images).check()
+        assert not check.ok
+        assert check.detail.startswith("does not answer (")
+
+    @pytest.mark.parametrize(
+        ("images", "url"),
+        [
+            ({"prefix": "registry.example.org/hub/r2d-"}, "https://registry.example.org"),
+            ({"prefix": "127.0.0.1:5000/r2d-"}, "http://127.0.0.1:5000"),
+            ({"prefix": "localhost/r2d-"}, "http://localhost"),
+            ({"prefix": "[::1]:5000/r2d-"}, "http://[::1]:5000"),
+            ({"prefix": "my-organisation/r2d-"}, "https://registry-1.docker.io"),
+            ({"prefix": "docker.io/my-organisation/r2d-"}, "https://registry-1.docker.io"),
+            ({"prefix": "x/y-", "registry_url": "https://r.example.org/"}, "https://r.example.org"),
+        ],
+    )
+    def test_the_registrys_address_follows_from_the_settings(self, images: dict[str, str], url: str) -> None:
+        assert registry_url(ImageSettings.model_validate(images)) == url
 
 
 class TestSettings:

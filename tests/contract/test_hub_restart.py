@@ -1,4 +1,4 @@
-"""What viewers notice when the service stops: a stream that ends without a verdict, or the end of a short build."""
+"""Streams of a service that stops: an end without a verdict, or that of a short build."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""Where the log goes in a program that uses the library."""
+"""The log of a program that uses the library."""
 
 import logging
 import subprocess

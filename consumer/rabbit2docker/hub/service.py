@@ -15,7 +15,14 @@ import structlog
 from rabbit2docker.amqp import queue_depth
 from rabbit2docker.client.build_events import BuildEvents
 from rabbit2docker.errors import BrokerUnavailable, ConfigurationError, TopologyMismatch
-from rabbit2docker.hub.health import DatabaseCheck, HealthCheck, JupyterHubCheck, check_ingester
+from rabbit2docker.hub.health import (
+    CachedCheck,
+    DatabaseCheck,
+    HealthCheck,
+    JupyterHubCheck,
+    RegistryCheck,
+    check_ingester,
+)
 from rabbit2docker.hub.ingest import Ingester
 from rabbit2docker.hub.store.store import Store
 from rabbit2docker.hub.web.app import WebServer, make_application
@@ -84,7 +91,7 @@ class BuildsConnection:
 
     async def of_build(self, build_id: str, *, since: datetime | None = None) -> AsyncGenerator[Event, None]:
         """Yield the events of a build. Raises BrokerUnavailable, TopologyMismatch."""
-        # A viewer of a requested build gets comments meanwhile, and has nothing better to do than to wait.
+        # A viewer of a requested build can wait for longer than one who requests it: comments keep the stream open.
         await self._connected.wait()
         events = self._events.of_build(build_id, since=since)
         async with aclosing(events):
@@ -122,13 +129,18 @@ class Checks:
     """The health checks of this service."""
 
     def __init__(
-        self, settings: HubSettings, connection: BuildsConnection, ingester: Ingester, store: Store
+        self, settings: Settings, connection: BuildsConnection, ingester: Ingester, store: Store
     ) -> None:
         """Take the parts that are checked."""
         self._connection = connection
         self._ingester = ingester
-        api_url = os.environ.get("JUPYTERHUB_API_URL") if settings.auth is HubAuth.JUPYTERHUB else None
-        self._cached = [DatabaseCheck(store), *([JupyterHubCheck(api_url)] if api_url else [])]
+        api_url = os.environ.get("JUPYTERHUB_API_URL") if settings.hub.auth is HubAuth.JUPYTERHUB else None
+        self._cached: list[CachedCheck] = [DatabaseCheck(store)]
+        if api_url:
+            self._cached.append(JupyterHubCheck(api_url))
+        # The hub may not know the registry: the consumers push, and the default is a registry on their own machine.
+        if settings.images.model_fields_set & {"prefix", "registry_url"}:
+            self._cached.append(RegistryCheck(settings.images))
 
     async def run(self) -> list[HealthCheck]:
         """Return all results."""
@@ -136,7 +148,7 @@ class Checks:
         return [
             HealthCheck("RabbitMQ", not problem, problem),
             check_ingester(self._ingester),
-            *[await each.check() for each in self._cached],
+            *await asyncio.gather(*(each.check() for each in self._cached)),
         ]
 
 
@@ -151,7 +163,7 @@ async def serve(settings: Settings, stop: asyncio.Event, hurry: asyncio.Event) -
         base_url,
         builds=connection,
         records=store,
-        run_checks=Checks(hub, connection, ingester, store).run,
+        run_checks=Checks(settings, connection, ingester, store).run,
         open_depth_reader=partial(queue_depth.depth_reader, settings.amqp, REQUESTS_QUEUE),
         broker_is_down=lambda: bool(connection.problem),
     )

@@ -45,6 +45,8 @@ class HubSettings(Group):
     service may share a PostgreSQL database."""
     store_log_bytes: int = Field(default=4 * 1024 * 1024, ge=16_384)
     """Bytes of each attempt's log that are stored: one half from its head, the other from its tail."""
+    store_bytes: int = Field(default=0, ge=0)
+    """Bytes of logs that are stored in all; beyond it the logs of the builds that ended first are deleted. 0: any number."""
     store_days: float = Field(default=90.0, gt=0)
     """Days after which an ended build is deleted from the store."""
     admins: list[str] = []
