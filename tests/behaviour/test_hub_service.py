@@ -283,7 +283,7 @@ class TestServiceProcess:
         self, make_consumer: MakeConsumer, make_hub: MakeHub
     ) -> None:
         _, hub = await started(make_consumer, make_hub, lines=400, every=0.05)
-        viewing = asyncio.create_task(some(hub, build_path("stopped"), 10_000))
+        viewing = asyncio.create_task(hub.viewer.raw(build_path("stopped")))
 
         async def is_watched() -> bool:
             _, _, raw = await hub.viewer.raw("metrics")
@@ -291,9 +291,12 @@ class TestServiceProcess:
 
         await eventually(is_watched)
         assert await asyncio.to_thread(hub.stop) == 0
-        seen = await viewing
-        assert not {"ready", "failed"} & {each.phase for each in seen}
-        assert not [line for line in map(json.loads, hub.log.read_text().splitlines()) if line["level"] == "error"]
+        _, _, raw = await viewing  # fails if the connection broke in the middle of the response
+        assert b"\n\nretry: " in raw[-20:]
+        assert not {"ready", "failed"} & {each.phase for each in parse(raw)}
+        assert not [
+            line for line in map(json.loads, hub.log.read_text().splitlines()) if line["level"] == "error"
+        ]
 
     async def test_health_versions_and_metrics_describe_the_service(
         self, make_consumer: MakeConsumer, make_hub: MakeHub
