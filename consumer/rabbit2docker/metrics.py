@@ -132,7 +132,7 @@ HUB_VIEWERS = Gauge(
 )
 HUB_STREAMS = Counter(
     "rabbit2docker_hub_streams_total",
-    "Ended event streams, by end: ready, failed, refused, unavailable, left, stalled, interrupted, ended, error.",
+    "Ended event streams, by end: ready, failed, refused, unavailable, left, stalled, restart, interrupted, ended, error.",
     ["end"],
     registry=REGISTRY,
 )

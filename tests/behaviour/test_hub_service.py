@@ -292,7 +292,7 @@ class TestServiceProcess:
         await eventually(is_watched)
         assert await asyncio.to_thread(hub.stop) == 0
         _, _, raw = await viewing  # fails if the connection broke in the middle of the response
-        assert b"\n\nretry: " in raw[-20:]
+        assert b"retry: " in raw[-20:]
         assert not {"ready", "failed"} & {each.phase for each in parse(raw)}
         assert not [
             line for line in map(json.loads, hub.log.read_text().splitlines()) if line["level"] == "error"

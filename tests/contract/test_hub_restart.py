@@ -52,7 +52,7 @@ class TestRestart:
             await viewing
         found = RETRY.search(bytes(raw))
         assert found, raw
-        assert 1000 <= int(found[1]) <= 10_000
+        assert 2000 <= int(found[1]) <= 15_000
         seen = parse(bytes(raw))
         assert [each.phase for each in seen] == ["waiting", "building", "building"]
         await builds.add(lines(2, "line 2 of the build"), completed())

@@ -103,6 +103,21 @@ def test_binderhubs_form_finds_a_github_repository_in_what_people_type(typed: st
     assert (found and found["repo"]) == repo
 
 
+def test_the_form_finds_repositories_of_a_github_enterprise_server() -> None:
+    pattern = (
+        PROVIDERS["gh"].as_repoprovider("github.example-1.org")["detect"]["regex"].replace("(?<", "(?P<")
+    )
+    for typed in (
+        "https://github.example-1.org/ada/thesis",
+        "git@github.example-1.org:ada/thesis.git",
+        "ada/thesis",
+    ):
+        found = re.search(pattern, typed)
+        assert found
+        assert found["repo"] == "ada/thesis"
+    assert not re.search(pattern, "https://github.com/ada/thesis")
+
+
 def test_only_an_available_provider_recognises_urls() -> None:
     assert all(provider.is_available for provider in PROVIDERS.values() if provider.url_grammar)
 

@@ -197,5 +197,12 @@ class TestCommands:
         code, printed = command(capsys, monkeypatch, "prune", "--older-than", "0s", "--json")
         assert (code, json.loads(printed)["builds"]) == (0, 30)
         assert (tmp_path / "hub.sqlite").stat().st_size < size
+
+        def is_full(store: Store) -> None:
+            raise StoreFull("no space for a copy")
+
+        monkeypatch.setattr(Store, "compact", is_full)
+        code, printed = command(capsys, monkeypatch, "prune")
+        assert (code, "The file keeps its size" in printed) == (0, True)
         code, printed = command(capsys, monkeypatch, "prune", "--older-than", "soon")
         assert (code, "--older-than" in printed) == (64, True)

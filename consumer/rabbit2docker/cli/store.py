@@ -66,12 +66,16 @@ def _prune(
     async def work() -> "PrunePlan":
         import asyncio
 
+        from rabbit2docker.errors import StoreUnavailable
         from rabbit2docker.hub.store.store import Store
 
         async with Store(hub.store_url, tenant, log_bytes=hub.store_log_bytes) as store:
             plan = await store.prune(ended_before=ended_before, max_log_bytes=limit, dry_run=dry_run)
             if not dry_run:
-                await asyncio.to_thread(store.compact)
+                try:
+                    await asyncio.to_thread(store.compact)
+                except StoreUnavailable as error:
+                    typer.echo(f"The file keeps its size, and the space is used again: {error}", err=True)
             return plan
 
     _require_hub_extra()

@@ -38,8 +38,9 @@ from rabbit2docker.settings import Settings
 log = structlog.get_logger()
 
 MAX_BODY_BYTES: Final = 64 * 1024
-RETRY_MILLISECONDS: Final = (2000, 7000)
-"""Clients of a service that restarts reconnect after a time between these: it is back, and they do not come all at once."""
+RETRY_MILLISECONDS: Final = (4000, 12_000)
+"""Clients of a service that restarts reconnect after a time between these: it is back, and they do not come all at once.
+An EventSource that comes too early gets an error of the proxy and gives up."""
 _MESSAGES: Final = {
     400: "The request cannot be parsed.",
     404: NO_SUCH_PAGE,
@@ -215,6 +216,9 @@ class StreamHandler(Handler):
 
     async def stream(self, chunks: AsyncGenerator[bytes, None]) -> None:
         """Send all chunks as server-sent events, or as many as the viewer stays for."""
+        self.set_header("Content-Type", "text/event-stream")
+        self.set_header("Cache-Control", "no-cache")
+        self.set_header("X-Accel-Buffering", "no")
         self._streaming = asyncio.create_task(self._send_all(chunks), name=f"stream of {self.request.path}")
         metrics.HUB_VIEWERS.inc()
         self.context.open_streams.begin(self)
@@ -278,9 +282,6 @@ class StreamHandler(Handler):
         return "error"
 
     async def _send_all(self, chunks: AsyncGenerator[bytes, None]) -> str:
-        self.set_header("Content-Type", "text/event-stream")
-        self.set_header("Cache-Control", "no-cache")
-        self.set_header("X-Accel-Buffering", "no")
         async with aclosing(chunks):
             async for chunk in chunks:
                 if not await self.send(chunk):

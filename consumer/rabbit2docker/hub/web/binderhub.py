@@ -213,7 +213,8 @@ class ProvidersHandler(Handler):
 
     def get(self) -> None:
         """Answer with the list."""
-        self.write_json([provider.as_repoprovider() for provider in AVAILABLE.values()])
+        hostname = self.context.settings.providers.github_hostname
+        self.write_json([provider.as_repoprovider(hostname) for provider in AVAILABLE.values()])
 
 
 BUILD_ROUTE: Final[tuple[str, type[Handler]]] = (r"build/([^/]+)/(.+)", BuildHandler)
