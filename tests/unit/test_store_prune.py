@@ -1,4 +1,4 @@
-"""What the hub's store deletes: old builds, and the oldest logs beyond a size; and its database, forward and back."""
+"""Deletion of old builds and logs from the hub's store, and migrations of its database forward and back."""
 
 import asyncio
 import json
@@ -165,7 +165,7 @@ class TestMigrate:
 
 
 class TestCommands:
-    def test_migrate_tells_where_the_tables_were_and_are(
+    def test_migrate_reports_where_the_tables_were_and_are(
         self, url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         code, printed = command(capsys, monkeypatch, "migrate", "--json")

@@ -34,7 +34,7 @@ class StoredBuild:
 
 @dataclass(slots=True)
 class PrunePlan:
-    """What is to be deleted."""
+    """Builds and logs to delete."""
 
     builds: list[StoredBuild] = field(default_factory=list)
     """Builds, with everything that belongs to them."""
