@@ -56,6 +56,7 @@ def rejected(reason: RejectReason, message: str = "Because.") -> events.Rejected
     return events.Rejected(request_id="", reason=reason, message=message)
 
 
+BUILD_FAILED_HINT = HINT_OF[FailureReason.BUILD_STEP_FAILED]
 BUILD: list[events.AnyEventData] = [
     accepted(),
     progress(Phase.WAITING, "Waiting for the Docker engine"),
@@ -148,6 +149,8 @@ async def test_a_failed_event_links_to_the_page_of_its_build(
     async with serving(builds, **hub) as viewer:
         sent = await viewer.watch(PATH)
         page = sent[-1].data["page"]
+        last_line = sent[-1].message.splitlines()[-1]
+        assert last_line == (f"See the whole log at {page}" if page.startswith("https:") else BUILD_FAILED_HINT)
         assert page == f"{begin}{builds.asked[0].request_id}"
         status, _, body = await viewer.raw(f"builds/{page.rpartition('/')[2]}", Accept="text/html")
     assert (status, b"<html" in body) == (200, True)

@@ -171,6 +171,9 @@ class BinderHubStream:
         self.cursor.ended = True
         if self.page and payload["phase"] == "failed":
             payload = {**payload, "page": self.page}
+            if self.page.startswith("http"):
+                # BinderHub's own clients show nothing but the message.
+                payload["message"] += f"See the whole log at {self.page}\n"
         return frame(payload, str(self.cursor))
 
     def _rejection(self, rejected: Rejected) -> str:
