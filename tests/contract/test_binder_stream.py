@@ -150,7 +150,9 @@ async def test_a_failed_event_links_to_the_page_of_its_build(
         sent = await viewer.watch(PATH)
         page = sent[-1].data["page"]
         last_line = sent[-1].message.splitlines()[-1]
-        assert last_line == (f"See the whole log at {page}" if page.startswith("https:") else BUILD_FAILED_HINT)
+        assert last_line == (
+            f"See the whole log at {page}" if page.startswith("https:") else BUILD_FAILED_HINT
+        )
         assert page == f"{begin}{builds.asked[0].request_id}"
         status, _, body = await viewer.raw(f"builds/{page.rpartition('/')[2]}", Accept="text/html")
     assert (status, b"<html" in body) == (200, True)
