@@ -10,6 +10,7 @@ import pytest
 from rabbit2docker import metrics
 from rabbit2docker.amqp import declare
 from rabbit2docker.amqp.broker import Broker, publishing
+from rabbit2docker.amqp.connection import BROKEN, close, open_connection, parse_url
 from rabbit2docker.amqp.dead_letters import dead_letters
 from rabbit2docker.client import History
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable
@@ -222,6 +223,18 @@ class TestPublishing:
 
 
 class TestConnections:
+    async def test_what_waits_for_a_connection_that_closes_without_a_reason_gets_a_broken_connection(
+        self, settings: Settings
+    ) -> None:
+        connection = await open_connection(parse_url(settings.amqp, "test"))
+        channel = await connection.channel()
+        pending = (await channel.get_underlay_channel()).create_future()
+        assert connection.transport is not None
+        await connection.transport.connection.close(None)
+        with pytest.raises(BROKEN):
+            await pending
+        await close(connection)
+
     async def test_a_wrong_password_is_reported_at_once(
         self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
     ) -> None:

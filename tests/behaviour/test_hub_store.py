@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from sqlalchemy import NullPool, create_engine, inspect
 
 from rabbit2docker.errors import ConfigurationError, StoreFull, StoreRefused, StoreUnavailable
-from rabbit2docker.hub.store.database import migrate, migrate_to, parse_url
+from rabbit2docker.hub.store.database import Database, migrate, migrate_to, parse_url
 from rabbit2docker.hub.store.models import Build, BuildQuery, BuildState
 from rabbit2docker.hub.store.store import Store
 from rabbit2docker.hub.store.tables import VERSION_TABLE, metadata
@@ -671,7 +671,7 @@ class TestDatabases:
 
     def test_services_that_start_at_the_same_moment_migrate_once(self, url: str) -> None:
         program = (
-            "import sys; from rabbit2docker.hub.store.database import migrate, parse_url; "
+            "import sys; from rabbit2docker.hub.store.database import Database, migrate, parse_url; "
             "migrate(parse_url(sys.argv[1]))"
         )
         running = [
@@ -761,6 +761,19 @@ class TestDatabases:
         async with asyncio.timeout(PATIENCE):
             await store.put([accepted(), lines(0, 50)])
             assert len((await replayed(store)).lines) == 50
+
+    @pytest.mark.parametrize(("error", "reported"), [(asyncio.CancelledError(), 0), (OSError("gone"), 1)])
+    async def test_a_connection_that_cannot_be_reset_is_an_error_unless_its_user_was_cancelled(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, error: BaseException, reported: int
+    ) -> None:
+        database = Database(f"sqlite:///{tmp_path}/hub.sqlite")
+        async with database.reading() as connection:
+            pool = connection.engine.pool
+        pool.logger.error("Exception during reset or similar", exc_info=error)
+        await database.close()
+        assert (
+            len([entry for entry in caplog.records if entry.name.startswith("sqlalchemy.pool")]) == reported
+        )
 
     async def test_readers_and_writers_do_not_wait_for_each_other(self, tmp_path: Path) -> None:
         file = tmp_path / "store.sqlite"

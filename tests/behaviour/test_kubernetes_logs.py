@@ -14,7 +14,8 @@ from rabbit2docker.consumer.executors.base import (
     Lines,
     MissingLines,
 )
-from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor, logs
+from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor, logs, pod_status
+from rabbit2docker_schemas.reasons import FailureReason
 from tests.behaviour.test_executors import ONE, flat, in_state, left, read_all, texts, until_line
 from tests.support.kube.replicas import Replicas
 from tests.support.records import a_spec
@@ -434,6 +435,25 @@ async def test_a_log_is_abandoned_if_its_node_stays_silent_after_the_end(kube: R
         fault = kube.server.faults.hang(verb="log", times=None)
         assert await read_all(executor) == [MissingLines(0, 3)]
         assert fault.hits >= logs.TRIES_AFTER_END
+        fault.release()
+
+
+async def test_a_silent_log_is_soon_abandoned_if_its_node_is_lost(
+    kube: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pod_status, "LOST_SECONDS", 0.0)
+    async with kube.executor(termination_seconds=1) as executor:
+        writer = await running(kube, executor)
+        writer.write(4)
+        fault = kube.server.faults.hang(verb="log", times=None)
+        kube.cluster.lose_node("node-1")
+        kube.cluster.taint_node("node-1")
+        assert await read_all(executor) == []
+        attempt = await in_state(executor, ONE, AttemptState.ENDED)
+        assert attempt.external_end is not None
+        assert attempt.external_end.reason is FailureReason.NODE_LOST
+        # One more is the stream that was open when the node was given up.
+        assert fault.hits <= logs.TRIES_OF_LOST_NODE + 1
         fault.release()
 
 

@@ -19,6 +19,7 @@ from aiormq.exceptions import (
     ChannelAccessRefused,
     ChannelInvalidStateError,
     ChannelNotFoundEntity,
+    ConnectionClosed,
     InvalidFrameError,
     ProbableAuthenticationError,
 )
@@ -123,7 +124,24 @@ async def open_connection(url: URL) -> AbstractConnection:
             # A connection that is only dropped closes itself when it is collected, perhaps without a loop by then.
             await connection.close()
             raise
+    _close_with_a_reason(connection)
     return connection
+
+
+def _close_with_a_reason(connection: AbstractConnection) -> None:
+    """Have everything that waits for the connection get an AMQPError when it closes.
+
+    aiormq closes without a reason when its reader ends regularly, which races with any close from here; whatever waits
+    then gets a bare `Exception`, which no caller can tell from a defect.
+    """
+    assert connection.transport is not None
+    underlay: Any = connection.transport.connection
+    close_underlay = underlay.close
+
+    async def close_with_reason(exc: Any = ConnectionClosed, timeout: float | None = None) -> None:
+        await close_underlay(exc or ConnectionClosed, timeout)
+
+    underlay.close = close_with_reason
 
 
 async def close(connection: AbstractConnection) -> None:

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from deploy.dev import machine
-from deploy.dev.machine import Ledger
+from deploy.dev.machine import Ledger, Unable, run, wait_until
 
 from tests.cluster.harness import keys
 from tests.cluster.harness.layout import (
     API_PORT,
     BIN,
     HOST,
+    KUBECONFIG,
     LOGS,
     NODES_NETWORK,
     PATH,
@@ -24,15 +25,32 @@ NAMES = ("kube-proxy", "kube-scheduler", "kube-controller-manager", API_SERVER, 
 NODE_GRACE = 20
 """Seconds of silence after which a node counts as lost. Kubernetes takes 50, and pods leave 300 seconds later."""
 _TOLERATION = 10
+_READY_SECONDS = 180
 _ETCD = "http://127.0.0.1:2379"
 _ETCD_PEERS = "http://127.0.0.1:2380"
 
 
 def start(ledger: Ledger) -> None:
-    """Start what does not run, all at once: each tries until the one that it needs is there."""
+    """Start what does not run; raises Unable if the API server does not become ready."""
     write_if_different(_PROXY_FILE, _PROXY)
     for name in reversed(NAMES):
         start_one(name, ledger)
+        if name == API_SERVER and not wait_until(_answers, _READY_SECONDS):
+            # The controllers end for good when it is not ready within ten seconds, as on a busy machine.
+            raise Unable(f"The API server did not become ready. Its log is {LOGS / f'{API_SERVER}.log'}.")
+
+
+def _answers() -> bool:
+    try:
+        kubectl("get", "--raw", "/readyz")
+    except Unable:
+        return False
+    return True
+
+
+def kubectl(*arguments: str) -> str:
+    """Run kubectl on this cluster and return what it prints; raises Unable."""
+    return run([BIN / "kubectl", f"--kubeconfig={KUBECONFIG}", *arguments], timeout=60).stdout
 
 
 def start_one(name: str, ledger: Ledger) -> None:

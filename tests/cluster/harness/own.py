@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from deploy.dev.machine import Unable, is_debian_root, need_packages, run, say, timed, wait_until
+from deploy.dev.machine import Unable, is_debian_root, need_packages, say, timed, wait_until
 
 from tests.cluster.harness import beside, control, images, keys, layout, network, nodes, processes, programs
 from tests.cluster.harness.layout import BASE_IMAGE, BIN, IMAGES, KUBECONFIG, LOGS, NODES, REGISTRY, STATE
@@ -124,9 +124,9 @@ def _push_base() -> None:
 
 def _is_ready() -> bool:
     try:
-        kubectl("get", "--raw", "/readyz")
-        found = json.loads(kubectl("get", "nodes", "--output=json"))["items"]
-        kubectl("get", "serviceaccount", "default", "--namespace=default")
+        control.kubectl("get", "--raw", "/readyz")
+        found = json.loads(control.kubectl("get", "nodes", "--output=json"))["items"]
+        control.kubectl("get", "serviceaccount", "default", "--namespace=default")
     except Unable:
         return False
     return {node.name for node in NODES} <= {
@@ -142,11 +142,6 @@ def _node_is_ready(item: dict[str, object]) -> bool:
 
 def _nodes_text() -> str:
     try:
-        return kubectl("describe", "nodes")[-2000:]
+        return control.kubectl("describe", "nodes")[-2000:]
     except Unable as problem:
         return str(problem)
-
-
-def kubectl(*arguments: str) -> str:
-    """Run kubectl as the administrator; raises Unable."""
-    return run([BIN / "kubectl", f"--kubeconfig={KUBECONFIG}", *arguments], timeout=60).stdout

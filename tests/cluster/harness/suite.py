@@ -1,4 +1,7 @@
-"""The cluster's tests: first, in parallel, those that let each other be; then, one by one, those that break the cluster."""
+"""The cluster's tests: first, one by one, those that break the cluster; then, in parallel, those that let each other be.
+
+The first ones mostly wait, until a node is lost for instance, so that other suites run well beside them.
+"""
 
 import os
 import sys
@@ -17,7 +20,7 @@ def run(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run both parts and return pytest's exit code; 5 only if the arguments choose no test of either."""
     # The groups, and the order in which they are handed out, are those of conftest.py.
     parallel = ("--numprocesses", _WORKERS, "--no-loadscope-reorder")
-    parts = {f"cluster and not {DISRUPTIVE}": parallel, f"cluster and {DISRUPTIVE}": ()}
+    parts = {f"cluster and {DISRUPTIVE}": (), f"cluster and not {DISRUPTIVE}": parallel}
     codes = set()
     for chosen, options in parts.items():
         code = _pytest(chosen, [*options, *arguments], environment)

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
@@ -75,6 +76,11 @@ def lock_key(*parts: str) -> int:
     """Return the 64-bit number of an advisory lock in PostgreSQL."""
     digest = hashlib.sha256("/".join(("rabbit2docker", *parts)).encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8], signed=True)
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Return whether a log entry is about more than a cancelled task, whose connection the pool closes."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def _prepare_sqlite(engine: Engine, begin: str) -> None:
@@ -164,6 +170,10 @@ class Database:
         self._url = parse_url(url)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
         self._reader, self._writer = self._engines()
+        for engine in (self._reader, self._writer):
+            # The pool reports a task that is cancelled at the wrong moment as an error, although nothing is lost.
+            if isinstance(engine.pool.logger, logging.Logger):
+                engine.pool.logger.addFilter(_is_no_cancellation)
         self._writing = asyncio.Lock()
         self._preparing = asyncio.Lock()
         self._is_prepared = False

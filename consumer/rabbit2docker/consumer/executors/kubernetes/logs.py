@@ -40,6 +40,8 @@ TRIES_AFTER_END: Final = 8
 """Failed reads of the rest of a log before giving up, if the node is to blame."""
 AMBIGUOUS_TRIES_AFTER_END: Final = 20
 """The same, if either the node or the API server may be to blame."""
+TRIES_OF_LOST_NODE: Final = 2
+"""The same for streams without data from a node that Kubernetes has given up."""
 LINE_BYTES: Final = 1 << 20
 KEPT_BYTES: Final = 100
 """Length to which longer lines are cut; it includes the time stamp."""
@@ -63,6 +65,10 @@ class LogState(Protocol):
     @property
     def has_ended(self) -> bool:
         """Return whether the container has ended."""
+
+    @property
+    def is_node_lost(self) -> bool:
+        """Return whether the container counts as ended because its node stopped responding."""
 
     @property
     def removed(self) -> bool:
@@ -154,7 +160,7 @@ class LogReader:
         if error is not None:
             reason = str(error) or type(error).__name__
             log.info("log stream interrupted", name=self._name, error=reason)
-            if had_ended and self._backoff.failures >= _max_tries_after_end(error):
+            if had_ended and self._backoff.failures >= self._max_tries_after_end(error):
                 log.warning("log abandoned", name=self._name, error=reason, next_line=self._next)
                 return False
         if had_ended:
@@ -240,13 +246,14 @@ class LogReader:
         message = data[:300].decode("utf-8", "replace")
         raise ApiTemporarilyUnavailable(f"The kubelet cannot read the log: {message}")
 
-
-def _max_tries_after_end(error: Exception) -> float:
-    """Return how often to try to read the rest of a log that fails with this error."""
-    if isinstance(error, ApiTemporarilyUnavailable):
-        is_from_node = error.status not in _API_SERVER_STATUSES
-        return TRIES_AFTER_END if is_from_node else AMBIGUOUS_TRIES_AFTER_END
-    if isinstance(error, ApiStatusError):
-        return TRIES_AFTER_END
-    # An unreachable API server comes back; a stream without data may come from a dead node.
-    return float("inf") if isinstance(error, ExecutorUnavailable) else AMBIGUOUS_TRIES_AFTER_END
+    def _max_tries_after_end(self, error: Exception) -> float:
+        """Return how often to try to read the rest of a log that fails with this error."""
+        if isinstance(error, ApiTemporarilyUnavailable):
+            is_from_node = error.status not in _API_SERVER_STATUSES
+            return TRIES_AFTER_END if is_from_node else AMBIGUOUS_TRIES_AFTER_END
+        if isinstance(error, ApiStatusError):
+            return TRIES_AFTER_END
+        if isinstance(error, ExecutorUnavailable):  # an unreachable API server comes back
+            return float("inf")
+        # A stream without data may come from a dead node; the build is tried again only after its log.
+        return TRIES_OF_LOST_NODE if self._pod.is_node_lost else AMBIGUOUS_TRIES_AFTER_END

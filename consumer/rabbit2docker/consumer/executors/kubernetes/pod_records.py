@@ -33,6 +33,7 @@ from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriorit
 from rabbit2docker.errors import ExecutorUnavailable
 from rabbit2docker.settings import Settings
 from rabbit2docker.tasks import TaskSet
+from rabbit2docker_schemas.reasons import FailureReason
 
 log = structlog.get_logger()
 
@@ -74,6 +75,12 @@ class PodRecord:
     def has_ended(self) -> bool:
         """Return whether the attempt has ended."""
         return self.observation.state is AttemptState.ENDED
+
+    @property
+    def is_node_lost(self) -> bool:
+        """Return whether the attempt counts as ended because its node stopped responding."""
+        end = self.observation.external_end
+        return end is not None and end.reason is FailureReason.NODE_LOST
 
     @property
     def line_count(self) -> int | None:
