@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from rabbit2docker.cli import main
-from rabbit2docker.errors import ConfigurationError, StoreFull
+from rabbit2docker.errors import ConfigurationError, StoreFull, StoreUnavailable
 from rabbit2docker.hub.health import DatabaseCheck
+from rabbit2docker.hub.store import database
 from rabbit2docker.hub.store.database import migrate, migrate_to, parse_url
 from rabbit2docker.hub.store.models import BuildQuery
 from rabbit2docker.hub.store.prune import StoredBuild, plan_prune
@@ -105,6 +106,19 @@ class TestStore:
             assert len(plan.builds) == len((await store.builds(BuildQuery())).builds) == 1
             await store.prune(ended_before=tomorrow, max_log_bytes=1)
             assert not (await store.builds(BuildQuery())).builds
+
+    async def test_a_file_that_is_in_use_cannot_be_compacted_and_says_so(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(database.SQLITE, "timeout", 0.05)
+        async with a_store(tmp_path) as store:
+            await fill(store, "one")
+            with sqlite3.connect(tmp_path / "hub.sqlite", isolation_level=None) as other:
+                other.execute("BEGIN IMMEDIATE")
+                with pytest.raises(StoreUnavailable, match="locked"):
+                    store.compact()
+                other.execute("ROLLBACK")
+            store.compact()
 
     async def test_a_full_disk_is_said_in_words_until_there_is_space(self, tmp_path: Path) -> None:
         async with a_store(tmp_path) as store:

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -214,9 +214,11 @@ class Database:
         if not self.is_sqlite:
             return
         engine = create_engine(self._url, poolclass=NullPool, connect_args=SQLITE)
-        with self.translated(), closing(engine.raw_connection()) as connection:
+        with self.translated(), engine.connect() as connection:
+            # VACUUM runs outside of transactions only.
+            alone = connection.execution_options(isolation_level="AUTOCOMMIT")
             for statement in ("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):
-                connection.cursor().execute(statement)
+                alone.exec_driver_sql(statement)
 
     async def close(self) -> None:
         """Close all connections."""
