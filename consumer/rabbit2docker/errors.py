@@ -7,7 +7,7 @@
      │    ├── RegistryUnavailable     it is unknown whether the registry has an image
      │    ├── ExecutorUnavailable     attempts cannot be created or read at the moment
      │    ├── BrokerUnavailable       RabbitMQ did not confirm
-     │    └── StoreUnavailable        the hub's database is away
+     │    └── StoreUnavailable        the hub's database is away; StoreFull: its disk is full
      ├── StoreRefused             no: the database will never accept this value
      ├── RecordMissing            no: the executor has no such attempt
      ├── NameTaken                under another name: an object that is no record has this one
@@ -64,6 +64,10 @@ class BrokerUnavailable(TransientError):
 
 class StoreUnavailable(TransientError):
     """The hub's database is away."""
+
+
+class StoreFull(StoreUnavailable):
+    """The disk of the hub's database is full."""
 
 
 class StoreRefused(Rabbit2DockerError):

@@ -1,8 +1,13 @@
-"""The log of the service: JSON, or readable lines on a terminal; lines about a build have its id."""
+"""The log: of a service, JSON or readable lines on a terminal; in a program that uses the library, that program's own.
+
+Modules that the client library imports take their logger from `get_logger`. Structlog's own default prints to stdout,
+which belongs to the program.
+"""
 
 import logging
 import sys
-from typing import Any
+from collections.abc import MutableMapping
+from typing import Any, Final
 
 import structlog
 
@@ -45,3 +50,35 @@ def configure(settings: LogSettings) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+LIBRARY: Final = "rabbit2docker"
+"""Name of the standard library's logger in programs that do not configure structlog."""
+
+
+class _Logger:
+    """A logger of structlog if the program has configured that, else of the standard library; decided at each entry."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(structlog.get_logger() if structlog.is_configured() else _standard_logger(), name)
+
+
+def get_logger() -> Any:
+    """Return a logger for modules that also run inside other programs."""
+    return _Logger()
+
+
+def _standard_logger() -> Any:
+    return structlog.wrap_logger(
+        logging.getLogger(LIBRARY),
+        processors=[structlog.stdlib.filter_by_level, structlog.contextvars.merge_contextvars, _as_text],
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+
+
+def _as_text(_: Any, __: str, entry: MutableMapping[str, Any]) -> tuple[tuple[str], dict[str, Any]]:
+    """Return the message with its details behind it: `connection lost (reason='…')`."""
+    options = {name: entry.pop(name) for name in ("exc_info", "stack_info") if name in entry}
+    message = str(entry.pop("event", ""))
+    details = ", ".join(f"{name}={value!r}" for name, value in entry.items())
+    return (f"{message} ({details})" if details else message,), options

@@ -132,7 +132,7 @@ HUB_VIEWERS = Gauge(
 )
 HUB_STREAMS = Counter(
     "rabbit2docker_hub_streams_total",
-    "Ended event streams, by end: ready, failed, refused, unavailable, left, stalled, interrupted, ended, error.",
+    "Ended event streams, by end: ready, failed, refused, unavailable, left, stalled, restart, interrupted, ended, error.",
     ["end"],
     registry=REGISTRY,
 )
@@ -145,7 +145,7 @@ HUB_REQUESTS = Counter(
 )
 HUB_REJECTIONS = Counter(
     "rabbit2docker_hub_rejections_total",
-    "Requests that a limit of the hub service rejected, by limit: rate, network, token.",
+    "Requests that a limit of the hub service rejected, by limit: rate, network, token, viewers.",
     ["limit"],
     registry=REGISTRY,
 )

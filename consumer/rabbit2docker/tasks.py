@@ -4,12 +4,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any, TypeVar
 
-import structlog
-
 from rabbit2docker.errors import Rabbit2DockerError
+from rabbit2docker.logs import get_logger
 from rabbit2docker.retry import Backoff
 
-log = structlog.get_logger()
+log = get_logger()
 T = TypeVar("T")
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,13 +156,22 @@ def _made_client() -> str | None:
     return str(client) if client.exists() else None
 
 
+def machines_own(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what `.run/env` adds for the client, which a shell may have sourced."""
+    own = dict(environment)
+    if own.get("DOCKER_CONFIG") == str(RUN / "docker"):
+        del own["DOCKER_CONFIG"]
+    places = own.get("PATH", "").split(os.pathsep)
+    return {**own, "PATH": os.pathsep.join(place for place in places if place != str(RUN / "bin"))}
+
+
 def has_buildx() -> bool:
     """Return whether the machine's docker client has the buildx plugin, which repo2docker needs."""
-    client = shutil.which("docker")
-    return (
-        client is not None
-        and subprocess.run([client, "buildx", "version"], capture_output=True).returncode == 0
-    )
+    environment = machines_own(os.environ)
+    # A client that was made here still needs its configuration in `.run/env`, also when `up` runs again.
+    client = shutil.which("docker", path=environment["PATH"])
+    version = [client or "docker", "buildx", "version"]
+    return client is not None and not subprocess.run(version, capture_output=True, env=environment).returncode
 
 
 def make_client(root: Path) -> dict[str, str]:

@@ -40,6 +40,7 @@ c.JupyterHub.services = [
                 (
                     "RABBIT2DOCKER_AMQP__",
                     "RABBIT2DOCKER_HUB__",
+                    "RABBIT2DOCKER_IMAGES__",  # its health looks at the registry
                     "RABBIT2DOCKER_LOG__",
                     "RABBIT2DOCKER_TENANT",
                 )

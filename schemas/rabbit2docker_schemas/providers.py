@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 HEAD: Final = "HEAD"
+GITHUB: Final = "github.com"
 OTHER: Final = "other"
 """Metric label of a prefix that no descriptor has."""
 _DOI: Final = r"10\.\d+\/(.)+"
@@ -82,8 +83,9 @@ class ProviderDescriptor:
     url_grammar: UrlGrammar | None = None
     """The grammar of URLs on `host`; None if no URL is recognised as this provider's."""
 
-    def as_repoprovider(self) -> dict[str, Any]:
-        """Return the entry of BinderHub's `/api/repoproviders`."""
+    def as_repoprovider(self, github_hostname: str = GITHUB) -> dict[str, Any]:
+        """Return the entry of BinderHub's `/api/repoproviders`, where GitHub has this host name."""
+        detect = (self.detect_pattern or "").replace(re.escape(GITHUB), re.escape(github_hostname))
         repo: dict[str, Any] = {"label": self.repo_label, "placeholder": self.repo_placeholder}
         if self.url_encoded:
             repo["urlEncode"] = True
@@ -91,7 +93,7 @@ class ProviderDescriptor:
             "displayName": self.display_name,
             "id": self.prefix,
             "spec": {"validateRegex": self.spec_pattern},
-            **({"detect": {"regex": self.detect_pattern}} if self.detect_pattern else {}),
+            **({"detect": {"regex": detect}} if detect else {}),
             "repo": repo,
             "ref": {"enabled": True, "default": HEAD} if self.has_ref else {"enabled": False},
         }
@@ -115,9 +117,13 @@ _DESCRIPTORS: Final = (
         name="GitHub",
         display_name="GitHub",
         is_available=True,
-        host="github.com",
+        host=GITHUB,
         spec_pattern=r"[^/]+/[^/]+/.+",
-        detect_pattern=r"^(https?://github\.com/)(?<repo>[^/]+/[^/]+?)(\.git)?/?$",
+        # Forms accept only what this finds. Owners have no dots, so that `github.com/owner` is no repository.
+        detect_pattern=(
+            r"^\s*((https?://)?(www\.)?github\.com/|(ssh://)?git@github\.com[:/])?"
+            r"(?<repo>[A-Za-z0-9_-]+/[A-Za-z0-9._-]+?)(\.git)?/?\s*$"
+        ),
         repo_label="GitHub repository, as owner/name or its URL",
         repo_placeholder="binder-examples/requirements",
         repo_parts=2,

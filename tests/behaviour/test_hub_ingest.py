@@ -354,6 +354,20 @@ class TestSeveralServices:
         left = {build.request_id for build in (await store.builds(BuildQuery())).builds}
         assert left == {"r", "new"}  # one of them has not ended
 
+    async def test_the_logs_of_ended_builds_are_deleted_once_all_take_more_than_the_limit(
+        self, settings: Settings, publisher: ConfirmedPublisher, store: Store
+    ) -> None:
+        await store.put(story("r"))
+        assert await numbers(store)
+        hub = HubSettings(store_bytes=1)
+        async with fed(store, settings.model_copy(update={"hub": hub})):
+            await eventually(lambda: _has_no_lines(store))
+        assert await store.build("r") is not None
+
+
+async def _has_no_lines(store: Store) -> bool:
+    return not await numbers(store)
+
 
 async def _is_gone(store: Store, id_: str) -> bool:
     return await store.build(id_) is None

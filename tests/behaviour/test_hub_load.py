@@ -44,7 +44,8 @@ def start_hub(tmp_path: Path, amqp: AmqpSettings, played: FakeConsumer) -> Itera
 
     async def start(**variables: str) -> HubService:
         limits = {
-            "RABBIT2DOCKER_HUB__REQUESTS_PER_USER": "0",
+            "RABBIT2DOCKER_HUB__REQUESTS_PER_ADDRESS": "0",
+            "RABBIT2DOCKER_HUB__VIEWERS_PER_USER": "0",
             # All requests for one spec in a test share one build.
             "RABBIT2DOCKER_HUB__SHARE_SECONDS": "600",
         }

@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -234,6 +234,37 @@ class TestResuming:
         assert rest[-1].phase == "ready"
         assert len(await accepted_in(amqp)) == len(consumer.records()) == 1
 
+    async def test_a_viewer_who_resumes_before_rabbitmq_is_back_waits_for_it(
+        self, make_consumer: MakeConsumer, make_hub: MakeHub, amqp: AmqpSettings
+    ) -> None:
+        url = urlsplit(amqp.url.get_secret_value())
+        async with Proxy(url.port or 5672) as proxy:
+            there = url._replace(netloc=f"{url.username}:{url.password}@127.0.0.1:{proxy.port}").geturl()
+            consumer = make_consumer(**doing(lines=40, every=0.02))
+            hub = make_hub(RABBIT2DOCKER_AMQP__URL=there, RABBIT2DOCKER_HUB__CONNECT_SECONDS="0.2")
+            await asyncio.to_thread(consumer.start_and_wait)
+            await asyncio.to_thread(hub.start_and_wait)
+            seen = await some(hub, build_path("patient"), 10)
+            await asyncio.to_thread(hub.stop)
+            proxy.refuse(True)
+            hub.start()
+
+            async def refusal() -> Sent | None:
+                with suppress(OSError, aiohttp.ClientError):
+                    return (await hub.viewer.watch(build_path("impatient")))[-1]
+                return None
+
+            viewing = asyncio.create_task(rest_of(hub, build_path("patient"), str(seen[-1].id)))
+            refused = await eventually(refusal)
+            assert refused
+            assert refused.data["status_code"] == 503
+            assert not viewing.done()
+            proxy.refuse(False)
+            rest = await viewing
+        assert rest
+        assert texts(seen) + texts(rest) == all_lines(40)
+        assert rest[-1].phase == "ready"
+
     async def test_viewers_do_not_notice_a_lost_connection_to_rabbitmq(
         self, make_consumer: MakeConsumer, make_hub: MakeHub, amqp: AmqpSettings
     ) -> None:
@@ -258,7 +289,10 @@ class TestServiceProcess:
     async def test_the_service_starts_without_rabbitmq_and_reports_what_is_missing(
         self, make_hub: MakeHub
     ) -> None:
-        hub = make_hub(RABBIT2DOCKER_AMQP__URL=f"amqp://guest:guest@127.0.0.1:{free_port()}/")
+        hub = make_hub(
+            RABBIT2DOCKER_AMQP__URL=f"amqp://guest:guest@127.0.0.1:{free_port()}/",
+            RABBIT2DOCKER_HUB__CONNECT_SECONDS="1",
+        )
         hub.start()
 
         async def answers() -> tuple[int, dict[str, object]] | None:
@@ -280,7 +314,7 @@ class TestServiceProcess:
         self, make_consumer: MakeConsumer, make_hub: MakeHub
     ) -> None:
         _, hub = await started(make_consumer, make_hub, lines=400, every=0.05)
-        viewing = asyncio.create_task(some(hub, build_path("stopped"), 10_000))
+        viewing = asyncio.create_task(hub.viewer.raw(build_path("stopped")))
 
         async def is_watched() -> bool:
             _, _, raw = await hub.viewer.raw("metrics")
@@ -288,8 +322,9 @@ class TestServiceProcess:
 
         await eventually(is_watched)
         assert await asyncio.to_thread(hub.stop) == 0
-        seen = await viewing
-        assert not {"ready", "failed"} & {each.phase for each in seen}
+        _, _, raw = await viewing  # fails if the connection broke in the middle of the response
+        assert b"retry: " in raw[-20:]
+        assert not {"ready", "failed"} & {each.phase for each in parse(raw)}
         assert not [
             line for line in map(json.loads, hub.log.read_text().splitlines()) if line["level"] == "error"
         ]
@@ -330,6 +365,15 @@ async def some(hub: HubService, path: str, lines: int) -> list[Sent]:
     except (OSError, aiohttp.ClientError):
         pass
     return seen
+
+
+async def rest_of(hub: HubService, path: str, last_id: str) -> list[Sent]:
+    """Return the rest of a stream, from the first connection that the service accepts."""
+    while True:
+        try:
+            return await hub.viewer.watch(path, Last_Event_ID=last_id)
+        except aiohttp.ClientConnectorError:
+            await asyncio.sleep(0.05)
 
 
 def a_slow_reader(hub: HubService, path: str) -> socket.socket:

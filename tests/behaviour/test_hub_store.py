@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as with_settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
-from sqlalchemy import NullPool, create_engine
+from sqlalchemy import NullPool, create_engine, inspect
 
-from rabbit2docker.errors import ConfigurationError, StoreRefused, StoreUnavailable
-from rabbit2docker.hub.store.database import Database, migrate, parse_url
+from rabbit2docker.errors import ConfigurationError, StoreFull, StoreRefused, StoreUnavailable
+from rabbit2docker.hub.store.database import Database, migrate, migrate_to, parse_url
 from rabbit2docker.hub.store.models import Build, BuildQuery, BuildState
 from rabbit2docker.hub.store.store import Store
 from rabbit2docker.hub.store.tables import VERSION_TABLE, metadata
@@ -595,6 +595,18 @@ class TestExpiry:
         await store.delete_expired(ended_before=at(0), now=at(100))
         assert await _rows_left(url) == {"r2d_positions": 0}
 
+    async def test_the_oldest_logs_make_room_and_are_read_as_a_gap(self, store: Store) -> None:
+        await store.put([accepted(), lines(0, 20), completed(count=20)])
+        await store.put([accepted("joins", OTHER), lines(0, 20, build_id=OTHER)])
+        both = await store.prune(ended_before=at(10 * 86_400), max_log_bytes=0, dry_run=True)
+        assert len(both.builds) == 2
+        deleted = await store.limit_logs(both.log_bytes - 1)
+        assert [build.id for build in deleted.logs] == [BUILD]
+        assert (await replayed(store)).gaps == [(0, 19)]
+        assert len((await replayed(store, OTHER)).lines) == 20
+        await store.put([lines(0, 20)])
+        assert (await replayed(store)).lines == []
+
 
 async def _rows_left(url: str) -> dict[str, int]:
     """Return how many rows tables have that are not empty, of positions in any case."""
@@ -622,6 +634,40 @@ class TestDatabases:
                 connection, opts={"version_table": VERSION_TABLE, "compare_type": False}
             )
             assert compare_metadata(context, metadata) == []
+
+    def test_each_migration_goes_back_to_no_tables_and_forward_again(self, url: str) -> None:
+        assert migrate_to(url, "head")[0] is None
+        head = migrate_to(url, "head")[0]
+        assert head is not None
+        assert migrate_to(url, "base") == (head, None)
+        engine = create_engine(parse_url(url), poolclass=NullPool)
+        with engine.connect() as connection:
+            assert set(inspect(connection).get_table_names()) <= {VERSION_TABLE}
+        assert migrate_to(url, "head") == (None, head)
+
+    async def test_a_full_disk_of_postgresql_is_distinguished_from_an_outage(
+        self, postgresql_url: str, postgresql_server: PostgreSQL
+    ) -> None:
+        name = postgresql_url.rpartition("/")[2]
+        async with Store(postgresql_url, "default") as store:
+            await store.put([accepted()])
+            # The server's own error for a file that cannot be extended.
+            postgresql_server.execute(
+                "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full'; END $$",
+                database=name,
+            )
+            postgresql_server.execute(
+                "CREATE TRIGGER full_disk BEFORE INSERT ON r2d_chunks EXECUTE FUNCTION full_disk()",
+                database=name,
+            )
+            with pytest.raises(StoreFull, match="could not extend file"):
+                await store.put([lines(0, 1)])
+            with pytest.raises(StoreFull):
+                await store.check()
+            postgresql_server.execute("DROP TRIGGER full_disk ON r2d_chunks", database=name)
+            await store.put([lines(0, 1)])
+            await store.check()
 
     def test_services_that_start_at_the_same_moment_migrate_once(self, url: str) -> None:
         program = (

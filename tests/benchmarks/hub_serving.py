@@ -56,7 +56,8 @@ async def serving() -> AsyncIterator[Serving]:
     need_open_files(4096)
     with own_vhost() as amqp, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         limits = {
-            "RABBIT2DOCKER_HUB__REQUESTS_PER_USER": "0",
+            "RABBIT2DOCKER_HUB__REQUESTS_PER_ADDRESS": "0",
+            "RABBIT2DOCKER_HUB__VIEWERS_PER_USER": "0",
             "RABBIT2DOCKER_HUB__SHARE_SECONDS": "600",
             "RABBIT2DOCKER_LOG__LEVEL": "warning",
         }

@@ -56,6 +56,7 @@ def rejected(reason: RejectReason, message: str = "Because.") -> events.Rejected
     return events.Rejected(request_id="", reason=reason, message=message)
 
 
+BUILD_FAILED_HINT = HINT_OF[FailureReason.BUILD_STEP_FAILED]
 BUILD: list[events.AnyEventData] = [
     accepted(),
     progress(Phase.WAITING, "Waiting for the Docker engine"),
@@ -114,14 +115,54 @@ async def test_a_failed_build_sends_one_event_with_cause_and_hint(builds: Memory
     assert sent[-1].data == {
         "phase": "failed",
         "message": f"The step `RUN make` ended with exit code 2.\n{hint}\n",
+        "page": f"/builds/{builds.asked[0].request_id}",
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "variable", "begin"),
+    [
+        ({"base_url": "/services/binder/"}, None, "/services/binder/builds/"),
+        (
+            {"base_url": "/services/binder/"},
+            "https://hub.example.org/services/binder/",
+            "https://hub.example.org/services/binder/builds/",
+        ),
+        (
+            {"public_url": "https://b.example.org"},
+            "https://hub.example.org/",
+            "https://b.example.org/builds/",
+        ),
+    ],
+)
+async def test_a_failed_event_links_to_the_page_of_its_build(
+    builds: MemoryBuilds,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, str],
+    variable: str | None,
+    begin: str,
+) -> None:
+    if variable:
+        monkeypatch.setenv("JUPYTERHUB_PUBLIC_URL", variable)
+    builds.plan = [accepted(), failed()]
+    hub: dict[str, Any] = settings
+    async with serving(builds, **hub) as viewer:
+        sent = await viewer.watch(PATH)
+        page = sent[-1].data["page"]
+        last_line = sent[-1].message.splitlines()[-1]
+        assert last_line == (
+            f"See the whole log at {page}" if page.startswith("https:") else BUILD_FAILED_HINT
+        )
+        assert page == f"{begin}{builds.asked[0].request_id}"
+        status, _, body = await viewer.raw(f"builds/{page.rpartition('/')[2]}", Accept="text/html")
+    assert (status, b"<html" in body) == (200, True)
 
 
 async def test_a_cancelled_build_ends_with_a_failed_event(builds: MemoryBuilds) -> None:
     builds.plan = [accepted(), events.Cancelled(build_id="", by="ada", attempt=1)]
     async with serving(builds) as viewer:
         sent = await viewer.watch(PATH)
-    assert sent[-1].data == {"phase": "failed", "message": "The build was cancelled by ada.\n"}
+    assert (sent[-1].phase, sent[-1].message) == ("failed", "The build was cancelled by ada.\n")
 
 
 @pytest.mark.parametrize(
@@ -419,6 +460,17 @@ class TestMethods:
             session.head(f"{viewer.address}health") as answer,
         ):
             assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("allowed", "header"), [(None, "*"), ("https://lab.example.org", "https://lab.example.org")]
+)
+async def test_pages_of_other_origins_may_read_the_versions(
+    builds: MemoryBuilds, allowed: str | None, header: str
+) -> None:
+    async with serving(builds, allow_origin=allowed) as viewer:
+        status, headers, _ = await viewer.raw("versions", Origin="https://lab.example.org")
+    assert (status, headers["Access-Control-Allow-Origin"]) == (200, header)
 
 
 class TestMalformedRequests:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from http.cookies import SimpleCookie
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,10 +20,10 @@ from tornado.web import create_signed_value
 
 from rabbit2docker.cli.information import settings as list_settings
 from rabbit2docker.errors import ConfigurationError
-from rabbit2docker.hub.health import JupyterHubCheck
+from rabbit2docker.hub.health import JupyterHubCheck, RegistryCheck, registry_url
 from rabbit2docker.hub.store.store import Store
 from rabbit2docker.hub.web.auth import make_authenticator
-from rabbit2docker.settings import HubSettings
+from rabbit2docker.settings import HubSettings, ImageSettings
 from rabbit2docker_schemas.events import AnyEventData
 from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.requests import BuildRequest
@@ -36,6 +37,8 @@ USERS = {
     "ada-token": {"name": "ada", "kind": "user", "scopes": ["access:services!service=builds"]},
     "bob-token": {"name": "bob", "kind": "user", "scopes": ["access:services!service=other"]},
     "robot-token": {"name": "robot", "kind": "service", "scopes": ["access:services"]},
+    "portal-token": {"name": "portal", "kind": "service", "admin": True, "scopes": ["access:services"]},
+    "ci-token": {"name": "ci", "kind": "service", "admin": False, "scopes": ["access:services"]},
     "root-token": {"name": "root", "kind": "user", "admin": True, "scopes": ["access:services"]},
     "named-token": {"name": "named", "kind": "user", "admin": False, "scopes": ["access:services"]},
 }
@@ -214,8 +217,11 @@ class TestVisibility:
         assert (build["requester"], sorted(build["requesters"])) == ("ada", ["ada", "bob"])
 
     async def test_a_client_cannot_name_another_requester(self, people: People, builds: MemoryBuilds) -> None:
-        refused = await people.ada.post("api/builds", {**GH, "requester": "bob"})
-        assert refused.status == 400
+        for api in (people.ada, people.root):
+            refused = await api.post("api/builds", {**GH, "requester": "bob"})
+            assert (refused.status, "Only a service" in refused.message) == (403, True)
+        own = (await people.ada.post("api/builds", {**GH, "requester": "ada"})).json
+        assert own["requester"] == "ada"
         made = (await people.ada.post("api/builds?requester=bob", GH, X_Requester="bob")).json
         assert (made["requester"], made["requesters"]) == ("ada", ["ada"])
         await Viewer(people.anonymous.address).watch(f"{PATH}&requester=bob", **people.ada.headers)
@@ -617,6 +623,45 @@ class TestJupyterHub:
         assert {request.requester for request in builds.asked} == {name}
         assert hub[token] == 1
 
+    @pytest.mark.parametrize(
+        ("token", "may"),
+        [("portal", True), ("ci", True), ("robot", False), ("root", False), ("named", False)],
+    )
+    async def test_services_that_are_admins_or_listed_may_name_a_requester_and_see_its_build(
+        self, hub: dict[str, int], builds: MemoryBuilds, store: Store, token: str, may: bool
+    ) -> None:
+        hub_settings: dict[str, Any]
+        base, request = "/services/builds/", {**GH, "requester": "ada"}
+        hub_settings = {"auth": "jupyterhub", "services": ["ci", "named"], "admins": ["named"]}
+        async with serving(builds, store, base_url=base, **hub_settings) as viewer:
+            api = Api(viewer.address).with_token(f"{token}-token")
+            made = await api.post("api/builds", request)
+            if not may:
+                assert (made.status, builds.asked) == (403, [])
+                assert "HUB__SERVICES" in made.message
+                return
+            assert (made.status, made.json["requesters"]) == (202, ["ada"])
+            path = f"api/builds/{made.json['id']}"
+            for each in (api, Api(viewer.address).with_token("ada-token")):
+                assert (await each.get(path)).status == 200
+            assert len((await api.get("api/builds?requester=ada")).json["builds"]) == 1
+
+    @pytest.mark.parametrize(("token", "requester"), [("portal", "bob"), ("ada", "ada")])
+    async def test_the_build_route_takes_a_requester_from_services_only(
+        self, viewer: Viewer, builds: MemoryBuilds, token: str, requester: str
+    ) -> None:
+        sent = await viewer.watch(f"{PATH}&requester=bob", Authorization=f"Bearer {token}-token")
+        assert sent[-1].phase == "ready"
+        assert [request.requester for request in builds.asked] == [requester]
+
+    async def test_a_service_that_may_not_name_a_requester_is_refused_in_the_stream(
+        self, viewer: Viewer, builds: MemoryBuilds
+    ) -> None:
+        [only] = await viewer.watch(f"{PATH}&requester=bob", Authorization="Bearer robot-token")
+        assert (only.phase, only.data["status_code"]) == ("failed", 403)
+        assert "Only a service that acts for people" in only.message
+        assert not builds.asked
+
     async def test_access_to_another_service_is_not_sufficient(
         self, viewer: Viewer, builds: MemoryBuilds
     ) -> None:
@@ -725,6 +770,61 @@ class TestHealth:
         check = await JupyterHubCheck(f"http://127.0.0.1:{free_port()}/hub/api").check()
         assert not check.ok
         assert "does not answer" in check.detail
+
+
+@asynccontextmanager
+async def a_registry(*statuses: int) -> AsyncIterator[tuple[ImageSettings, list[str]]]:
+    """Play a registry that answers with these statuses, the last one from then on."""
+    asked: list[str] = []
+
+    async def api(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response(status=statuses[min(len(asked), len(statuses)) - 1])
+
+    app = web.Application()
+    app.router.add_get("/v2/", api)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield ImageSettings(prefix=f"127.0.0.1:{runner.addresses[0][1]}/hub/r2d-"), asked
+    finally:
+        await runner.cleanup()
+
+
+class TestRegistryHealth:
+    @pytest.mark.parametrize("statuses", [(200,), (401,), (502, 503, 200)])
+    async def test_a_registry_that_answers_is_asked_once_in_a_while(self, statuses: tuple[int, ...]) -> None:
+        async with a_registry(*statuses) as (images, asked):
+            registry = RegistryCheck(images)
+            checks = await asyncio.gather(*(registry.check() for _ in range(20)))
+        assert {(check.service, check.ok, check.detail) for check in checks} == {
+            ("Docker registry", True, "")
+        }
+        assert asked == ["/v2/"] * len(statuses)
+
+    async def test_a_registry_that_fails_or_is_away_fails_the_check(self) -> None:
+        async with a_registry(502) as (images, _):
+            check = await RegistryCheck(images).check()
+        assert (check.ok, check.detail) == (False, "answers 502; builds cannot push their images")
+        check = await RegistryCheck(images).check()
+        assert not check.ok
+        assert check.detail.startswith("does not answer (")
+
+    @pytest.mark.parametrize(
+        ("images", "url"),
+        [
+            ({"prefix": "registry.example.org/hub/r2d-"}, "https://registry.example.org"),
+            ({"prefix": "127.0.0.1:5000/r2d-"}, "http://127.0.0.1:5000"),
+            ({"prefix": "localhost/r2d-"}, "http://localhost"),
+            ({"prefix": "[::1]:5000/r2d-"}, "http://[::1]:5000"),
+            ({"prefix": "my-organisation/r2d-"}, "https://registry-1.docker.io"),
+            ({"prefix": "docker.io/my-organisation/r2d-"}, "https://registry-1.docker.io"),
+            ({"prefix": "x/y-", "registry_url": "https://r.example.org/"}, "https://r.example.org"),
+        ],
+    )
+    def test_the_registrys_address_follows_from_the_settings(self, images: dict[str, str], url: str) -> None:
+        assert registry_url(ImageSettings.model_validate(images)) == url
 
 
 class TestSettings:

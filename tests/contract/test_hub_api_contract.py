@@ -125,7 +125,7 @@ class TestCreate:
             ({**GH, "url": "https://github.com/a/b"}, "Name either"),
             ({**GH, "ref": "main"}, "`ref` goes with `url`"),
             ({"url": " "}, "Paste the URL"),
-            ({**GH, "requester": "root"}, "unknown field `requester`"),
+            ({**GH, "requesters": ["root"]}, "unknown field `requesters`"),
             ({**GH, "request_id": "x"}, "unknown field `request_id`"),
             ({**GH, "tenant": "other"}, "unknown field `tenant`"),
             ({**GH, "subdr": "x"}, "did you mean `subdir`"),

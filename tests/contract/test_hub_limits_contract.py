@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import aiohttp
 import jwt
@@ -148,7 +148,7 @@ class TestRateLimit:
     async def test_many_anonymous_viewers_behind_one_address_share_one_request(
         self, builds: MemoryBuilds, store: Store
     ) -> None:
-        async with serving(builds, store, requests_per_user=1) as viewer:
+        async with serving(builds, store, requests_per_address=1) as viewer:
             crowd = await asyncio.gather(*(ends(viewer) for _ in range(60)))
             assert {each.phase for each in crowd} == {"ready"}
             other = await ends(viewer, PATH.replace("thesis", "notes"))
@@ -169,7 +169,7 @@ class TestRateLimit:
     async def test_addresses_behind_trusted_proxies_are_counted(
         self, builds: MemoryBuilds, store: Store
     ) -> None:
-        async with serving(builds, store, requests_per_user=1, share_seconds=0) as viewer:
+        async with serving(builds, store, requests_per_address=1, share_seconds=0) as viewer:
             phases = [
                 (await ends(viewer, X_Forwarded_For=header)).phase
                 for header in ("192.0.2.7", "198.51.100.3, 192.0.2.7", "192.0.2.8", "192.0.2.8:99")
@@ -188,6 +188,101 @@ class TestRateLimit:
         async with Store(url, "default") as nowhere, serving(builds, nowhere, **NAMED) as viewer:
             for _ in range(4):
                 assert (await ends(viewer, **ADA)).phase == "ready"
+
+
+class TestServices:
+    """Services are limited apart from people, and those that act for people count as the person they name."""
+
+    SERVICES: ClassVar[dict[str, Any]] = {
+        **NAMED,
+        "tokens": {**NAMED["tokens"], "ci": "ci-secret"},
+        "services": ["ci"],
+        "requests_per_user": 1,
+    }
+    CI: ClassVar = {"Authorization": "Bearer ci-secret"}
+
+    async def test_a_service_has_no_limit_by_default_and_its_own_if_one_is_set(
+        self, builds: MemoryBuilds, store: Store
+    ) -> None:
+        async with serving(builds, store, **self.SERVICES) as viewer:
+            assert [(await ends(viewer, **self.CI)).phase for _ in range(3)] == ["ready"] * 3
+        async with serving(builds, store, **self.SERVICES, requests_per_service=2) as viewer:
+            phases = [(await ends(viewer, **self.CI)).phase for _ in range(3)]
+            refused = await ends(viewer, **self.CI)
+            assert (await ends(viewer, **ADA)).phase == "ready"
+        assert phases == ["ready", "ready", "failed"]
+        assert "The service ci has requested 2 builds within an hour" in refused.message
+
+    async def test_a_build_for_a_person_counts_for_that_person(
+        self, builds: MemoryBuilds, store: Store
+    ) -> None:
+        async with serving(builds, store, **self.SERVICES) as viewer:
+            assert (await ends(viewer, f"{PATH}&requester=ada", **self.CI)).phase == "ready"
+            assert (await ends(viewer, **ADA)).data["status_code"] == 429
+            assert (await ends(viewer, f"{PATH}&requester=ada", **self.CI)).data["status_code"] == 429
+            assert (await ends(viewer, f"{PATH}&requester=bob", **self.CI)).phase == "ready"
+        assert [request.requester for request in builds.asked] == ["ada", "bob"]
+
+
+class TestOpenStreams:
+    async def test_one_user_at_the_limit_leaves_others_their_streams(
+        self, builds: MemoryBuilds, store: Store
+    ) -> None:
+        builds.plan = [accepted()]
+        hub = {**NAMED, "requests_per_user": 0, "share_seconds": 60, "viewers_per_user": 2}
+        async with serving(builds, store, **hub) as viewer, viewer.live(PATH, **ADA) as one:
+            await anext(one)
+            api = f"api/builds/{builds.asked[0].request_id}/events"
+            async with viewer.live(api, **ADA) as two:
+                await anext(two)
+                [only] = await viewer.watch(PATH, **ADA)
+                status, headers, body = await viewer.raw(api, **ADA)
+                async with viewer.live(PATH, **BOB) as bobs:
+                    assert (await anext(bobs)).phase == "waiting"
+            await eventually_watches(viewer, PATH, **ADA)
+        assert (only.phase, only.data["status_code"]) == ("failed", 429)
+        assert only.message == (
+            "You (ada) have 2 streams of events open at once, which is the limit. Close some of them, then try again.\n"
+        )
+        assert (status, json.loads(body)["message"] + "\n") == (429, only.message)
+        assert int(headers["Retry-After"]) > 0
+
+    async def test_clients_without_a_name_are_limited_by_address(
+        self, builds: MemoryBuilds, store: Store
+    ) -> None:
+        builds.plan = [accepted()]
+        async with (
+            serving(builds, store, viewers_per_user=1) as viewer,
+            viewer.live(PATH, X_Forwarded_For="192.0.2.7") as one,
+        ):
+            await anext(one)
+            [only] = await viewer.watch(PATH, X_Forwarded_For="192.0.2.7")
+            async with viewer.live(PATH, X_Forwarded_For="192.0.2.8") as other:
+                assert (await anext(other)).phase == "waiting"
+        assert only.message.startswith("Your address (192.0.2.7) has 1 stream of events open at once")
+
+    async def test_a_service_holds_the_streams_of_many_people(
+        self, builds: MemoryBuilds, store: Store
+    ) -> None:
+        builds.plan = [accepted()]
+        hub = {**TestServices.SERVICES, "share_seconds": 60, "viewers_per_user": 1}
+        async with (
+            serving(builds, store, **hub) as viewer,
+            viewer.live(PATH, **TestServices.CI) as one,
+            viewer.live(PATH, **TestServices.CI) as two,
+            viewer.live(f"{PATH}&requester=ada", **TestServices.CI) as adas,
+        ):
+            assert [(await anext(each)).phase for each in (one, two, adas)] == ["waiting"] * 3
+            [only] = await viewer.watch(f"{PATH}&requester=ada", **TestServices.CI)
+        assert only.data["status_code"] == 429
+
+
+async def eventually_watches(viewer: Viewer, path: str, **headers: str) -> None:
+    """Wait until a stream is not refused any more: the service notices a closed connection a little later."""
+    while True:
+        async with viewer.live(path, **headers) as sent:
+            if (await anext(sent)).phase == "waiting":
+                return
 
 
 class TestBuildTokens:

@@ -23,7 +23,7 @@ REPOPROVIDERS = [
         "displayName": "GitHub",
         "id": "gh",
         "spec": {"validateRegex": r"[^/]+/[^/]+/.+"},
-        "detect": {"regex": r"^(https?://github\.com/)(?<repo>[^/]+/[^/]+?)(\.git)?/?$"},
+        "detect": {"regex": PROVIDERS["gh"].detect_pattern},
         "repo": {
             "label": "GitHub repository, as owner/name or its URL",
             "placeholder": "binder-examples/requirements",
@@ -73,6 +73,49 @@ def test_patterns_compile_and_a_ref_is_offered_only_where_specs_have_one(prefix:
     if provider.detect_pattern:
         re.compile(provider.detect_pattern.replace("(?<", "(?P<"))
     assert provider.as_repoprovider()["ref"]["enabled"] is provider.has_ref
+
+
+@pytest.mark.parametrize(
+    ("typed", "repo"),
+    [
+        ("binder-examples/requirements", "binder-examples/requirements"),
+        ("binder-examples/requirements/", "binder-examples/requirements"),
+        ("  ada/thesis ", "ada/thesis"),
+        ("ada/thesis.git", "ada/thesis"),
+        ("ada/ada.github.io", "ada/ada.github.io"),
+        ("https://github.com/ada/thesis", "ada/thesis"),
+        ("http://www.github.com/ada/thesis.git", "ada/thesis"),
+        ("github.com/ada/thesis/", "ada/thesis"),
+        ("git@github.com:ada/thesis.git", "ada/thesis"),
+        ("ssh://git@github.com/ada/thesis", "ada/thesis"),
+        ("ada", None),
+        ("ada/", None),
+        ("github.com/ada", None),
+        ("https://github.com/ada", None),
+        ("https://gitlab.com/ada/thesis", None),
+        ("https://github.com/ada/thesis/tree/main", None),
+    ],
+)
+def test_binderhubs_form_finds_a_github_repository_in_what_people_type(typed: str, repo: str | None) -> None:
+    pattern = PROVIDERS["gh"].detect_pattern
+    assert pattern is not None
+    found = re.search(pattern.replace("(?<", "(?P<"), typed)
+    assert (found and found["repo"]) == repo
+
+
+def test_the_form_finds_repositories_of_a_github_enterprise_server() -> None:
+    pattern = (
+        PROVIDERS["gh"].as_repoprovider("github.example-1.org")["detect"]["regex"].replace("(?<", "(?P<")
+    )
+    for typed in (
+        "https://github.example-1.org/ada/thesis",
+        "git@github.example-1.org:ada/thesis.git",
+        "ada/thesis",
+    ):
+        found = re.search(pattern, typed)
+        assert found
+        assert found["repo"] == "ada/thesis"
+    assert not re.search(pattern, "https://github.com/ada/thesis")
 
 
 def test_only_an_available_provider_recognises_urls() -> None:

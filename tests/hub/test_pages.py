@@ -564,7 +564,7 @@ class TestList:
     async def test_older_builds_are_on_further_pages(
         self, start: Callable[..., HubService], window: Looking
     ) -> None:
-        hub = await asyncio.to_thread(start, {"RABBIT2DOCKER_HUB__REQUESTS_PER_USER": "0"})
+        hub = await asyncio.to_thread(start, {"RABBIT2DOCKER_HUB__REQUESTS_PER_ADDRESS": "0"})
         async with aiohttp.ClientSession() as session:
             for number in range(53):
                 request = {"provider": "git", "spec": f"no-address-{number}/HEAD"}

@@ -75,7 +75,8 @@ class Onlooker(asyncio.Protocol):
         if found:
             self.on_lines(found)
         if count:
-            self.last_id = ID.findall(whole)[-1].decode()
+            # A position in the queue has no id: as in a browser, the last id stays valid.
+            self.last_id = next((found.decode() for found in reversed(ID.findall(whole))), self.last_id)
             self.end = whole.rpartition(b"data: ")[2]
         self._news()
 

@@ -85,6 +85,8 @@ class Viewer:
 
     address: str
     headers: dict[str, str] = field(default_factory=dict)
+    server: WebServer | None = None
+    """The server, if it runs in this process."""
 
     async def raw(self, path: str, **headers: str) -> tuple[int, Mapping[str, str], bytes]:
         """Return status, headers and all bytes until the stream ends."""
@@ -152,6 +154,7 @@ class HubService:
             "RABBIT2DOCKER_AMQP__HEARTBEAT": str(amqp.heartbeat),
             "RABBIT2DOCKER_LOG__FORMAT": "json",
             "RABBIT2DOCKER_HUB__AUTH": "none",
+            "RABBIT2DOCKER_HUB__DRAIN_SECONDS": "0",
             "RABBIT2DOCKER_HUB__BIND": self.bind,
             "RABBIT2DOCKER_HUB__STORE_URL": f"sqlite:///{directory / 'hub.sqlite'}",
             **variables,
@@ -312,7 +315,8 @@ async def serving(
     )
     server = WebServer(application, "127.0.0.1", 0)
     try:
-        yield Viewer(f"http://127.0.0.1:{server.port}{settings.hub.base_url or '/'}")
+        address = f"http://127.0.0.1:{server.port}{settings.hub.base_url or '/'}"
+        yield Viewer(address, server=server)
     finally:
         await server.close()
 

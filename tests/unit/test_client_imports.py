@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -46,6 +48,15 @@ def loaded() -> set[str]:
 def test_the_client_library_does_not_load(module: str, loaded: set[str]) -> None:
     assert "rabbit2docker.client" in loaded
     assert module not in loaded
+
+
+def test_no_module_of_the_client_library_uses_structlogs_default_which_prints_to_stdout(
+    loaded: set[str],
+) -> None:
+    own = {name for name in loaded if name.startswith("rabbit2docker") and name != "rabbit2docker.logs"}
+    paths = [find_spec(name).origin for name in own]  # type: ignore[union-attr]
+    assert paths
+    assert not [path for path in paths if path and "structlog.get_logger" in Path(path).read_text()]
 
 
 @pytest.mark.parametrize(

@@ -144,13 +144,13 @@ class TestRateLimit:
         assert caught.value.status_code == 429
         assert caught.value.retry_after == 730
         assert caught.value.message == (
-            "Rate limit exceeded. You (ada) have requested 60 builds within an hour, which is the limit. "
+            "Rate limit exceeded. You (ada) have requested 300 builds within an hour, which is the limit. "
             "Try again in 13 minutes."
         )
 
     async def test_a_request_without_a_name_counts_for_its_address(self) -> None:
         counting = Counting(left=0)
-        limits = Limits(HubSettings(requests_per_user=1, requests_period_seconds=20), counting)
+        limits = Limits(HubSettings(requests_per_address=1, requests_period_seconds=20), counting)
         with pytest.raises(RateLimited) as caught:
             await limits.check_rate(User(None, admin=True), ADDRESS)
         words = "Your address (192.0.2.7) has requested 1 build within 20 seconds, which is the limit."
@@ -163,12 +163,15 @@ class TestRateLimit:
             await limits.check_rate(User(None), read_address(address))
         await limits.check_rate(User("192.0.2.7"), ADDRESS)
         await limits.check_rate(User(None), ADDRESS)
+        limits = Limits(HubSettings(requests_per_service=5), counting)
+        await limits.check_rate(User("192.0.2.7", is_service=True), ADDRESS)
         assert counting.asked == [
             "address:2001:db8:0:1::/64",
             "address:2001:db8:0:1::/64",
             "address:2001:db8:0:2::/64",
             "user:192.0.2.7",
             "address:192.0.2.7",
+            "service:192.0.2.7",
         ]
 
     async def test_admins_and_clients_without_an_address_are_not_counted(self) -> None:
@@ -177,6 +180,23 @@ class TestRateLimit:
         assert await limits.check_rate(User("root", admin=True), ADDRESS) is None
         assert await limits.check_rate(User(None), None) is None
         assert not counting.asked
+
+    @pytest.mark.parametrize(
+        ("user", "limit"),
+        [
+            (User("ada"), 30),
+            (User("ci", is_service=True), 20),
+            (User(None), 10),
+            (User(None, admin=True), 10),
+        ],
+    )
+    async def test_people_services_and_addresses_have_limits_of_their_own(
+        self, user: User, limit: int
+    ) -> None:
+        settings = HubSettings(requests_per_user=30, requests_per_service=20, requests_per_address=10)
+        left = await Limits(settings, Counting()).check_rate(user, ADDRESS)
+        assert left is not None
+        assert left.limit == limit
 
     async def test_a_limit_of_zero_is_no_limit(self) -> None:
         counting = Counting(left=0)

@@ -7,15 +7,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import structlog
-
 from rabbit2docker.amqp.connection import ManagedChannel, connected
 from rabbit2docker.amqp.declare import declare_if_allowed
 from rabbit2docker.amqp.publisher import ConfirmedPublisher, record_blocked
 from rabbit2docker.amqp.request_consumer import RequestConsumer
+from rabbit2docker.logs import get_logger
 from rabbit2docker.settings import Settings
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Broker:

@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import aio_pika
-import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import (
     AuthenticationError,
@@ -28,11 +27,12 @@ from yarl import URL
 
 from rabbit2docker import metrics
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, ConfigurationError, TopologyMismatch
+from rabbit2docker.logs import get_logger
 from rabbit2docker.retry import Backoff
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker.tasks import TaskSet
 
-log = structlog.get_logger()
+log = get_logger()
 
 CONNECT_SECONDS: Final = 10.0
 PROBE_SECONDS: Final = 2.0

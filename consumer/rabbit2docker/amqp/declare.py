@@ -7,7 +7,6 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import aiohttp
-import structlog
 from aio_pika.abc import AbstractConnection
 from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from yarl import URL
@@ -15,10 +14,11 @@ from yarl import URL
 from rabbit2docker.amqp.connection import RECONNECT_PAUSES, open_connection, parse_url, translated
 from rabbit2docker.amqp.topology import ExchangeSpec, PolicySpec, QueueSpec, Topology, make_topology
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, ConfigurationError, TopologyMismatch
+from rabbit2docker.logs import get_logger
 from rabbit2docker.retry import retry_forever
 from rabbit2docker.settings import AmqpSettings, Settings
 
-log = structlog.get_logger()
+log = get_logger()
 
 MANAGEMENT_SECONDS: Final = 10.0
 

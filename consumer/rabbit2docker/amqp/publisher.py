@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import aio_pika
-import structlog
 from aio_pika.abc import AbstractChannel, AbstractExchange, DeliveryMode
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, DeliveryError, PublishError
 from cachetools import LRUCache
@@ -15,12 +14,13 @@ from cachetools import LRUCache
 from rabbit2docker import metrics
 from rabbit2docker.amqp.connection import BROKEN, ManagedChannel, is_cancelled
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
+from rabbit2docker.logs import get_logger
 from rabbit2docker.retry import Backoff
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.cloudevents import CONTENT_TYPE, Event, event_type
 from rabbit2docker_schemas.routing import RESULTS_EXCHANGE
 
-log = structlog.get_logger()
+log = get_logger()
 
 RESEND_PAUSES: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 UNROUTED_PAUSE: Final = 0.5

@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any, Final
 
 import aio_pika
-import structlog
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
 from rabbit2docker import metrics
 from rabbit2docker.amqp.connection import BROKEN, ManagedChannel
 from rabbit2docker.amqp.ports import Delivery, RequestMessage
 from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
+from rabbit2docker.logs import get_logger
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker.tasks import TaskSet
 from rabbit2docker_schemas.routing import (
@@ -29,7 +29,7 @@ from rabbit2docker_schemas.routing import (
     retry_queue,
 )
 
-log = structlog.get_logger()
+log = get_logger()
 
 MESSAGE_HEADER: Final = "r2d-message"
 _MAX_REASON: Final = 1000

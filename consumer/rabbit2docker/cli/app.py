@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from rabbit2docker.cli import build, dead_letters, history, information, service, topology
+from rabbit2docker.cli import build, dead_letters, history, information, service, store, topology
 from rabbit2docker.cli.exits import EXIT_HELP, Exit
 
 _SHORT_HELP = 200
@@ -69,6 +69,7 @@ build.add_to(app)
 history.add_to(app)
 app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel="RabbitMQ")
 app.add_typer(topology.app, name="topology", rich_help_panel="RabbitMQ")
+app.add_typer(store.app, name="store", rich_help_panel="Services")
 information.add_to(app)
 
 # typer may bundle its own click, so the base class of usage errors is taken from one of typer's.

@@ -3,19 +3,29 @@
 import asyncio
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 import aiohttp
 import structlog
 
-from rabbit2docker.errors import StoreUnavailable
+from rabbit2docker.errors import StoreFull, StoreUnavailable
 from rabbit2docker.hub.ingest import Ingester
 from rabbit2docker.hub.store.store import Store
+from rabbit2docker.settings import ImageSettings
 
 log = structlog.get_logger()
 
 CHECK_TIMEOUT_SECONDS: Final = 5.0
 JUPYTERHUB_CACHE_SECONDS: Final = 15.0
 DATABASE_CACHE_SECONDS: Final = 2.0
+REGISTRY_CACHE_SECONDS: Final = 15.0
+REGISTRY_TRIES: Final = 3
+REGISTRY_SERVICE: Final = "Docker registry"
+"""BinderHub's name of the check."""
+DOCKER_HUB_URL: Final = "https://registry-1.docker.io"
+DISK_FULL: Final = (
+    "its disk is full; free some space, then delete old builds with `rabbit2docker store prune`"
+)
 LAG_SECONDS: Final = 10.0
 """A store that lags less than this counts as up to date."""
 
@@ -68,6 +78,45 @@ class JupyterHubCheck(CachedCheck):
         return HealthCheck("JupyterHub API", ok, "" if ok else detail)
 
 
+class RegistryCheck(CachedCheck):
+    """Checks that the registry answers, as BinderHub does: images can neither be pushed nor started without it."""
+
+    def __init__(self, images: ImageSettings) -> None:
+        """Take the settings that name the registry."""
+        super().__init__(REGISTRY_CACHE_SECONDS)
+        self._url = f"{registry_url(images)}/v2/"
+
+    async def _run(self) -> HealthCheck:
+        problem = ""
+        timeout = aiohttp.ClientTimeout(total=CHECK_TIMEOUT_SECONDS / REGISTRY_TRIES)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            for _ in range(REGISTRY_TRIES):
+                try:
+                    async with session.get(self._url, allow_redirects=False) as response:
+                        if (
+                            response.status < 500
+                        ):  # 401 and 403 are answers, too: most registries want a login
+                            return HealthCheck(REGISTRY_SERVICE, True)
+                        problem = f"answers {response.status}"
+                except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                    problem = f"does not answer ({type(error).__name__})"
+        return HealthCheck(REGISTRY_SERVICE, False, f"{problem}; builds cannot push their images")
+
+
+def registry_url(images: ImageSettings) -> str:
+    """Return the base URL of the registry's API."""
+    if images.registry_url:
+        return images.registry_url.rstrip("/")
+    name, slash, _ = images.prefix.partition("/")
+    if not slash or not ("." in name or ":" in name or name == "localhost") or name == "docker.io":
+        return DOCKER_HUB_URL
+    host = urlsplit(f"//{name}").hostname or ""
+    is_loopback = (
+        host == "localhost" or host.endswith(".localhost") or host == "::1" or host.startswith("127.")
+    )
+    return f"{'http' if is_loopback else 'https'}://{name}"
+
+
 class DatabaseCheck(CachedCheck):
     """Checks that the database answers."""
 
@@ -82,6 +131,9 @@ class DatabaseCheck(CachedCheck):
                 await self._store.check()
         except TimeoutError:
             return HealthCheck("database", False, "does not answer")
+        except StoreFull as error:
+            log.warning("database disk full", reason=str(error))
+            return HealthCheck("database", False, DISK_FULL)
         except StoreUnavailable as error:
             # The error's own text may name the database server, and anyone can read /health.
             log.warning("database unavailable", reason=str(error))

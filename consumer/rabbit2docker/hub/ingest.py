@@ -32,6 +32,8 @@ BATCH_SECONDS: Final = 0.1
 """An event waits this long for others, so that a busy log costs few transactions."""
 RETRY_SECONDS: Final = 2.0
 CLEAN_UP_SECONDS: Final = 3600.0
+LIMIT_SECONDS: Final = 60.0
+"""Between looks at the size of all logs; logs may exceed the limit in the meantime."""
 SLACK: Final = timedelta(minutes=2)
 """By how much the consumers' clocks may differ from RabbitMQ's, and the queue's order from the stream's."""
 BEFORE_ANY_STREAM: Final = datetime(2000, 1, 1, tzinfo=UTC)
@@ -77,7 +79,7 @@ class Ingester:
         # Evaluated when metrics are scraped: of several instances, only the one that writes reports running builds.
         metrics.BINDERHUB_IN_PROGRESS.set_function(lambda: 0 if self.is_standby else self._running_builds)
         metrics.HUB_STORE_BEHIND.set_function(lambda: self.behind_seconds)
-        await run_together(self._ingest_forever(), self._delete_expired_forever())
+        await run_together(self._ingest_forever(), self._delete_expired_forever(), self._limit_logs_forever())
 
     async def _ingest_forever(self) -> None:
         while True:
@@ -156,3 +158,11 @@ class Ingester:
                 if number := await self._store.delete_expired(ended_before=now - days, now=now):
                     log.info("old builds deleted", builds=number)
             await asyncio.sleep(CLEAN_UP_SECONDS)
+
+    async def _limit_logs_forever(self) -> None:
+        limit = self._settings.hub.store_bytes
+        while limit:
+            with suppress(StoreUnavailable):
+                if (deleted := await self._store.limit_logs(limit)).logs:
+                    log.info("old logs deleted", builds=len(deleted.logs), bytes=deleted.log_bytes)
+            await asyncio.sleep(LIMIT_SECONDS)

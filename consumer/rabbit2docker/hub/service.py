@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import datetime
 from functools import partial
@@ -15,7 +15,14 @@ import structlog
 from rabbit2docker.amqp import queue_depth
 from rabbit2docker.client.build_events import BuildEvents
 from rabbit2docker.errors import BrokerUnavailable, ConfigurationError, TopologyMismatch
-from rabbit2docker.hub.health import DatabaseCheck, HealthCheck, JupyterHubCheck, check_ingester
+from rabbit2docker.hub.health import (
+    CachedCheck,
+    DatabaseCheck,
+    HealthCheck,
+    JupyterHubCheck,
+    RegistryCheck,
+    check_ingester,
+)
 from rabbit2docker.hub.ingest import Ingester
 from rabbit2docker.hub.store.store import Store
 from rabbit2docker.hub.web.app import WebServer, make_application
@@ -30,8 +37,6 @@ from rabbit2docker_schemas.routing import REQUESTS_QUEUE
 log = structlog.get_logger()
 
 DEFAULT_BIND: Final = "127.0.0.1:8585"
-CONNECT_SECONDS: Final = 10.0
-"""Viewers that come before RabbitMQ is connected wait this long."""
 RETRY_SECONDS: Final = 5.0
 
 
@@ -41,6 +46,7 @@ class BuildsConnection:
     def __init__(self, settings: Settings) -> None:
         """Take the settings. Raises ConfigurationError for an invalid URL."""
         self._open_events = partial(BuildEvents, settings.amqp, settings.tenant)
+        self._connect_seconds = settings.hub.connect_seconds
         self._events = self._open_events()
         self._connected = asyncio.Event()
         self._problem = "not connected yet"
@@ -67,8 +73,9 @@ class BuildsConnection:
         return self._events.problem if self._connected.is_set() else self._problem
 
     async def _wait(self) -> BuildEvents:
+        """Return the builds once RabbitMQ is connected. Raises BrokerUnavailable if that takes too long."""
         try:
-            async with asyncio.timeout(CONNECT_SECONDS):
+            async with asyncio.timeout(self._connect_seconds):
                 await self._connected.wait()
         except TimeoutError as error:
             raise BrokerUnavailable(f"RabbitMQ is unavailable ({self._problem}).") from error
@@ -84,7 +91,9 @@ class BuildsConnection:
 
     async def of_build(self, build_id: str, *, since: datetime | None = None) -> AsyncGenerator[Event, None]:
         """Yield the events of a build. Raises BrokerUnavailable, TopologyMismatch."""
-        events = (await self._wait()).of_build(build_id, since=since)
+        # A viewer of a requested build can wait for longer than one who requests it: comments keep the stream open.
+        await self._connected.wait()
+        events = self._events.of_build(build_id, since=since)
         async with aclosing(events):
             async for event in events:
                 yield event
@@ -93,7 +102,8 @@ class BuildsConnection:
         self, request_id: str, *, since: datetime | None = None
     ) -> AsyncGenerator[Event, None]:
         """Yield the events of a request and its build. Raises BrokerUnavailable, TopologyMismatch."""
-        events = (await self._wait()).of_request(request_id, since=since)
+        await self._connected.wait()
+        events = self._events.of_request(request_id, since=since)
         async with aclosing(events):
             async for event in events:
                 yield event
@@ -119,13 +129,18 @@ class Checks:
     """The health checks of this service."""
 
     def __init__(
-        self, settings: HubSettings, connection: BuildsConnection, ingester: Ingester, store: Store
+        self, settings: Settings, connection: BuildsConnection, ingester: Ingester, store: Store
     ) -> None:
         """Take the parts that are checked."""
         self._connection = connection
         self._ingester = ingester
-        api_url = os.environ.get("JUPYTERHUB_API_URL") if settings.auth is HubAuth.JUPYTERHUB else None
-        self._cached = [DatabaseCheck(store), *([JupyterHubCheck(api_url)] if api_url else [])]
+        api_url = os.environ.get("JUPYTERHUB_API_URL") if settings.hub.auth is HubAuth.JUPYTERHUB else None
+        self._cached: list[CachedCheck] = [DatabaseCheck(store)]
+        if api_url:
+            self._cached.append(JupyterHubCheck(api_url))
+        # The hub may not know the registry: the consumers push, and the default is a registry on their own machine.
+        if settings.images.model_fields_set & {"prefix", "registry_url"}:
+            self._cached.append(RegistryCheck(settings.images))
 
     async def run(self) -> list[HealthCheck]:
         """Return all results."""
@@ -133,12 +148,12 @@ class Checks:
         return [
             HealthCheck("RabbitMQ", not problem, problem),
             check_ingester(self._ingester),
-            *[await each.check() for each in self._cached],
+            *await asyncio.gather(*(each.check() for each in self._cached)),
         ]
 
 
-async def serve(settings: Settings, stop: asyncio.Event) -> None:
-    """Serve until `stop` is set. Raises ConfigurationError, or AccessRefused if RabbitMQ refuses the credentials."""
+async def serve(settings: Settings, stop: asyncio.Event, hurry: asyncio.Event) -> None:
+    """Serve until `stop` is set; `hurry` cuts short the time in which streams may end. Raises ConfigurationError, or AccessRefused if RabbitMQ refuses the credentials."""
     hub, connection = settings.hub, BuildsConnection(settings)
     store = Store(hub.store_url, settings.tenant, log_bytes=hub.store_log_bytes)
     ingester = Ingester(store, settings)
@@ -148,7 +163,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         base_url,
         builds=connection,
         records=store,
-        run_checks=Checks(hub, connection, ingester, store).run,
+        run_checks=Checks(settings, connection, ingester, store).run,
         open_depth_reader=partial(queue_depth.depth_reader, settings.amqp, REQUESTS_QUEUE),
         broker_is_down=lambda: bool(connection.problem),
     )
@@ -164,15 +179,22 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         asyncio.create_task(connection.run(), name="builds"),
         asyncio.create_task(_ingest(store, ingester), name="ingest"),
     ]
-    await _run_until(stop, work, server)
+    await _run_until(stop, work, server, partial(server.close, hub.drain_seconds, hurry))
     log.info("hub service stopped")
 
 
-async def _run_until(stop: asyncio.Event, work: list["asyncio.Task[None]"], server: WebServer) -> None:
+async def _run_until(
+    stop: asyncio.Event,
+    work: list["asyncio.Task[None]"],
+    server: WebServer,
+    drain: Callable[[], Awaitable[None]],
+) -> None:
     """Run until `stop` is set or a task ends, then close the server and the tasks. Raises what a task has raised."""
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({*work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set():
+            await drain()
     finally:
         # First the server: its viewers reconnect to another instance and resume, without an error from here.
         await server.close()
@@ -191,7 +213,11 @@ async def _ingest(store: Store, ingester: Ingester) -> None:
 async def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigurationError, AccessRefused."""
     allow_open_files(settings.hub.viewers)
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    stop, hurry, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await serve(settings, stop)
+        loop.add_signal_handler(number, on_signal)
+    await serve(settings, stop, hurry)

@@ -21,10 +21,20 @@ class HubSettings(Group):
     """Origin whose pages may read responses (`Access-Control-Allow-Origin`); unset: pages of the same origin only."""
     viewers: int = Field(default=5000, ge=1)
     """Event streams that may be open at once; further viewers are asked to try again."""
+    viewers_per_user: int = Field(default=200, ge=0)
+    """Event streams that one user (without authentication: one address) may have open at once; 0: up to `viewers`.
+    Services have no limit of their own."""
     share_seconds: float = Field(default=10.0, ge=0)
     """Identical requests within this many seconds share one build request."""
     keepalive_seconds: Seconds = 25.0
     """Seconds of silence after which a comment is sent, so that proxies keep the connection open."""
+    connect_seconds: Seconds = 30.0
+    """Seconds that a request waits for RabbitMQ, as after a restart of both, before it fails."""
+    drain_seconds: float = Field(default=5.0, ge=0)
+    """Seconds after SIGTERM in which streams may still end by themselves; a second signal ends them at once. Clients of the
+    others reconnect and resume."""
+    public_url: str | None = Field(default=None, pattern=r"^https?://")
+    """URL under which users reach the service, for links to builds; unset: JUPYTERHUB_PUBLIC_URL, else links are paths."""
     stalled_seconds: Seconds = 60.0
     """Seconds after which a viewer that reads nothing is disconnected."""
     name: str | None = Field(default=None, pattern=r"^[a-z0-9]([a-z0-9.-]{0,98}[a-z0-9])?$")
@@ -35,14 +45,23 @@ class HubSettings(Group):
     service may share a PostgreSQL database."""
     store_log_bytes: int = Field(default=4 * 1024 * 1024, ge=16_384)
     """Bytes of each attempt's log that are stored: one half from its head, the other from its tail."""
+    store_bytes: int = Field(default=0, ge=0)
+    """Bytes of logs that are stored in all; beyond it the logs of the builds that ended first are deleted. 0: any number."""
     store_days: float = Field(default=90.0, gt=0)
     """Days after which an ended build is deleted from the store."""
     admins: list[str] = []
     """Users who may view and cancel all builds, in addition to the administrators of the JupyterHub."""
-    requests_per_user: int = Field(default=60, ge=0)
-    """Build requests that one user (without authentication: one address) may make in `requests_period_seconds`; 0: any number."""
+    services: list[str] = []
+    """Services that act for people: they may name the `requester` of a build, and see all builds. With `auth: jupyterhub`
+    in addition to services that are administrators; with `auth: tokens` the names of their tokens."""
+    requests_per_user: int = Field(default=300, ge=0)
+    """Build requests that one person who is logged in may make in `requests_period_seconds`; 0: any number."""
+    requests_per_service: int = Field(default=0, ge=0)
+    """Build requests that one service may make in that time for itself; 0: any number."""
+    requests_per_address: int = Field(default=60, ge=0)
+    """Build requests that one address may make in that time without authentication; 0: any number."""
     requests_period_seconds: Seconds = 3600.0
-    """Seconds over which `requests_per_user` are counted."""
+    """Seconds over which requests are counted."""
     ban_networks: dict[str, str] = {}
     """Networks that may not request builds, such as `{"192.0.2.0/24": "the lab"}`; the rejection shows the name."""
     trusted_proxies: list[str] = ["127.0.0.0/8", "::1/128"]

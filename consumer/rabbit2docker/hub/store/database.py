@@ -11,9 +11,11 @@ from typing import Any, Final
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from pydantic import SecretStr
-from sqlalchemy import Engine, NullPool, create_engine, event, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -25,7 +27,8 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from rabbit2docker.errors import ConfigurationError, StoreRefused, StoreUnavailable
+from rabbit2docker.errors import ConfigurationError, StoreFull, StoreRefused, StoreUnavailable
+from rabbit2docker.hub.store.tables import VERSION_TABLE
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 ANSWER_SECONDS: Final = 30.0
@@ -44,6 +47,7 @@ POSTGRESQL: Final[dict[str, Any]] = {
     # Connection poolers cannot keep prepared statements.
     "prepare_threshold": None,
 }
+POSTGRESQL_DISK_FULL: Final = "53100"
 SQLITE: Final[dict[str, Any]] = {"timeout": BUSY_SECONDS, "isolation_level": None}
 _MUST_BE: Final = (
     "RABBIT2DOCKER_HUB__STORE_URL must be sqlite:///file or postgresql://user:password@host/database"
@@ -92,8 +96,11 @@ def _prepare_sqlite(engine: Engine, begin: str) -> None:
         connection.exec_driver_sql(begin)
 
 
-def migrate(url: URL) -> None:
-    """Create or migrate the tables, one program at a time. Blocks."""
+def migrate(url: URL, to: str = "head") -> None:
+    """Create the tables, or migrate them to a revision, one program at a time. Blocks.
+
+    `to`: `head`, an older revision to go back to, or `base`, which removes the tables.
+    """
     is_sqlite = url.get_backend_name() == "sqlite"
     engine = create_engine(url, poolclass=NullPool, connect_args=SQLITE if is_sqlite else POSTGRESQL)
     if is_sqlite:
@@ -105,7 +112,54 @@ def migrate(url: URL) -> None:
         if not is_sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock_key("migrations")})
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        is_back = to != "head" and _is_older(config, to, revision_of(connection))
+        (command.downgrade if is_back else command.upgrade)(config, to)
+
+
+def migrate_to(url: SecretStr | str, to: str) -> tuple[str | None, str | None]:
+    """Migrate the tables; return the revisions before and after. Blocks.
+
+    Raises ConfigurationError for an unknown revision or an invalid URL, StoreUnavailable if the database is away.
+    """
+    database = Database(url)
+    try:
+        with database.translated():
+            before = database.revision()
+            migrate(parse_url(url), to)
+            return before, database.revision()
+    except UnknownRevision as error:
+        raise ConfigurationError(
+            f"This version knows no revision {to!r} of the tables, or not the one they have ({error})."
+        ) from None
+
+
+def revision_of(connection: Connection) -> str | None:
+    """Return the revision of the tables; None if there are none."""
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    return context.get_current_revision()
+
+
+def _is_older(config: Config, to: str, current: str | None) -> bool:
+    """Return whether a revision comes before the current one. Raises CommandError if there is no such revision."""
+    script = ScriptDirectory.from_config(config)
+    older = {"base"} if current is not None else set()
+    for revision in script.iterate_revisions(current, "base") if current is not None else ():
+        older |= {revision.revision} - {current}
+    if to != "base":
+        script.get_revision(to)
+    return to in older
+
+
+class UnknownRevision(StoreUnavailable):
+    """The tables are those of another version, or a revision is asked for that this one lacks."""
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Return whether a driver's error says that the database has no space left."""
+    return (
+        getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
+        or getattr(error, "sqlstate", "") == POSTGRESQL_DISK_FULL
+    )
 
 
 class Database:
@@ -123,6 +177,8 @@ class Database:
         self._writing = asyncio.Lock()
         self._preparing = asyncio.Lock()
         self._is_prepared = False
+        self.is_full = False
+        """True after a transaction that found the disk full, until another one has been written."""
 
     def _engines(self) -> tuple[AsyncEngine, AsyncEngine]:
         if not self.is_sqlite:
@@ -146,6 +202,24 @@ class Database:
         host = self._url.host or self._url.query.get("host") or "its socket"
         return f"{host}:{self._url.port or 5432}/{self._url.database}"
 
+    def revision(self) -> str | None:
+        """Return the revision of the tables; None if there are none. Blocks. Raises StoreUnavailable."""
+        connect_args = SQLITE if self.is_sqlite else POSTGRESQL
+        engine = create_engine(self._url, poolclass=NullPool, connect_args=connect_args)
+        with self.translated(), engine.connect() as connection:
+            return revision_of(connection)
+
+    def compact(self) -> None:
+        """Return the space of deleted rows to the disk; PostgreSQL does so by itself. Blocks. Raises StoreUnavailable."""
+        if not self.is_sqlite:
+            return
+        engine = create_engine(self._url, poolclass=NullPool, connect_args=SQLITE)
+        with self.translated(), engine.connect() as connection:
+            # VACUUM runs outside of transactions only.
+            alone = connection.execution_options(isolation_level="AUTOCOMMIT")
+            for statement in ("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):
+                alone.exec_driver_sql(statement)
+
     async def close(self) -> None:
         """Close all connections."""
         for engine in {self._reader, self._writer}:
@@ -153,7 +227,7 @@ class Database:
 
     async def prepare(self) -> None:
         """Create or migrate the tables. Raises StoreUnavailable."""
-        with self._translated():
+        with self.translated():
             await self._prepare()
 
     async def _prepare(self) -> None:
@@ -166,7 +240,7 @@ class Database:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         """Open a transaction for reading. Raises StoreUnavailable."""
-        with self._translated():
+        with self.translated():
             async with asyncio.timeout(ANSWER_SECONDS):
                 await self._prepare()
                 async with self._reader.begin() as connection:
@@ -178,7 +252,7 @@ class Database:
 
         SQLite has one at a time anyway. Raises StoreUnavailable, or StoreRefused for values that can never be written.
         """
-        with self._translated():
+        with self.translated():
             async with asyncio.timeout(ANSWER_SECONDS):
                 await self._prepare()
                 if self.is_sqlite:
@@ -189,9 +263,11 @@ class Database:
                         taking = text("SELECT pg_advisory_xact_lock(:key)")
                         await connection.execute(taking, {"key": lock_key(*lock)})
                         yield connection
+            self.is_full = False
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def translated(self) -> Iterator[None]:
+        """Raise the errors of libraries as the store's own."""
         try:
             yield
         except (DataError, IntegrityError, OverflowError) as error:
@@ -199,12 +275,18 @@ class Database:
         except TimeoutError:
             raise StoreUnavailable(f"The database {self.address} does not answer.") from None
         except CommandError as error:
-            raise StoreUnavailable(
+            raise UnknownRevision(
                 f"The tables of the database {self.address} are those of another version: {error}"
             ) from None
         except StatementError as error:
             if not isinstance(error, DBAPIError):  # a value that the driver cannot send
                 raise StoreRefused(f"The database {self.address} refuses: {self._words(error)}") from None
+            if disk_is_full(error.orig):
+                self.is_full = True
+                raise StoreFull(
+                    f"The disk of the database {self.address} is full: {self._words(error)}. Free some space there, then "
+                    "delete old builds with `rabbit2docker store prune`."
+                ) from None
             raise StoreUnavailable(f"The database {self.address} is away: {self._words(error)}") from None
         except (SQLAlchemyError, OSError) as error:
             raise StoreUnavailable(f"The database {self.address} is away: {self._words(error)}") from None

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from sqlalchemy import ColumnElement, Select, and_, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from rabbit2docker.errors import StoreUnavailable
+from rabbit2docker.errors import StoreFull, StoreUnavailable
 from rabbit2docker.hub.store.binderhub_metrics import BinderHubMetrics
 from rabbit2docker.hub.store.database import Database
 from rabbit2docker.hub.store.event_replay import replay
@@ -26,6 +26,7 @@ from rabbit2docker.hub.store.models import (
     StoredLine,
 )
 from rabbit2docker.hub.store.projection import BuildRow, as_build
+from rabbit2docker.hub.store.prune import PrunePlan, Pruner
 from rabbit2docker.hub.store.tables import (
     BUILDS,
     LOGS,
@@ -44,9 +45,6 @@ log = structlog.get_logger()
 
 DEFAULT_LOG_BYTES: Final = 4 * 1024 * 1024
 PUT_BATCH: Final = 500
-DELETE_BATCH: Final = 20
-"""Builds deleted in one transaction: their logs may be megabytes each."""
-LONGEST_BUILD: Final = timedelta(days=1)
 
 
 class Store:
@@ -60,6 +58,7 @@ class Store:
         self._database = Database(url)
         self._tenant = tenant
         self._log_bytes = log_bytes
+        self._pruner = Pruner(self._database, tenant)
         self.metrics = BinderHubMetrics()
         """Counts the builds whose end this program writes."""
 
@@ -83,9 +82,12 @@ class Store:
         return self._database.address
 
     async def check(self) -> None:
-        """Query the database. Raises StoreUnavailable unless it answers."""
+        """Query the database. Raises StoreUnavailable unless it answers, StoreFull if the last write found its disk full."""
         async with self._database.reading() as connection:
             await connection.execute(select(1))
+        if self._database.is_full:
+            # Reading works nevertheless. Events that could not be stored are tried again, which shows whether there is space.
+            raise StoreFull(f"The disk of the database {self.address} is full.")
 
     def _writer(self, connection: AsyncConnection) -> EventWriter:
         return EventWriter(connection, self._tenant, log_bytes=self._log_bytes)
@@ -262,26 +264,20 @@ class Store:
 
         `now`: rate-limit hits that no period counts any more are deleted, too.
         """
-        async with self._database.writing("rate-limits", self._tenant, "all") as connection:
-            await connection.execute(delete(RATE_LIMIT_HITS).where(RATE_LIMIT_HITS.c.until < now))
-        old = or_(
-            BUILDS.c.ended_at < ended_before,
-            and_(BUILDS.c.ended_at.is_(None), BUILDS.c.last_event_at < ended_before - LONGEST_BUILD),
-        )
-        wanted = select(BUILDS.c.id).where(BUILDS.c.tenant == self._tenant, old).limit(DELETE_BATCH)
-        deleted = 0
-        while True:
-            async with self._database.writing("builds", self._tenant) as connection:
-                builds = list((await connection.execute(wanted)).scalars())
-                if builds:
-                    await self._delete(connection, builds)
-            deleted += len(builds)
-            if len(builds) < DELETE_BATCH:
-                return deleted
+        await self._pruner.delete_rate_limit_hits(now)
+        return len((await self._pruner.prune(ended_before=ended_before, max_log_bytes=0)).builds)
 
-    async def _delete(self, connection: AsyncConnection, builds: Sequence[str]) -> None:
-        own = and_(REQUESTS.c.own_id.in_(builds), REQUESTS.c.build_id.is_(None))
-        await connection.execute(delete(REQUESTS).where(or_(REQUESTS.c.build_id.in_(builds), own)))
-        await connection.execute(
-            delete(BUILDS).where(BUILDS.c.id.in_(builds))
-        )  # cascades to requesters, events and logs
+    async def limit_logs(self, max_bytes: int) -> PrunePlan:
+        """Delete the logs of the builds that ended first, until all logs together take at most `max_bytes`."""
+        return await self._pruner.prune(ended_before=None, max_log_bytes=max_bytes)
+
+    async def prune(
+        self, *, ended_before: datetime | None, max_log_bytes: int, dry_run: bool = False
+    ) -> PrunePlan:
+        """Delete builds that ended before a moment, and logs beyond `max_log_bytes`; only say which with `dry_run`."""
+        work = self._pruner.plan if dry_run else self._pruner.prune
+        return await work(ended_before=ended_before, max_log_bytes=max_log_bytes)
+
+    def compact(self) -> None:
+        """Give the space of what was deleted back to the disk, where the database does not do so itself. Blocks."""
+        self._database.compact()

@@ -103,7 +103,7 @@ class ApiHandler(JsonHandler):
     async def submit(self, request: BuildRequest) -> None:
         """Request a build and answer 202 with the queued build. Raises HttpError and what submitting raises."""
         check_provider(request.provider)
-        await self.check_rate(self.user)
+        await self.check_rate(self.user.acting_for(request.requester))
         at = datetime.now(UTC)
         request_id = new_request_id(request.provider, request.spec)
         named = request.model_copy(update={"request_id": request_id})
@@ -136,7 +136,7 @@ class BuildsHandler(ApiHandler):
         """List the builds that the user may see, newest first."""
         wanted = self.parse_query(ListQuery)
         query = BuildQuery(
-            visible_to=None if self.user.admin else self.user.name,
+            visible_to=None if self.user.admin or self.user.acts_for_people else self.user.name,
             state=tuple(wanted.state),
             requester=wanted.requester,
             text=wanted.q,
@@ -151,9 +151,7 @@ class BuildsHandler(ApiHandler):
     async def post(self) -> None:
         """Request a build."""
         hostname = self.context.settings.providers.github_hostname
-        await self.submit(
-            read_create_request(self.request.body, requester=self.user.name, github_hostname=hostname)
-        )
+        await self.submit(read_create_request(self.request.body, user=self.user, github_hostname=hostname))
 
 
 class SingleBuildHandler(ApiHandler):
@@ -247,7 +245,7 @@ class EventsHandler(StreamHandler, ApiHandler):
         if cursor.ended:
             self.set_status(204)
             return
-        self.check_capacity(extra=1)
+        self.take_slot(self.user)
         self._stream = ApiStream(cursor)
         await self.stream(self._chunks(build, self._stream))
 

@@ -1,5 +1,7 @@
 """The web application: its routes over the parts of the service, and the HTTP server that serves it."""
 
+import asyncio
+import os
 import re
 import socket
 from collections.abc import Awaitable, Callable
@@ -18,12 +20,13 @@ from rabbit2docker.hub.web.base import MAX_BODY_BYTES, AppContext, Handler
 from rabbit2docker.hub.web.binderhub import BUILD_ROUTE, OPEN_ROUTES
 from rabbit2docker.hub.web.build_tokens import BuildTokens
 from rabbit2docker.hub.web.limits import Limits
+from rabbit2docker.hub.web.open_streams import OpenStreams
 from rabbit2docker.hub.web.openapi import OpenApiHandler
 from rabbit2docker.hub.web.pages import PAGE_ROUTES, STATIC_ROUTE, NotFoundPage, load_pages
 from rabbit2docker.hub.web.queue_position import OpenDepthReader, QueuePositions
 from rabbit2docker.hub.web.submissions import Builds, Submissions
 from rabbit2docker.hub.web.viewers import Viewers
-from rabbit2docker.settings import Settings
+from rabbit2docker.settings import HubSettings, Settings
 
 MAX_HEADER_BYTES: Final = 32 * 1024
 """Request line and headers together; JupyterHub's cookies take a few thousand."""
@@ -54,6 +57,7 @@ def make_application(
         base_url=base_url,
         allow_origin=settings.hub.allow_origin,
         cookie_secret=context.authenticator.cookie_secret(),
+        open_streams=context.open_streams,
         default_handler_class=NotFoundPage,
         default_handler_args={"context": context},
         # No access log: URLs may hold secrets that were put there by mistake, such as tokens.
@@ -85,8 +89,15 @@ def _make_context(
         viewers=viewers,
         run_checks=run_checks,
         limits=Limits(hub, records, broker_is_down),
+        open_streams=OpenStreams(hub),
+        public_url=f"{(public_url_of(hub) or base_url).rstrip('/')}/",
         build_tokens=BuildTokens(hub.build_token_secret),
     )
+
+
+def public_url_of(settings: HubSettings) -> str:
+    """Return the URL under which users reach the service; empty if it is unknown."""
+    return settings.public_url or os.environ.get("JUPYTERHUB_PUBLIC_URL") or ""
 
 
 def _routes(context: AppContext, base_url: str) -> list[Any]:
@@ -120,10 +131,15 @@ class WebServer:
             max_header_size=MAX_HEADER_BYTES,
         )
         self._server.add_sockets(sockets)
+        self._open_streams: OpenStreams = application.settings["open_streams"]
 
-    async def close(self) -> None:
-        """Stop listening and close all connections."""
+    async def close(self, drain_seconds: float = 0.0, hurry: asyncio.Event | None = None) -> None:
+        """Stop listening, let streams end by themselves for `drain_seconds` or until `hurry` is set, and close the rest.
+
+        Clients of streams that had no end reconnect, to another instance or after a restart, and resume.
+        """
         self._server.stop()
+        await self._open_streams.drain(drain_seconds, hurry or asyncio.Event())
         await self._server.close_all_connections()
 
 

@@ -34,16 +34,37 @@ class User:
     """None without authentication."""
     admin: bool = False
     """May see and cancel all builds."""
+    is_service: bool = False
+    """A program with an account of its own, not a person."""
+    acts_for_people: bool = False
+    """A service that may name the person it requests a build for."""
     by_browser: bool = False
     """Identified by what a browser attaches to any page's requests: a cookie, or a remembered password."""
 
     def can_view(self, build: Build) -> bool:
         """Return whether this user may see a build; to all others it does not exist."""
-        return self.admin or (self.name is not None and self.name in build.requesters)
+        return self.admin or self.acts_for_people or (self.name is not None and self.name in build.requesters)
 
     def can_cancel(self, build: Build) -> bool:
-        """Return whether this user may cancel a build: an admin, or its only requester."""
-        return self.admin or (self.name is not None and set(build.requesters) == {self.name})
+        """Return whether this user may cancel a build: an admin, or its only requester or a service that acts for them."""
+        requesters = set(build.requesters)
+        is_own = requesters == {self.name} or (self.acts_for_people and len(requesters) == 1)
+        return self.admin or (self.name is not None and is_own)
+
+    def acting_for(self, requester: str | None) -> "User":
+        """Return the person that this client names as the requester of a build, itself without a name.
+
+        Limits then count for that person. Raises Forbidden unless the client is a service that acts for people.
+        """
+        if not requester or requester == self.name:
+            return self
+        if not self.acts_for_people:
+            raise Forbidden(
+                "Only a service that acts for people may name a `requester`. Ask the operator to make the service an "
+                "administrator of the JupyterHub, or to list it in RABBIT2DOCKER_HUB__SERVICES.",
+                403,
+            )
+        return User(requester)
 
 
 def check_origin(handler: RequestHandler) -> None:
@@ -109,14 +130,20 @@ class NoAuth:
 class TokenAuth(NoAuth):
     """Authentication by tokens from the settings; the client gets the name of its token."""
 
-    def __init__(self, tokens: Mapping[str, SecretStr], admins: Collection[str] = ()) -> None:
-        """Take tokens by name. Raises ConfigurationError if there are none, or if one is empty."""
+    def __init__(
+        self,
+        tokens: Mapping[str, SecretStr],
+        admins: Collection[str] = (),
+        services: Collection[str] = (),
+    ) -> None:
+        """Take tokens by name, and which names are admins or services that act for people. Raises ConfigurationError if there are none, or if one is empty."""
         if not tokens or not all(token.get_secret_value().strip() for token in tokens.values()):
             raise ConfigurationError(
                 'RABBIT2DOCKER_HUB__AUTH=tokens needs RABBIT2DOCKER_HUB__TOKENS={"name": "token", …}, none of them empty.'
             )
         self._digests = {name: _digest(token.get_secret_value()) for name, token in tokens.items()}
         self._admins = frozenset(admins)
+        self._services = frozenset(services)
 
     async def user(self, handler: RequestHandler) -> User:
         """Return the owner of the token. Raises Forbidden."""
@@ -132,7 +159,14 @@ class TokenAuth(NoAuth):
         if not found or (claimed is not None and claimed not in found):
             raise Forbidden("This token is not valid.", 403, challenge=_CHALLENGE)
         name = claimed or found[0]
-        return User(name[:NAME_CHARACTERS], admin=name in self._admins, by_browser=basic is not None)
+        is_service = name in self._services
+        return User(
+            name[:NAME_CHARACTERS],
+            admin=name in self._admins,
+            is_service=is_service,
+            acts_for_people=is_service,
+            by_browser=basic is not None,
+        )
 
 
 def _basic(header: str) -> tuple[str, str] | None:
@@ -153,10 +187,11 @@ def _digest(token: str) -> bytes:
 class JupyterHubAuth:
     """Authentication by JupyterHub: users and services need the scope to access this service."""
 
-    def __init__(self, base_url: str, admins: Collection[str] = ()) -> None:
+    def __init__(self, base_url: str, admins: Collection[str] = (), services: Collection[str] = ()) -> None:
         """Read the environment that JupyterHub gives its services. Raises ConfigurationError.
 
-        `admins`: admins in addition to those of the hub.
+        `admins`: admins in addition to those of the hub; `services`: services that act for people, in addition to those
+        that are admins.
         """
         try:
             from jupyterhub.services.auth import HubOAuth, HubOAuthCallbackHandler, HubOAuthenticated
@@ -168,6 +203,7 @@ class JupyterHubAuth:
         hub_auth = type("HubOAuthWithoutUrlTokens", (HubOAuth,), {"_get_token_url": lambda self, handler: ""})
         self._hub_auth: Any = hub_auth(base_url=base_url)
         self._admins = frozenset(admins)
+        self._services = frozenset(services)
         self._mixin: type = HubOAuthenticated
         self._callback: type[RequestHandler] = HubOAuthCallbackHandler
         if not self._hub_auth.api_token:
@@ -209,7 +245,14 @@ class JupyterHubAuth:
         name = str(user["name"])
         by_browser = not getattr(handler, "_token_authenticated", False)
         admin = user.get("admin") is True or name in self._admins
-        return User(name[:NAME_CHARACTERS], admin=admin, by_browser=by_browser)
+        is_service = user.get("kind") == "service"
+        return User(
+            name[:NAME_CHARACTERS],
+            admin=admin,
+            is_service=is_service,
+            acts_for_people=is_service and (admin or name in self._services),
+            by_browser=by_browser,
+        )
 
     @staticmethod
     def _login_url(handler: Any) -> str | None:
@@ -248,6 +291,6 @@ def make_authenticator(settings: HubSettings, base_url: str) -> Authenticator:
         case HubAuth.NONE:
             return NoAuth()
         case HubAuth.TOKENS:
-            return TokenAuth(settings.tokens, settings.admins)
+            return TokenAuth(settings.tokens, settings.admins, settings.services)
         case HubAuth.JUPYTERHUB:
-            return JupyterHubAuth(base_url, settings.admins)
+            return JupyterHubAuth(base_url, settings.admins, settings.services)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -23,11 +24,12 @@ from rabbit2docker.hub.web.errors import (
     INTERNAL_ERROR,
     NO_SUCH_PAGE,
     RECORDS_UNAVAILABLE,
-    Forbidden,
     HttpError,
     RateLimited,
+    TooManyStreams,
 )
-from rabbit2docker.hub.web.limits import Address, Limits, limit_headers
+from rabbit2docker.hub.web.limits import Address, Limits, limit_headers, limit_subject
+from rabbit2docker.hub.web.open_streams import OpenStreams, StreamSlot
 from rabbit2docker.hub.web.queue_position import QueuePositions
 from rabbit2docker.hub.web.submissions import Builds, Submissions
 from rabbit2docker.hub.web.viewers import Viewers
@@ -36,6 +38,9 @@ from rabbit2docker.settings import Settings
 log = structlog.get_logger()
 
 MAX_BODY_BYTES: Final = 64 * 1024
+RETRY_MILLISECONDS: Final = (4000, 12_000)
+"""Clients of a service that restarts reconnect after a time between these: it is back, and they do not come all at once.
+An EventSource that comes too early gets an error of the proxy and gives up."""
 _MESSAGES: Final = {
     400: "The request cannot be parsed.",
     404: NO_SUCH_PAGE,
@@ -57,7 +62,9 @@ class AppContext:
     run_checks: Callable[[], Awaitable[list[HealthCheck]]]
     limits: Limits
     build_tokens: BuildTokens
-    open_streams: int = 0
+    open_streams: OpenStreams
+    public_url: str
+    """URL, or at least the path, under which users reach the service; ends with a slash."""
 
 
 class Handler(RequestHandler):
@@ -113,6 +120,7 @@ class Handler(RequestHandler):
         _, error, _ = about.get("exc_info", (None, None, None))
         if isinstance(error, RateLimited):
             self.set_limit_headers(error.allowance)
+        if isinstance(error, RateLimited | TooManyStreams):
             self.set_header("Retry-After", str(error.retry_after))
         message = error.message if isinstance(error, HttpError) else _MESSAGES.get(status_code)
         self.write_json({"message": message or INTERNAL_ERROR, "status": status_code}, status_code)
@@ -203,24 +211,30 @@ class StreamHandler(Handler):
     """The base of handlers that stream one build to one viewer. A viewer who leaves does not stop the build."""
 
     _streaming: "asyncio.Task[str] | None" = None
+    _slot: StreamSlot | None = None
+    _is_restart = False
 
     async def stream(self, chunks: AsyncGenerator[bytes, None]) -> None:
         """Send all chunks as server-sent events, or as many as the viewer stays for."""
+        self.set_header("Content-Type", "text/event-stream")
+        self.set_header("Cache-Control", "no-cache")
+        self.set_header("X-Accel-Buffering", "no")
         self._streaming = asyncio.create_task(self._send_all(chunks), name=f"stream of {self.request.path}")
         metrics.HUB_VIEWERS.inc()
-        self.context.open_streams += 1
+        self.context.open_streams.begin(self)
         try:
             await asyncio.wait({self._streaming})
         finally:
             self._streaming.cancel()
-            self.context.open_streams -= 1
+            self.context.open_streams.finish(self)
+            if self._slot is not None:
+                self.context.open_streams.leave(self._slot)
             metrics.HUB_VIEWERS.dec()
         metrics.HUB_STREAMS.labels(end=await self._outcome()).inc()
 
-    def check_capacity(self, extra: int = 0) -> None:
-        """Raise Forbidden if the open streams plus `extra` exceed the setting `hub.viewers`."""
-        if self.context.open_streams + extra > self.context.settings.hub.viewers:
-            raise Forbidden("Too many builds are being watched. Please try again in a minute.", 503)
+    def take_slot(self, user: User) -> None:
+        """Count the stream for a user until `stream` returns. Raises HttpError if too many are open."""
+        self._slot = self.context.open_streams.enter(limit_subject(user, self.client_address))
 
     def result(self) -> str:
         """Return the result of a stream that was sent to its end, for the metrics."""
@@ -229,6 +243,17 @@ class StreamHandler(Handler):
     def final_chunk(self) -> bytes:
         """Return the chunk to send after an unexpected error."""
         return b""
+
+    def end_for_restart(self) -> None:
+        """End the stream without a final event, so that its client reconnects and resumes."""
+        if self._streaming is not None:
+            self._is_restart = self._streaming.cancel()
+
+    def _send_retry(self) -> None:
+        """Set the time until an EventSource reconnects. A stalled client is not waited for."""
+        with suppress(StreamClosedError):
+            self.write(b"retry: %d\n\n" % random.randint(*RETRY_MILLISECONDS))
+            self.flush()
 
     def on_connection_close(self) -> None:
         """Stop the stream once the viewer has disconnected."""
@@ -239,7 +264,9 @@ class StreamHandler(Handler):
         """Return how the stream ended, and log what went wrong."""
         assert self._streaming is not None
         if self._streaming.cancelled():
-            return "left"
+            if self._is_restart:
+                self._send_retry()
+            return "restart" if self._is_restart else "left"
         error = self._streaming.exception()
         if error is None:
             return self._streaming.result()
@@ -255,9 +282,6 @@ class StreamHandler(Handler):
         return "error"
 
     async def _send_all(self, chunks: AsyncGenerator[bytes, None]) -> str:
-        self.set_header("Content-Type", "text/event-stream")
-        self.set_header("Cache-Control", "no-cache")
-        self.set_header("X-Accel-Buffering", "no")
         async with aclosing(chunks):
             async for chunk in chunks:
                 if not await self.send(chunk):

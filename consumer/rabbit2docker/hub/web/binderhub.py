@@ -104,14 +104,19 @@ class BuildHandler(StreamHandler):
         user = await self.context.authenticator.user(self)
         check_browser(self, user)
         is_unlimited = self._has_build_token(provider, spec)
+        if user.is_service:
+            # For others the parameter means nothing, as in BinderHub.
+            user = user.acting_for(self.get_query_argument("requester", ""))
         request = self._build_request(provider, spec, user)
-        self.check_capacity()
+        self.take_slot(user)
 
         async def rate_check() -> None:
             if not is_unlimited:
                 await self.check_rate(user)
 
-        return await self.context.viewers.open(request, resumed, rate_check)
+        stream = await self.context.viewers.open(request, resumed, rate_check)
+        stream.page = f"{self.context.public_url}builds/{stream.cursor.request_id}"
+        return stream
 
     def _has_build_token(self, provider: str, spec: str) -> bool:
         """Return whether the URL has a build token. Raises Forbidden, with BinderHub's text, if it is invalid."""
@@ -156,6 +161,12 @@ class OpenHandler(Handler):
 
 class VersionsHandler(OpenHandler):
     """The versions in use."""
+
+    def set_default_headers(self) -> None:
+        """Allow pages of every origin to read the versions, as BinderHub does, unless the operator names one."""
+        super().set_default_headers()
+        if not self.settings.get("allow_origin"):
+            self.set_header("Access-Control-Allow-Origin", "*")
 
     def get(self) -> None:
         """Answer with BinderHub's fields and the version of rabbit2docker."""
@@ -202,7 +213,8 @@ class ProvidersHandler(Handler):
 
     def get(self) -> None:
         """Answer with the list."""
-        self.write_json([provider.as_repoprovider() for provider in AVAILABLE.values()])
+        hostname = self.context.settings.providers.github_hostname
+        self.write_json([provider.as_repoprovider(hostname) for provider in AVAILABLE.values()])
 
 
 BUILD_ROUTE: Final[tuple[str, type[Handler]]] = (r"build/([^/]+)/(.+)", BuildHandler)

@@ -67,6 +67,8 @@ class BinderHubStream:
         self.cursor = cursor
         self.result = ""
         """The final phase, ready or failed; empty until then."""
+        self.page = ""
+        """URL of the build's page, for `failed`; BinderHub's clients ignore fields that they do not know."""
         self._provider = provider
         self._spec = spec
         self._seen = 0
@@ -167,6 +169,11 @@ class BinderHubStream:
     def _end(self, payload: dict[str, Any]) -> bytes:
         self.result = payload["phase"]
         self.cursor.ended = True
+        if self.page and payload["phase"] == "failed":
+            payload = {**payload, "page": self.page}
+            if self.page.startswith("http"):
+                # BinderHub's own clients show nothing but the message.
+                payload["message"] += f"See the whole log at {self.page}\n"
         return frame(payload, str(self.cursor))
 
     def _rejection(self, rejected: Rejected) -> str:

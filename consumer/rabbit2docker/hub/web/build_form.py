@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from rabbit2docker.errors import RequestRejected
 from rabbit2docker.hub.store.models import Build
+from rabbit2docker.hub.web.auth import User
 from rabbit2docker.hub.web.errors import HttpError, UnknownProvider
 from rabbit2docker.repository_urls import from_url
 from rabbit2docker_schemas.providers import AVAILABLE, in_words
@@ -28,6 +29,8 @@ class CreateBuildRequest(Message):
     spec: str | None = None
     url: str | None = None
     """Address of a repository as people paste it, or of a branch, commit, file or pull request at GitHub."""
+    requester: str | None = None
+    """The person that a service requests the build for; the build counts and is listed as that person's."""
     ref: str | None = None
     """With `url`: branch, tag or commit. Default: the one that the URL names, else HEAD."""
     force: bool = False
@@ -38,9 +41,10 @@ class CreateBuildRequest(Message):
     timeout_seconds: int | None = None
 
 
-def read_create_request(body: bytes, *, requester: str | None, github_hostname: str) -> BuildRequest:
+def read_create_request(body: bytes, *, user: User, github_hostname: str) -> BuildRequest:
     """Parse a body. Raises HttpError that lists everything that is wrong."""
     form = _create_request(body)
+    requester = user.acting_for(form.requester).name
     if (form.url is None) == (form.provider is None) or (form.spec is None) == (form.provider is not None):
         raise HttpError("Name either `provider` and `spec`, or the `url` of a repository.", 400)
     provider, spec = form.provider, form.spec

@@ -61,5 +61,15 @@ class RateLimited(HttpError):
         """Seconds until the next request can be allowed."""
 
 
+class TooManyStreams(HttpError):
+    """The client has as many streams open as it may."""
+
+    def __init__(self, message: str) -> None:
+        """Take the message."""
+        super().__init__(message, 429)
+        self.retry_after = 30
+        """Seconds after which trying again makes sense; a stream may end at any time."""
+
+
 class UnknownProvider(HttpError):
     """No provider has the prefix that the client named."""

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -129,26 +130,44 @@ def format_period(seconds: float) -> str:
     return f"{seconds:g} seconds"
 
 
+class SubjectKind(StrEnum):
+    """Kinds of clients that are limited apart."""
+
+    PERSON = "user"
+    SERVICE = "service"
+    ADDRESS = "address"
+    """A client without a name."""
+
+
 @dataclass(frozen=True, slots=True)
-class RateLimitSubject:
-    """The user or address that a request counts for."""
+class LimitSubject:
+    """The person, service or address that a request or a stream counts for."""
 
-    key: str
-    """Names the user or address in the store."""
-    description: str
-    """For people: the beginning of the sentence that says how many builds were requested."""
+    kind: SubjectKind
+    name: str
+
+    @property
+    def key(self) -> str:
+        """Return what names the subject in the store."""
+        return f"{self.kind}:{self.name}"
+
+    @property
+    def noun(self) -> str:
+        """Return the beginning of a sentence for people, up to its auxiliary verb."""
+        match self.kind:
+            case SubjectKind.PERSON:
+                return f"You ({self.name}) have"
+            case SubjectKind.SERVICE:
+                return f"The service {self.name} has"
+            case SubjectKind.ADDRESS:
+                return f"Your address ({self.name}) has"
 
 
-def rate_limit_subject(user: User, address: Address | None) -> RateLimitSubject | None:
-    """Return the subject to count for; None for admins, and for clients that have neither name nor address."""
+def limit_subject(user: User, address: Address | None) -> LimitSubject | None:
+    """Return the subject to count for; None for clients that have neither name nor address."""
     if user.name is not None:
-        return (
-            None if user.admin else RateLimitSubject(f"user:{user.name}", f"You ({user.name}) have requested")
-        )
-    if address is None:
-        return None
-    network = rate_limit_network(address)
-    return RateLimitSubject(f"address:{network}", f"Your address ({network}) has requested")
+        return LimitSubject(SubjectKind.SERVICE if user.is_service else SubjectKind.PERSON, user.name)
+    return None if address is None else LimitSubject(SubjectKind.ADDRESS, rate_limit_network(address))
 
 
 class Limits:
@@ -166,7 +185,11 @@ class Limits:
         """
         self._store = store
         self._broker_is_down = broker_is_down
-        self._limit = settings.requests_per_user
+        self._limits = {
+            SubjectKind.PERSON: settings.requests_per_user,
+            SubjectKind.SERVICE: settings.requests_per_service,
+            SubjectKind.ADDRESS: settings.requests_per_address,
+        }
         self._seconds = settings.requests_period_seconds
         self._trusted = read_networks(settings.trusted_proxies, "TRUSTED_PROXIES")
         banned = read_networks(settings.ban_networks, "BAN_NETWORKS")
@@ -187,14 +210,15 @@ class Limits:
 
     async def check_rate(self, user: User, address: Address | None) -> Allowance | None:
         """Count a request and return what is left; None if it does not count. Raises RateLimited."""
-        subject = rate_limit_subject(user, address)
-        if not self._limit or subject is None or self._broker_is_down():
+        subject = limit_subject(user, address)
+        limit = self._limit(user, subject)
+        if subject is None or not limit or self._broker_is_down():
             return None
         now = datetime.now(UTC)
         try:
             async with asyncio.timeout(STORE_SECONDS):
                 allowance = await self._store.check_rate(
-                    subject.key, limit=self._limit, seconds=self._seconds, at=now
+                    subject.key, limit=limit, seconds=self._seconds, at=now
                 )
         except (StoreUnavailable, TimeoutError) as error:
             log.warning("request not counted", reason=str(error) or "timeout")
@@ -204,11 +228,16 @@ class Limits:
             raise RateLimited(self._message(subject, allowance, now), allowance, at=now)
         return allowance
 
-    def _message(self, subject: RateLimitSubject, allowance: Allowance, now: datetime) -> str:
+    def _limit(self, user: User, subject: LimitSubject | None) -> int:
+        """Return the limit of a client; 0 if it has none."""
+        is_admin = user.admin and user.name is not None
+        return 0 if subject is None or is_admin else self._limits[subject.kind]
+
+    def _message(self, subject: LimitSubject, allowance: Allowance, now: datetime) -> str:
         builds = f"{allowance.limit} build" + ("" if allowance.limit == 1 else "s")
         wait = format_duration((allowance.reset_at - now).total_seconds())
         return (
-            f"Rate limit exceeded. {subject.description} {builds} within {format_period(self._seconds)}, "
+            f"Rate limit exceeded. {subject.noun} requested {builds} within {format_period(self._seconds)}, "
             f"which is the limit. Try again in {wait}."
         )
 

@@ -62,7 +62,7 @@ _ERRORS: Final = {
     "409": "The build has ended already, or others requested it as well.",
     "413": f"The body is longer than {MAX_BODY_BYTES} bytes.",
     "415": "The body is not JSON.",
-    "429": "The client has requested too many builds; see `Retry-After`.",
+    "429": "The client has requested too many builds, or watches too many; see `Retry-After`.",
     "500": "An internal error; the service's log has the details.",
     "503": "RabbitMQ or the database is unavailable.",
 }
@@ -198,7 +198,7 @@ def _stream_events() -> Json:
                 "content": {"text/event-stream": {"schema": {"type": "string"}}},
             },
             "204": {"description": "All events have been received."},
-            **_errors("403", "404", "503"),
+            **_errors("403", "404", "429", "503"),
         },
     }
 

@@ -12,3 +12,8 @@ depends_on = None
 def upgrade() -> None:
     """Bring the tables up to this step."""
     ${upgrades if upgrades else "pass"}
+
+
+def downgrade() -> None:
+    """Bring the tables back to the step before; a test does so with each migration."""
+    ${downgrades if downgrades else "pass"}

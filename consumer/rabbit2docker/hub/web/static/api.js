@@ -85,8 +85,9 @@ export class EventStream {
   #pause = FIRST_PAUSE;
   #abort = null;
   #wake = null;
+  #reason = undefined;
 
-  /** `handlers`: event(kind, data), disconnected(), connected(), ended(), refused(error). */
+  /** `handlers`: event(kind, data), disconnected(reason): a text if the service gave one, connected(), ended(), refused(error). */
   constructor(path, handlers) {
     this.#path = path;
     this.#handlers = handlers;
@@ -100,7 +101,7 @@ export class EventStream {
     document.addEventListener("visibilitychange", wakeIfVisible);
     try {
       while (!(await this.#connect())) {
-        this.#handlers.disconnected();
+        this.#handlers.disconnected(this.#reason);
         await this.#backOff();
       }
     } finally {
@@ -131,6 +132,7 @@ export class EventStream {
       clearTimeout(watchdog);
       watchdog = setTimeout(() => this.#abort.abort(), SILENCE_LIMIT);
     };
+    this.#reason = undefined;
     try {
       keepAlive();
       const response = await request(this.#path, {
@@ -149,6 +151,8 @@ export class EventStream {
         this.#handlers.refused(error);
         return true;
       }
+      // The client has too many streams open; the one that it closes makes room for this one.
+      if (error instanceof ApiError && error.status === 429) this.#reason = error.message;
       return false;
     } finally {
       clearTimeout(watchdog);

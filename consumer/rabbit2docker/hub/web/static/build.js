@@ -149,7 +149,8 @@ const handlers = {
     setId(state.build.id);
     scheduleRender();
   },
-  disconnected: () => setConnectionNotice("The connection is lost. The build continues, and this page reconnects as soon as the service answers."),
+  disconnected: (reason = "The connection is lost. The build continues, and this page reconnects as soon as the service answers.") =>
+    setConnectionNotice(reason),
   connected: () => setConnectionNotice(""),
   ended: () => setConnectionNotice(""),
   refused(error) {

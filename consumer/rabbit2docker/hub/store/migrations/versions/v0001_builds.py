@@ -23,6 +23,21 @@ def upgrade() -> None:
     _make_limits()
 
 
+def downgrade() -> None:
+    """Remove all tables, those that refer to others first."""
+    for name in (
+        "r2d_positions",
+        "r2d_rate_limit_hits",
+        "r2d_chunks",
+        "r2d_logs",
+        "r2d_events",
+        "r2d_requesters",
+        "r2d_requests",
+        "r2d_builds",
+    ):
+        op.drop_table(name)
+
+
 def _make_builds() -> None:
     op.create_table(
         "r2d_builds",
