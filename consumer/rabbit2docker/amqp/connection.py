@@ -132,7 +132,7 @@ def _close_with_a_reason(connection: AbstractConnection) -> None:
     """Have everything that waits for the connection get an AMQPError when it closes.
 
     aiormq closes without a reason when its reader ends regularly, which races with any close from here; whatever waits
-    then gets a bare `Exception`, which no caller can tell from a defect.
+    then gets a bare `Exception`, indistinguishable from a defect.
     """
     assert connection.transport is not None
     underlay: Any = connection.transport.connection
