@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
 RULE: Final = re.compile(
-    r"(?P<method>\*|[A-Z]+) (?P<path>\S+) (?P<status>\d{3}|cut|short)(?:@(?P<first>\d+))?(?: (?P<body>.*))?"
+    r"(?P<method>\*|[A-Z]+) (?P<path>\S+) (?P<status>\d{3}|cut|short)(?:@(?P<first>\d+)(?P<only>-)?)?(?: (?P<body>.*))?"
 )
 ERROR: Final = re.compile(r"(?P<code>[A-Z][A-Z_]+)(?: (?P<message>.*))?")
 
@@ -19,7 +19,7 @@ class Rule:
     """A fault: `METHOD PATH STATUS BODY`.
 
     PATH is a regular expression. STATUS may be `cut` (no answer) or `short` (an answer that breaks off); with `@3`, the
-    first two requests are served. A BODY like `DENIED a message` becomes the registry's JSON.
+    first two requests are served, and with `@3-` all but the third. A BODY like `DENIED a message` becomes the registry's JSON.
     """
 
     def __init__(self, text: str) -> None:
@@ -27,6 +27,7 @@ class Rule:
         assert found, f"not a rule: {text}"
         self.method, self.path, self.status = found["method"], found["path"], found["status"]
         self.first, self.body = int(found["first"] or 1), found["body"] or ""
+        self.only = bool(found["only"])
         self._seen = 0
 
     def applies(self, method: str, path: str) -> bool:
@@ -34,7 +35,7 @@ class Rule:
         if self.method not in ("*", method) or not re.search(self.path, path):
             return False
         self._seen += 1
-        return self._seen >= self.first
+        return self._seen == self.first if self.only else self._seen >= self.first
 
     def payload(self) -> tuple[str, bytes]:
         """Return content type and body."""
@@ -71,6 +72,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server: Registry
+    raw_requestline: bytes
 
     def log_message(self, *arguments: object) -> None:
         """Write no access log."""
