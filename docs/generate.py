@@ -243,7 +243,7 @@ def failures() -> str:
             "# Failures",
             "A `failed` event has one of these reasons, the category of the party that can act, a message with the "
             "words of the program that failed, and a hint. A failure is tried again `here` (the builder repeats the "
-            "push, then another attempt follows), `elsewhere` (another attempt, on another node if there is one) or "
+            "step, then another attempt follows), `elsewhere` (another attempt, on another node if there is one) or "
             "`never`.",
             table("Reason", "Category", "Tried again", "Hint", rows=rows),
         ]

@@ -43,7 +43,7 @@ class Category(StrEnum):
 class Again(StrEnum):
     """Place where a failed build is tried again without being asked."""
 
-    HERE = "here"  # the builder repeats the push; after that another attempt is made
+    HERE = "here"  # the builder repeats the step; after that another attempt is made
     ELSEWHERE = "elsewhere"  # another attempt is made, on another node if there is one
     NEVER = "never"
 
@@ -124,7 +124,11 @@ CATEGORY_OF: Final[dict[FailureReason, Category]] = {
 AGAIN_OF: Final[dict[FailureReason, Again]] = {
     reason: Again.ELSEWHERE if category is Category.INFRASTRUCTURE else Again.NEVER
     for reason, category in CATEGORY_OF.items()
-} | {FailureReason.PUSH_FAILED: Again.HERE, FailureReason.DOCKER_UNAVAILABLE: Again.HERE}
+} | {
+    FailureReason.BASE_IMAGE_UNAVAILABLE: Again.HERE,
+    FailureReason.PUSH_FAILED: Again.HERE,
+    FailureReason.DOCKER_UNAVAILABLE: Again.HERE,
+}
 
 HINT_OF: Final[dict[FailureReason, str]] = {
     FailureReason.FETCH_FAILED: "Check that the repository can be cloned from outside, then build again.",

@@ -33,12 +33,13 @@ class Bench:
 
     def run(self, **spec: Any) -> dict[str, Any]:
         """Run the builder to its end and return its result."""
-        defaults = {
+        defaults: dict[str, Any] = {
             "repo_url": str(self.repository),
             "content_provider": "Local",
             "image": f"corpus/one:{uuid.uuid4().hex}",
             "push": False,
             "docker_wait_seconds": 30,
+            "base_image_retries": 0,
             "workdir": str(self.directory / "work"),
         }
         (self.directory / "spec.json").write_text(json.dumps(defaults | spec))
@@ -50,7 +51,7 @@ class Bench:
             str(self.directory / "result.json"),
         ]
         subprocess.run(command, env=self.site.environment, check=False, timeout=300)
-        self.site.docker("rmi", "--force", (defaults | spec)["image"], check=False)
+        self.site.docker("rmi", "--force", spec.get("image", defaults["image"]), check=False)
         return dict(json.loads((self.directory / "result.json").read_text()))
 
     def texts(self) -> list[str]:

@@ -420,6 +420,24 @@ def test_an_end_of_repo2docker_without_the_engine_is_judged(
     assert bench.run()["reason"] == reason
 
 
+NO_BASE = """ERROR: failed to solve: one/two:3: failed to resolve source metadata for docker.io/one/two:3: unexpected status \
+from HEAD request to https://registry.example/v2/one/two/manifests/3: %s"""
+
+
+def test_a_build_is_repeated_while_the_registry_of_its_base_image_limits_requests(bench: Bench) -> None:
+    failed = JSON_LINE % ("Using", "building") + f"echo '{NO_BASE % '429 Too Many Requests'}'; exit 1"
+    bench.repo2docker(f"if [ ! -e tried ]; then touch tried; {failed}; fi")
+    assert bench.run(idle_seconds=0.9)["reason"] == "ok"
+    assert any(text.endswith("429 Too Many Requests. Trying again in 1 s.") for text in bench.texts())
+
+
+def test_a_build_with_a_private_base_image_is_tried_once(bench: Bench) -> None:
+    failed = JSON_LINE % ("Using", "building") + f"echo '{NO_BASE % '401 Unauthorized'}'; exit 1"
+    bench.repo2docker(f"echo built >> builds; {failed}")
+    assert bench.run()["reason"] == "base_image_private"
+    assert (bench.directory / "builds").read_text() == "built\n"
+
+
 def test_a_lasting_failure_of_a_push_is_tried_once(bench: Bench) -> None:
     bench.docker(push="echo pushed >> pushes; echo 'name unknown: no such repository'; exit 1")
     result = bench.run(push_retries=4)

@@ -53,6 +53,11 @@ PROGRESS_SECONDS = 0.5  # pause between two lines about progress of a push
 DISK_PATIENCE = 120.0  # seconds to wait for space on a full disk
 FULL_BELOW_BYTES = 32 << 20  # a step that met a full disk has often removed a little of what it wrote
 FULL_BELOW_FILES = 100
+BASE_IMAGE_PAUSES = (
+    1.0,
+    5.0,
+    15.0,
+)  # seconds before a build is repeated whose base image could not be pulled
 PUSH_PAUSES = (1.0, 3.0, 8.0, 20.0)  # seconds before a push is repeated; the last one recurs
 COMMAND_NOT_FOUND = 127  # as the shell returns it
 
@@ -158,6 +163,7 @@ class PushFailed(AttemptEnded):
 # the error of the program that ended, which its place in the output identifies, and within that error by the parts
 # that this program writes itself. Wording of repo2docker 2026.4, docker 26 to 28 and buildx 0.13 to 0.24.
 PASSING_PUSH_FAILURES = ("push_failed", "docker_unavailable")  # a push is repeated after these
+PASSING_BUILD_FAILURES = ("base_image_unavailable",)  # and a build after these
 STEP, BASE, ENGINE, CLIENT, PUSH = "step", "base image", "engine", "client", "push"
 _FULL = r"(?:no space left on device|disk quota exceeded)$"
 _LOST = (
@@ -268,7 +274,7 @@ class Verdict:
 
     def __init__(self, reason: str, message: str, step: str | None = None) -> None:
         self.reason = reason
-        self.message = message
+        self.message = message if message.endswith((".", "!", "?")) else f"{message}."
         self.step = step
 
 
@@ -435,7 +441,7 @@ class BuildOutput:
             return judge(BASE, error, image=found["image"].partition("@")[0])
         verdict = judge(ENGINE, error)
         if verdict.reason == "build_step_failed" and self._source and "line" not in error:
-            verdict.message += f" ({self._source})"
+            return Verdict(verdict.reason, f"{verdict.message.rstrip('.')} ({self._source})")
         return verdict
 
     def _judge_detection(self, raised: RaisedError) -> Verdict:
@@ -1067,8 +1073,20 @@ class Attempt:
             self._runner.pause(min(1.0, max(0.0, give_up - time.monotonic())))
 
     def build(self) -> None:
-        """Run repo2docker. Raises AttemptEnded if it fails."""
+        """Run repo2docker, repeatedly if its failure may pass. Raises AttemptEnded if it fails."""
         self.enter("fetching")
+        for pause in BASE_IMAGE_PAUSES[: self.spec.get("base_image_retries", len(BASE_IMAGE_PAUSES))]:
+            try:
+                return self._build_once()
+            except AttemptEnded as failure:
+                if failure.reason not in PASSING_BUILD_FAILURES:
+                    raise
+                self.write(f"{failure.message} Trying again in {pause:.0f} s.")
+            self._runner.pause(pause)
+        return self._build_once()
+
+    def _build_once(self) -> None:
+        self._output = BuildOutput()
         code = self._runner.run(self._repo2docker_command(), self._on_build_line)
         if code != 0:
             verdict = self._output.judge(self.phase, code)
