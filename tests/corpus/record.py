@@ -10,6 +10,7 @@ It needs the services of `make up`, with their addresses in the environment. A r
   holds the base image as `@REGISTRY@/base:1` and `/index:1` for another platform. `@BASE@` is the base image of the tests.
 - `engine = "12m"` runs on a Docker engine whose disk is that small. It has the base image, except beside a
   registry: there, all layers have to be pulled.
+- `quota = true` makes that disk larger, with a quota of that size; `memory = 30` limits the megabytes of a step.
 - `environment` has more variables for repo2docker.
 - `kill` ends the docker `client` or the `engine` once a step has printed `READY`; `lose = true` removes the engine's
   layers before the build.
@@ -51,7 +52,7 @@ class Site:
     """What a case runs on."""
 
     def __init__(self, case: dict[str, Any], stack: ExitStack, directory: Path) -> None:
-        self.directory, self.case = directory, case
+        self.directory, self.case, self.stack = directory, case, stack
         self.environment = {
             **os.environ,
             "PATH": tools_path(),
@@ -62,7 +63,7 @@ class Site:
         rules = case.get("registry")
         self.registry: Registry | None = stack.enter_context(registry()) if rules is not None else None
         if case.get("engine"):
-            self.engine = stack.enter_context(own_engine(case["engine"]))
+            self.engine = stack.enter_context(own_engine(case["engine"], is_quota=case.get("quota", False)))
             self.environment["DOCKER_HOST"] = self.engine.host
         if self.registry and rules is not None:
             self._keep_base_image(self.registry)
@@ -105,14 +106,53 @@ class Site:
 
 
 @contextmanager
-def own_engine(size: str) -> Iterator[MadeEngine]:
-    """Run an engine with its data on a disk of `size`; mount options may follow."""
+def small_disk(size: str, directory: Path, *, is_quota: bool) -> Iterator[Path]:
+    """Mount a disk of `size`, or a larger one with a quota of `size`, which needs btrfs-progs."""
+    disk, mounted = directory / "disk", directory / "data"
+    mounted.mkdir()
+    if is_quota:
+        subprocess.run(["truncate", "--size", "400m", disk], check=True)
+        subprocess.run(["mkfs.btrfs", "--quiet", disk], check=True)
+        subprocess.run(["mount", "-o", "loop", disk, mounted], check=True)
+    else:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mounted], check=True)
+    try:
+        if is_quota:
+            subprocess.run(["btrfs", "quota", "enable", mounted], check=True)
+            subprocess.run(["btrfs", "qgroup", "limit", size, mounted], check=True)
+        yield mounted
+    finally:
+        subprocess.run(["umount", "--lazy", mounted], check=True)
+
+
+@contextmanager
+def memory_limit(megabytes: int) -> Iterator[list[str]]:
+    """Make a control group with so much memory; yield the arguments of buildx that put steps into it."""
+    root, name = Path("/sys/fs/cgroup"), f"corpus-{uuid.uuid4().hex[:8]}"
+    is_v1 = (root / "memory").is_dir()
+    group = root / "memory" / name if is_v1 else root / name
+    group.mkdir()
+    limit = "memory.limit_in_bytes" if is_v1 else "memory.max"
+    (group / limit).write_text(str(megabytes << 20))
+    try:
+        yield ["--cgroup-parent", f"/{name}"]
+    finally:
+        with suppress(OSError):
+            for inner in group.iterdir():
+                if inner.is_dir():
+                    inner.rmdir()
+            group.rmdir()
+
+
+@contextmanager
+def own_engine(size: str, *, is_quota: bool) -> Iterator[MadeEngine]:
+    """Run an engine with its data on a small disk."""
     directory = Path(tempfile.mkdtemp(prefix="r2d-engine-"))
     made = MadeEngine(root=engines.engine_root(), directory=directory, name=uuid.uuid4().hex[:8])
-    (directory / "data").mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", directory / "data"], check=True)
     ledger = Ledger(directory / "started.json")
+    disk = ExitStack()
     try:
+        disk.enter_context(small_disk(size, directory, is_quota=is_quota))
         made.start(ledger)
         own = {**os.environ, "PATH": tools_path()}
         saved = subprocess.run(
@@ -124,7 +164,7 @@ def own_engine(size: str) -> Iterator[MadeEngine]:
         for item in ledger.processes:
             item.end()
         made.remove_bridge()
-        subprocess.run(["umount", "--lazy", directory / "data"], check=True)
+        disk.close()
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -170,17 +210,18 @@ def record_build(name: str, case: dict[str, Any], site: Site) -> bytes:
     config.write_text(
         f"from repo2docker.contentproviders import {provider}\nc.Repo2Docker.content_providers = [{provider}]\n"
     )
+    if case.get("memory"):
+        limit = site.stack.enter_context(memory_limit(case["memory"]))
+        with config.open("a") as file:
+            file.write(f"c.DockerEngine.extra_buildx_build_args = {limit!r}\n")
     image = f"corpus/{name}:{uuid.uuid4().hex}"
     command = [sys.executable, "-m", "repo2docker", "--config", str(config), "--json-logs", "--no-run"]
     command += ["--user-name", "jovyan", "--user-id", "1000", "--image-name", image]
     command += [*case.get("arguments", []), "--", source]
-    prefix = ["prlimit", *case["limits"], "--"] if case.get("limits") else []
     if case.get("lose"):
         site.lose_layers()
     environment = site.environment | case.get("environment", {})
-    process = subprocess.Popen(
-        [*prefix, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout
     output = b""
     for line in process.stdout:

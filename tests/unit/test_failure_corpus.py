@@ -106,6 +106,19 @@ def test_an_error_of_the_engine_is_judged_whatever_its_client_calls_it(
     assert judged_build([record, f"ERROR: {prefix}{error}"]).reason == reason
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        ("Cannot connect to the Docker daemon at unix:///var/run/docker.sock.", "docker_unavailable"),
+        ("failed to receive status: rpc error: code = Unavailable desc = closing", "docker_unavailable"),
+        ("unknown flag: --progress", "engine_error"),
+    ],
+)
+def test_an_error_of_the_client_itself_is_not_the_users(error: str, reason: str) -> None:
+    record = '{"message": "Using DockerBuildPack builder\\n", "phase": "building"}'
+    assert judged_build([record, f"ERROR: {error}"]).reason == reason
+
+
 PUSHED = [
     ("errors:\ndenied: requested access to the resource is denied\nunauthorized: authentication required", "push_denied"),
     ("error parsing HTTP 413 response body: invalid character '<' looking for beginning of value", "push_rejected"),

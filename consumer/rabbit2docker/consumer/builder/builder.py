@@ -173,9 +173,9 @@ _LOST = (
 # Rows: the program that reported the error, a pattern for its error, reason, and message; the first match decides.
 # `reasons.py` has what follows from a reason: category, whether another attempt is made, hint.
 SIGNALS = (
-    (STEP, r"exit code: 137$", "build_out_of_memory",
+    (STEP, r"exit code: 137\b", "build_out_of_memory",
      "The step `{step}` was killed, most likely because it ran out of memory."),
-    (STEP, r"exit code: (?P<code>\d+)$", "build_step_failed", "The step `{step}` ended with exit code {code}."),
+    (STEP, r"exit code: (?P<code>\d+)\b", "build_step_failed", "The step `{step}` ended with exit code {code}."),
     (STEP, r"", "build_step_failed", "The step `{step}` could not be run: {error}."),
     (BASE, r"(?i)\b429 too many|toomanyrequests", "base_image_unavailable",
      "The registry limits how often it can be asked for the base image {image}: {error}"),
@@ -198,7 +198,10 @@ SIGNALS = (
     (ENGINE, r"^(?:failed to compute cache key: )?failed to calculate checksum of ref \S+: .*not found$",
      "build_step_failed", "A file that is to be copied into the image does not exist: {error}"),
     (ENGINE, r"", "build_step_failed", "The image could not be built: {error}"),
-    (CLIENT, r"", "docker_unavailable", "The connection to the Docker engine was lost during the build: {error}"),
+    (CLIENT, _LOST + r"|Cannot connect to the Docker daemon|error during connect|dial (?:unix|tcp)|\bEOF$",
+     "docker_unavailable", "The connection to the Docker engine was lost during the build: {error}"),
+    (CLIENT, r"client must be installed", "docker_unavailable", "The docker client does not work: {error}"),
+    (CLIENT, r"", "engine_error", "The docker client failed: {error}"),
     (PUSH, r"^(?:An image does not exist locally|tag does not exist|No such image)", "image_missing",
      "The image was removed from the Docker engine before it was pushed."),
     (PUSH, r"^(?:Cannot connect to the Docker daemon|error during connect)|^(?:ERROR: )?rpc error: code = Unavailable",
