@@ -55,6 +55,7 @@ class FailureReason(StrEnum):
     REF_NOT_FOUND = "ref_not_found"
     REPOSITORY_PRIVATE = "repository_private"
     NO_ENVIRONMENT = "no_environment"
+    LOOKUP_FAILED = "lookup_failed"  # repo2docker could not ask which versions of R or Julia there are
     BUILD_STEP_FAILED = "build_step_failed"
     BASE_IMAGE_MISSING = "base_image_missing"  # the registry does not have it, or not for this platform
     BASE_IMAGE_PRIVATE = (
@@ -91,6 +92,7 @@ CATEGORY_OF: Final[dict[FailureReason, Category]] = {
     FailureReason.REF_NOT_FOUND: Category.USER,
     FailureReason.REPOSITORY_PRIVATE: Category.USER,
     FailureReason.NO_ENVIRONMENT: Category.USER,
+    FailureReason.LOOKUP_FAILED: Category.INFRASTRUCTURE,
     FailureReason.BUILD_STEP_FAILED: Category.USER,
     FailureReason.BASE_IMAGE_MISSING: Category.USER,
     FailureReason.BASE_IMAGE_PRIVATE: Category.USER,
@@ -135,6 +137,7 @@ HINT_OF: Final[dict[FailureReason, str]] = {
     FailureReason.REF_NOT_FOUND: "The branch, tag or commit may have been renamed or deleted. Check it, then build again.",
     FailureReason.REPOSITORY_PRIVATE: "Make the repository public, or ask the operator to configure credentials for it.",
     FailureReason.NO_ENVIRONMENT: "Check the environment files of the repository (environment.yml, requirements.txt, Dockerfile …), then build again.",
+    FailureReason.LOOKUP_FAILED: "Build again later. If it fails again, ask the operator whether the service reaches that server.",
     FailureReason.BUILD_STEP_FAILED: "The last log lines show the failed step and its error. Fix the repository, then build again.",
     FailureReason.BASE_IMAGE_MISSING: "Check name and tag of the image in FROM or COPY --from, and its platforms. Fix the Dockerfile, then build again.",
     FailureReason.BASE_IMAGE_PRIVATE: "Check the image's name, use a public image, or ask the operator to configure a login for it.",

@@ -264,6 +264,9 @@ def clean(output: bytes, site: Site) -> bytes:
     ):
         text = text.replace(path, shown)
     text = re.sub(r"127\.0\.0\.1:\d+->", "127.0.0.1:40000->", text)
+    text = re.sub(
+        r"registry-1\.docker\.io|packagemanager\.posit\.co|[\w-]+\.julialang\.org", "server.example", text
+    )
     text = re.sub(r"on (?:\d+\.){3}\d+:53", "on 192.0.2.53:53", text)
     return text.encode()
 
@@ -283,12 +286,15 @@ def record(name: str) -> None:
 def main() -> None:
     """Record the cases that are named, all, or those that have no output."""
     names = list(cases()) if sys.argv[1:] == ["--all"] else sys.argv[1:]
+    failed: list[str] = []
     for name in names or [name for name in cases() if not output_of(name).exists()]:
         sys.stdout.write(f"{name}\n")
         try:
             record(name)
-        except AssertionError as error:
+        except (AssertionError, OSError, subprocess.CalledProcessError) as error:
+            failed.append(name)
             sys.stdout.write(f"  {error}\n")
+    sys.exit(f"Not recorded: {', '.join(failed)}" if failed else 0)
 
 
 if __name__ == "__main__":

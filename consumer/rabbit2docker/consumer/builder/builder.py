@@ -78,6 +78,7 @@ EXIT_CODES = {
     "disk_full": 75,
     "image_missing": 75,
     "engine_error": 75,
+    "lookup_failed": 75,
     "base_image_unavailable": 75,
     "base_image_missing": 70,
     "base_image_private": 70,
@@ -303,6 +304,8 @@ class RaisedError:
         self.text = message.partition("Error during build: ")[2] or message
         # The text of an exception may contain anything, the frames above it only repo2docker's own code.
         frames = trace[: len(trace) - len(self.text)] if trace.endswith(self.text) else trace
+        self.met_network = re.search(r'^  File ".*/(?:requests|urllib3)/', frames, re.MULTILINE) is not None
+        """True if a request to a server failed, also where repo2docker raised an error of its own for it."""
         self._frames = [
             (found["file"], found["function"])
             for found in map(_FRAME.match, frames.rpartition(_TRACEBACK)[2].splitlines())
@@ -451,6 +454,9 @@ class BuildOutput:
         if raised.passed("app.py", "build") and self.complaint.startswith("Subdirectory "):
             return Verdict("no_environment", f"{self.complaint}.")
         text, file = " ".join(raised.text.split())[:600], raised.file_read()
+        if raised.met_network:
+            message = f"A server that lists versions for repo2docker could not be reached: {text}"
+            return Verdict("lookup_failed", message)
         if file and file not in text:
             return Verdict("no_environment", f"repo2docker cannot read {file}: {text}")
         return Verdict("no_environment", f"repo2docker cannot build the repository: {text}")
