@@ -49,7 +49,7 @@ ENCODINGS: Final = (".latin-1", ".utf-8", ".utf-16")
 
 
 class Site:
-    """What a case runs on."""
+    """The engine and the registry that a case runs on."""
 
     def __init__(self, case: dict[str, Any], stack: ExitStack, directory: Path) -> None:
         self.directory, self.case, self.stack = directory, case, stack

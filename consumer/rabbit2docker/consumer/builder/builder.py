@@ -425,7 +425,7 @@ class BuildOutput:
 
     def _judge_engine(self) -> Verdict:
         """Judge the error that the engine's client ended with."""
-        error = self.error or "its client ended without an error."
+        error = self.error or "it ended without an error message"
         solve = _SOLVE.fullmatch(error)
         if found := _STEP_ERROR.match(solve["error"] if solve else error):
             step = re.sub(r"^/bin/(?:ba)?sh -l?c ", "RUN ", " ".join(unquote(found["step"]).split()))[:300]
