@@ -145,7 +145,7 @@ HINT_OF: Final[dict[FailureReason, str]] = {
     FailureReason.BUILD_OUT_OF_MEMORY: "Install fewer or smaller packages per step, or ask the operator for more memory.",
     FailureReason.BUILDER_OUT_OF_MEMORY: "The repository may be too large. Keep data out of it, or ask the operator for more memory.",
     FailureReason.PUSH_DENIED: "The operator must check the registry credentials and their permission to push this image.",
-    FailureReason.PUSH_REJECTED: "The operator must create the repository in the registry, raise its quota, or raise the size limit of the proxy before it.",
+    FailureReason.PUSH_REJECTED: "The operator must change the registry as the message says: create the repository, raise its quota or the size limit of a proxy, or mend its certificate.",
     FailureReason.PUSH_FAILED: "The registry did not accept the image. Build again later; pushed layers are kept.",
     FailureReason.DOCKER_UNAVAILABLE: "The Docker engine became unavailable. Build again later; finished steps are cached.",
     FailureReason.ENGINE_ERROR: "Build again. If it fails again, ask the operator to check the Docker engine's storage and log.",

@@ -1,5 +1,6 @@
 """Recorded failures of real engines and registries, each with the verdict that users should get."""
 
+import json
 from typing import Any
 
 import pytest
@@ -85,6 +86,7 @@ SOLVED = [
     ("parent snapshot sha256:12ab does not exist: not found", "engine_error"),
     ("write /var/lib/docker/overlay2/x/diff/y: disk quota exceeded", "disk_full"),
     ("layer does not exist", "engine_error"),
+    ("dockerfile parse error on line 2: unknown flag: --error reading from server: EOF", "build_step_failed"),
     ("failed to create LLB definition: dockerfile parse error line 3: unknown instruction: RUNX", "build_step_failed"),
     ('process "/bin/sh -c echo \\": no space left on device" did not complete successfully: exit code: 2',
      "build_step_failed"),
@@ -119,9 +121,20 @@ def test_an_error_of_the_client_itself_is_not_the_users(error: str, reason: str)
     assert judged_build([record, f"ERROR: {error}"]).reason == reason
 
 
+def test_an_unknown_error_while_the_image_is_exported_is_the_engines() -> None:
+    messages = ["#9 exporting to image", "#9 ERROR: something odd", "ERROR: failed to solve: something odd"]
+    lines = [json.dumps({"message": f"{message}\n", "phase": "building"}) for message in messages]
+    assert judged_build(lines).reason == "engine_error"
+
+
 PUSHED = [
     ("errors:\ndenied: requested access to the resource is denied\nunauthorized: authentication required", "push_denied"),
     ("error parsing HTTP 413 response body: invalid character '<' looking for beginning of value", "push_rejected"),
+    ("error parsing HTTP 404 response body: invalid character '<' looking for beginning of value", "push_rejected"),
+    ("toomanyrequests: You have exceeded your rate limit of storage requests", "push_failed"),
+    ('Get "https://registry.example/v2/": dial tcp 192.0.2.1:413: connect: connection refused', "push_failed"),
+    ('Get "https://registry.example/v2/": tls: failed to verify certificate: x509: certificate has expired',
+     "push_rejected"),
     ("no basic auth credentials", "push_denied"),
     ("Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?",
      "docker_unavailable"),

@@ -189,6 +189,8 @@ SIGNALS = (
     (BASE, _FULL, "disk_full", "The disk of the Docker engine is full: {error}"),
     (BASE, r"not found$|manifest unknown", "base_image_missing", "The base image {image} does not exist: {error}"),
     (BASE, r"", "base_image_unavailable", "The base image {image} could not be pulled: {error}"),
+    (ENGINE, r"^(?:failed to create LLB definition: )?dockerfile parse error", "build_step_failed",
+     "The Dockerfile cannot be read: {error}"),
     (ENGINE, _FULL, "disk_full", "The disk of the Docker engine is full: {error}"),
     (ENGINE, _LOST, "docker_unavailable", "The connection to the Docker engine was lost during the build: {error}"),
     (ENGINE, r"max depth exceeded$", "build_step_failed",
@@ -202,21 +204,25 @@ SIGNALS = (
     (CLIENT, _LOST + r"|Cannot connect to the Docker daemon|error during connect|dial (?:unix|tcp)|\bEOF$",
      "docker_unavailable", "The connection to the Docker engine was lost during the build: {error}"),
     (CLIENT, r"client must be installed", "docker_unavailable", "The docker client does not work: {error}"),
-    (CLIENT, r"", "engine_error", "The docker client failed: {error}"),
+    (CLIENT, r"", "engine_error", "The Docker engine or its client failed: {error}"),
     (PUSH, r"^(?:An image does not exist locally|tag does not exist|No such image)", "image_missing",
      "The image was removed from the Docker engine before it was pushed."),
     (PUSH, r"^(?:Cannot connect to the Docker daemon|error during connect)|^(?:ERROR: )?rpc error: code = Unavailable",
      "docker_unavailable", "The connection to the Docker engine was lost during the push: {error}"),
-    (PUSH, r"^(?:denied|unknown|unsupported|toomanyrequests): .*(?:quota|storage|exceed.*limit)", "push_rejected",
+    (PUSH, r"^(?:denied|unknown|unsupported): .*(?:quota|storage|exceed.*limit)|\b507 Insufficient", "push_rejected",
      "The registry has no room for the image: {error}"),
-    (PUSH, r"\b413\b|^size invalid", "push_rejected",
+    (PUSH, r"\b413 (?:Request|Payload|Content)|HTTP 413 |^size invalid", "push_rejected",
      "The registry, or a proxy before it, does not accept a layer as large as this: {error}"),
-    (PUSH, r"^name unknown|\b404 Not Found", "push_rejected", "The registry has no repository for the image: {error}"),
-    (PUSH, r"^(?:unauthorized|authentication required)|\b401 Unauthorized", "push_denied",
+    (PUSH, r"^name unknown|\b404 Not Found|HTTP 404 ", "push_rejected",
+     "The registry has no repository for the image: {error}"),
+    (PUSH, r"\bx509: |server gave HTTP response to HTTPS client", "push_rejected",
+     "The Docker engine and the registry do not agree on encryption: {error}"),
+    (PUSH, r"^(?:unauthorized|authentication required)|\b401 Unauthorized|HTTP 401 ", "push_denied",
      "The registry does not accept the credentials of the service: {error}"),
-    (PUSH, r"^(?:denied|no basic auth credentials|push access denied)|\b403 Forbidden|insufficient_scope", "push_denied",
+    (PUSH, r"^(?:denied|no basic auth credentials|push access denied)|\b403 Forbidden|HTTP 403 |insufficient_scope",
+     "push_denied",
      "The registry does not let the service push the image: {error}"),
-    (PUSH, r"^(?:name|tag|manifest) invalid|^unsupported|\b40[05] [A-Z]", "push_rejected",
+    (PUSH, r"^(?:name|tag|manifest) invalid|^unsupported|\b40[05] [A-Z]|HTTP 40[05] ", "push_rejected",
      "The registry does not accept the image: {error}"),
     (PUSH, r"^write .*" + _FULL, "disk_full", "The disk of the Docker engine is full: {error}"),
     (PUSH, r"", "push_failed", "The image could not be pushed: {error}"),
@@ -446,6 +452,8 @@ class BuildOutput:
         if found := _PULLING.match(vertex):
             return judge(BASE, error, image=found["image"].partition("@")[0])
         verdict = judge(ENGINE, error)
+        if verdict.reason == "build_step_failed" and vertex.startswith("exporting "):
+            return judge(CLIENT, error)
         if verdict.reason == "build_step_failed" and self._source and "line" not in error:
             return Verdict(verdict.reason, f"{verdict.message.rstrip('.')} ({self._source})")
         return verdict
@@ -466,6 +474,8 @@ class BuildOutput:
         if self.complaint.startswith("No environment specification found"):
             message = "repo2docker found no environment specification in the repository."
             return Verdict("no_environment", message)
+        if self.complaint.startswith("Container engine initialization error"):
+            return judge(CLIENT, self.complaint)
         text = "\n".join([*self._fetched, raised.text if raised else ""])
         own_words = [
             line for line in self._fetched if line.startswith(("fatal: ", "error: "))
