@@ -7,7 +7,7 @@ CHROMIUM := .run/chromium
 # Most tests wait, for processes and services: more of them at a time than there are cores.
 WORKERS ?= 4
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo hub-demo test test-fast test-hub test-cluster cluster-prepare cluster-up cluster-down lint docs docs-reference docs-screenshots serve bench bench-cluster clean
+.PHONY: help venv up down status demo hub-demo test test-fast test-hub test-cluster cluster-prepare cluster-up cluster-down lint docs docs-reference docs-screenshots corpus serve bench bench-cluster clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 21
@@ -90,6 +90,10 @@ docs-reference: venv  ## write the reference pages, schemas and chart schema fro
 
 docs-screenshots: venv $(CHROMIUM)/.complete  ## take the screenshots of the pages anew
 	@$(BIN)/python -m docs.screenshots docs/images
+
+corpus: venv  ## record all failures of tests/corpus anew, which takes half an hour, and judge them
+	@$(BIN)/python -m deploy.dev run -- $(BIN)/python -m tests.corpus.record --all
+	@$(BIN)/pytest tests/unit/test_failure_corpus.py
 
 serve: venv  ## run the consumer with the services up, until Ctrl-C
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/rabbit2docker run

@@ -19,6 +19,7 @@ from rabbit2docker.cli.app import app
 from rabbit2docker.hub.web.openapi import document
 from rabbit2docker.settings import HubAuth, Settings
 from rabbit2docker_schemas import documents
+from rabbit2docker_schemas.reasons import AGAIN_OF, CATEGORY_OF, HINT_OF, FailureReason
 
 REFERENCE: Final = Path(__file__).parent / "reference"
 ENV_PREFIX: Final = "RABBIT2DOCKER_"
@@ -232,12 +233,30 @@ def metrics() -> str:
     )
 
 
+def failures() -> str:
+    """Return the page on the reasons of failed builds."""
+    rows = [
+        (f"`{reason}`", CATEGORY_OF[reason], AGAIN_OF[reason], HINT_OF[reason]) for reason in FailureReason
+    ]
+    return "\n\n".join(
+        [
+            "# Failures",
+            "A `failed` event has one of these reasons, the category of the party that can act, a message with the "
+            "words of the program that failed, and a hint. A failure is tried again `here` (the builder repeats the "
+            "step, then another attempt follows), `elsewhere` (another attempt, on another node if there is one) or "
+            "`never`.",
+            table("Reason", "Category", "Tried again", "Hint", rows=rows),
+        ]
+    )
+
+
 PAGES: Final[dict[str, Callable[[], str]]] = {
     "settings.md": settings,
     "command-line.md": command_line,
     "messages.md": messages,
     "http-api.md": http_api,
     "metrics.md": metrics,
+    "failures.md": failures,
 }
 
 

@@ -40,6 +40,14 @@ class Category(StrEnum):
     TIMEOUT = "timeout"
 
 
+class Again(StrEnum):
+    """Place where a failed build is tried again without being asked."""
+
+    HERE = "here"  # the builder repeats the step; after that another attempt is made
+    ELSEWHERE = "elsewhere"  # another attempt is made, on another node if there is one
+    NEVER = "never"
+
+
 class FailureReason(StrEnum):
     """Reason for a failed build. The builder reports some of them itself, by its exit codes."""
 
@@ -47,14 +55,22 @@ class FailureReason(StrEnum):
     REF_NOT_FOUND = "ref_not_found"
     REPOSITORY_PRIVATE = "repository_private"
     NO_ENVIRONMENT = "no_environment"
+    LOOKUP_FAILED = "lookup_failed"  # repo2docker could not ask which versions of R or Julia there are
     BUILD_STEP_FAILED = "build_step_failed"
+    BASE_IMAGE_MISSING = "base_image_missing"  # the registry does not have it, or not for this platform
+    BASE_IMAGE_PRIVATE = (
+        "base_image_private"  # the registry asks for a login; it may hide that there is no image
+    )
+    BASE_IMAGE_UNAVAILABLE = "base_image_unavailable"  # its registry limits, fails or cannot be reached
     BUILD_OUT_OF_MEMORY = "build_out_of_memory"
     BUILDER_OUT_OF_MEMORY = "builder_out_of_memory"
     PUSH_DENIED = "push_denied"
+    PUSH_REJECTED = "push_rejected"  # no such repository, quota, size limit: repeating it changes nothing
     PUSH_FAILED = "push_failed"
     DOCKER_UNAVAILABLE = "docker_unavailable"
+    ENGINE_ERROR = "engine_error"  # the engine's own fault, such as a layer that it lost
     DISK_FULL = "disk_full"
-    IMAGE_MISSING = "image_missing"  # pushed, but the registry does not have it
+    IMAGE_MISSING = "image_missing"  # gone from the engine before the push, or from the registry after it
     TIMEOUT = "timeout"
     IDLE = "idle"
     BAD_SPEC = "bad_spec"
@@ -76,12 +92,18 @@ CATEGORY_OF: Final[dict[FailureReason, Category]] = {
     FailureReason.REF_NOT_FOUND: Category.USER,
     FailureReason.REPOSITORY_PRIVATE: Category.USER,
     FailureReason.NO_ENVIRONMENT: Category.USER,
+    FailureReason.LOOKUP_FAILED: Category.INFRASTRUCTURE,
     FailureReason.BUILD_STEP_FAILED: Category.USER,
+    FailureReason.BASE_IMAGE_MISSING: Category.USER,
+    FailureReason.BASE_IMAGE_PRIVATE: Category.USER,
+    FailureReason.BASE_IMAGE_UNAVAILABLE: Category.INFRASTRUCTURE,
     FailureReason.BUILD_OUT_OF_MEMORY: Category.USER,
     FailureReason.BUILDER_OUT_OF_MEMORY: Category.USER,
     FailureReason.PUSH_DENIED: Category.OPERATOR,
+    FailureReason.PUSH_REJECTED: Category.OPERATOR,
     FailureReason.PUSH_FAILED: Category.INFRASTRUCTURE,
     FailureReason.DOCKER_UNAVAILABLE: Category.INFRASTRUCTURE,
+    FailureReason.ENGINE_ERROR: Category.INFRASTRUCTURE,
     FailureReason.DISK_FULL: Category.INFRASTRUCTURE,
     FailureReason.IMAGE_MISSING: Category.INFRASTRUCTURE,
     FailureReason.TIMEOUT: Category.TIMEOUT,
@@ -101,19 +123,34 @@ CATEGORY_OF: Final[dict[FailureReason, Category]] = {
     FailureReason.POD_DELETED: Category.OPERATOR,
 }
 
+AGAIN_OF: Final[dict[FailureReason, Again]] = {
+    reason: Again.ELSEWHERE if category is Category.INFRASTRUCTURE else Again.NEVER
+    for reason, category in CATEGORY_OF.items()
+} | {
+    FailureReason.BASE_IMAGE_UNAVAILABLE: Again.HERE,
+    FailureReason.PUSH_FAILED: Again.HERE,
+    FailureReason.DOCKER_UNAVAILABLE: Again.HERE,
+}
+
 HINT_OF: Final[dict[FailureReason, str]] = {
     FailureReason.FETCH_FAILED: "Check that the repository can be cloned from outside, then build again.",
     FailureReason.REF_NOT_FOUND: "The branch, tag or commit may have been renamed or deleted. Check it, then build again.",
     FailureReason.REPOSITORY_PRIVATE: "Make the repository public, or ask the operator to configure credentials for it.",
     FailureReason.NO_ENVIRONMENT: "Check the environment files of the repository (environment.yml, requirements.txt, Dockerfile …), then build again.",
+    FailureReason.LOOKUP_FAILED: "Build again later. If it fails again, ask the operator whether the service reaches that server.",
     FailureReason.BUILD_STEP_FAILED: "The last log lines show the failed step and its error. Fix the repository, then build again.",
+    FailureReason.BASE_IMAGE_MISSING: "Check name and tag of the image in FROM or COPY --from, and its platforms. Fix the Dockerfile, then build again.",
+    FailureReason.BASE_IMAGE_PRIVATE: "Check the image's name, use a public image, or ask the operator to configure a login for it.",
+    FailureReason.BASE_IMAGE_UNAVAILABLE: "Check the host in the image's name. If it is right, build again later; the registry may be overloaded or limit requests.",
     FailureReason.BUILD_OUT_OF_MEMORY: "Install fewer or smaller packages per step, or ask the operator for more memory.",
     FailureReason.BUILDER_OUT_OF_MEMORY: "The repository may be too large. Keep data out of it, or ask the operator for more memory.",
     FailureReason.PUSH_DENIED: "The operator must check the registry credentials and their permission to push this image.",
+    FailureReason.PUSH_REJECTED: "The operator must change the registry as the message says: create the repository, raise its quota or the size limit of a proxy, or mend its certificate.",
     FailureReason.PUSH_FAILED: "The registry did not accept the image. Build again later; pushed layers are kept.",
     FailureReason.DOCKER_UNAVAILABLE: "The Docker engine became unavailable. Build again later; finished steps are cached.",
+    FailureReason.ENGINE_ERROR: "Build again. If it fails again, ask the operator to check the Docker engine's storage and log.",
     FailureReason.DISK_FULL: "The disk of the build machine is full. Ask the operator to free space, then build again.",
-    FailureReason.IMAGE_MISSING: "The registry does not have the image that was pushed. Ask the operator to check its storage.",
+    FailureReason.IMAGE_MISSING: "Build again. If it fails again, ask the operator what removes images from the Docker engine or the registry.",
     FailureReason.TIMEOUT: "The build exceeded its time limit. Make it smaller, or ask the operator for a longer limit.",
     FailureReason.IDLE: "The build printed nothing for too long and was considered stuck. Print progress in long steps, or ask the operator for a longer limit.",
     FailureReason.BAD_SPEC: "The service and the builder do not match. The operator must check their versions.",

@@ -19,8 +19,6 @@ from rabbit2docker.consumer.builder.builder import (
     MAX_LINE_BYTES,
     MAX_RESULT_BYTES,
     Log,
-    classify_build,
-    classify_push,
     clean_text,
     encode_lines,
     encode_result,
@@ -272,7 +270,7 @@ def test_a_build_over_its_timeout_is_ended(bench: Bench) -> None:
     bench.repo2docker("echo $$ > pids; while sleep 0.2; do echo tick; done")
     result = bench.run(timeout_seconds=1)
     assert (result["reason"], result["exit_code"]) == ("timeout", 124)
-    assert bench.texts()[-1] == "The build took longer than 1 seconds and was ended."
+    assert result["message"] == "The build took longer than 1 seconds and was ended."
     none_runs(bench.pids())
 
 
@@ -393,36 +391,11 @@ def _written_spec(bench: Bench) -> Path:
     return path
 
 
-FAILED_BUILDS = [
-    ("building", ['ERROR: process "/bin/sh -c pip install x" did not complete successfully: exit code: 1'], 1,
-     "build_step_failed"),
-    ("building", ['ERROR: process "/bin/sh -c make" did not complete successfully: exit code: 137'], 1,
-     "build_out_of_memory"),
-    ("building", ["OSError: [Errno 28] No space left on device",
-                  'ERROR: process "/bin/sh -c pip" did not complete successfully: exit code: 1'], 1, "disk_full"),
-    ("building", ["Authentication failed in a step",
-                  'ERROR: process "/bin/sh -c git clone" did not complete successfully: exit code: 128'], 1,
-     "build_step_failed"),
-    ("building", ["unknown revision", "ERROR: failed to build: failed to solve: COPY failed"], 1, "build_step_failed"),
-    ("building", ["ERROR: error reading from server: EOF"], 1, "docker_unavailable"),
-    ("fetching", ["fatal: could not read Username for 'https://github.com'"], 1, "repository_private"),
-    ("fetching", ["Failed to check out ref nope"], 1, "ref_not_found"),
-    ("fetching", ["fatal: unable to access 'https://x': Could not resolve host"], 1, "fetch_failed"),
-    ("fetching", ["building"], -9, "builder_out_of_memory"),
-    ("building", ["ValueError: unsupported Python"], 1, "no_environment"),
-    ("fetching", [], 1, "fetch_failed"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("phase", "lines", "code", "reason"), FAILED_BUILDS)
-def test_a_failed_build_is_classified(phase: str, lines: list[str], code: int, reason: str) -> None:
-    assert classify_build(phase, lines, code)[0] == reason
-
-
 def test_the_result_names_the_failed_step(bench: Bench) -> None:
     bench.repo2docker(
         JSON_LINE % ("Using", "building")
-        + """echo 'ERROR: process "/bin/sh -c pip install nope" did not complete successfully: exit code: 1'; exit 1"""
+        + """echo 'ERROR: failed to solve: process "/bin/sh -c pip install nope" did not complete successfully: exit code: 1'
+exit 1"""
     )
     result = bench.run()
     assert (result["reason"], result["failed_step"]) == ("build_step_failed", "RUN pip install nope")
@@ -430,17 +403,63 @@ def test_the_result_names_the_failed_step(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "reason"),
+    ("lines", "code", "reason"),
     [
-        ("unauthorized: authentication required", "push_denied"),
-        ("denied: requested access to the resource is denied", "push_denied"),
-        ("An image does not exist locally with the tag: one", "image_missing"),
-        ("Cannot connect to the Docker daemon at unix:///var/run/docker.sock", "docker_unavailable"),
-        ("received unexpected HTTP status: 502 Bad Gateway", "push_failed"),
+        ("", 1, "fetch_failed"),
+        (JSON_LINE % ("fatal: could not read Username for host", "fetching"), 1, "repository_private"),
+        (JSON_LINE % ("Failed to check out ref nope", "fetching"), 1, "ref_not_found"),
+        (JSON_LINE % ("fatal: Could not resolve host", "fetching"), 1, "fetch_failed"),
+        (JSON_LINE % ("Using it", "building"), 1, "no_environment"),
+        (JSON_LINE % ("Cloning", "fetching") + "kill -9 $$", None, "builder_out_of_memory"),
     ],
 )
-def test_a_failed_push_is_classified(line: str, reason: str) -> None:
-    assert classify_push(["The push refers to repository [x]", line])[0] == reason
+def test_an_end_of_repo2docker_without_the_engine_is_judged(
+    bench: Bench, lines: str, code: int | None, reason: str
+) -> None:
+    bench.repo2docker(f"{lines}\nexit {code}" if code else lines)
+    assert bench.run()["reason"] == reason
+
+
+NO_BASE = """ERROR: failed to solve: one/two:3: failed to resolve source metadata for docker.io/one/two:3: unexpected status \
+from HEAD request to https://registry.example/v2/one/two/manifests/3: %s"""
+
+
+def test_a_build_is_repeated_while_the_registry_of_its_base_image_limits_requests(bench: Bench) -> None:
+    failed = JSON_LINE % ("Using", "building") + f"echo '{NO_BASE % '429 Too Many Requests'}'; exit 1"
+    bench.repo2docker(f"if [ ! -e tried ]; then touch tried; {failed}; fi")
+    assert bench.run(idle_seconds=0.9)["reason"] == "ok"
+    assert any(text.endswith("429 Too Many Requests. Trying again in 1 s.") for text in bench.texts())
+
+
+def test_a_build_with_a_private_base_image_is_tried_once(bench: Bench) -> None:
+    failed = JSON_LINE % ("Using", "building") + f"echo '{NO_BASE % '401 Unauthorized'}'; exit 1"
+    bench.repo2docker(f"echo built >> builds; {failed}")
+    assert bench.run()["reason"] == "base_image_private"
+    assert (bench.directory / "builds").read_text() == "built\n"
+
+
+def test_a_lasting_failure_of_a_push_is_tried_once(bench: Bench) -> None:
+    bench.docker(push="echo pushed >> pushes; echo 'name unknown: no such repository'; exit 1")
+    result = bench.run(push_retries=4)
+    assert (result["reason"], result["exit_code"]) == ("push_rejected", 74)
+    assert (bench.directory / "pushes").read_text() == "pushed\n"
+
+
+def test_the_verdict_is_in_the_result_and_not_in_the_log(bench: Bench) -> None:
+    bench.repo2docker("echo first; exit 1")
+    result = bench.run()
+    assert result["message"]
+    assert bench.texts() == ["first"]
+
+
+def test_secrets_are_removed_from_the_verdict(bench: Bench) -> None:
+    step = 'process "/bin/sh -c login hunter2" did not complete successfully: exit code: 1'
+    bench.repo2docker(JSON_LINE % ("Using", "building") + f"echo 'ERROR: failed to solve: {step}'; exit 1")
+    result = bench.run(redact=["hunter2"])
+    assert (result["message"], result["failed_step"]) == (
+        "The step `RUN login ***` ended with exit code 1.",
+        "RUN login ***",
+    )
 
 
 def test_every_reason_of_the_builder_is_in_the_schemas() -> None:

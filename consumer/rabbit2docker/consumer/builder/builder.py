@@ -7,7 +7,8 @@ Lines go to --log (or standard output), one JSON object each: {"n": 0, "ts": "�
 The result goes to --result (or /dev/termination-log): one JSON object of less than 2 KB, written after the last line.
 
 Exit codes: 0 pushed · 64 bad spec · 65 fetching failed · 66 no environment found · 69 defect of the builder ·
-70 build step failed · 71 out of memory · 74 push failed · 75 Docker engine unavailable, disk full, image removed ·
+70 build step failed, base image missing · 71 out of memory · 74 push failed · 75 Docker engine or registry of the base
+image unavailable, disk full, image removed ·
 124 deadline or idle limit · 143 cancelled.
 """
 
@@ -27,6 +28,7 @@ import shutil
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -49,6 +51,13 @@ TERM_GRACE = 8.0  # seconds between SIGTERM and SIGKILL for children
 DRAIN_SECONDS = 2.0  # time that a pipe may stay open after the child has ended
 PROGRESS_SECONDS = 0.5  # pause between two lines about progress of a push
 DISK_PATIENCE = 120.0  # seconds to wait for space on a full disk
+FULL_BELOW_BYTES = 32 << 20  # a step that met a full disk has often removed a little of what it wrote
+FULL_BELOW_FILES = 100
+BASE_IMAGE_PAUSES = (
+    1.0,
+    5.0,
+    15.0,
+)  # seconds before a build is repeated whose base image could not be pulled
 PUSH_PAUSES = (1.0, 3.0, 8.0, 20.0)  # seconds before a push is repeated; the last one recurs
 COMMAND_NOT_FOUND = 127  # as the shell returns it
 
@@ -68,6 +77,12 @@ EXIT_CODES = {
     "docker_unavailable": 75,
     "disk_full": 75,
     "image_missing": 75,
+    "engine_error": 75,
+    "lookup_failed": 75,
+    "base_image_unavailable": 75,
+    "base_image_missing": 70,
+    "base_image_private": 70,
+    "push_rejected": 74,
     "timeout": 124,
     "idle": 124,
     "cancelled": 143,
@@ -142,87 +157,367 @@ class PushFailed(AttemptEnded):
     @property
     def may_pass(self) -> bool:
         """True if repeating the push may help."""
-        return self.reason not in ("push_denied", "image_missing")
+        return self.reason in PASSING_PUSH_FAILURES
 
 
-# The first match wins. Wording of repo2docker 2026.4, docker 26 and 28, git 2.39 and 2.47.
-_ENGINE_LOST = (
-    r"Cannot connect to the Docker daemon|error reading from server: EOF|failed to receive status|error during connect"
-    r"|transport is closing|dial unix .*sock|dial tcp .*connect: connection refused.*docker|client is closing"
-    r"|[Dd]ocker commandline client must be installed|closing transport"
+# A repository chooses the words that its steps print and the names of its files and images. So a failure is judged by
+# the error of the program that ended, which its place in the output identifies, and within that error by the parts
+# that this program writes itself. Wording of repo2docker 2026.4, docker 26 to 28 and buildx 0.13 to 0.24.
+PASSING_PUSH_FAILURES = ("push_failed", "docker_unavailable")  # a push is repeated after these
+PASSING_BUILD_FAILURES = ("base_image_unavailable",)  # and a build after these
+STEP, BASE, ENGINE, CLIENT, PUSH = "step", "base image", "engine", "client", "push"
+_FULL = r"(?:no space left on device|disk quota exceeded)$"
+_LOST = (
+    r"error reading from server|transport is closing|closing transport|client is closing|code = Unavailable"
+    r"|connection reset by peer$|graceful_stop|failed to receive status"
 )
-_DISK_FULL = r"[Nn]o space left on device|[Dd]isk quota exceeded"
-_BEFORE_BUILDING = ("waiting", "fetching")  # later, a build step may print anything
-FAILURES = (
-    (PHASES, _ENGINE_LOST, "docker_unavailable", "The connection to the Docker engine was lost during the build."),
-    (PHASES, r"buildx plugin must be installed", "docker_unavailable", "The docker client has no buildx plugin, which repo2docker needs."),
-    (_BEFORE_BUILDING,
-     r"could not read Username|Authentication failed|terminal prompts disabled|Permission denied \(publickey",
+# Rows: the program that reported the error, a pattern for its error, reason, and message; the first match decides.
+# `reasons.py` has what follows from a reason: category, whether another attempt is made, hint.
+SIGNALS = (
+    (STEP, r"exit code: 137\b", "build_out_of_memory",
+     "The step `{step}` was killed, most likely because it ran out of memory."),
+    (STEP, r"exit code: (?P<code>\d+)\b", "build_step_failed", "The step `{step}` ended with exit code {code}."),
+    (STEP, r"", "build_step_failed", "The step `{step}` could not be run: {error}."),
+    (BASE, r"(?i)\b429 too many|toomanyrequests", "base_image_unavailable",
+     "The registry limits how often it can be asked for the base image {image}: {error}"),
+    (BASE, r"\b5\d\d [A-Z]", "base_image_unavailable",
+     "The registry failed when it was asked for the base image {image}: {error}"),
+    (BASE, r"(?i)\b40[13] [A-Z]|access denied|authorization failed|insufficient_scope|unauthorized|\bdenied\b",
+     "base_image_private", "The base image {image} does not exist or requires a login: {error}"),
+    (BASE, r"no match for platform|no matching manifest", "base_image_missing",
+     "The base image {image} does not exist for the platform of this service: {error}"),
+    (BASE, _FULL, "disk_full", "The disk of the Docker engine is full: {error}"),
+    (BASE, r"not found$|manifest unknown", "base_image_missing", "The base image {image} does not exist: {error}"),
+    (BASE, r"", "base_image_unavailable", "The base image {image} could not be pulled: {error}"),
+    (ENGINE, r"^(?:failed to create LLB definition: )?dockerfile parse error", "build_step_failed",
+     "The Dockerfile cannot be read: {error}"),
+    (ENGINE, _FULL, "disk_full", "The disk of the Docker engine is full: {error}"),
+    (ENGINE, _LOST, "docker_unavailable", "The connection to the Docker engine was lost during the build: {error}"),
+    (ENGINE, r"max depth exceeded$", "build_step_failed",
+     "The image would have more layers than the Docker engine can stack, about 125: {error}"),
+    (ENGINE, r"snapshot \S+ does not exist|layer does not exist|failed to (?:get|load|export|register) (?:layer|state|edge)"
+     r"|content digest \S+: not found|missing content|failed to (?:prepare|mount|commit) \S+",
+     "engine_error", "The Docker engine failed: {error}"),
+    (ENGINE, r"^(?:failed to compute cache key: )?failed to calculate checksum of ref \S+: .*not found$",
+     "build_step_failed", "A file that is to be copied into the image does not exist: {error}"),
+    (ENGINE, r"", "build_step_failed", "The image could not be built: {error}"),
+    (CLIENT, _LOST + r"|Cannot connect to the Docker daemon|error during connect|dial (?:unix|tcp)|\bEOF$",
+     "docker_unavailable", "The connection to the Docker engine was lost during the build: {error}"),
+    (CLIENT, r"client must be installed", "docker_unavailable", "The docker client does not work: {error}"),
+    (CLIENT, r"", "engine_error", "The Docker engine or its client failed: {error}"),
+    (PUSH, r"^(?:An image does not exist locally|tag does not exist|No such image)", "image_missing",
+     "The image was removed from the Docker engine before it was pushed."),
+    (PUSH, r"^(?:Cannot connect to the Docker daemon|error during connect)|^(?:ERROR: )?rpc error: code = Unavailable",
+     "docker_unavailable", "The connection to the Docker engine was lost during the push: {error}"),
+    (PUSH, r"^(?:denied|unknown|unsupported): .*(?:quota|storage|exceed.*limit)|\b507 Insufficient", "push_rejected",
+     "The registry has no room for the image: {error}"),
+    (PUSH, r"\b413 (?:Request|Payload|Content)|HTTP 413 |^size invalid", "push_rejected",
+     "The registry, or a proxy before it, does not accept a layer as large as this: {error}"),
+    (PUSH, r"^name unknown|\b404 Not Found|HTTP 404 ", "push_rejected",
+     "The registry has no repository for the image: {error}"),
+    (PUSH, r"\bx509: |server gave HTTP response to HTTPS client", "push_rejected",
+     "The Docker engine and the registry do not agree on encryption: {error}"),
+    (PUSH, r"^(?:unauthorized|authentication required)|\b401 Unauthorized|HTTP 401 ", "push_denied",
+     "The registry does not accept the credentials of the service: {error}"),
+    (PUSH, r"^(?:denied|no basic auth credentials|push access denied)|\b403 Forbidden|HTTP 403 |insufficient_scope",
+     "push_denied",
+     "The registry does not let the service push the image: {error}"),
+    (PUSH, r"^(?:name|tag|manifest) invalid|^unsupported|\b40[05] [A-Z]|HTTP 40[05] ", "push_rejected",
+     "The registry does not accept the image: {error}"),
+    (PUSH, r"^write .*" + _FULL, "disk_full", "The disk of the Docker engine is full: {error}"),
+    (PUSH, r"", "push_failed", "The image could not be pushed: {error}"),
+)  # fmt: skip
+# The first match wins. Words of git, which repo2docker's content provider for Git passes on.
+_FETCHING = (
+    (r"could not read Username|Authentication failed|terminal prompts disabled|Permission denied \(publickey",
      "repository_private", "The repository requires credentials."),
-    (_BEFORE_BUILDING,
-     r"Failed to check out ref|couldn't find remote ref|Remote branch .* not found|unknown revision|not our ref"
+    (r"Failed to check out ref|couldn't find remote ref|Remote branch .* not found|unknown revision|not our ref"
      r"|Could not parse object|reference is not a tree|'git', 'reset', '--hard', .* returned non-zero",
      "ref_not_found", "The repository has no such branch, tag or commit."),
-    (PHASES, r"Subdirectory .* does not exist", "no_environment", "The repository has no such subdirectory."),
-    (PHASES, r"No environment specification found", "no_environment",
-     "repo2docker found no environment specification in the repository."),
 )  # fmt: skip
-_STEP_FAILED = re.compile(r'process "(?P<step>.+?)" did not complete successfully: exit code: (?P<code>\d+)')
-_BUILDKIT = re.compile(r"^#\d+ |failed to solve|ERROR: failed to build")
-_PUSH_DENIED = re.compile(
-    r"(?i)\bdenied\b|unauthorized|authentication required|no basic auth|forbidden|insufficient_scope|name invalid"
+# Functions of repo2docker that read a file whose name their errors may lack.
+_READERS = (
+    (r"buildpacks/base\.py", "binder_dir", "binder"),
+    (r"buildpacks/base\.py", "runtime", "runtime.txt"),
+    (r"buildpacks/base\.py", "get_preassemble_scripts", "apt.txt"),
+    (r"buildpacks/(?:docker|legacy/__init__)\.py", "", "Dockerfile"),
+    (r"buildpacks/conda/__init__\.py", "environment_yaml", "environment.yml"),
+    (r"buildpacks/conda/freeze\.py", "", "environment.yml"),
+    (r"buildpacks/pipfile/__init__\.py", "", "Pipfile"),
+    (r"buildpacks/python/__init__\.py", "", "pyproject.toml"),
+    (r"buildpacks/julia/julia_project\.py", "", "Project.toml"),
+    (r"buildpacks/julia/julia_require\.py", "", "REQUIRE"),
+    (r"buildpacks/r\.py", "", "DESCRIPTION"),
 )
-_PUSH_IMAGE_GONE = re.compile(r"(?i)image does not exist locally|No such image|tag does not exist")
+_NO_SPACE = re.compile(r"[Nn]o space left on device|[Dd]isk quota exceeded")
+_STEP_ERROR = re.compile(
+    r'process "(?P<step>(?:[^"\\]|\\.)*)" did not complete successfully: (?P<error>.*)', re.DOTALL
+)
+_CLIENT_ERROR = re.compile(r"(?:ERROR|error): (?P<error>.*)")
+_SOLVE = re.compile(r"(?:failed to build: )?(?:failed to solve: )(?P<error>.*)", re.DOTALL)
+_METADATA = re.compile(
+    r"(?:\S+: )?failed to resolve source metadata for (?P<image>\S+): (?P<error>.*)", re.DOTALL
+)
+_VERTEX = re.compile(
+    r"#(?P<number>\d+) (?:ERROR: (?P<error>.*)|(?P<name>(?:\[|resolve |docker-image|exporting ).*))"
+)
+_PULLING = re.compile(r"(?:\[[^\]]*\] FROM |\[internal\] load metadata for |.*docker-image://)(?P<image>\S+)")
+_SOURCE_LINE = re.compile(r"[^\s:]+:(\d+)$")
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\'\s]*\'')
+_NOISE = re.compile(r"^(?:failed to compute cache key: )?failed to calculate checksum of ref \S+: ")
+_URL = re.compile(r"https?://[^\s\"]+?(?=:? |:?$)")
+_FRAME = re.compile(r'  File "(?P<file>.*)", line \d+, in (?P<function>.*)')
+_ADVICE = (
+    "View build details",
+    "Learn more",
+    "What's next",
+    " 1 warning",
+)  # printed around the client's error
+_TRACEBACK = "Traceback (most recent call last):\n"
 _DIGEST = re.compile(r"digest: (sha256:[0-9a-f]{64}) size: (\d+)")
 _LAYER = re.compile(r"^([0-9a-f]{12}): (.+)$")  # not longer: a tag is often 40 such digits
 _STEP = re.compile(r"^#\d+ \[(?:[\w.-]+ +)?(\d+)/(\d+)\] ")
 
 
-def classify_build(phase: str, lines: list[str], code: int) -> tuple[str, str, str | None]:
-    """Return (reason, message, failed_step) for a failed repo2docker, from its last lines and its exit code."""
-    text = "\n".join(lines)
-    # Any step may be the first to meet a full disk, and it is not that step's fault.
-    if re.search(_DISK_FULL, text):
-        return "disk_full", "The disk of the build machine is full.", None
-    failed_steps = list(_STEP_FAILED.finditer(text))
-    if failed_steps:
-        step, step_code = failed_steps[-1]["step"], int(failed_steps[-1]["code"])
-        shown = re.sub(r"^/bin/(?:ba)?sh -l?c ", "RUN ", step)[:300]
-        if step_code == 137:
-            return (
-                "build_out_of_memory",
-                f"The step `{shown}` was killed, most likely because it ran out of memory.",
-                shown,
-            )
-        return "build_step_failed", f"The step `{shown}` ended with exit code {step_code}.", shown
-    for phases, pattern, reason, message in FAILURES:
-        if phase in phases and re.search(pattern, text):
-            return reason, message, None
-    if code == -signal.SIGKILL:
-        return (
-            "builder_out_of_memory",
-            "repo2docker was killed, most likely because it ran out of memory.",
-            None,
+class Verdict:
+    """The judgement about a failed command: reason and message, and the step that failed, if any."""
+
+    def __init__(self, reason: str, message: str, step: str | None = None) -> None:
+        self.reason = reason
+        self.message = message if message.endswith((".", "!", "?")) else f"{message}."
+        self.step = step
+
+
+def judge(speaker: str, error: str, **details: str) -> Verdict:
+    """Look up what an error means that `speaker` reported."""
+    error = " ".join(error.split())
+    # Names of files, images and URLs are the repository's words.
+    bare = _URL.sub("URL", _QUOTED.sub('""', error))
+    for name in (details.get("image", ""), details.get("image", "").partition("/")[2]):
+        bare = bare.replace(name, "IMAGE") if name else bare
+    for program, pattern, reason, message in SIGNALS:
+        found = re.search(pattern, bare, re.DOTALL)
+        if program == speaker and found:
+            shown = message.format(**{"error": _NOISE.sub("", error)[:600], **details, **found.groupdict()})
+            return Verdict(reason, shown, details.get("step"))
+    raise AssertionError(f"no row for {speaker}")
+
+
+class RaisedError:
+    """The exception that ended repo2docker, from its log record."""
+
+    def __init__(self, message: str, trace: str) -> None:
+        self.text = message.partition("Error during build: ")[2] or message
+        # The text of an exception may contain anything, the frames above it only repo2docker's own code.
+        frames = trace[: len(trace) - len(self.text)] if trace.endswith(self.text) else trace
+        self.met_network = re.search(r'^  File ".*/(?:requests|urllib3)/', frames, re.MULTILINE) is not None
+        """True if a request to a server failed, also where repo2docker raised an error of its own for it."""
+        self._frames = [
+            (found["file"], found["function"])
+            for found in map(_FRAME.match, frames.rpartition(_TRACEBACK)[2].splitlines())
+            if found
+        ]
+
+    def passed(self, file: str, function: str = "") -> bool:
+        """Return whether the exception came through a function of a file, both patterns."""
+        return any(
+            re.search(rf"repo2docker/{file}$", frame[0]) and (not function or frame[1] == function)
+            for frame in self._frames
         )
-    last = next((line for line in reversed(lines) if line.strip()), "")[:300]
-    if phase in ("waiting", "fetching"):
-        return "fetch_failed", f"The repository could not be fetched: {last}", None
-    if any(_BUILDKIT.search(line) for line in lines):
-        return "build_step_failed", f"The image could not be built: {last}", None
-    return "no_environment", f"repo2docker cannot build the repository: {last}", None
+
+    def file_read(self) -> str | None:
+        """Return the file of the repository that repo2docker was reading."""
+        for file, function, name in _READERS:
+            if self.passed(file, function):
+                is_lock = name == "Pipfile" and self.passed_json()
+                return "Pipfile.lock" if is_lock else name
+        return None
+
+    def passed_json(self) -> bool:
+        """Return whether a JSON file was being read."""
+        return any(file.endswith("json/decoder.py") for file, _ in self._frames)
 
 
-def classify_push(lines: list[str]) -> tuple[str, str]:
-    """Return (reason, message) for a failed push, from its output."""
-    text = "\n".join(lines)
-    last = next((line for line in reversed(lines) if line.strip()), "no message")[:300]
-    if _PUSH_IMAGE_GONE.search(text):
-        return "image_missing", "The image was removed from the Docker engine before it was pushed."
-    if _PUSH_DENIED.search(text):
-        return "push_denied", f"The registry refused the image: {last}"
-    if re.search(_ENGINE_LOST, text):
-        return "docker_unavailable", "The connection to the Docker engine was lost during the push."
-    return "push_failed", f"The image could not be pushed: {last}"
+def parse_record(raw: str) -> dict[str, Any] | None:
+    """Return a line of repo2docker as a record of its log, None if it is something else."""
+    if not raw.startswith("{"):
+        return None
+    try:
+        record = json.loads(raw)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and "message" in record else None
+
+
+class BuildOutput:
+    """The output of repo2docker, of which it keeps what a failure is judged by."""
+
+    MAX_VERTICES = 2000
+
+    def __init__(self) -> None:
+        self.raised: RaisedError | None = None
+        self.complaint = ""
+        """The last record that repo2docker wrote itself, outside of a phase."""
+        self.error: str | None = None
+        """The error with which the engine's client ended: its last output."""
+        self.met_full_disk = False
+        """True if the engine's disk was seen full when a line mentioned it."""
+        self._fetched: list[str] = []
+        self._last = ""
+        self._source = ""
+        self._names: dict[str, str] = {}
+        self._failed: dict[str, str] = {}
+        self._is_continued = False
+
+    def add_raw(self, text: str) -> None:
+        """Add a line that is no record of repo2docker."""
+        self._last = text
+        self._add_engine_line(text)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Add a record of repo2docker's log."""
+        text, phase = str(record["message"]), record.get("phase")
+        if record.get("exc_info"):
+            self.raised = RaisedError(text, str(record["exc_info"]))
+        elif phase in (None, "failed"):
+            self.complaint = text.strip()
+        elif phase == "fetching":
+            self._fetched = [*self._fetched[-39:], text.strip()]
+        else:
+            # repo2docker also splits at carriage returns: what follows one belongs to the same line.
+            if not self._is_continued:
+                self._add_engine_line(text.rstrip("\r\n"))
+            self._is_continued = not text.endswith("\n")
+
+    def _add_engine_line(self, text: str) -> None:
+        if found := _CLIENT_ERROR.match(text):
+            self.error = found["error"]
+        elif found := _VERTEX.match(text):
+            kept = self._names if found["name"] else self._failed
+            if len(kept) < self.MAX_VERTICES:
+                # The first line about a vertex has its name; later ones may look alike.
+                kept.setdefault(found["number"], found["name"] or found["error"])
+        elif found := _SOURCE_LINE.match(text):
+            self._source = text
+        elif self.error is not None and text.strip() and not text.startswith(_ADVICE):
+            self.error = f"{self.error}\n{text}"[:4000]
+
+    def judge(self, phase: str, code: int) -> Verdict:
+        """Judge why repo2docker ended with `code`."""
+        raised = self.raised
+        if code == -signal.SIGKILL:
+            return Verdict(
+                "builder_out_of_memory", "repo2docker was killed, most likely because it ran out of memory."
+            )
+        if raised and raised.passed("docker.py"):
+            return self._judge_launch(raised) or self._judge_engine()
+        if raised and not raised.passed("app.py", "fetch"):
+            return self._judge_detection(raised)
+        if self.error is not None and phase not in ("waiting", "fetching"):
+            return self._judge_engine()
+        return self._judge_repo2docker(phase, raised)
+
+    def _judge_launch(self, raised: RaisedError) -> Verdict | None:
+        """Judge an engine's client that did not get as far as an error of its own."""
+        if raised.passed("docker.py", "container_cli"):
+            if "buildx" in raised.text:
+                message = "The docker client has no buildx plugin, which repo2docker needs."
+                return Verdict("docker_unavailable", message)
+            return judge(CLIENT, raised.text)
+        if re.search(r"died with <Signals\.SIGKILL: 9>\.$", raised.text):
+            message = "The docker client was killed, most likely because the builder ran out of memory."
+            return Verdict("builder_out_of_memory", message)
+        return None
+
+    def _judge_engine(self) -> Verdict:
+        """Judge the error that the engine's client ended with."""
+        error = self.error or "it ended without an error message"
+        solve = _SOLVE.fullmatch(error)
+        if found := _STEP_ERROR.match(solve["error"] if solve else error):
+            step = re.sub(r"^/bin/(?:ba)?sh -l?c ", "RUN ", " ".join(unquote(found["step"]).split()))[:300]
+            verdict = judge(STEP, found["error"], step=step)
+            if self.met_full_disk:
+                return Verdict("disk_full", f"The disk of the Docker engine is full. {verdict.message}", step)
+            return verdict
+        if not solve:
+            return judge(CLIENT, error)
+        return self._judge_solve(solve["error"])
+
+    def _judge_solve(self, error: str) -> Verdict:
+        if found := _METADATA.fullmatch(error):
+            return judge(BASE, found["error"], image=found["image"])
+        vertex = next(
+            (self._names.get(n, "") for n, text in self._failed.items() if error.endswith(text)), ""
+        )
+        if found := _PULLING.match(vertex):
+            return judge(BASE, error, image=found["image"].partition("@")[0])
+        verdict = judge(ENGINE, error)
+        if verdict.reason == "build_step_failed" and vertex.startswith("exporting "):
+            return judge(CLIENT, error)
+        if verdict.reason == "build_step_failed" and self._source and "line" not in error:
+            return Verdict(verdict.reason, f"{verdict.message.rstrip('.')} ({self._source})")
+        return verdict
+
+    def _judge_detection(self, raised: RaisedError) -> Verdict:
+        if raised.passed("app.py", "build") and self.complaint.startswith("Subdirectory "):
+            return Verdict("no_environment", f"{self.complaint}.")
+        text, file = " ".join(raised.text.split())[:600], raised.file_read()
+        if raised.met_network:
+            message = f"A server that lists versions for repo2docker could not be reached: {text}"
+            return Verdict("lookup_failed", message)
+        if file and file not in text:
+            return Verdict("no_environment", f"repo2docker cannot read {file}: {text}")
+        return Verdict("no_environment", f"repo2docker cannot build the repository: {text}")
+
+    def _judge_repo2docker(self, phase: str, raised: RaisedError | None) -> Verdict:
+        """Judge an end without the engine: while fetching, or where repo2docker gave up by itself."""
+        if self.complaint.startswith("No environment specification found"):
+            message = "repo2docker found no environment specification in the repository."
+            return Verdict("no_environment", message)
+        if self.complaint.startswith("Container engine initialization error"):
+            return judge(CLIENT, self.complaint)
+        text = "\n".join([*self._fetched, raised.text if raised else ""])
+        own_words = [
+            line for line in self._fetched if line.startswith(("fatal: ", "error: "))
+        ] or self._fetched
+        last = " ".join([raised.text if raised else "", *own_words[-1:]])
+        shown = " ".join((last or self.complaint or self._last).split())[:600]
+        if phase in ("waiting", "fetching"):
+            for pattern, reason, message in _FETCHING:
+                if re.search(pattern, f"{text}\n{self._last}"):
+                    return Verdict(reason, message)
+            return Verdict("fetch_failed", f"The repository could not be fetched: {shown}")
+        return Verdict("no_environment", f"repo2docker cannot build the repository: {shown}")
+
+
+def unquote(text: str) -> str:
+    """Return the value of a string that Go quoted."""
+    try:
+        return str(json.loads(f'"{text}"'))
+    except ValueError:  # JSON lacks a few of Go's escapes
+        return text.replace('\\"', '"')
+
+
+def judge_push(lines: list[str], image: str, is_under_way: bool) -> Verdict:
+    """Judge a failed push by the lines that docker printed besides the progress of layers.
+
+    `is_under_way`: the registry had already accepted a layer, so it knew the credentials.
+    """
+    errors = [
+        line
+        for line in lines
+        if line.strip() and not line.startswith(("The push refers to", "Using default"))
+    ]
+    error = "\n".join(errors).strip() or "no message"
+    error = error[len("errors:") :].strip() if error.startswith("errors:") else error
+    verdict = judge(PUSH, error, image=image.rpartition(":")[0] or image)
+    if (
+        is_under_way
+        and verdict.reason == "push_denied"
+        and re.match(r"unauthorized|authentication req", error)
+    ):
+        return Verdict("push_failed", f"The registry's token ran out during the push: {error}")
+    return verdict
 
 
 # --- Input and output ---------------------------------------------------------------------------------------
@@ -633,8 +928,38 @@ class Engine:
         code = self._runner.run(["docker", "push", self._image], output.on_line)
         output.report(force=True)
         if code != 0:
-            raise PushFailed(*classify_push(output.lines))
+            verdict = judge_push(output.lines, self._image, output.is_under_way)
+            raise PushFailed(verdict.reason, verdict.message)
         return output.digest
+
+    def has_full_disk(self) -> bool:
+        """Return whether the engine's disk is visibly full; False where it cannot be seen, as in a pod."""
+        try:
+            disk = os.statvfs(self._data_root())
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        free = disk.f_bavail * disk.f_frsize
+        return free < FULL_BELOW_BYTES or (disk.f_files > 0 and disk.f_favail < FULL_BELOW_FILES)
+
+    def _data_root(self) -> str:
+        """Return the path of the engine's data, as this process sees it. Raises OSError, ValueError or KeyError."""
+        address = self._runner.environment.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+        if not address.startswith("unix://"):
+            raise OSError(errno.ENOTSUP, "the engine runs elsewhere")
+        # Not with the docker command: a build may be running, and the disk is looked at in the middle of it.
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(2)
+            connection.connect(address[len("unix://") :])
+            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            connection.sendall(b"GET /info HTTP/1.0\r\nHost: docker\r\n\r\n")
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        root = str(json.loads(answer.partition(b"\r\n\r\n")[2])["DockerRootDir"])
+        engine = struct.unpack("3i", credentials)[0]
+        if engine <= 0:
+            raise OSError(errno.ENOTSUP, "the engine runs in another namespace of processes")
+        # It may run in a mount namespace of its own.
+        inside = f"/proc/{engine}/root{root}"
+        return inside if os.access(inside, os.F_OK) else root
 
     def _call(self, *arguments: str, seconds: float | None = None) -> tuple[int, list[str]]:
         """Return exit code and output of a short command."""
@@ -655,12 +980,15 @@ class PushOutput:
         self.lines: list[str] = []
         """The last lines, to classify a failure."""
         self.digest: str | None = None
+        self.is_under_way = False
+        """True once a layer was pushed."""
 
     def on_line(self, raw: str) -> None:
         """Process one line of output."""
         match = _LAYER.match(raw.strip())
         if match and not _DIGEST.search(raw):
             self._layers[match[1]] = match[2].startswith(self.DONE)
+            self.is_under_way |= match[2].startswith(self.DONE[0])
             self.report()
             return
         self.lines = [*self.lines[-39:], raw]
@@ -693,7 +1021,7 @@ class Attempt:
         self.timings: dict[str, float] = {}
         self._entered = time.monotonic()
         self._log = log
-        self._tail: list[str] = []
+        self._output = BuildOutput()
         self._workdir = self._make_workdir()
         limits = Limits(spec)
         log.give_up = lambda: limits.stopped_by is not None
@@ -743,7 +1071,6 @@ class Attempt:
         for line in text.split("\n"):
             line = clean_text(line, self.spec.get("redact") or ())
             if line:
-                self._tail = [*self._tail[-79:], line]
                 self._log.write(self.phase, line, progress)
 
     # -- steps
@@ -765,14 +1092,33 @@ class Attempt:
             self._runner.pause(min(1.0, max(0.0, give_up - time.monotonic())))
 
     def build(self) -> None:
-        """Run repo2docker. Raises AttemptEnded if it fails."""
+        """Run repo2docker, repeatedly if its failure may pass. Raises AttemptEnded if it fails."""
         self.enter("fetching")
+        for pause in BASE_IMAGE_PAUSES[: self.spec.get("base_image_retries", len(BASE_IMAGE_PAUSES))]:
+            try:
+                return self._build_once()
+            except AttemptEnded as failure:
+                if failure.reason not in PASSING_BUILD_FAILURES:
+                    raise
+                self.write(f"{failure.message} Trying again in {pause:.0f} s.")
+            self._runner.pause(pause)
+        return self._build_once()
+
+    def _build_once(self) -> None:
+        self._output = BuildOutput()
         code = self._runner.run(self._repo2docker_command(), self._on_build_line)
         if code != 0:
-            reason, message, step = classify_build(self.phase, self._tail, code)
-            if reason == "ref_not_found" and self.spec.get("ref"):
-                message = f"The repository has no branch, tag or commit {self.spec['ref']}."
-            raise AttemptEnded(reason, message, failed_step=step)
+            verdict = self._output.judge(self.phase, code)
+            if verdict.reason == "ref_not_found" and self.spec.get("ref"):
+                verdict.message = f"The repository has no branch, tag or commit {self.spec['ref']}."
+            raise AttemptEnded(
+                verdict.reason,
+                self._clean(verdict.message),
+                failed_step=self._clean(verdict.step) if verdict.step else None,
+            )
+
+    def _clean(self, text: str) -> str:
+        return clean_text(text, self.spec.get("redact") or ())
 
     def _repo2docker_command(self) -> list[str]:
         spec = self.spec
@@ -803,15 +1149,18 @@ class Attempt:
         return path
 
     def _on_build_line(self, raw: str) -> None:
-        text, phase = raw, None
-        if raw.startswith("{"):
-            try:
-                line = json.loads(raw)
-                text, phase = str(line["message"]), line.get("phase")
-            except (ValueError, KeyError, TypeError):
-                pass
+        record = parse_record(raw)
+        text = str(record["message"]) if record else raw
+        if record:
+            self._output.add(record)
+        else:
+            self._output.add_raw(raw)
+        phase = record.get("phase") if record else None
         if phase in PHASES and PHASES.index(phase) > PHASES.index(self.phase):
             self.enter(phase)
+        # Only now: when the step has ended, the engine removes what it wrote.
+        if _NO_SPACE.search(text) and not self._output.met_full_disk:
+            self._output.met_full_disk = self._engine.has_full_disk()
         match = _STEP.match(text)
         self.write(text, {"step": int(match[1]), "steps": int(match[2])} if match else None)
 
@@ -875,8 +1224,6 @@ def attempt_result(arguments: argparse.Namespace) -> Result:
         result.update(attempt.execute(), reason="ok", message="The image is in the registry.")
     except AttemptEnded as end:
         result.update(end.more, reason=end.reason, message=end.message)
-        if log and end.reason != "disk_full":
-            _write_last_line(attempt, log, end.message)
     except BaseException as error:
         result.update(_defect(error))
     if attempt:
@@ -895,16 +1242,6 @@ def _defect(error: BaseException) -> Result:
     if is_full(error):
         return {"reason": "disk_full", "message": f"The disk of the build machine is full: {error}."}
     return {"reason": "builder_error", "message": f"The builder failed unexpectedly: {error!r}"}
-
-
-def _write_last_line(attempt: Attempt | None, log: Log, message: str) -> None:
-    try:
-        if attempt:
-            attempt.write(message)
-        else:
-            log.write("waiting", clean_text(message))
-    except AttemptEnded:
-        pass
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ from rabbit2docker.consumer.attempt_cache import terminal_event_of
 from rabbit2docker.consumer.executors.base import Attempt, BuilderResult, StoredOutcome
 from rabbit2docker.consumer.images.base import ImageInfo
 from rabbit2docker_schemas.events import Cancelled, Completed, Failed, TerminalEventData, Timings
-from rabbit2docker_schemas.reasons import CATEGORY_OF, HINT_OF, Category, FailureReason
+from rabbit2docker_schemas.reasons import AGAIN_OF, CATEGORY_OF, HINT_OF, Again, FailureReason
 
 RETRY: Final = "retry"
 CANCELLED: Final = "cancelled"
@@ -125,8 +125,7 @@ def _failed_or_retry(
     attempt: Attempt, reason: FailureReason, evidence: Evidence, *, message: str | None = None
 ) -> Failed | Retry:
     message = message or _message(attempt, reason)
-    is_infrastructure = CATEGORY_OF[reason] is Category.INFRASTRUCTURE
-    if is_infrastructure and attempt.spec.attempt < evidence.attempts_allowed:
+    if AGAIN_OF[reason] is not Again.NEVER and attempt.spec.attempt < evidence.attempts_allowed:
         return Retry(reason, message)
     return _failed(attempt, reason, evidence, message)
 
