@@ -29,6 +29,8 @@ from deploy.dev.machine import (
     wait_until,
 )
 
+# By default an engine drops what a step prints beyond 2 MiB, or faster than 200 KiB a second. This is what a hub keeps.
+STEP_LOGS = "BUILDKIT_STEP_LOG_MAX_SIZE=16777216 BUILDKIT_STEP_LOG_MAX_SPEED=-1"
 PACKAGES = ("ca-certificates", "docker.io", "docker-cli", "docker-buildx", "iptables", "iproute2")
 
 _START = """
@@ -49,6 +51,7 @@ rm -f /run/engine/docker.pid /run/engine/docker.sock
 ip link show {bridge} > /dev/null 2>&1 || ip link add {bridge} type bridge
 ip addr replace {subnet} dev {bridge}
 ip link set {bridge} up
+export {step_logs}
 exec dockerd --host unix:///run/engine/docker.sock --pidfile /run/engine/docker.pid --exec-root /run/docker \\
   --data-root /var/lib/docker --bridge {bridge} --group root {flags}
 """
@@ -94,6 +97,7 @@ class MadeEngine:
             bridge=self.bridge,
             subnet=_free_subnet(self.bridge),
             flags=flags,
+            step_logs=STEP_LOGS,
         )
         log = self.directory / "engine.log"
         process = machine.start(

@@ -139,6 +139,9 @@ class LogLine(EventData):
     text: str
     ts: AwareDatetime
     """Time at which the builder wrote it."""
+    clipped: bool | None = None
+    """True if the engine dropped an unknown number of lines here, because a build step exceeded its limit of output, and
+    the text says so; absent otherwise. Such lines have no numbers, so no `gap` event names them."""
 
 
 class Log(EventData):

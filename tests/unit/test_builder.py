@@ -1,5 +1,6 @@
 """The builder, run as a process with scripts in the place of repo2docker and docker."""
 
+import ast
 import json
 import os
 import signal
@@ -55,10 +56,10 @@ class Bench:
         path.chmod(0o755)
         return str(path)
 
-    def docker(self, *, version: str = "echo 28.0", push: str = PUSHED) -> None:
+    def docker(self, *, version: str = "echo 28.0", images: str = "echo 1234", push: str = PUSHED) -> None:
         self._script(
             "docker",
-            f'case "$1" in\nversion) {version};;\nimage) echo 1234;;\npush) {push}\n;;\nesac',
+            f'case "$1" in\nversion) {version};;\nimage) {images};;\npush) {push}\n;;\nesac',
         )
 
     def repo2docker(self, text: str) -> None:
@@ -176,10 +177,10 @@ def test_output_is_cleaned_of_controls_credentials_and_secrets(bench: Bench) -> 
         r"""printf '10%%\r20%%\r100%%\n'
 printf 'https://user:p@ss@git.example/one and Authorization: Bearer abc.def\n'
 printf 'bad \377 byte\n\n  \n\033[2Kcursor \033[31mred\033[0m\n'
-printf 'hunter2 is said\n'
+printf 'hunter222 is said\n'
 printf 'no newline'"""
     )
-    bench.run(redact=["hunter2"])
+    bench.run(build_args={"PASSWORD": "hunter222"})
     assert bench.texts()[:7] == [
         "100%",
         "https://***@git.example/one and Authorization: Bearer ***",
@@ -196,6 +197,78 @@ def test_progress_that_rewrites_its_line_becomes_one_line(bench: Bench) -> None:
     bench.run()
     assert bench.texts()[0] == f"{20000:0100d}%"
     assert bench.texts()[1].startswith("The push refers")
+
+
+def test_states_that_repo2docker_passes_on_one_by_one_become_one_line(bench: Bench) -> None:
+    states = [json.dumps({"message": f"{number}%\r", "phase": "building"}) for number in range(1, 300)]
+    first = json.dumps({"message": "#5 0.1 0%\r", "phase": "building"})
+    last = json.dumps({"message": "300%\r\n", "phase": "building"})
+    bench.repo2docker("cat <<'end'\n" + "\n".join([first, *states, last]) + "\nend")
+    bench.run()
+    assert bench.texts()[0] == "#5 0.1 300%"
+    assert bench.texts()[1].startswith("The push refers")
+
+
+def test_output_that_the_engine_dropped_is_reported_where_it_is_missing(bench: Bench) -> None:
+    clipped = "[output clipped, log limit 200KiB/s reached]"
+    bench.repo2docker(
+        JSON_LINE % (f"#5 0.1 {clipped}\\n", "building") + JSON_LINE % (f"echo {clipped}", "building")
+    )
+    bench.run()
+    engine_said, other = bench.lines()[:2]
+    assert engine_said["clipped"]
+    assert engine_said["text"] == (
+        "#5 0.1 [The Docker engine dropped output of this step: an unknown number of lines is missing here. "
+        "Its limit is 200KiB/s, which the operator can raise.]"
+    )
+    assert "clipped" not in other
+    assert other["text"] == f"echo {clipped}"
+
+
+SHOW_CONFIG = 'while [ "$1" != --config ]; do shift; done; cat "$2"; echo; shift 2; printf "%s\\n" "$@"'
+
+
+@pytest.mark.parametrize(
+    ("force", "arguments", "builds_anew"),
+    [(False, [], False), ("cache", [], True), (True, ["--no-cache", "--pull"], True)],
+)
+def test_the_engine_gets_labels_the_operators_arguments_and_those_of_a_forced_build(
+    bench: Bench, force: bool | str, arguments: list[str], builds_anew: bool
+) -> None:
+    bench.repo2docker(SHOW_CONFIG)
+    label = "a \"b\" 'c' $HOME\nd"
+    operators = ["--DockerEngine.extra_buildx_build_args=['--network=host', '--quiet']", "--debug"]
+    bench.run(
+        repo2docker_command=None,
+        python=str(bench.bin / "fake-repo2docker"),
+        force=force,
+        labels={"one": label},
+        repo2docker_args=[*operators, "--DockerEngine.extra_buildx_build_args=--ssh=x"],
+    )
+    [configured] = [line for line in bench.texts() if line.startswith("c.DockerEngine")]
+    expected = ["--network=host", "--quiet", "--ssh=x", "--label", f"one={label}", *arguments]
+    assert ast.literal_eval(configured.partition(" = ")[2]) == expected
+    assert ("Repo2Docker.find_image = lambda self: False" in bench.texts()) == builds_anew
+    assert "--debug" in bench.texts()
+    assert operators[0] not in bench.texts()
+
+
+def test_a_forced_build_uses_a_base_image_that_the_engine_alone_has(bench: Bench) -> None:
+    failure = "ERROR: failed to solve: base:1: failed to resolve source metadata for docker.io/library/base:1: not found"
+    bench.repo2docker(
+        f'{SHOW_CONFIG}\nif [ ! -e again ]; then touch again; echo "{failure}"; exit 1; fi; echo built'
+    )
+    command = {"repo2docker_command": None, "python": str(bench.bin / "fake-repo2docker")}
+    bench.docker(images='echo [\\"base@sha256:0\\"]')
+    assert bench.run(**command, force=True)["reason"] != "ok"
+    (bench.directory / "again").unlink()
+    bench.docker(images="echo []")
+    bench.log.unlink()
+    assert bench.run(**command, force=True)["reason"] == "ok"
+    configured = [line for line in bench.texts() if line.startswith("c.DockerEngine")]
+    assert ["--pull" in line for line in configured] == [True, False]
+    assert ["--no-cache" in line for line in configured] == [True, True]
+    assert any(line.startswith("The base image docker.io/library/base:1 exists in") for line in bench.texts())
 
 
 def test_a_long_line_is_written_in_parts(bench: Bench) -> None:
