@@ -29,8 +29,9 @@ from deploy.dev.machine import (
     wait_until,
 )
 
-# By default an engine drops what a step prints beyond 2 MiB, or faster than 200 KiB a second. This is what a hub keeps.
-STEP_LOGS = "BUILDKIT_STEP_LOG_MAX_SIZE=16777216 BUILDKIT_STEP_LOG_MAX_SPEED=-1"
+# Without these, the engine drops what a step prints beyond 2 MiB, or faster than 200 KiB a second. There is still a limit,
+# for a step that prints without end; the chart has the same.
+STEP_LOGS = "BUILDKIT_STEP_LOG_MAX_SIZE=67108864 BUILDKIT_STEP_LOG_MAX_SPEED=-1"
 PACKAGES = ("ca-certificates", "docker.io", "docker-cli", "docker-buildx", "iptables", "iproute2")
 
 _START = """

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from deploy.dev.machine import Ledger
 from docker.models.images import Image
 
 from rabbit2docker.settings import AmqpSettings
-from rabbit2docker_schemas.events import Cancelled, Completed, Failed, Rejected
+from rabbit2docker_schemas.events import Cancelled, Completed, Failed, Log, Rejected
 from tests.support.consumer import Consumer
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.repositories import (
@@ -616,6 +617,39 @@ def own_engine(tmp_path: Path) -> Iterator[tuple[MadeEngine, Ledger]]:
         item.end()
     made.remove_bridge()
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def log_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lower the size of a step's output that engines keep; its speed stays unlimited."""
+    limits = engine.STEP_LOGS.replace("67108864", "307200")
+    assert limits != engine.STEP_LOGS
+    monkeypatch.setattr(engine, "STEP_LOGS", limits)
+
+
+async def test_all_output_of_a_loud_step_arrives_or_the_log_says_where_lines_are_missing(
+    own_amqp: AmqpSettings,
+    make_repository: MakeRepository,
+    log_limits: None,
+    own_engine: tuple[MadeEngine, Ledger],
+    tmp_path: Path,
+) -> None:
+    made, _ = own_engine
+    await asyncio.to_thread(copy_base_image, made.host)
+    # By default, an engine drops what a step prints beyond 200 KiB in a second.
+    steps = [f"RUN printf '%0100d\\n' $(seq {first} {last})" for first, last in ((1, 2500), (5000, 9000))]
+    repo = make_repository("loud", dockerfile(*steps))
+    async with in_thread(other_consumer(tmp_path, own_amqp, RABBIT2DOCKER_DOCKER__HOST=made.host)):
+        story = await build(own_amqp, repo.spec())
+    printed = [
+        int(match[1]) for match in map(re.compile(r"#\d+ [\d.]+ (0\d{99})$").match, story.log) if match
+    ]
+    assert printed[:2501] == [*range(1, 2501), 5000]
+    assert printed[-1] < 9000
+    batches = [event.data for event in story.events if isinstance(event.data, Log)]
+    [marked] = [line for batch in batches for line in batch.lines if line.clipped]
+    assert "an unknown number of lines is missing here. Its limit is 300KiB" in marked.text
+    assert story.completed.digest
 
 
 async def test_a_build_is_retried_after_its_engine_was_killed(
