@@ -885,6 +885,7 @@ class Attempt:
         self._engine = Engine(spec, self._runner)
         self._secrets = known_secrets(spec, os.environ)
         self._build_lines = RewrittenLines(self._write_build_line)
+        self._unresolved_base: str | None = None
 
     def _make_workdir(self) -> str:
         if not self.spec.get("workdir"):
@@ -968,15 +969,9 @@ class Attempt:
         """Run repo2docker and return its exit code; once more where a base image exists in the engine alone."""
         try:
             code = self._runner.run(self._repo2docker_command(), self._on_build_line)
-            base = next((match[1] for match in map(_BASE_UNRESOLVED.match, self._tail) if match), None)
-            if (
-                code == 0
-                or base is None
-                or self.spec.get("force") is not True
-                or not self._engine.is_local_only(base)
-            ):
+            base = self._unresolved_base
+            if code == 0 or base is None or not self._engine.is_local_only(base):
                 return code
-            self._build_lines.end_line()
             self.write(
                 f"The base image {base} exists in the {self._engine.title} alone and cannot be pulled. "
                 "Building once more, with the base images that the engine has."
@@ -1057,6 +1052,8 @@ class Attempt:
                 is_clipped=True,
             )
             return
+        if self.spec.get("force") is True and (unresolved := _BASE_UNRESOLVED.match(text)):
+            self._unresolved_base = unresolved[1]
         match = _STEP.match(text)
         self.write(text, {"step": int(match[1]), "steps": int(match[2])} if match else None)
 
