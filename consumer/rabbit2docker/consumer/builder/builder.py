@@ -108,7 +108,8 @@ def clean_text(text: str, secrets: Iterable[str] = ()) -> str:
     text = _CONTROL.sub("", _CURSOR.sub("", text))
     text = _URL_CREDENTIALS.sub(r"\1***@", text)
     text = _AUTHORIZATION.sub(r"\1***", text)
-    text = _BUILD_ARGUMENT.sub(lambda match: f"{match[1] or match[3]}***", text)
+    if "--build-arg" in text:
+        text = _BUILD_ARGUMENT.sub(lambda match: f"{match[1] or match[3]}***", text)
     for secret in secrets:
         if secret:
             text = text.replace(secret, "***")
