@@ -781,6 +781,7 @@ class Engine:
     def __init__(self, spec: Spec, runner: Runner) -> None:
         self._image: str = spec["image"]
         self._runner = runner
+        self._id_file = os.path.join(runner.workdir, "image-id")
         # For repo2docker as well, which calls the engine itself.
         runner.environment["BUILDKIT_PROGRESS"] = "plain"
         if spec.get("docker_host"):
@@ -800,7 +801,13 @@ class Engine:
         ]
         if spec.get("force") is True:
             arguments += ["--no-cache", *(["--pull"] if self.pulls_bases else [])]
-        return arguments
+        return [*arguments, "--iidfile", self._id_file]
+
+    def name_image(self) -> None:
+        """Give the image its name again: another build of the same version may have taken it since."""
+        image_id = _read_text(self._id_file).strip()
+        if image_id:
+            self._call("tag", image_id, self._image)
 
     def is_local_only(self, image: str) -> bool:
         """Return whether the engine has the image, and no registry is known that has it."""
@@ -814,6 +821,7 @@ class Engine:
 
     def push(self, write: WriteLine) -> str | None:
         """Push the image once, and return its digest, None if the output does not contain it. Raises PushFailed."""
+        self.name_image()
         output = PushOutput(write)
         code = self._runner.run(["docker", "push", self._image], output.on_line)
         output.report(force=True)
