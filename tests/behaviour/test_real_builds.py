@@ -276,6 +276,16 @@ class TestImages:
         printed = client.containers.run(story.completed.image, remove=True).decode().strip()
         assert any(printed in line for line in story.log)
 
+    async def test_a_line_that_is_rewritten_3000_times_is_a_few_lines_of_the_log(
+        self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository
+    ) -> None:
+        step = "RUN for i in $(seq 3000); do printf 'state %d\\r' $i; done; echo; echo the end"
+        repo = make_repository("progress", dockerfile(step))
+        story = await build(amqp, repo.spec())
+        shown = [line for line in story.log if re.match(r"#\d+ [\d.]+ ", line)]
+        assert len(shown) < 20
+        assert [line.partition(" ")[2].partition(" ")[2] for line in shown[-2:]] == ["state 3000", "the end"]
+
     async def test_a_forced_build_pulls_its_base_image_anew(
         self,
         consumer: Consumer,
