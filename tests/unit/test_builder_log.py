@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shlex
 from pathlib import Path
 from urllib.parse import quote
 
@@ -18,7 +19,7 @@ from rabbit2docker.consumer.builder.builder import (
 )
 from rabbit2docker.consumer.executors.builder_io import parse_line
 
-PASSWORD = "p@ss/w0rd+x"
+PASSWORD = "p@ss/w0'rd+x"
 
 
 class Written:
@@ -115,7 +116,11 @@ def test_values_of_build_arguments_are_redacted_in_every_encoding(prefix: str) -
         f"https://git.example/?token={prefix}{quote(PASSWORD, safe='')}&x",
         f"Basic: {base64.b64encode((prefix + PASSWORD).encode()).decode()}",
         f"Basic: {base64.urlsafe_b64encode((prefix + PASSWORD + 'tail').encode()).decode()}",
+        f"https://git.example/?token={prefix}{quote(PASSWORD, safe='').lower()}&x",
         json.dumps({"password": prefix + PASSWORD}),
+        repr({"password": prefix + PASSWORD, "other": '"'}),
+        f"+ curl --user {shlex.quote(prefix + PASSWORD)}",
+        r"+ curl --user 'user:p@ss/w0'\''rd+x'",
         "see line-value-two",
     ):
         cleaned = clean_text(line, secrets)

@@ -25,6 +25,7 @@ import json
 import os
 import re
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -266,17 +267,16 @@ def _read_text(path: str) -> str:
 
 
 def _forms(value: str) -> Iterator[str]:
-    """Yield a value as it may appear in a line: plain, quoted, and encoded in URLs and in base64."""
+    """Yield a value as it may appear in a line: plain, quoted by programs and shells, encoded in URLs and in base64."""
     yield _CONTROL.sub("", value)
-    encoded = {
-        json.dumps(value)[1:-1],
-        repr(value)[1:-1],
-        quote(value),
-        quote(value, safe=""),
-        quote_plus(value),
-    }
+    in_urls = {quote(value), quote(value, safe=""), quote_plus(value)}
+    in_urls.update([re.sub("%..", lambda match: match[0].lower(), form) for form in in_urls])
+    in_shells = {shlex.quote(value).strip("'"), value.replace("'", r"'\''")}
+    encoded = {json.dumps(value)[1:-1], repr(value)[1:-1], *in_urls, *in_shells}
     for shift in range(3):
-        encoded.update(_base64_core(value.encode(), shift, altchars) for altchars in (b"+/", b"-_"))
+        encoded.update(
+            _base64_core(value.encode("utf-8", "replace"), shift, altchars) for altchars in (b"+/", b"-_")
+        )
     yield from (form for form in encoded if len(form) >= MIN_ENCODED)
 
 
