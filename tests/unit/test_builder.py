@@ -19,12 +19,14 @@ from rabbit2docker.consumer.builder.builder import (
     EXIT_CODES,
     MAX_LINE_BYTES,
     MAX_RESULT_BYTES,
+    AttemptEnded,
     Log,
     classify_build,
     classify_push,
     clean_text,
     encode_lines,
     encode_result,
+    split_build_options,
 )
 from rabbit2docker_schemas.reasons import FailureReason
 from tests.support.waiting import eventually_blocking
@@ -232,6 +234,7 @@ def test_output_that_the_engine_dropped_is_reported_where_it_is_missing(bench: B
     assert other["text"] == f"echo {clipped}"
 
 
+OPTION = "--DockerEngine.extra_buildx_build_args"
 SHOW_CONFIG = 'while [ "$1" != --config ]; do shift; done; cat "$2"; echo; shift 2; printf "%s\\n" "$@"'
 
 
@@ -258,6 +261,26 @@ def test_the_engine_gets_labels_the_operators_arguments_and_those_of_a_forced_bu
     assert ("Repo2Docker.find_image = lambda self: False" in bench.texts()) == builds_anew
     assert "--debug" in bench.texts()
     assert operators[0] not in bench.texts()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "others", "passed_on"),
+    [
+        (["--debug", "--X.y=1"], ["--debug", "--X.y=1"], []),
+        ([f"{OPTION}=--network=host", "--debug"], ["--debug"], ["--network=host"]),
+        ([OPTION, "--network=host", "--debug"], ["--debug"], ["--network=host"]),
+        ([f"{OPTION}=['--ssh', 'x']", f"{OPTION}=--quiet"], [], ["--ssh", "x", "--quiet"]),
+    ],
+)
+def test_arguments_of_the_operator_for_the_engine_are_kept(
+    arguments: list[str], others: list[str], passed_on: list[str]
+) -> None:
+    assert split_build_options(arguments) == (others, passed_on)
+
+
+def test_an_argument_of_the_operator_that_is_no_list_is_reported() -> None:
+    with pytest.raises(AttemptEnded, match="which is no list"):
+        split_build_options([f"{OPTION}=[--ssh"])
 
 
 def test_each_push_is_of_the_image_that_was_built_whatever_has_its_name_by_then(bench: Bench) -> None:

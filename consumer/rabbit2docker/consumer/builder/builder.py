@@ -79,7 +79,7 @@ EXIT_CODES = {
 }
 PHASES = ("waiting", "fetching", "building", "pushing")
 # Arguments of the operator that this program has to merge with its own.
-_BUILD_OPTION = "--DockerEngine.extra_buildx_build_args="
+_BUILD_OPTION = "--DockerEngine.extra_buildx_build_args"
 INHERITED = re.compile(
     r"^(PATH|HOME|USER|LANG|LC_\w+|TZ|TMPDIR|DOCKER_\w+|GIT_\w+|SSL_\w+|\w*_CA_BUNDLE|PIP_\w+|XDG_\w+"
     r"|https?_proxy|no_proxy|HTTPS?_PROXY|NO_PROXY|BUILDKIT_\w+|BUILDX_\w+|VIRTUAL_ENV|PYTHON\w+)$"
@@ -874,6 +874,31 @@ class PushOutput:
             self._write(f"Pushed {done} of {total} layers", {"layers_done": done, "layers_total": total})
 
 
+def split_build_options(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Split the operator's arguments into those for repo2docker, and those that it is to pass on to the engine's build."""
+    others, passed_on = [], []
+    rest = iter(arguments)
+    for item in rest:
+        name, equals, value = item.partition("=")
+        if name == _BUILD_OPTION:
+            passed_on += _listed(value if equals else next(rest, ""))
+        else:
+            others.append(item)
+    return others, passed_on
+
+
+def _listed(value: str) -> list[str]:
+    """Return the items of a Python list, or the value itself, as repo2docker reads it."""
+    if not value.startswith("["):
+        return [value]
+    try:
+        return [str(item) for item in ast.literal_eval(value)]
+    except (ValueError, SyntaxError) as error:
+        raise AttemptEnded(
+            "bad_spec", f"builder.repo2docker_args has {_BUILD_OPTION} with {value!r}, which is no list."
+        ) from error
+
+
 # --- The attempt --------------------------------------------------------------------------------------------
 
 
@@ -1003,9 +1028,7 @@ class Attempt:
                 command += [option, spec[value]]
         for name, value in (spec.get("build_args") or {}).items():
             command += ["--build-arg", f"{name}={value}"]
-        arguments = [
-            item for item in spec.get("repo2docker_args") or [] if not item.startswith(_BUILD_OPTION)
-        ]
+        arguments, _ = split_build_options(spec.get("repo2docker_args") or [])
         return [*command, *arguments, "--", spec["repo_url"]]
 
     def _write_config(self) -> str:
@@ -1027,16 +1050,7 @@ class Attempt:
 
     def _build_arguments(self) -> list[str]:
         """Return the engine's arguments for the build: the operator's, then those of the request."""
-        values = [
-            item[len(_BUILD_OPTION) :]
-            for item in self.spec.get("repo2docker_args") or []
-            if item.startswith(_BUILD_OPTION)
-        ]
-        configured = [
-            part
-            for value in values
-            for part in (ast.literal_eval(value) if value.startswith("[") else [value])
-        ]
+        _, configured = split_build_options(self.spec.get("repo2docker_args") or [])
         return [*configured, *self._engine.build_arguments(self.spec)]
 
     def _on_build_line(self, raw: str) -> None:
