@@ -30,6 +30,9 @@ from deploy.dev.machine import (
     wait_until,
 )
 
+# Without these, the engine drops what a step prints beyond 2 MiB, or faster than 200 KiB a second. There is still a limit,
+# for a step that prints without end; the chart has the same.
+STEP_LOGS = "BUILDKIT_STEP_LOG_MAX_SIZE=67108864 BUILDKIT_STEP_LOG_MAX_SPEED=-1"
 PACKAGES = ("ca-certificates", "docker.io", "docker-cli", "docker-buildx", "iptables", "iproute2")
 
 _START = """
@@ -50,6 +53,7 @@ rm -f /run/engine/docker.pid /run/engine/docker.sock
 ip link show {bridge} > /dev/null 2>&1 || ip link add {bridge} type bridge
 ip addr replace {subnet} dev {bridge}
 ip link set {bridge} up
+export {step_logs}
 exec dockerd --host unix:///run/engine/docker.sock --pidfile /run/engine/docker.pid --exec-root /run/docker \\
   --data-root /var/lib/docker --bridge {bridge} --group root {flags}
 """
@@ -95,6 +99,7 @@ class MadeEngine:
             bridge=self.bridge,
             subnet=_free_subnet(self.bridge),
             flags=flags,
+            step_logs=STEP_LOGS,
         )
         log = self.directory / "engine.log"
         process = machine.start(

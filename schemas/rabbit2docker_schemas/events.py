@@ -63,6 +63,9 @@ class BuildOptions(EventData):
     """Options of a request beside the repository, as in the request itself."""
 
     force: bool = False
+    """True also if the request has `cache` here."""
+    keep_cache: bool = False
+    """True if `force` of the request is `cache`."""
     subdir: str | None = None
     build_args: dict[str, str] = {}
     labels: dict[str, str] = {}
@@ -139,6 +142,9 @@ class LogLine(EventData):
     text: str
     ts: AwareDatetime
     """Time at which the builder wrote it."""
+    clipped: bool | None = None
+    """True if the engine dropped an unknown number of lines here, because a build step exceeded its limit of output, and
+    the text says so; absent otherwise. Such lines have no numbers, so no `gap` event names them."""
 
 
 class Log(EventData):
@@ -170,6 +176,8 @@ class Completed(EventData):
     kind = Kind.COMPLETED
     build_id: str
     image: str
+    """Name and tag; with `@` and the digest after a forced build, and where the image existed: nodes may have an older one
+    of that tag."""
     digest: str
     """Digest of the manifest, as the registry reports it."""
     size: int | None = None

@@ -3,11 +3,12 @@
 import hashlib
 import json
 import re
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -16,13 +17,28 @@ from pydantic import (
     model_validator,
 )
 
+from rabbit2docker_schemas.events import BuildOptions
 from rabbit2docker_schemas.ids import REQUEST_ID_PATTERN
 
 REQUEST_TYPE: Final = "io.rabbit2docker.build.requested.v1"
 CANCEL_TYPE: Final = "io.rabbit2docker.build.cancel.v1"
 
 ShortText = Annotated[str, StringConstraints(max_length=256)]
+KEEP_CACHE: Final = "cache"
+
+
+def _check_force(value: object) -> object:
+    # One sentence, where a union would report a problem for each of its members.
+    if isinstance(value, bool) or value == KEEP_CACHE:
+        return value
+    raise ValueError(f'must be true, false or "{KEEP_CACHE}"')
+
+
+Force = Annotated[bool | Literal["cache"], BeforeValidator(_check_force)]
 _ARGUMENT_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+# repo2docker writes them into the Dockerfile that it generates, where other values would have another meaning than in a
+# Dockerfile of the repository.
+_TAKEN_ARGUMENTS = {"NB_USER", "NB_UID"}
 _LABEL_NAME = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$")
 _INSIDE = re.compile(r"^(?![/-])(?!([^/]*/)*\.\.(/|$))")
 
@@ -50,8 +66,9 @@ class BuildRequest(Message):
     """Repository and version in the provider's grammar: `owner/repository/ref` for gh."""
     request_id: Annotated[str, StringConstraints(pattern=REQUEST_ID_PATTERN)] | None = None
     """Idempotency key; use a new one for each request. Default: the `ce-id` header, then the AMQP message_id."""
-    force: bool = False
-    """Build even if the image exists, under a new tag that no node can have cached."""
+    force: Force = False
+    """Build even if the image exists. true: without the engine's cache, on base images that are pulled anew; `cache`: with
+    it. The image's tag then names the new image, whose digest is in `completed`."""
     subdir: (
         Annotated[
             str,
@@ -64,7 +81,7 @@ class BuildRequest(Message):
     build_args: dict[str, Annotated[str, StringConstraints(max_length=4096)]] = Field(
         default={}, max_length=50, json_schema_extra={"propertyNames": {"pattern": _ARGUMENT_NAME.pattern}}
     )
-    """Docker build arguments."""
+    """Docker build arguments; not `NB_USER` and `NB_UID`, which the operator sets."""
     labels: dict[str, Annotated[str, StringConstraints(max_length=4096)]] = Field(
         default={}, max_length=50, json_schema_extra={"propertyNames": {"pattern": _LABEL_NAME.pattern}}
     )
@@ -92,6 +109,11 @@ class BuildRequest(Message):
     def _arguments_have_names(cls, value: dict[str, str]) -> dict[str, str]:
         if wrong := [name for name in value if not _ARGUMENT_NAME.fullmatch(name)]:
             raise ValueError(f"has invalid build argument names: {', '.join(wrong)}")
+        if taken := sorted(_TAKEN_ARGUMENTS & value.keys()):
+            raise ValueError(
+                f"must not have {' and '.join(taken)}: the operator sets the user of all images, with the settings "
+                "builder.user_name and builder.user_id. Remove it, or give it another name"
+            )
         return value
 
     @field_validator("labels")
@@ -100,6 +122,11 @@ class BuildRequest(Message):
         if wrong := [name for name in value if not _LABEL_NAME.fullmatch(name)]:
             raise ValueError(f"has invalid label names: {', '.join(wrong)}")
         return value
+
+    def options(self) -> BuildOptions:
+        """Return the build options as events report them."""
+        given = self.model_dump(include=set(BuildOptions.model_fields) - {"force"})
+        return BuildOptions(**given, force=bool(self.force), keep_cache=self.force == KEEP_CACHE)
 
     def digest(self) -> str:
         """Return a digest of everything except the request_id: equal digests mean equal requests."""

@@ -417,6 +417,12 @@ class TestLogs:
         assert [line async for line in store.lines("unknown")] == []
         assert [line.ts async for line in store.lines(BUILD, attempt=1, first=3, last=3)] == [at(10.003)]
 
+    async def test_a_place_where_the_engine_dropped_lines_stays_marked(self, store: Store) -> None:
+        marked = LogLine(phase=Phase.BUILDING, text="dropped", ts=at(11), clipped=True)
+        data = Log(build_id=BUILD, attempt=1, n=2, lines=[marked])
+        await store.put([accepted(), lines(0, 2), event(ids.lines_event_id(BUILD, 1, 2, 2, "log"), data, 11)])
+        assert [line.clipped async for line in store.lines(BUILD)] == [None, None, True]
+
     @pytest.mark.parametrize("batch", [1, 7, 40, 500])
     async def test_head_and_tail_of_a_log_that_is_too_long_are_kept(self, store: Store, batch: int) -> None:
         number = 500

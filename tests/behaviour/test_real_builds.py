@@ -4,10 +4,12 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
+import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
@@ -22,9 +24,10 @@ from deploy.dev import engine, machine
 from deploy.dev.demo import registry_digest
 from deploy.dev.engine import MadeEngine
 from deploy.dev.machine import Ledger
+from docker.models.images import Image
 
 from rabbit2docker.settings import AmqpSettings
-from rabbit2docker_schemas.events import Cancelled, Completed, Failed, Rejected
+from rabbit2docker_schemas.events import Cancelled, Completed, Failed, Log, Rejected
 from tests.support.consumer import Consumer
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.repositories import (
@@ -235,27 +238,93 @@ class TestImages:
         assert story.accepted.cached
         assert [event.kind for event in story.events] == ["accepted", "completed"]
         assert story.completed.cached
-        assert (story.completed.image, story.completed.digest) == (first.image, first.digest)
+        # With the digest: a node may have an older image of this tag.
+        assert story.completed.image == f"{first.image}@{first.digest}"
+        assert story.completed.digest == first.digest
         assert consumer.records() == records
 
-    async def test_a_forced_build_gets_a_unique_tag_and_its_digest(
+    async def test_forced_builds_are_built_anew_under_one_tag(
         self,
         consumer: Consumer,
         amqp: AmqpSettings,
         make_repository: MakeRepository,
         client: docker.DockerClient,
     ) -> None:
-        repo = make_repository("force", dockerfile('CMD ["echo", "forced"]'))
+        step = "RUN cat /proc/sys/kernel/random/uuid | tee /id"
+        repo = make_repository("force", dockerfile(step, 'CMD ["cat", "/id"]'))
+        options: dict[str, Any] = {"build_args": {"TOKEN": "a 'secret' $value"}}
+        plain = (await build(amqp, repo.spec(), **options)).completed
+        stories = [await build(amqp, repo.spec(), **options, force=True) for _ in range(3)]
+        for story in stories:
+            assert not story.accepted.cached
+            assert story.accepted.image == plain.image
+            assert story.completed.image == f"{plain.image}@{story.completed.digest}"
+        assert len({plain.digest, *(story.completed.digest for story in stories)}) == 4
+        story = stories[-1]
+        assert registry_digest(plain.image) == story.completed.digest
+        assert registry_tags(plain.image) == {plain.image.rpartition(":")[2]}
+        assert any("exists in the Docker engine alone" in line for line in story.log)
+        # repo2docker prints the engine's command line after the pull, which fails as no registry has the base image.
+        assert any("'--build-arg', " in line and "TOKEN=***" in line for line in story.log)
+        assert not any("secret" in line for line in story.log)
+        cached = (await build(amqp, repo.spec(), **options)).completed
+        assert cached.image == story.completed.image
+        with_cache = (await build(amqp, repo.spec(), **options, force="cache")).completed
+        assert with_cache.digest == story.completed.digest
+        assert not with_cache.cached
+        client.images.remove(plain.image, force=True)
+        printed = client.containers.run(story.completed.image, remove=True).decode().strip()
+        assert any(printed in line for line in story.log)
+
+    async def test_a_line_that_is_rewritten_3000_times_is_a_few_lines_of_the_log(
+        self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository
+    ) -> None:
+        step = "RUN for i in $(seq 3000); do printf 'state %d\\r' $i; done; echo; echo the end"
+        repo = make_repository("progress", dockerfile(step))
+        story = await build(amqp, repo.spec())
+        shown = [line for line in story.log if re.match(r"#\d+ [\d.]+ ", line)]
+        assert len(shown) < 20
+        assert [line.partition(" ")[2].partition(" ")[2] for line in shown[-2:]] == ["state 3000", "the end"]
+
+    async def test_a_forced_build_pulls_its_base_image_anew(
+        self,
+        consumer: Consumer,
+        amqp: AmqpSettings,
+        make_repository: MakeRepository,
+        client: docker.DockerClient,
+    ) -> None:
+        base = f"{os.environ['RABBIT2DOCKER_TEST_REGISTRY']}/r2d-test-base-{uuid.uuid4().hex[:8]}"
+        old, new = (labelled(client, base, version) for version in ("old", "new"))
+        for image in (new, old):
+            image.tag(base, "1")
+            client.images.push(base, "1")
+        repo = make_repository("base", {"Dockerfile": f"FROM {base}:1\n"})
         plain = (await build(amqp, repo.spec())).completed
-        story = await build(amqp, repo.spec(), force=True)
-        image, _, digest = story.completed.image.partition("@")
-        assert not story.accepted.cached
-        assert image == story.accepted.image
-        assert image != plain.image
-        assert image.rpartition(":")[0] == plain.image.rpartition(":")[0]
-        assert digest == story.completed.digest == registry_digest(image)
-        client.images.remove(image, force=True)
-        assert client.containers.run(story.completed.image, remove=True) == b"forced\n"
+        assert client.images.get(plain.image).labels["version"] == "old"
+        new.tag(base, "1")
+        client.images.push(base, "1")
+        old.tag(base, "1")
+        kept = (await build(amqp, repo.spec(), force="cache")).completed
+        assert client.images.get(kept.image).labels["version"] == "old"
+        forced = (await build(amqp, repo.spec(), force=True)).completed
+        assert client.images.get(forced.image).labels["version"] == "new"
+
+    @pytest.mark.parametrize("kind", ["dockerfile", "generated"])
+    async def test_labels_and_build_arguments_mean_the_same_in_every_kind_of_repository(
+        self,
+        kind: str,
+        consumer: Consumer,
+        amqp: AmqpSettings,
+        make_repository: MakeRepository,
+        client: docker.DockerClient,
+        idle_base: str,
+    ) -> None:
+        text = "a \"b\" 'c' $HOME ${HOME} `d` \\ #e = \nnew line\\n"
+        repo = make_repository("same", dockerfile() if kind == "dockerfile" else {"README.md": "text"})
+        story = await build(amqp, repo.spec(), labels={"one": text}, build_args={"UNUSED": text})
+        labels = client.images.get(story.completed.image).labels
+        assert labels["one"] == text
+        assert labels["repo2docker.version"]
 
     async def test_build_options_take_effect_in_the_image(
         self,
@@ -528,6 +597,24 @@ class TestRegistries:
         assert failed.hint
 
 
+def registry_tags(image: str) -> set[str]:
+    """Return all tags that the registry has beside the image's."""
+    host, _, rest = image.partition("/")
+    with urllib.request.urlopen(
+        f"http://{host}/v2/{rest.rpartition(':')[0]}/tags/list", timeout=10
+    ) as answer:
+        return set(json.load(answer)["tags"])
+
+
+def labelled(client: docker.DockerClient, name: str, version: str) -> Image:
+    """Return an image with a label, made from the base image."""
+    container = client.containers.create(BASE_IMAGE, ["true"])
+    try:
+        return container.commit(name, version, changes=f"LABEL version={version}")
+    finally:
+        container.remove()
+
+
 @pytest.fixture
 def own_engine(tmp_path: Path) -> Iterator[tuple[MadeEngine, Ledger]]:
     """A Docker engine of its own for a test that kills it."""
@@ -544,6 +631,39 @@ def own_engine(tmp_path: Path) -> Iterator[tuple[MadeEngine, Ledger]]:
         item.end()
     made.remove_bridge()
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def log_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lower the size of a step's output that engines keep; its speed stays unlimited."""
+    limits = engine.STEP_LOGS.replace("67108864", "307200")
+    assert limits != engine.STEP_LOGS
+    monkeypatch.setattr(engine, "STEP_LOGS", limits)
+
+
+async def test_all_output_of_a_loud_step_arrives_or_the_log_says_where_lines_are_missing(
+    own_amqp: AmqpSettings,
+    make_repository: MakeRepository,
+    log_limits: None,
+    own_engine: tuple[MadeEngine, Ledger],
+    tmp_path: Path,
+) -> None:
+    made, _ = own_engine
+    await asyncio.to_thread(copy_base_image, made.host)
+    # By default, an engine drops what a step prints beyond 200 KiB in a second.
+    steps = [f"RUN printf '%0100d\\n' $(seq {first} {last})" for first, last in ((1, 2500), (5000, 9000))]
+    repo = make_repository("loud", dockerfile(*steps))
+    async with in_thread(other_consumer(tmp_path, own_amqp, RABBIT2DOCKER_DOCKER__HOST=made.host)):
+        story = await build(own_amqp, repo.spec())
+    printed = [
+        int(match[1]) for match in map(re.compile(r"#\d+ [\d.]+ (0\d{99})$").match, story.log) if match
+    ]
+    assert printed[:2501] == [*range(1, 2501), 5000]
+    assert printed[-1] < 9000
+    batches = [event.data for event in story.events if isinstance(event.data, Log)]
+    [marked] = [line for batch in batches for line in batch.lines if line.clipped]
+    assert "an unknown number of lines is missing here. Its limit is 300KiB" in marked.text
+    assert story.completed.digest
 
 
 async def test_a_build_is_retried_after_its_engine_was_killed(

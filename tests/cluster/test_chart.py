@@ -352,6 +352,17 @@ def test_the_engine_is_configured_with_its_cache_and_registries() -> None:
     assert config["mtu"] == 1400
 
 
+def test_the_engine_keeps_the_output_of_build_steps_at_any_speed() -> None:
+    more = {"dockerApi": {"stepLogBytes": -1, "extraEnv": [{"name": "HTTP_PROXY", "value": "proxy"}]}}
+    for objects, size, others in ((render(), "67108864", {}), (render(more), "-1", {"HTTP_PROXY": "proxy"})):
+        [dockerd] = docker_api(objects)["spec"]["containers"]
+        assert {item["name"]: item["value"] for item in dockerd["env"]} == {
+            "BUILDKIT_STEP_LOG_MAX_SIZE": size,
+            "BUILDKIT_STEP_LOG_MAX_SPEED": "-1",
+            **others,
+        }
+
+
 @pytest.mark.parametrize(
     ("storage", "expected"),
     [

@@ -88,7 +88,7 @@ class TestCreate:
 
     async def test_every_option_of_a_request_can_be_given(self, api: Api, builds: MemoryBuilds) -> None:
         answer = await api.post("api/builds", {**GH, **OPTIONS, "force": True})
-        assert answer.json["options"] == {**OPTIONS, "force": True}
+        assert answer.json["options"] == {**OPTIONS, "force": True, "keep_cache": False}
         [asked] = builds.asked
         assert asked.force
         assert {name: getattr(asked, name) for name in OPTIONS} == OPTIONS
@@ -129,7 +129,7 @@ class TestCreate:
             ({**GH, "request_id": "x"}, "unknown field `request_id`"),
             ({**GH, "tenant": "other"}, "unknown field `tenant`"),
             ({**GH, "subdr": "x"}, "did you mean `subdir`"),
-            ({**GH, "force": "yes"}, "`force` must be true or false"),
+            ({**GH, "force": "yes"}, '`force` must be true, false or "cache"'),
             ({**GH, "timeout_seconds": 1}, "`timeout_seconds` must be at least 10"),
             ({**GH, "subdir": "../x"}, "relative path"),
             ({**GH, "subdir": "a\0b"}, "null character"),
@@ -469,17 +469,38 @@ class TestDelete:
 
 
 class TestRebuild:
-    async def test_a_rebuild_repeats_the_request_with_force(self, api: Api, builds: MemoryBuilds) -> None:
+    async def test_a_rebuild_repeats_the_request(self, api: Api, builds: MemoryBuilds) -> None:
         first = (await api.post("api/builds", {**GH, **OPTIONS})).json
         answer = await api.post(f"api/builds/{first['id']}/rebuild")
         assert answer.status == 202
         assert answer.json["id"] != first["id"]
-        assert answer.json["options"] == {**OPTIONS, "force": True}
+        assert answer.json["options"] == {**OPTIONS, "force": False, "keep_cache": False}
         one, other = builds.asked
-        assert other.force
-        assert not one.force
-        fields = {"request_id", "force"}
-        assert one.model_dump(exclude=fields) == other.model_dump(exclude=fields)
+        assert one.model_dump(exclude={"request_id"}) == other.model_dump(exclude={"request_id"})
+
+    @pytest.mark.parametrize(
+        ("end", "asked", "repeated"),
+        [
+            (completed(), {}, True),
+            (completed(), {"force": True, "keep_cache": True}, True),
+            (failed(), {}, False),
+            (events.Cancelled(build_id="", by="ada", attempt=1), {}, False),
+            (failed(), {"force": True}, True),
+            (failed(), {"force": True, "keep_cache": True}, "cache"),
+        ],
+    )
+    async def test_a_rebuild_is_forced_if_the_build_completed_or_was_forced(
+        self,
+        api: Api,
+        store: Store,
+        builds: MemoryBuilds,
+        end: events.TerminalEventData,
+        asked: dict[str, Any],
+        repeated: bool | str,
+    ) -> None:
+        id_ = await a_build(store, accepted(options=events.BuildOptions(**asked)), end)
+        assert (await api.post(f"api/builds/{id_}/rebuild")).status == 202
+        assert builds.asked[-1].force == repeated
 
     async def test_a_rebuild_accepts_no_options(self, api: Api, store: Store, builds: MemoryBuilds) -> None:
         id_ = await a_build(store, *BUILD, completed())

@@ -1,5 +1,6 @@
 """The builder, run as a process with scripts in the place of repo2docker and docker."""
 
+import ast
 import json
 import os
 import signal
@@ -18,10 +19,12 @@ from rabbit2docker.consumer.builder.builder import (
     EXIT_CODES,
     MAX_LINE_BYTES,
     MAX_RESULT_BYTES,
+    AttemptEnded,
     Log,
     clean_text,
     encode_lines,
     encode_result,
+    split_build_options,
 )
 from rabbit2docker_schemas.reasons import FailureReason
 from tests.support.waiting import eventually_blocking
@@ -53,10 +56,17 @@ class Bench:
         path.chmod(0o755)
         return str(path)
 
-    def docker(self, *, version: str = "echo 28.0", push: str = PUSHED) -> None:
+    def docker(
+        self,
+        *,
+        version: str = "echo 28.0",
+        images: str = "echo 1234",
+        push: str = PUSHED,
+        others: str = "true",
+    ) -> None:
         self._script(
             "docker",
-            f'case "$1" in\nversion) {version};;\nimage) echo 1234;;\npush) {push}\n;;\nesac',
+            f'case "$1" in\nversion) {version};;\nimage) {images};;\npush) {push}\n;;\n*) {others};;\nesac',
         )
 
     def repo2docker(self, text: str) -> None:
@@ -174,10 +184,10 @@ def test_output_is_cleaned_of_controls_credentials_and_secrets(bench: Bench) -> 
         r"""printf '10%%\r20%%\r100%%\n'
 printf 'https://user:p@ss@git.example/one and Authorization: Bearer abc.def\n'
 printf 'bad \377 byte\n\n  \n\033[2Kcursor \033[31mred\033[0m\n'
-printf 'hunter2 is said\n'
+printf 'hunter222 is said\n'
 printf 'no newline'"""
     )
-    bench.run(redact=["hunter2"])
+    bench.run(build_args={"PASSWORD": "hunter222"})
     assert bench.texts()[:7] == [
         "100%",
         "https://***@git.example/one and Authorization: Bearer ***",
@@ -194,6 +204,117 @@ def test_progress_that_rewrites_its_line_becomes_one_line(bench: Bench) -> None:
     bench.run()
     assert bench.texts()[0] == f"{20000:0100d}%"
     assert bench.texts()[1].startswith("The push refers")
+
+
+def test_states_that_repo2docker_passes_on_one_by_one_become_one_line(bench: Bench) -> None:
+    states = [json.dumps({"message": f"{number}%\r", "phase": "building"}) for number in range(1, 300)]
+    first = json.dumps({"message": "#5 0.1 0%\r", "phase": "building"})
+    last = json.dumps({"message": "300%\r\n", "phase": "building"})
+    bench.repo2docker("cat <<'end'\n" + "\n".join([first, *states, last]) + "\nend")
+    bench.run()
+    assert bench.texts()[0] == "#5 0.1 300%"
+    assert bench.texts()[1].startswith("The push refers")
+
+
+def test_output_that_the_engine_dropped_is_reported_where_it_is_missing(bench: Bench) -> None:
+    clipped = "[output clipped, log limit 200KiB/s reached]"
+    bench.repo2docker(
+        JSON_LINE % (f"#5 0.1 {clipped}\\n", "building") + JSON_LINE % (f"echo {clipped}", "building")
+    )
+    bench.run()
+    engine_said, other = bench.lines()[:2]
+    assert engine_said["clipped"]
+    assert engine_said["text"] == (
+        "#5 0.1 [The Docker engine dropped output of this step: an unknown number of lines is missing here. "
+        "Its limit is 200KiB/s, which the operator can raise.]"
+    )
+    assert "clipped" not in other
+    assert other["text"] == f"echo {clipped}"
+
+
+OPTION = "--DockerEngine.extra_buildx_build_args"
+SHOW_CONFIG = 'while [ "$1" != --config ]; do shift; done; cat "$2"; echo; shift 2; printf "%s\\n" "$@"'
+
+
+@pytest.mark.parametrize(
+    ("force", "arguments", "builds_anew"),
+    [(False, [], False), ("cache", [], True), (True, ["--no-cache", "--pull"], True)],
+)
+def test_the_engine_gets_labels_the_operators_arguments_and_those_of_a_forced_build(
+    bench: Bench, force: bool | str, arguments: list[str], builds_anew: bool
+) -> None:
+    bench.repo2docker(SHOW_CONFIG)
+    label = "a \"b\" 'c' $HOME\nd"
+    operators = ["--DockerEngine.extra_buildx_build_args=['--network=host', '--quiet']", "--debug"]
+    bench.run(
+        repo2docker_command=None,
+        python=str(bench.bin / "fake-repo2docker"),
+        force=force,
+        labels={"one": label},
+        repo2docker_args=[*operators, "--DockerEngine.extra_buildx_build_args=--ssh=x"],
+    )
+    [configured] = [line for line in bench.texts() if line.startswith("c.DockerEngine")]
+    expected = ["--network=host", "--quiet", "--ssh=x", "--label", f"one={label}", *arguments]
+    assert ast.literal_eval(configured.partition(" = ")[2])[: len(expected)] == expected
+    assert ("Repo2Docker.find_image = lambda self: False" in bench.texts()) == builds_anew
+    assert "--debug" in bench.texts()
+    assert operators[0] not in bench.texts()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "others", "passed_on"),
+    [
+        (["--debug", "--X.y=1"], ["--debug", "--X.y=1"], []),
+        ([f"{OPTION}=--network=host", "--debug"], ["--debug"], ["--network=host"]),
+        ([OPTION, "--network=host", "--debug"], ["--debug"], ["--network=host"]),
+        ([f"{OPTION}=['--ssh', 'x']", f"{OPTION}=--quiet"], [], ["--ssh", "x", "--quiet"]),
+    ],
+)
+def test_arguments_of_the_operator_for_the_engine_are_kept(
+    arguments: list[str], others: list[str], passed_on: list[str]
+) -> None:
+    assert split_build_options(arguments) == (others, passed_on)
+
+
+def test_an_argument_of_the_operator_that_is_no_list_is_reported() -> None:
+    with pytest.raises(AttemptEnded, match="which is no list"):
+        split_build_options([f"{OPTION}=[--ssh"])
+
+
+def test_each_push_is_of_the_image_that_was_built_whatever_has_its_name_by_then(bench: Bench) -> None:
+    find = r"""sed -n "s/.*'--iidfile', '\([^']*\)'.*/\1/p" """
+    bench.repo2docker(f'path=$({{ {SHOW_CONFIG}; }} | {find}); echo sha256:1234 > "$path"')
+    bench.docker(
+        push=f'echo "$*" >> calls; [ -e once ] || {{ touch once; exit 1; }}\n{PUSHED}',
+        others='echo "$*" >> calls',
+    )
+    bench.run(repo2docker_command=None, python=str(bench.bin / "fake-repo2docker"))
+    calls = [line.split() for line in (bench.directory / "calls").read_text().splitlines()]
+    image = f"registry.example/one:{TAG}"
+    assert [call for call in calls if call[0] in ("tag", "push")] == [
+        ["tag", "sha256:1234", image],
+        ["push", image],
+    ] * 2
+
+
+def test_a_forced_build_uses_a_base_image_that_the_engine_alone_has(bench: Bench) -> None:
+    failure = "ERROR: failed to solve: base:1: failed to resolve source metadata for docker.io/library/base:1: not found"
+    bench.repo2docker(
+        f'{SHOW_CONFIG}\nif [ ! -e again ]; then touch again; echo "{failure}"; exit 1; fi; echo built'
+    )
+    command = {"repo2docker_command": None, "python": str(bench.bin / "fake-repo2docker")}
+    bench.docker(images='echo [\\"base@sha256:0\\"]')
+    assert bench.run(**command, force=True)["reason"] != "ok"
+    (bench.directory / "again").unlink()
+    bench.docker(images="echo []")
+    bench.log.unlink()
+    # An address given as a build argument is redacted, and found nevertheless.
+    base = {"BASE": "docker.io/library/base:1"}
+    assert bench.run(**command, force=True, build_args=base)["reason"] == "ok"
+    configured = [line for line in bench.texts() if line.startswith("c.DockerEngine")]
+    assert ["--pull" in line for line in configured] == [True, False]
+    assert ["--no-cache" in line for line in configured] == [True, True]
+    assert any(line.startswith("The base image *** exists in") for line in bench.texts())
 
 
 def test_a_long_line_is_written_in_parts(bench: Bench) -> None:
@@ -453,9 +574,9 @@ def test_the_verdict_is_in_the_result_and_not_in_the_log(bench: Bench) -> None:
 
 
 def test_secrets_are_removed_from_the_verdict(bench: Bench) -> None:
-    step = 'process "/bin/sh -c login hunter2" did not complete successfully: exit code: 1'
+    step = 'process "/bin/sh -c login hunter2hunter2" did not complete successfully: exit code: 1'
     bench.repo2docker(JSON_LINE % ("Using", "building") + f"echo 'ERROR: failed to solve: {step}'; exit 1")
-    result = bench.run(redact=["hunter2"])
+    result = bench.run(build_args={"PASSWORD": "hunter2hunter2"})
     assert (result["message"], result["failed_step"]) == (
         "The step `RUN login ***` ended with exit code 1.",
         "RUN login ***",

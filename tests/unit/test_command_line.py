@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from rabbit2docker.cli import main
+from rabbit2docker.cli.exits import Exit
 from rabbit2docker.settings import load_settings
 from rabbit2docker.settings.constants import (
     DEFAULT_GITHUB_HOSTNAME,
@@ -17,6 +18,7 @@ from rabbit2docker.settings.constants import (
     DEFAULT_TENANTS,
     DEFAULT_VHOST,
 )
+from rabbit2docker_schemas.requests import BuildRequest
 
 REF = "50533eb470ee6c24e872043d30b2fee463d6943f"
 HEAVY = {
@@ -79,6 +81,7 @@ def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         ["build", "gh", "a/b/c", "--build-arg", "nonsense"],
         ["build", "gh", "a/b/c", "--timeout", "soon"],
         ["build", "gh", "a/b/c", "--ref", "main"],
+        ["build", "gh", "a/b/c", "--keep-cache"],
         ["build", "https://example.org/r", "extra"],
         ["bild"],
         ["list", "--since", "yesterday"],
@@ -89,6 +92,23 @@ def test_wrong_usage_exits_with_64_and_says_what_is_wrong(program: Program, argu
     result = program(*arguments)
     assert result.returncode == 64
     assert result.stderr.strip()
+
+
+@pytest.mark.parametrize(
+    ("options", "force"), [([], False), (["--force"], True), (["--force", "--keep-cache"], "cache")]
+)
+def test_a_build_is_forced_with_or_without_the_layer_cache(
+    program: Program, monkeypatch: pytest.MonkeyPatch, options: list[str], force: bool | str
+) -> None:
+    asked: list[BuildRequest] = []
+
+    def submit(request: BuildRequest, **_: object) -> Exit:
+        asked.append(request)
+        return Exit.COMPLETED
+
+    monkeypatch.setattr("rabbit2docker.cli.build._submit", submit)
+    assert program("build", "gh", "a/b/c", *options).returncode == 0
+    assert [request.force for request in asked] == [force]
 
 
 @pytest.mark.parametrize(

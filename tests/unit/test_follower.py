@@ -35,8 +35,10 @@ class Bench:
         self.publisher = RecordingPublisher()
         self.answers: list[ImageInfo | RegistryUnavailable | None] = []
         """Answers of the registry, the last one repeated; if empty, the image is there."""
+        self.looked_up: list[str] = []
 
     async def find_image(self, image: str) -> ImageInfo | None:
+        self.looked_up.append(image)
         answer = (
             (self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]) if self.answers else IMAGE
         )
@@ -118,6 +120,19 @@ async def test_a_new_follower_continues_after_the_last_confirmed_line(bench: Ben
     again = [event.data for event in bench.publisher.events[published:] if isinstance(event.data, Log)]
     assert [log.n for log in again] == [2]
     assert [*lines_of(bench.publisher.events).values()] == [["one", "two", "three"]]
+
+
+async def test_a_forced_build_is_looked_up_by_its_own_digest(bench: Bench) -> None:
+    # Another build may have moved the tag.
+    record = bench.world.records[NAME]
+    record.spec = record.spec.model_copy(
+        update={"request": record.spec.request.model_copy(update={"force": True})}
+    )
+    bench.world.end(NAME, digest=DIGEST)
+    await bench.follow()
+    assert bench.looked_up == [f"{record.spec.image}@{DIGEST}"]
+    assert isinstance(bench.end, Completed)
+    assert bench.end.image == f"{record.spec.image}@{DIGEST}"
 
 
 async def test_two_followers_at_once_publish_the_same_end(bench: Bench) -> None:

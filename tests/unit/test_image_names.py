@@ -1,4 +1,4 @@
-"""Image and build names are identical to BinderHub's; options and forced builds get names of their own."""
+"""Image and build names are identical to BinderHub's; options add a suffix."""
 
 import re
 
@@ -83,16 +83,6 @@ def test_different_options_never_share_a_name() -> None:
 def test_the_order_of_options_and_empty_options_do_not_change_a_name() -> None:
     assert options_digest(subdir=None, build_args={}, labels={}, appendix=None) is None
     assert options_digest(labels={"a": "1", "b": "2"}) == options_digest(labels={"b": "2", "a": "1"})
-
-
-def test_a_forced_build_gets_a_unique_tag_and_keeps_its_build_name() -> None:
-    tags = {
-        image_name(PREFIX, "a", SHA, options_digest=options, nonce=nonce).rpartition(":")[2]
-        for options in (None, OPTIONS)
-        for nonce in (None, "0123456789", "9876543210")
-    }
-    assert len(tags) == 6
-    assert all(tag.startswith(SHA) and len(tag) <= 128 for tag in tags)
 
 
 @pytest.mark.parametrize(

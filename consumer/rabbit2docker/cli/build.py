@@ -37,7 +37,16 @@ def build(
         ),
     ] = None,
     ref: Annotated[str | None, typer.Option(help="With a URL: branch, tag or commit. Default: HEAD.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Build even if the image exists.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Build even if the image exists, without the engine's cache and on new base images.",
+        ),
+    ] = False,
+    keep_cache: Annotated[
+        bool, typer.Option("--keep-cache", help="With --force: build with the engine's cache.")
+    ] = False,
     subdir: Subdir = None,
     build_arg: BuildArgs = None,
     label: Labels = None,
@@ -79,11 +88,13 @@ def build(
         rabbit2docker build https://git.example.org/ada/thesis --ref v1.0 --force
         rabbit2docker build gh binder-examples/requirements/HEAD --no-follow --json
     """
+    if keep_cache and not force:
+        fail("--keep-cache goes with --force: an ordinary build uses the engine's cache.", Exit.USAGE)
     provider, spec = _target(target, spec, ref)
     request = _request(
         provider=provider,
         spec=spec,
-        force=force,
+        force="cache" if keep_cache else force,
         subdir=subdir,
         build_args=parse_pairs(build_arg, "--build-arg"),
         labels=parse_pairs(label, "--label"),

@@ -7,6 +7,7 @@ from typing import assert_never
 from rabbit2docker.consumer.executors.base import (
     Attempt,
     AttemptName,
+    AttemptSpec,
     AttemptStore,
     Change,
     Changed,
@@ -107,12 +108,12 @@ class AttemptCache:
             if attempt.spec.tenant == tenant and request_id in attempt.status.requests
         )
 
-    def unfinished_like(self, fingerprint: str) -> Attempt | None:
-        """Return the last attempt of a build with this fingerprint that a request may still join."""
+    def unfinished(self, is_wanted: Callable[[AttemptSpec], bool]) -> Attempt | None:
+        """Return the last attempt of such a build that a request may still join."""
         return _newest(
             attempt
             for attempt in self._by_name.values()
-            if attempt.spec.fingerprint == fingerprint and not is_reported(attempt)
+            if is_wanted(attempt.spec) and not is_reported(attempt)
         )
 
 

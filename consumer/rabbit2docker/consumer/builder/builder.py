@@ -18,12 +18,15 @@ image unavailable, disk full, image removed ·
 from __future__ import annotations
 
 import argparse
+import ast
+import base64
 import contextlib
 import errno
 import json
 import os
 import re
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -35,7 +38,8 @@ import tempfile
 import time
 from datetime import datetime, timezone
 from types import FrameType
-from typing import Any, Callable, Dict, Iterable, Optional
+from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Optional
+from urllib.parse import quote, quote_plus, unquote
 
 Spec = Dict[str, Any]
 Result = Dict[str, Any]
@@ -50,6 +54,7 @@ MAX_OPEN_LINE = 1 << 20  # bytes of an unfinished line that are kept before they
 TERM_GRACE = 8.0  # seconds between SIGTERM and SIGKILL for children
 DRAIN_SECONDS = 2.0  # time that a pipe may stay open after the child has ended
 PROGRESS_SECONDS = 0.5  # pause between two lines about progress of a push
+REWRITE_SECONDS = 5.0  # pause between two states of a line that is rewritten with carriage returns
 DISK_PATIENCE = 120.0  # seconds to wait for space on a full disk
 FULL_BELOW_BYTES = 32 << 20  # a step that met a full disk has often removed a little of what it wrote
 FULL_BELOW_FILES = 100
@@ -88,6 +93,8 @@ EXIT_CODES = {
     "cancelled": 143,
 }
 PHASES = ("waiting", "fetching", "building", "pushing")
+# Arguments of the operator that this program has to merge with its own.
+_BUILD_OPTION = "--DockerEngine.extra_buildx_build_args"
 INHERITED = re.compile(
     r"^(PATH|HOME|USER|LANG|LC_\w+|TZ|TMPDIR|DOCKER_\w+|GIT_\w+|SSL_\w+|\w*_CA_BUNDLE|PIP_\w+|XDG_\w+"
     r"|https?_proxy|no_proxy|HTTPS?_PROXY|NO_PROXY|BUILDKIT_\w+|BUILDX_\w+|VIRTUAL_ENV|PYTHON\w+)$"
@@ -99,6 +106,11 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]")
 _CURSOR = re.compile(r"\x1b(?:\[[0-9;?]*[A-LN-Za-ln-z]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[^\[\]])")
 _URL_CREDENTIALS = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s'\"?#]+@")
 _AUTHORIZATION = re.compile(r"(?i)(authorization:?\s*(?:basic|bearer|token)\s+)\S+")
+# Of a command line, or of its Python list: `--build-arg NAME=value`, `'--build-arg', 'NAME=value'`.
+_BUILD_ARGUMENT = re.compile(
+    r"""(--build-arg(?:['"],\ |[= ])(?P<quote>['"])\w+=)(?:\\.|(?!(?P=quote)).)*"""
+    r"""|(--build-arg[= ]\w+=)(?:'[^']*'?|"(?:\\.|[^"\\])*"?|\S*)"""
+)
 
 
 def clean_text(text: str, secrets: Iterable[str] = ()) -> str:
@@ -112,6 +124,8 @@ def clean_text(text: str, secrets: Iterable[str] = ()) -> str:
     text = _CONTROL.sub("", _CURSOR.sub("", text))
     text = _URL_CREDENTIALS.sub(r"\1***@", text)
     text = _AUTHORIZATION.sub(r"\1***", text)
+    if "--build-arg" in text:
+        text = _BUILD_ARGUMENT.sub(lambda match: f"{match[1] or match[3]}***", text)
     for secret in secrets:
         if secret:
             text = text.replace(secret, "***")
@@ -119,12 +133,19 @@ def clean_text(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def encode_lines(
-    number: int, stamp: str, phase: str, text: str, progress: Progress | None = None
+    number: int,
+    stamp: str,
+    phase: str,
+    text: str,
+    progress: Progress | None = None,
+    is_clipped: bool = False,
 ) -> list[bytes]:
     """Return a text as a JSON line, or as several where it would exceed MAX_LINE_BYTES."""
-    line = {"n": number, "ts": stamp, "phase": phase, "text": text}
+    line: dict[str, Any] = {"n": number, "ts": stamp, "phase": phase, "text": text}
     if progress:
         line["progress"] = progress
+    if is_clipped:
+        line["clipped"] = True
     data = (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "replace")
     if len(data) <= MAX_LINE_BYTES:
         return [data]
@@ -136,6 +157,148 @@ def encode_lines(
 def timestamp() -> str:
     """Return the current time in RFC 3339 with milliseconds."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class RewrittenLines:
+    """Coalesces lines that a program rewrites with carriage returns: their last state, and one every few seconds.
+
+    repo2docker passes on each state as a text of its own, which ends with the carriage return.
+    """
+
+    def __init__(self, write: OnLine, clock: Callable[[], float] = time.monotonic) -> None:
+        self._write = write
+        self._clock = clock
+        self._is_open = False
+        self._prefix = ""
+        self._held: str | None = None
+        self._shown: str | None = None
+        self._shown_at = 0.0
+
+    def feed(self, text: str) -> None:
+        """Process a text: states of a line, or several lines."""
+        *lines, rest = text.split("\n")
+        for line in lines:
+            self._feed_line(line)
+            self.end_line()
+        if rest:
+            self._feed_line(rest)
+            if not rest.endswith("\r"):
+                self.end_line()
+
+    def _feed_line(self, line: str) -> None:
+        # Only the first state bears the number of the build step. All are output of that step, whatever they say.
+        prefix = _STEP_OUTPUT.match(line)
+        if prefix:
+            self.end_line()
+            self._prefix, line = prefix[0], line[prefix.end() :]
+        if not self._is_open:
+            self._is_open, self._shown_at = True, self._clock()
+        # The cursor returns without erasing anything, so a blank state is none.
+        states = [state for state in line.split("\r") if state.strip()]
+        if states:
+            self._held = self._prefix + states[-1]
+        if self._clock() - self._shown_at >= REWRITE_SECONDS:
+            self._show()
+
+    def end_line(self) -> None:
+        """Write the last state of the current line. Nothing rewrites it any more."""
+        self._show()
+        self._is_open, self._prefix, self._shown = False, "", None
+
+    def _show(self) -> None:
+        if self._held is not None and self._held != self._shown:
+            self._write(self._held)
+            self._shown, self._shown_at = self._held, self._clock()
+        self._held = None
+
+
+# --- Secrets ------------------------------------------------------------------------------------------------
+
+MIN_SECRET = 4  # characters; shorter ones are part of many words
+MIN_ARGUMENT = 8  # the same for build arguments, whose values are often words: `true`, `3.11`
+MIN_ENCODED = 6
+_CREDENTIALS_FILE = re.compile(r"--file[= ]'?([^\s']+)")
+_NETRC_PASSWORD = re.compile(r"\bpassword\s+(\S+)")
+_URL_PASSWORD = re.compile(r"://[^/\s:@]*:([^/\s@]+)@")
+
+
+def known_secrets(spec: Spec, environment: Mapping[str, str]) -> list[str]:
+    """Return what no line may show, in every form: values of build arguments, credentials of registries and of git.
+
+    Longest first, so that no part of a secret is left over when another one is contained in it.
+    """
+    values = {
+        line.strip()
+        for value in (spec.get("build_args") or {}).values()
+        for line in [value, *value.splitlines()]
+        if len(line.strip()) >= MIN_ARGUMENT
+    }
+    credentials = {*_registry_secrets(environment), *_git_secrets(environment)}
+    values.update(value for value in credentials if len(value) >= MIN_SECRET)
+    return sorted({form for value in values for form in _forms(value)}, key=len, reverse=True)
+
+
+def _registry_secrets(environment: Mapping[str, str]) -> Iterator[str]:
+    """Yield passwords and tokens of docker's configuration."""
+    directory = environment.get("DOCKER_CONFIG") or os.path.join(environment.get("HOME", "/"), ".docker")
+    try:
+        entries = json.loads(_read_text(os.path.join(directory, "config.json")))["auths"].values()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return
+    for entry in (entry for entry in entries if isinstance(entry, dict)):
+        yield from (
+            str(entry[key]) for key in ("password", "identitytoken", "registrytoken") if entry.get(key)
+        )
+        encoded = str(entry.get("auth") or "")
+        yield encoded
+        with contextlib.suppress(ValueError):
+            yield base64.b64decode(encoded).decode().partition(":")[2].strip("\0")
+
+
+def _git_secrets(environment: Mapping[str, str]) -> Iterator[str]:
+    """Yield passwords of the files that git and curl read credentials from."""
+    home = environment.get("HOME", "/")
+    configured = [value for name, value in environment.items() if name.startswith("GIT_CONFIG_VALUE_")]
+    files = [
+        os.path.join(home, ".git-credentials"),
+        os.path.join(
+            environment.get("XDG_CONFIG_HOME") or os.path.join(home, ".config"), "git", "credentials"
+        ),
+        *(match[1] for value in configured for match in _CREDENTIALS_FILE.finditer(value)),
+    ]
+    for text in [*map(_read_text, files), *configured]:
+        for password in _URL_PASSWORD.findall(text):
+            yield from (password, unquote(password))
+        yield from (header.split()[-1] for header in re.findall(r"(?i)authorization:.*", text))
+    yield from _NETRC_PASSWORD.findall(_read_text(os.path.join(home, ".netrc")))
+
+
+def _read_text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(1 << 20)
+    except OSError:
+        return ""
+
+
+def _forms(value: str) -> Iterator[str]:
+    """Yield a value as it may appear in a line: plain, quoted by programs and shells, encoded in URLs and in base64."""
+    yield _CONTROL.sub("", value)
+    in_urls = {quote(value), quote(value, safe=""), quote_plus(value)}
+    in_urls.update([re.sub("%..", lambda match: match[0].lower(), form) for form in in_urls])
+    in_shells = {shlex.quote(value).strip("'"), value.replace("'", r"'\''")}
+    encoded = {json.dumps(value)[1:-1], repr(value)[1:-1], *in_urls, *in_shells}
+    for shift in range(3):
+        encoded.update(
+            _base64_core(value.encode("utf-8", "replace"), shift, altchars) for altchars in (b"+/", b"-_")
+        )
+    yield from (form for form in encoded if len(form) >= MIN_ENCODED)
+
+
+def _base64_core(value: bytes, shift: int, altchars: bytes) -> str:
+    """Return the characters that stand for `value` within any base64 text that has it at offset 3n + `shift`."""
+    text = base64.b64encode(b"\0" * shift + value, altchars).decode()
+    return text[(0, 2, 3)[shift] : (shift + len(value)) * 8 // 6]
 
 
 # --- Failures -----------------------------------------------------------------------------------------------
@@ -277,6 +440,9 @@ _TRACEBACK = "Traceback (most recent call last):\n"
 _DIGEST = re.compile(r"digest: (sha256:[0-9a-f]{64}) size: (\d+)")
 _LAYER = re.compile(r"^([0-9a-f]{12}): (.+)$")  # not longer: a tag is often 40 such digits
 _STEP = re.compile(r"^#\d+ \[(?:[\w.-]+ +)?(\d+)/(\d+)\] ")
+_STEP_OUTPUT = re.compile(r"^#\d+ \d+\.\d+ ")
+_CLIPPED = re.compile(r"^(#\d+ \d+\.\d+ )\[output clipped, log limit (\S+) reached\]\s*$")
+_BASE_UNRESOLVED = re.compile(r"^ERROR: .*failed to solve: .*failed to resolve source metadata for (\S+?): ")
 
 
 class Verdict:
@@ -434,7 +600,7 @@ class BuildOutput:
         error = self.error or "it ended without an error message"
         solve = _SOLVE.fullmatch(error)
         if found := _STEP_ERROR.match(solve["error"] if solve else error):
-            step = re.sub(r"^/bin/(?:ba)?sh -l?c ", "RUN ", " ".join(unquote(found["step"]).split()))[:300]
+            step = re.sub(r"^/bin/(?:ba)?sh -l?c ", "RUN ", " ".join(go_unquote(found["step"]).split()))[:300]
             verdict = judge(STEP, found["error"], step=step)
             if self.met_full_disk:
                 return Verdict("disk_full", f"The disk of the Docker engine is full. {verdict.message}", step)
@@ -490,7 +656,7 @@ class BuildOutput:
         return Verdict("no_environment", f"repo2docker cannot build the repository: {shown}")
 
 
-def unquote(text: str) -> str:
+def go_unquote(text: str) -> str:
     """Return the value of a string that Go quoted."""
     try:
         return str(json.loads(f'"{text}"'))
@@ -548,9 +714,11 @@ class Log:
             self._write_all(b"\n")
             self.number += 1
 
-    def write(self, phase: str, text: str, progress: Progress | None = None) -> None:
+    def write(
+        self, phase: str, text: str, progress: Progress | None = None, is_clipped: bool = False
+    ) -> None:
         """Write a text as one line or more. Waits for space on a full disk, then raises AttemptEnded."""
-        for data in encode_lines(self.number, timestamp(), phase, text, progress):
+        for data in encode_lines(self.number, timestamp(), phase, text, progress, is_clipped):
             self._write_all(data)
             self.number += 1
 
@@ -902,10 +1070,13 @@ class Engine:
     """The container engine: the only caller of its command. Another engine is another class with these methods."""
 
     title = "Docker engine"
+    pulls_bases = True
+    """Whether a forced build pulls its base images anew."""
 
     def __init__(self, spec: Spec, runner: Runner) -> None:
         self._image: str = spec["image"]
         self._runner = runner
+        self._id_file = os.path.join(runner.workdir, "image-id")
         # For repo2docker as well, which calls the engine itself.
         runner.environment["BUILDKIT_PROGRESS"] = "plain"
         if spec.get("docker_host"):
@@ -917,6 +1088,27 @@ class Engine:
         code, output = self._call("version", "--format", "{{.Server.Version}}", seconds=seconds)
         return None if code == 0 else " ".join(output)
 
+    def build_arguments(self, spec: Spec) -> list[str]:
+        """Return the arguments that repo2docker passes on to the command that builds."""
+        # Not through repo2docker: it writes labels into a Dockerfile that it generates, without quoting them.
+        arguments = [
+            part for item in (spec.get("labels") or {}).items() for part in ("--label", "=".join(item))
+        ]
+        if spec.get("force") is True:
+            arguments += ["--no-cache", *(["--pull"] if self.pulls_bases else [])]
+        return [*arguments, "--iidfile", self._id_file]
+
+    def name_image(self) -> None:
+        """Give the image its name again: another build of the same version may have taken it since."""
+        image_id = _read_text(self._id_file).strip()
+        if image_id:
+            self._call("tag", image_id, self._image)
+
+    def is_local_only(self, image: str) -> bool:
+        """Return whether the engine has the image, and no registry is known that has it."""
+        code, output = self._call("image", "inspect", "--format", "{{json .RepoDigests}}", image)
+        return code == 0 and output[-1:] == ["[]"]
+
     def image_size(self) -> int | None:
         """Return the size of the image in bytes, None if the engine does not report it."""
         code, output = self._call("image", "inspect", "--format", "{{.Size}}", self._image)
@@ -924,6 +1116,7 @@ class Engine:
 
     def push(self, write: WriteLine) -> str | None:
         """Push the image once, and return its digest, None if the output does not contain it. Raises PushFailed."""
+        self.name_image()
         output = PushOutput(write)
         code = self._runner.run(["docker", "push", self._image], output.on_line)
         output.report(force=True)
@@ -1009,6 +1202,31 @@ class PushOutput:
             self._write(f"Pushed {done} of {total} layers", {"layers_done": done, "layers_total": total})
 
 
+def split_build_options(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Split the operator's arguments into those for repo2docker, and those that it is to pass on to the engine's build."""
+    others, passed_on = [], []
+    rest = iter(arguments)
+    for item in rest:
+        name, equals, value = item.partition("=")
+        if name == _BUILD_OPTION:
+            passed_on += _listed(value if equals else next(rest, ""))
+        else:
+            others.append(item)
+    return others, passed_on
+
+
+def _listed(value: str) -> list[str]:
+    """Return the items of a Python list, or the value itself, as repo2docker reads it."""
+    if not value.startswith("["):
+        return [value]
+    try:
+        return [str(item) for item in ast.literal_eval(value)]
+    except (ValueError, SyntaxError) as error:
+        raise AttemptEnded(
+            "bad_spec", f"builder.repo2docker_args has {_BUILD_OPTION} with {value!r}, which is no list."
+        ) from error
+
+
 # --- The attempt --------------------------------------------------------------------------------------------
 
 
@@ -1027,6 +1245,9 @@ class Attempt:
         log.give_up = lambda: limits.stopped_by is not None
         self._runner = Runner(self._environment(), self._workdir, limits)
         self._engine = Engine(spec, self._runner)
+        self._secrets = known_secrets(spec, os.environ)
+        self._build_lines = RewrittenLines(self._write_build_line)
+        self._unresolved_base: str | None = None
 
     def _make_workdir(self) -> str:
         if not self.spec.get("workdir"):
@@ -1066,12 +1287,16 @@ class Attempt:
             self.timings[self.phase] = round(self.timings.get(self.phase, 0.0) + moment - self._entered, 3)
             self.phase, self._entered = phase, moment
 
-    def write(self, text: str, progress: Progress | None = None) -> None:
+    def write(self, text: str, progress: Progress | None = None, is_clipped: bool = False) -> None:
         """Write a text as lines of the current phase."""
         for line in text.split("\n"):
-            line = clean_text(line, self.spec.get("redact") or ())
+            line = self.clean(line)
             if line:
-                self._log.write(self.phase, line, progress)
+                self._log.write(self.phase, line, progress, is_clipped)
+
+    def clean(self, text: str) -> str:
+        """Return a text as users may see it."""
+        return clean_text(text, self._secrets)
 
     # -- steps
 
@@ -1105,20 +1330,36 @@ class Attempt:
         return self._build_once()
 
     def _build_once(self) -> None:
-        self._output = BuildOutput()
-        code = self._runner.run(self._repo2docker_command(), self._on_build_line)
+        code = self._run_repo2docker()
         if code != 0:
             verdict = self._output.judge(self.phase, code)
             if verdict.reason == "ref_not_found" and self.spec.get("ref"):
                 verdict.message = f"The repository has no branch, tag or commit {self.spec['ref']}."
             raise AttemptEnded(
                 verdict.reason,
-                self._clean(verdict.message),
-                failed_step=self._clean(verdict.step) if verdict.step else None,
+                self.clean(verdict.message),
+                failed_step=self.clean(verdict.step) if verdict.step else None,
             )
 
-    def _clean(self, text: str) -> str:
-        return clean_text(text, self.spec.get("redact") or ())
+    def _run_repo2docker(self) -> int:
+        """Run repo2docker and return its exit code; once more where a base image exists in the engine alone."""
+        code = self._run_repo2docker_once()
+        base = self._unresolved_base
+        if code == 0 or base is None or not self._engine.is_local_only(base):
+            return code
+        self.write(
+            f"The base image {base} exists in the {self._engine.title} alone and cannot be pulled. "
+            "Building once more, with the base images that the engine has."
+        )
+        self._engine.pulls_bases = False
+        return self._run_repo2docker_once()
+
+    def _run_repo2docker_once(self) -> int:
+        self._output, self._unresolved_base = BuildOutput(), None
+        try:
+            return self._runner.run(self._repo2docker_command(), self._on_build_line)
+        finally:
+            self._build_lines.end_line()
 
     def _repo2docker_command(self) -> list[str]:
         spec = self.spec
@@ -1131,10 +1372,10 @@ class Attempt:
         for option, value in (("--ref", "ref"), ("--subdir", "subdir"), ("--appendix", "appendix")):
             if spec.get(value):
                 command += [option, spec[value]]
-        for option, values in (("--build-arg", "build_args"), ("--label", "labels")):
-            for name, value in (spec.get(values) or {}).items():
-                command += [option, f"{name}={value}"]
-        return [*command, *(spec.get("repo2docker_args") or []), "--", spec["repo_url"]]
+        for name, value in (spec.get("build_args") or {}).items():
+            command += ["--build-arg", f"{name}={value}"]
+        arguments, _ = split_build_options(spec.get("repo2docker_args") or [])
+        return [*command, *arguments, "--", spec["repo_url"]]
 
     def _write_config(self) -> str:
         """Write a configuration of repo2docker that allows one content provider, and return its path."""
@@ -1146,7 +1387,17 @@ class Attempt:
             # By default, other providers ask third-party hosts about the URL before Git is tried.
             file.write(f"from repo2docker.contentproviders import {provider}\n")
             file.write(f"c.Repo2Docker.content_providers = [{provider}]\n")
+            file.write(f"c.DockerEngine.extra_buildx_build_args = {self._build_arguments()!r}\n")
+            if self.spec.get("force"):
+                # Otherwise it answers with the image of this name that the engine has, and builds nothing.
+                file.write("from repo2docker.app import Repo2Docker\n")
+                file.write("Repo2Docker.find_image = lambda self: False\n")
         return path
+
+    def _build_arguments(self) -> list[str]:
+        """Return the engine's arguments for the build: the operator's, then those of the request."""
+        _, configured = split_build_options(self.spec.get("repo2docker_args") or [])
+        return [*configured, *self._engine.build_arguments(self.spec)]
 
     def _on_build_line(self, raw: str) -> None:
         record = parse_record(raw)
@@ -1157,10 +1408,24 @@ class Attempt:
             self._output.add_raw(raw)
         phase = record.get("phase") if record else None
         if phase in PHASES and PHASES.index(phase) > PHASES.index(self.phase):
+            self._build_lines.end_line()
             self.enter(phase)
         # Only now: when the step has ended, the engine removes what it wrote.
         if _NO_SPACE.search(text) and not self._output.met_full_disk:
             self._output.met_full_disk = self._engine.has_full_disk()
+        self._build_lines.feed(text)
+
+    def _write_build_line(self, text: str) -> None:
+        clipped = _CLIPPED.match(text)
+        if clipped:
+            self.write(
+                f"{clipped[1]}[The {self._engine.title} dropped output of this step: an unknown number of lines is missing "
+                f"here. Its limit is {clipped[2]}, which the operator can raise.]",
+                is_clipped=True,
+            )
+            return
+        if self.spec.get("force") is True and (unresolved := _BASE_UNRESOLVED.match(text)):
+            self._unresolved_base = unresolved[1]
         match = _STEP.match(text)
         self.write(text, {"step": int(match[1]), "steps": int(match[2])} if match else None)
 
@@ -1228,6 +1493,9 @@ def attempt_result(arguments: argparse.Namespace) -> Result:
         result.update(_defect(error))
     if attempt:
         result["phase"] = attempt.phase
+        for name in ("message", "failed_step"):
+            if result.get(name):
+                result[name] = attempt.clean(str(result[name]))
         attempt.enter("over")
         result["timings"] = attempt.timings
         attempt.close()

@@ -162,6 +162,8 @@ class BuilderLine:
     text: str
     progress: dict[str, int] | None = None
     """`layers_done` and `layers_total` while pushing, `step` and `steps` while building."""
+    clipped: bool = False
+    """True if the engine dropped an unknown number of lines here; the text says so."""
 
 
 @dataclass(frozen=True, slots=True)

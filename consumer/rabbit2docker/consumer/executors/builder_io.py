@@ -20,6 +20,7 @@ def parse_line(data: bytes) -> BuilderLine | None:
             phase=_PHASES.get(line["phase"], Phase.BUILDING),
             text=str(line["text"]),
             progress=line.get("progress"),
+            clipped=line.get("clipped") is True,
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
@@ -36,6 +37,7 @@ def builder_spec(spec: AttemptSpec, settings: BuilderSettings) -> dict[str, Any]
         "subdir": request.subdir,
         "build_args": request.build_args,
         "labels": request.labels,
+        "force": request.force,
         "appendix": request.appendix,
         "timeout_seconds": spec.timeout_seconds,
         "idle_seconds": spec.idle_seconds,

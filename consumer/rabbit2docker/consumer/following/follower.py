@@ -33,7 +33,7 @@ from rabbit2docker.consumer.following.outcome import (
     stored,
 )
 from rabbit2docker.consumer.following.progress import ProgressReader, as_log_events, last_of
-from rabbit2docker.consumer.images.base import FindImage, ImageInfo
+from rabbit2docker.consumer.images.base import FindImage, ImageInfo, pinned
 from rabbit2docker.errors import RecordMissing, TransientError
 from rabbit2docker.retry import retry, retry_forever
 from rabbit2docker.settings import Settings
@@ -215,7 +215,7 @@ class Follower:
             if not self._tail:
                 await self._read_tail()
             if attempt.result is not None and attempt.result.reason == "ok":
-                check, image = await self._check_image()
+                check, image = await self._check_image(attempt.result.digest)
         return Evidence(
             image_check=check,
             tail=last_of(self._tail, max_bytes=TAIL_BYTES),
@@ -231,12 +231,14 @@ class Follower:
                 if not isinstance(lines, MissingLines):
                     self._tail.extend(line.text for line in lines)
 
-    async def _check_image(self) -> tuple[ImageCheck, ImageInfo | None]:
+    async def _check_image(self, digest: str | None) -> tuple[ImageCheck, ImageInfo | None]:
+        # Another build may have moved the tag since a forced build pushed.
+        image_name = pinned(self._spec.image, digest) if self._spec.request.force else self._spec.image
         if not self._context.settings.images.check_registry:
             return ImageCheck.UNKNOWN, None
         try:
             image = await retry(
-                lambda: self._context.find_image(self._spec.image),
+                lambda: self._context.find_image(image_name),
                 on=TransientError,
                 pauses=REGISTRY_RETRY_SECONDS,
                 report=_log_unchecked,

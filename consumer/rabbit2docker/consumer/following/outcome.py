@@ -6,7 +6,7 @@ from typing import Final
 
 from rabbit2docker.consumer.attempt_cache import terminal_event_of
 from rabbit2docker.consumer.executors.base import Attempt, BuilderResult, StoredOutcome
-from rabbit2docker.consumer.images.base import ImageInfo
+from rabbit2docker.consumer.images.base import ImageInfo, pinned
 from rabbit2docker_schemas.events import Cancelled, Completed, Failed, TerminalEventData, Timings
 from rabbit2docker_schemas.reasons import AGAIN_OF, CATEGORY_OF, HINT_OF, Again, FailureReason
 
@@ -95,10 +95,10 @@ def _reason_of(result: BuilderResult | None) -> FailureReason:
 
 
 def _completed(attempt: Attempt, result: BuilderResult, evidence: Evidence) -> Completed:
-    digest = evidence.image.digest if evidence.image else result.digest
+    image, digest = attempt.spec.image, evidence.image.digest if evidence.image else result.digest
     return Completed(
         build_id=attempt.spec.build_id,
-        image=_pinned(attempt, digest),
+        image=pinned(image, digest) if attempt.spec.request.force else image,
         digest=digest or "",
         size=evidence.image.size if evidence.image else None,
         resolved_ref=attempt.spec.resolved_ref,
@@ -107,12 +107,6 @@ def _completed(attempt: Attempt, result: BuilderResult, evidence: Evidence) -> C
         lines=evidence.lines,
         repo2docker_version=result.repo2docker_version,
     )
-
-
-def _pinned(attempt: Attempt, digest: str | None) -> str:
-    """Return the image's name; for a forced build with the digest, so that no node runs an older one from its cache."""
-    image = attempt.spec.image
-    return f"{image}@{digest}" if attempt.spec.request.force and digest else image
 
 
 def _cancelled(attempt: Attempt, by: str, evidence: Evidence) -> Cancelled:

@@ -86,7 +86,8 @@ def as_log_events(build_id: str, attempt: int, lines: list[BuilderLine], *, max_
 
 def _log_line(line: BuilderLine) -> LogLine:
     # Not validated: the executor read it from our own builder, and there are thousands a second.
-    return LogLine.model_construct(phase=line.phase, text=line.text, ts=datetime.fromisoformat(line.ts))
+    time = datetime.fromisoformat(line.ts)
+    return LogLine.model_construct(phase=line.phase, text=line.text, ts=time, clipped=line.clipped or None)
 
 
 def last_of(texts: Iterable[str], *, max_bytes: int) -> tuple[str, ...]:

@@ -14,5 +14,10 @@ class ImageInfo:
     """Bytes of the layers as stored; None where a lookup would cost a pull or the image has several platforms."""
 
 
+def pinned(image: str, digest: str | None) -> str:
+    """Return `registry/name:tag@digest`, which no other image ever has, so that every node runs this one."""
+    return f"{image}@{digest}" if digest else image
+
+
 FindImage = Callable[[str], Awaitable[ImageInfo | None]]
-"""Looks up an image by `registry/name:tag`; None if it is absent. Raises RegistryUnavailable if that is unknown."""
+"""Looks up an image by `registry/name:tag`, with or without `@digest`; None if it is absent. Raises RegistryUnavailable if that is unknown."""

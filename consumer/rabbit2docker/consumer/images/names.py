@@ -27,9 +27,7 @@ _REF_HASH = 2
 # name has not, but fingerprints are compared before a build is joined.
 _TAG_DIGEST = 32
 _BUILD_DIGEST = 8
-# Neither letter is a hexadecimal digit, so no suffix reads as another.
-_OPTIONS_MARK = "o"
-_NONCE_MARK = "n"
+_OPTIONS_MARK = "o"  # not a hexadecimal digit
 
 _SAFE = set(ascii_letters + digits)
 _PATH_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
@@ -55,12 +53,9 @@ def options_digest(
     return hashlib.sha256(json.dumps(present, sort_keys=True).encode()).hexdigest() if present else None
 
 
-def image_name(
-    prefix: str, build_slug: str, ref: str, *, options_digest: str | None = None, nonce: str | None = None
-) -> str:
+def image_name(prefix: str, build_slug: str, ref: str, *, options_digest: str | None = None) -> str:
     """Return `registry/name:tag`.
 
-    `nonce` makes the tag unique, for a build that must not reuse an existing image.
     Raises RequestRejected(INVALID_IMAGE_NAME) when no engine or registry could take the name.
     """
     room = MAX_IMAGE_NAME - len(prefix)
@@ -71,8 +66,6 @@ def image_name(
     tag = ref
     if options_digest:
         tag += f"-{_OPTIONS_MARK}{options_digest[:_TAG_DIGEST]}"
-    if nonce:
-        tag += f"-{_NONCE_MARK}{nonce}"
     name, tag = (_normalized(part) for part in (f"{prefix}{_slug(build_slug, room)}", tag))
     if not _NAME.fullmatch(name):
         raise _unusable(

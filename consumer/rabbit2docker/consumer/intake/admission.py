@@ -13,8 +13,8 @@ from rabbit2docker.clock import utc_now
 from rabbit2docker.consumer.attempt_cache import AttemptCache, is_reported, terminal_event_of
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.executors.attempt_names import fallback_name
-from rabbit2docker.consumer.executors.base import Attempt, AttemptStatus, AttemptStore
-from rabbit2docker.consumer.images.base import FindImage, ImageInfo
+from rabbit2docker.consumer.executors.base import Attempt, AttemptSpec, AttemptStatus, AttemptStore
+from rabbit2docker.consumer.images.base import FindImage, ImageInfo, pinned
 from rabbit2docker.consumer.intake.cancellation import Cancellation
 from rabbit2docker.consumer.intake.parsing import IncomingRequest
 from rabbit2docker.consumer.intake.plan import Plan, accepted, make_plan
@@ -75,11 +75,13 @@ class Admission:
             return AdmissionOutcome.DUPLICATE
         self._check_current(incoming)
         plan = await self._plan(incoming)
-        running = self._context.attempts.unfinished_like(plan.fingerprint)
-        if running is not None and await self._join(running, incoming):
+        if await self._join_unfinished(lambda spec: spec.fingerprint == plan.fingerprint, incoming):
             return AdmissionOutcome.ATTACHED
         if await self._answer_cached(plan):
             return AdmissionOutcome.CACHED
+        # Only now: an image that exists need not wait for the one that will replace it.
+        if not incoming.request.force and await self._join_unfinished(plan.is_forced_by, incoming):
+            return AdmissionOutcome.ATTACHED
         return await self._create(plan)
 
     async def _answer_duplicate(self, incoming: IncomingRequest) -> bool:
@@ -134,6 +136,13 @@ class Admission:
         repository = await provider.resolve(request.spec)
         return make_plan(incoming, repository, self._context.settings.images.prefix)
 
+    async def _join_unfinished(
+        self, is_wanted: Callable[[AttemptSpec], bool], incoming: IncomingRequest
+    ) -> bool:
+        """Add the request to such a build if one runs."""
+        running = self._context.attempts.unfinished(is_wanted)
+        return running is not None and await self._join(running, incoming)
+
     async def _join(self, attempt: Attempt, incoming: IncomingRequest) -> bool:
         """Add the request to a running build; return False if that has just ended or has its maximum of requests."""
 
@@ -171,7 +180,8 @@ class Admission:
         queued = max(0.0, (self._context.now() - plan.incoming.queued_at).total_seconds())
         return Completed(
             build_id=plan.build_id,
-            image=plan.image,
+            # A node may have an older image of this tag, from before a forced build.
+            image=pinned(plan.image, image.digest),
             digest=image.digest,
             size=image.size,
             resolved_ref=plan.resolved_ref,

@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Protocol
 
 from rabbit2docker.consumer.executors.base import AttemptName, AttemptSpec
 from rabbit2docker.consumer.images.names import build_name, image_name, options_digest
@@ -13,8 +13,6 @@ from rabbit2docker.consumer.providers.base import Repository
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Accepted, BuildOptions
 from rabbit2docker_schemas.requests import BuildRequest
-
-NONCE_LENGTH: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +39,16 @@ class Plan:
     def resolved_ref(self) -> str:
         """Return the version to build."""
         return self.repository.resolved_ref
+
+    def is_forced_by(self, spec: AttemptSpec) -> bool:
+        """Return whether the spec is of a forced build that makes the image of this plan."""
+        mine = (self.incoming.tenant, self.repo_url, self.resolved_ref, self.image)
+        return bool(spec.request.force) and mine == (
+            spec.tenant,
+            spec.repo_url,
+            spec.resolved_ref,
+            spec.image,
+        )
 
     def spec(self, settings: Settings, *, now: datetime) -> AttemptSpec:
         """Return the specification of the first attempt."""
@@ -77,12 +85,11 @@ def make_plan(incoming: IncomingRequest, repository: Repository, prefix: str) ->
         labels=request.labels,
         appendix=request.appendix,
     )
-    nonce = incoming.build_id.replace("-", "")[:NONCE_LENGTH] if request.force else None
-    image = image_name(
-        prefix, repository.build_slug, repository.resolved_ref, options_digest=options, nonce=nonce
-    )
+    image = image_name(prefix, repository.build_slug, repository.resolved_ref, options_digest=options)
     # BinderHub's names collide across providers, and tenants do not share builds: the name alone identifies nothing.
     identity = [incoming.tenant, repository.repo_url, repository.resolved_ref, options, image]
+    # A forced build has to begin after its request: it joins no other.
+    identity += [incoming.build_id] if request.force else []
     return Plan(
         incoming=incoming,
         repository=repository,
@@ -137,6 +144,5 @@ def accepted(incoming: IncomingRequest, build: NamedBuild, *, cached: bool = Fal
 
 def options_of(request: BuildRequest) -> BuildOptions | None:
     """Return the request's build options; None if it has none."""
-    given = request.model_dump(include=set(BuildOptions.model_fields))
-    options = BuildOptions.model_validate(given)
+    options = request.options()
     return None if options == BuildOptions() else options

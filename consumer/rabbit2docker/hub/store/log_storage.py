@@ -23,7 +23,8 @@ from rabbit2docker_schemas.events import Gap, Log, LogLine
 PAGE_CHUNKS: Final = 32
 """Chunks read at once; a chunk holds at most the lines of one event."""
 Line = list[str]
-"""Phase, time and text."""
+"""Phase, time and text; after them `CLIPPED`, where the engine dropped lines."""
+CLIPPED: Final = "clipped"
 
 
 @dataclass(slots=True)
@@ -72,7 +73,7 @@ class Chunk:
 
 def as_line(line: LogLine) -> Line:
     """Return a line as it is stored."""
-    return [str(line.phase), line.ts.isoformat(), clean(line.text)]
+    return [str(line.phase), line.ts.isoformat(), clean(line.text), *([CLIPPED] if line.clipped else [])]
 
 
 def weight(line: Line) -> int:
@@ -298,5 +299,8 @@ def _within(row: RowMapping, first: int, last: int | None) -> Kept:
     start = max(first - row["first"], 0)
     end = len(row["lines"]) if last is None else last + 1 - row["first"]
     lines: list[Any] = row["lines"][start:end]
-    read = [LogLine(phase=phase, ts=datetime.fromisoformat(ts), text=text) for phase, ts, text in lines]
+    read = [
+        LogLine(phase=phase, ts=datetime.fromisoformat(ts), text=text, clipped=CLIPPED in more or None)
+        for phase, ts, text, *more in lines
+    ]
     return Kept(row["first"] + start, read)

@@ -95,7 +95,8 @@ class Build(Record):
     repo_url: str | None = None
     resolved_ref: str | None = None
     image: str | None = None
-    """Name that the image has, or will have, in the registry; with its digest once a forced build has ended."""
+    """Name that the image has, or will have, in the registry; with its digest once a forced build has ended, or if the
+    image existed."""
     digest: str | None = None
     size: int | None = None
     """Bytes of the layers in the registry."""

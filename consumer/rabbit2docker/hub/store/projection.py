@@ -118,8 +118,7 @@ def apply_accepted(row: RequestRow, accepted: Accepted, at: datetime) -> None:
 
 def options_of(request: BuildRequest) -> dict[str, Any] | None:
     """Return the options of a request, None if it has none."""
-    asked = request.model_dump(mode="json", include=set(BuildOptions.model_fields))
-    return BuildOptions.model_validate(asked).model_dump(mode="json", exclude_defaults=True) or None
+    return request.options().model_dump(mode="json", exclude_defaults=True) or None
 
 
 def apply_requests(row: BuildRow, requests: list[RequestRow]) -> None:

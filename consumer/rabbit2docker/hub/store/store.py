@@ -231,7 +231,7 @@ class Store:
         async with aclosing(chunks):
             async for chunk in chunks:
                 for number, line in enumerate(chunk.lines, chunk.first):
-                    yield StoredLine(n=number, phase=line.phase, text=line.text, ts=line.ts)
+                    yield StoredLine(n=number, **dict(line))
 
     async def check_rate(self, requester: str, *, limit: int, seconds: float, at: datetime) -> Allowance:
         """Count a request against a limit of `limit` in any `seconds`, and return whether it is allowed.

@@ -115,7 +115,7 @@ class ApiHandler(JsonHandler):
 
 def queued_build(request: BuildRequest, *, tenant: str, at: datetime) -> Build:
     """Return the build that a new request stands for until it is answered."""
-    options = BuildOptions.model_validate(request.model_dump(include=set(BuildOptions.model_fields)))
+    options = request.options()
     return Build(
         id=build_id_of(tenant, str(request.request_id)),
         state=BuildState.QUEUED,
@@ -187,7 +187,7 @@ class RebuildHandler(ApiHandler):
     """The repetition of one build."""
 
     async def post(self, id_: str) -> None:
-        """Request the same build again, even if its image exists."""
+        """Request the same build again; if it completed, even though its image exists."""
         build = await self.find_build(id_)
         if self.request.body.strip() not in (b"", b"{}"):
             raise HttpError("A rebuild repeats the options of the build. Send no body.", 400)

@@ -8,12 +8,12 @@ from urllib.parse import unquote
 from pydantic import Field, ValidationError
 
 from rabbit2docker.errors import RequestRejected
-from rabbit2docker.hub.store.models import Build
+from rabbit2docker.hub.store.models import Build, BuildState
 from rabbit2docker.hub.web.auth import User
 from rabbit2docker.hub.web.errors import HttpError, UnknownProvider
 from rabbit2docker.repository_urls import from_url
 from rabbit2docker_schemas.providers import AVAILABLE, in_words
-from rabbit2docker_schemas.requests import BuildRequest, Message
+from rabbit2docker_schemas.requests import KEEP_CACHE, BuildRequest, Force, Message
 from rabbit2docker_schemas.validation_messages import describe
 
 OPTIONS: Final = ("force", "subdir", "build_args", "labels", "appendix", "timeout_seconds")
@@ -33,7 +33,7 @@ class CreateBuildRequest(Message):
     """The person that a service requests the build for; the build counts and is listed as that person's."""
     ref: str | None = None
     """With `url`: branch, tag or commit. Default: the one that the URL names, else HEAD."""
-    force: bool = False
+    force: Force = False
     subdir: str | None = None
     build_args: dict[str, str] = Field(default={})
     labels: dict[str, str] = Field(default={})
@@ -69,11 +69,16 @@ def _validate(**fields: Any) -> BuildRequest:
 
 
 def rebuild_request(build: Build, *, requester: str | None) -> BuildRequest:
-    """Return a request that repeats a build, even if its image exists."""
+    """Return a request that repeats a build: anew after one that completed, otherwise as it was requested.
+
+    An image that was not built need not be forced: the next requests for it are to have the result, too.
+    """
     options = build.options.model_dump(exclude_none=True) if build.options else {}
-    return _validate(
-        provider=build.provider, spec=build.spec, requester=requester, **{**options, "force": True}
-    )
+    force: Force = options.pop("force", False)
+    force = KEEP_CACHE if options.pop("keep_cache", False) else force
+    if build.state is BuildState.COMPLETED:
+        force = True
+    return _validate(provider=build.provider, spec=build.spec, requester=requester, **options, force=force)
 
 
 def check_provider(prefix: str) -> None:

@@ -62,6 +62,6 @@ class LogWriter:
         yield ', "lines": ['
         separator = ""
         async for line in lines:
-            yield separator + line.model_dump_json()
+            yield separator + line.model_dump_json(exclude_none=True)
             separator = ", "
         yield "]}"

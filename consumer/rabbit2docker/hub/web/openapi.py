@@ -206,7 +206,7 @@ def _stream_events() -> Json:
 def _rebuild() -> Json:
     return {
         "operationId": "rebuild",
-        "summary": "Request the same build again, even if its image exists",
+        "summary": "Request the same build again; if it completed, even though its image exists",
         "responses": {"202": _accepted(), **_errors("400", "403", "404", "413", "415", "429", "503")},
     }
 

@@ -112,7 +112,7 @@ function optionTexts(options) {
   const count = (values, noun) => (Object.keys(values ?? {}).length ? pluralize(Object.keys(values).length, noun) : "");
   const texts = [
     options.subdir && `directory ${options.subdir}`,
-    options.force && "build even if the image exists",
+    options.force && (options.keep_cache ? "build even if the image exists, with the engine's cache" : "build even if the image exists"),
     count(options.build_args, "build argument"),
     count(options.labels, "label"),
     options.appendix && "with an appendix",

@@ -1,0 +1,124 @@
+"""Admission: which requests share a build, and which are answered with the image that exists."""
+
+from typing import cast
+
+import pytest
+
+from rabbit2docker.consumer.attempt_cache import AttemptCache
+from rabbit2docker.consumer.event_publisher import EventPublisher
+from rabbit2docker.consumer.images.base import ImageInfo
+from rabbit2docker.consumer.intake.admission import Admission, AdmissionContext, AdmissionOutcome
+from rabbit2docker.consumer.intake.cancellation import Cancellation
+from rabbit2docker.consumer.intake.parsing import IncomingRequest
+from rabbit2docker.consumer.providers.base import Repository
+from rabbit2docker.consumer.providers.catalog import Providers
+from rabbit2docker.settings import Settings
+from rabbit2docker_schemas.events import Completed
+from rabbit2docker_schemas.ids import RequestId
+from rabbit2docker_schemas.requests import BuildRequest, Force
+from tests.support.memory_executor import MemoryExecutor, MemoryWorld
+from tests.support.publishing import RecordingPublisher
+from tests.support.records import NOW
+
+DIGEST = "sha256:" + "1" * 64
+REPOSITORY = Repository(
+    provider="gh",
+    spec="o/r/HEAD",
+    repo_url="https://github.com/o/r",
+    resolved_ref="a" * 40,
+    build_slug="o-r",
+    content_provider="Git",
+    display_name="o/r",
+)
+
+
+class OneRepository:
+    """Resolves every request to the same version of one repository."""
+
+    def get(self, prefix: str) -> "OneRepository":
+        return self
+
+    def check_allowed(self, prefix: str, spec: str) -> None: ...
+
+    def check(self, spec: str) -> None: ...
+
+    async def resolve(self, spec: str) -> Repository:
+        return REPOSITORY
+
+
+class Intake:
+    """An admission with records in memory, and a registry that has `image` or nothing."""
+
+    def __init__(self) -> None:
+        self.world = MemoryWorld()
+        self.executor = MemoryExecutor(self.world)
+        self.publisher = RecordingPublisher()
+        self.image: ImageInfo | None = None
+        attempts = AttemptCache(self.executor)
+        self.admission = Admission(
+            AdmissionContext(
+                executor=self.executor,
+                attempts=attempts,
+                events=EventPublisher(self.publisher, instance="test"),
+                providers=cast("Providers", OneRepository()),
+                find_image=self.find_image,
+                settings=Settings(),
+                cancellation=Cancellation(self.executor, attempts),
+                before_ack=self.before_ack,
+            )
+        )
+
+    async def find_image(self, image: str) -> ImageInfo | None:
+        return self.image
+
+    async def before_ack(self) -> None: ...
+
+    async def ask(self, name: str, *, force: Force = False) -> AdmissionOutcome:
+        request = BuildRequest(provider="gh", spec="o/r/HEAD", force=force)
+        return await self.admission.admit(IncomingRequest("default", RequestId(name), request, NOW))
+
+
+@pytest.fixture
+def intake() -> Intake:
+    return Intake()
+
+
+async def test_forced_requests_join_no_build(intake: Intake) -> None:
+    modes: list[Force] = [False, True, True, "cache"]
+    found = [await intake.ask(f"r{number}", force=force) for number, force in enumerate(modes)]
+    assert found == [AdmissionOutcome.ACCEPTED] * 4
+    assert len({record.spec.build_id for record in intake.world.records.values()}) == 4
+    assert len({record.spec.image for record in intake.world.records.values()}) == 1
+
+
+async def test_a_forced_request_that_is_delivered_again_gets_the_same_build(intake: Intake) -> None:
+    await intake.ask("ordinary")
+    await intake.ask("forced", force=True)
+    assert await intake.ask("forced", force=True) == AdmissionOutcome.DUPLICATE
+    fresh = Intake()  # a service that does not know the records yet
+    fresh.world.records.update(intake.world.records)
+    assert await fresh.ask("forced", force=True) == AdmissionOutcome.ATTACHED
+    assert len(fresh.world.records) == 2
+
+
+async def test_an_ordinary_request_joins_a_forced_build_only_if_there_is_no_image(intake: Intake) -> None:
+    await intake.ask("forced", force=True)
+    assert await intake.ask("one") == AdmissionOutcome.ATTACHED
+    intake.image = ImageInfo(DIGEST, 1)
+    assert await intake.ask("two") == AdmissionOutcome.CACHED
+    assert len(intake.world.records) == 1
+
+
+async def test_an_ordinary_request_prefers_the_ordinary_build(intake: Intake) -> None:
+    await intake.ask("ordinary")
+    await intake.ask("forced", force=True)
+    assert await intake.ask("joining") == AdmissionOutcome.ATTACHED
+    [ordinary] = [record for record in intake.world.records.values() if not record.spec.request.force]
+    assert set(ordinary.status.requests) == {"ordinary", "joining"}
+
+
+async def test_an_image_that_exists_is_named_with_its_digest(intake: Intake) -> None:
+    intake.image = ImageInfo(DIGEST, 1)
+    await intake.ask("one")
+    [end] = [event.data for event in intake.publisher.events if isinstance(event.data, Completed)]
+    assert end.image.endswith(f":{REPOSITORY.resolved_ref}@{DIGEST}")

@@ -1,0 +1,162 @@
+"""Lines of the builder's log: coalesced where a program rewrites them, and without values that must stay secret."""
+
+import base64
+import json
+import shlex
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rabbit2docker.consumer.builder.builder import (
+    REWRITE_SECONDS,
+    RewrittenLines,
+    clean_text,
+    encode_lines,
+    known_secrets,
+)
+from rabbit2docker.consumer.executors.builder_io import parse_line
+
+PASSWORD = "p@ss/w0'rd+x"
+
+
+class Written:
+    """The lines that RewrittenLines writes while its clock is turned by hand."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.now = 100.0
+        self.rewritten = RewrittenLines(self.lines.append, clock=lambda: self.now)
+
+    def feed(self, *texts: str, seconds: float = 0.0) -> list[str]:
+        """Feed texts, `seconds` apart, and return all lines so far."""
+        for text in texts:
+            self.rewritten.feed(text)
+            self.now += seconds
+        return self.lines
+
+
+def test_three_thousand_states_of_one_line_become_a_handful_of_lines_with_the_last() -> None:
+    states = [f"{number}%\r" for number in range(3000)]
+    written = Written().feed(f"#5 0.627 {states[0]}", *states[1:], "3000%\r\n", seconds=20 / 3000)
+    assert 3 <= len(written) <= 6
+    assert written[-1] == "#5 0.627 3000%"
+    assert all(line.startswith("#5 0.627 ") for line in written)
+
+
+def test_lines_that_are_not_rewritten_pass_at_once() -> None:
+    assert Written().feed("Using DockerBuildPack builder\n", "#1 DONE 0.0s\n", "plain") == [
+        "Using DockerBuildPack builder",
+        "#1 DONE 0.0s",
+        "plain",
+    ]
+
+
+def test_a_text_of_several_lines_keeps_each_of_them() -> None:
+    assert Written().feed("one\ntwo\r\n\nthree 1\rthree 2\nfour") == ["one", "two", "three 2", "four"]
+
+
+def test_the_last_state_stays_when_another_step_speaks_or_the_output_ends() -> None:
+    written = Written()
+    assert written.feed("#5 0.1 half\r", "#6 0.2 other\n") == ["#5 0.1 half", "#6 0.2 other"]
+    written.feed("#5 0.3 \r", "done 99%\r", "   \r")
+    written.rewritten.end_line()
+    assert written.lines[2:] == ["#5 0.3 done 99%"]
+
+
+def test_a_state_that_was_shown_is_not_repeated_at_the_end_of_its_line() -> None:
+    written = Written()
+    written.feed("10%\r", seconds=REWRITE_SECONDS)
+    assert written.feed("20%\r", "20%\r\n") == ["20%"]
+
+
+@given(st.lists(st.text(alphabet="ab# 1.\r\n", max_size=12), max_size=8))
+def test_the_last_state_of_every_line_is_written(texts: list[str]) -> None:
+    written = Written()
+    written.feed("".join(texts))
+    written.rewritten.end_line()
+    expected = [
+        states[-1]
+        for line in "".join(texts).split("\n")
+        if (states := [state for state in line.split("\r") if state.strip()])
+    ]
+    assert written.lines == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "docker build --build-arg TOKEN=abc .",
+        "docker build --build-arg=TOKEN=abc .",
+        "docker build --build-arg TOKEN='abc' .",
+        'docker build --build-arg TOKEN="abc \\" abc" .',
+        "docker build --build-arg 'TOKEN=abc abc' .",
+        "['docker', '--build-arg', 'TOKEN=abc abc', '.']",
+        """['docker', '--build-arg', "TOKEN=it's abc", '.']""",
+        r"""['docker', '--build-arg', 'TOKEN=abc\' "abc', '.']""",
+        "['docker', '--build-arg', 'TOKEN=abc",
+    ],
+)
+def test_command_lines_show_the_names_of_build_arguments_without_the_values(line: str) -> None:
+    cleaned = clean_text(line)
+    assert "abc" not in cleaned
+    assert "TOKEN=***" in cleaned
+    assert cleaned.endswith((".", "'.']", "***"))
+
+
+@pytest.mark.parametrize("prefix", ["", "x", "xy", "user:"])
+def test_values_of_build_arguments_are_redacted_in_every_encoding(prefix: str) -> None:
+    secrets = known_secrets(
+        {"build_args": {"A": PASSWORD, "B": "true", "C": "3.11", "D": "multi\nline-value-two"}}, {}
+    )
+    for line in (
+        f"{prefix}{PASSWORD} is here",
+        f"https://git.example/?token={prefix}{quote(PASSWORD, safe='')}&x",
+        f"Basic: {base64.b64encode((prefix + PASSWORD).encode()).decode()}",
+        f"Basic: {base64.urlsafe_b64encode((prefix + PASSWORD + 'tail').encode()).decode()}",
+        f"https://git.example/?token={prefix}{quote(PASSWORD, safe='').lower()}&x",
+        json.dumps({"password": prefix + PASSWORD}),
+        repr({"password": prefix + PASSWORD, "other": '"'}),
+        f"+ curl --user {shlex.quote(prefix + PASSWORD)}",
+        r"+ curl --user 'user:p@ss/w0'\''rd+x'",
+        "see line-value-two",
+    ):
+        cleaned = clean_text(line, secrets)
+        assert "***" in cleaned
+        assert PASSWORD not in cleaned
+        assert not any(secret in cleaned for secret in secrets)
+    assert clean_text("true 3.11 multi", secrets) == "true 3.11 multi"
+
+
+def test_credentials_of_registries_and_git_are_redacted(tmp_path: Path) -> None:
+    pair = base64.b64encode(f"ada:{PASSWORD}".encode()).decode()
+    config = {"auths": {"registry.example": {"auth": pair}, "other.example": {"identitytoken": "identity-1"}}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "git").write_text("https://ada:git%2Fsecret@git.example\n")
+    (tmp_path / ".netrc").write_text("machine git.example login ada password netrc-secret\n")
+    environment = {
+        "DOCKER_CONFIG": str(tmp_path),
+        "HOME": str(tmp_path),
+        "GIT_CONFIG_VALUE_0": f"store --file={tmp_path / 'git'}",
+        "GIT_CONFIG_VALUE_1": "Authorization: Bearer header-secret",
+    }
+    secrets = known_secrets({}, environment)
+    said = f"{PASSWORD} {pair} identity-1 git%2Fsecret git/secret netrc-secret header-secret ada"
+    assert clean_text(said, secrets) == "*** *** *** *** *** *** *** ada"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"auths": 1}', '{"auths": {"a": {"auth": "%%%"}, "b": null}}']
+)
+def test_an_unreadable_configuration_holds_no_secrets(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    assert set(known_secrets({}, {"DOCKER_CONFIG": str(tmp_path), "HOME": str(tmp_path)})) <= {"%%%"}
+
+
+def test_a_clipped_line_says_so_to_programs() -> None:
+    [data] = encode_lines(3, "2026-01-01T00:00:00Z", "building", "dropped", is_clipped=True)
+    line = parse_line(data)
+    assert line is not None
+    assert line.clipped
