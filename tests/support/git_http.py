@@ -135,7 +135,12 @@ def cut_pack(times: int = 1) -> Callable[[Handler], bool]:
 
 
 def answer(
-    status: int, *, times: int = 1 << 30, path: str = "", headers: dict[str, str] | None = None
+    status: int,
+    *,
+    times: int = 1 << 30,
+    path: str = "",
+    headers: dict[str, str] | None = None,
+    body: bytes = b"",
 ) -> Callable[[Handler], bool]:
     """Return the fault that answers the first requests below `path` with a status."""
     left = [times]
@@ -144,7 +149,7 @@ def answer(
         if not left[0] or not handler.path.startswith(path):
             return False
         left[0] -= 1
-        handler.send(status, headers=headers)
+        handler.send(status, body, headers)
         return True
 
     return fault

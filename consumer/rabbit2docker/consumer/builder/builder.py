@@ -800,6 +800,19 @@ def submodule_url(parent: str, url: str) -> str:
     return f"{scheme}://{'/'.join([*parts, url])}"
 
 
+def submodule_place(directory: str, path: str, title: str) -> str:
+    """Return the directory for a submodule. Raises AttemptEnded if a part of its path is a link or leads out."""
+    place = directory
+    for part in path.split("/"):
+        place = os.path.join(place, part)
+        if part in ("", ".", "..") or part.lower() == ".git" or os.path.islink(place):
+            message = (
+                f"The path of the submodule {shown_url(title)} leads through a link or out of the repository."
+            )
+            raise AttemptEnded("unsafe_repository", message)
+    return place
+
+
 def unquoted(path: str) -> str:
     """Return a path as git's output quotes it: "d\\303\\251p\\303\\264t"."""
     if not (path.startswith('"') and path.endswith('"')):
@@ -968,7 +981,8 @@ class Git:
         "core.hooksPath=/dev/null", "core.fsmonitor=false", "core.attributesFile=/dev/null", "gc.auto=0",
         "maintenance.auto=false", "submodule.recurse=false", "fetch.recurseSubmodules=false",
         "advice.detachedHead=false", "core.protectHFS=true", "core.protectNTFS=true", "filter.lfs.smudge=",
-        "filter.lfs.process=", "filter.lfs.required=false", "http.lowSpeedLimit=1", "http.lowSpeedTime=60",
+        "filter.lfs.process=", "filter.lfs.required=false", "http.followRedirects=false", "http.lowSpeedLimit=1",
+        "http.lowSpeedTime=60",
     )  # fmt: skip
 
     def __init__(self, spec: Spec, runner: Runner, sizes: SizeLimits, write: OnLine) -> None:
@@ -977,7 +991,6 @@ class Git:
         self._write = write
         self.seconds = spec.get("fetch_seconds")
         self._deadline = time.monotonic() + self.seconds if self.seconds else float("inf")
-        self._redirects = "initial" if spec.get("allow_private_addresses") else "false"
 
     def local(self, directory: str, *arguments: str, on_line: OnLine | None = None) -> tuple[int, list[str]]:
         """Run git without network, credentials and the operator's configuration; return exit code and output."""
@@ -1013,8 +1026,7 @@ class Git:
             "LC_ALL": "C",
             **({"GIT_TRACE_CURL": trace, "GIT_TRACE_CURL_NO_DATA": "1"} if trace else {}),
         }
-        every = [f"http.followRedirects={self._redirects}", *options]
-        settings = [part for option in every for part in ("-c", option)]
+        settings = [part for option in options for part in ("-c", option)]
         return self._run(directory, [*settings, *arguments], environment, on_line), output
 
     def _run(
@@ -1287,7 +1299,7 @@ class Fetcher:
             self._write(
                 f"Fetching the submodule {shown_url(path)} from {shown_url(wanted.url)} ({entry.commit})"
             )
-            self._fetch(wanted, self._place(wanted, directory, entry.path), depth=depth)
+            self._fetch(wanted, submodule_place(directory, entry.path, path), depth=depth)
 
     def _declared(self, directory: str, commit: str) -> dict[str, tuple[str, str]]:
         """Return URL and update mode of each path in .gitmodules, which is read from the commit and not from a file."""
@@ -1304,18 +1316,6 @@ class Fetcher:
             for section in sections.values()
             if section.get("path")
         }
-
-    def _place(self, source: Source, directory: str, path: str) -> str:
-        """Return the directory for a submodule; no part of its path may be a link."""
-        place = directory
-        for part in path.split("/"):
-            place = os.path.join(place, part)
-            if part in ("", ".", "..") or part.lower() == ".git" or os.path.islink(place):
-                raise AttemptEnded(
-                    "unsafe_repository",
-                    f"The path of the submodule {shown_url(source.path)} leads through a link or out of the repository.",
-                )
-        return place
 
     # -- large files
 
