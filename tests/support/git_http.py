@@ -1,6 +1,7 @@
 """A git server over HTTP on loopback: git's own http-backend behind a front that commits the faults a test asks for."""
 
 import os
+import re
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -47,6 +48,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         git: GitHttp = self.server.git
+        # To a proxy, clients name the whole URL.
+        self.path = re.sub(r"^https?://[^/]+", "", self.path)
         git.requests.append(f"{self.command} {self.path}")
         self.body = self._body()
         if any(fault(self) for fault in git.faults):

@@ -1,7 +1,9 @@
 """The builder's fetch stage: real git and real servers on loopback, with scripts in the place of repo2docker and docker."""
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,10 +13,23 @@ from typing import Any
 import pytest
 
 from rabbit2docker.consumer.builder import BUILDER_PATH
-from rabbit2docker.consumer.builder.builder import EXIT_CODES, AttemptEnded, check_tree, submodule_place
+from rabbit2docker.consumer.builder.builder import (
+    EXIT_CODES,
+    AddressRules,
+    AttemptEnded,
+    UrlRefused,
+    check_tree,
+    submodule_place,
+    submodule_url,
+    unquoted,
+)
+from rabbit2docker.consumer.providers.address_policy import AddressPolicy
+from rabbit2docker.errors import RequestRejected
+from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.reasons import CATEGORY_OF, FailureReason
 from tests.support.git_http import NEEDS_PASSWORD, GitHttp, answer, cut_pack, git_http, redirect
 from tests.support.repositories import Repository
+from tests.unit.test_address_policy import INTERNAL_HOSTS, MALFORMED_URLS
 
 DIGEST = "sha256:" + "ab" * 32
 SECRET = "planted-secret"
@@ -329,6 +344,164 @@ class TestSubmodules:
         result = bench.run(repository)
         assert result["reason"] == "submodule_failed"
         assert "8 levels" in result["message"]
+
+
+class TestAddresses:
+    @pytest.mark.parametrize("allow_private", [False, True])
+    @pytest.mark.parametrize(
+        "url",
+        [
+            *(f"https://{host}/a/b" for host in INTERNAL_HOSTS),
+            *MALFORMED_URLS,
+            "https://me:s3cret@example.org/a", "https://github.com/a/b", "HTTPS://GitHub.COM./a/b.git",
+            "http://example.org:8080/a", "git://example.org/a", "https://8.8.8.8/a", "https://[2606:4700::1111]/a",
+            "https://b\u00fccher.example/a",
+        ],
+    )  # fmt: skip
+    def test_the_builder_judges_addresses_as_the_service_does(self, url: str, allow_private: bool) -> None:
+        service = AddressPolicy(ProviderSettings(allow_private_addresses=allow_private))
+        try:
+            expected = service.check(url)
+        except RequestRejected:
+            with pytest.raises(UrlRefused):
+                AddressRules(allow_private).check(url)
+        else:
+            target = AddressRules(allow_private).check(url)
+            assert tuple(target) == (expected.scheme, expected.host, expected.port)
+
+    @pytest.mark.parametrize(
+        "address", ["127.0.0.1", "10.1.2.3", "fe80::1", "169.254.169.254", "::ffff:10.0.0.1"]
+    )
+    def test_a_name_that_resolves_to_an_internal_address_is_refused(self, address: str) -> None:
+        with pytest.raises(UrlRefused, match="inside the network"):
+            AddressRules(False).check_addresses("name.example", ["93.184.215.14", address])
+
+    @pytest.mark.parametrize(
+        ("parent", "url", "expected"),
+        [
+            ("https://h.example/a/b", "../c.git", "https://h.example/a/c.git"),
+            ("https://h.example/a/b/", "./c", "https://h.example/a/b/c"),
+            ("https://h.example/a/b", "../../x/c", "https://h.example/x/c"),
+            ("https://h.example/a/b", "https://g.example/c", "https://g.example/c"),
+        ],
+    )
+    def test_relative_addresses_are_resolved_against_the_parent(
+        self, parent: str, url: str, expected: str
+    ) -> None:
+        assert submodule_url(parent, url) == expected
+
+    @pytest.mark.parametrize(
+        "inner", ["http://127.0.0.1:{port}/one", "http://[::1]/a", "http://metadata.google.internal/a"]
+    )
+    def test_a_submodule_inside_the_network_is_refused(self, bench: Bench, git: GitHttp, inner: str) -> None:
+        url = inner.format(port=git.server.url.rpartition(":")[2])
+        repository = bench.repository()
+        add_submodule(repository, "sub", url, "1" * 40)
+        # A proxy reaches what looks like a public host: this server.
+        bench.environment = {"http_proxy": git.server.url, "no_proxy": ""}
+        public = f"http://git.example.org/{repository.name}"
+        result = bench.run(public, repository.head(), allow_private_addresses=False)
+        assert result["reason"] == "submodule_failed", result
+        assert "inside the network of the service" in result["message"]
+
+    def test_a_redirect_into_the_network_is_refused(self, bench: Bench, git: GitHttp) -> None:
+        git.faults.append(redirect("/old", "http://169.254.169.254/latest"))
+        bench.environment = {"http_proxy": git.server.url, "no_proxy": ""}
+        result = bench.run("http://git.example.org/old", "1" * 40, allow_private_addresses=False)
+        assert result["reason"] == "fetch_failed"
+        assert "169.254.169.254" in result["message"]
+        assert "inside the network of the service" in result["message"]
+
+
+def test_quoted_paths_are_read_as_git_writes_them(tmp_path: Path) -> None:
+    names = ["plain", "d\u00e9p\u00f4t", 'a"b\\c', "tab\there", "new\nline", " blank "]
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    for name in names:
+        (tmp_path / name).touch()
+    subprocess.run(["git", "-C", tmp_path, "add", "."], check=True)
+    listed = subprocess.run(
+        ["git", "-C", tmp_path, "ls-files"], capture_output=True, text=True, check=True
+    ).stdout
+    assert {unquoted(line) for line in listed.splitlines()} == set(names)
+
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4' * 64}\nsize 12\n"
+LFS = {".gitattributes": "*.bin filter=lfs diff=lfs merge=lfs -text\n"}
+
+
+class TestLargeFiles:
+    def test_files_that_stay_pointers_are_a_warning_in_the_log_and_the_result(self, bench: Bench) -> None:
+        without_git_lfs(bench)
+        repository = bench.repository(
+            {**LFS, "a/b.bin": POINTER, "c.bin": POINTER, "d.bin": "content", "e.txt": POINTER}
+        )
+        result = bench.run(repository)
+        assert result["reason"] == "ok", result
+        [warning] = result["warnings"]
+        assert warning.startswith("2 files are missing, such as a/b.bin: ")
+        assert "git-lfs is not installed" in warning
+        assert f"Warning: {warning}" in bench.texts()
+
+    def test_a_repository_without_pointers_has_no_warning(self, bench: Bench) -> None:
+        assert "warnings" not in bench.run(bench.repository({**LFS, "d.bin": "content"}))
+
+    @pytest.mark.skipif(shutil.which("git-lfs") is None, reason="git-lfs is not installed")
+    def test_files_are_fetched_where_git_lfs_is_installed(self, bench: Bench, git: GitHttp) -> None:
+        content = b"the content\n"
+        oid = hashlib.sha256(content).hexdigest()
+        git.faults.append(lfs_server({oid: content}))
+        pointer = POINTER.replace("4" * 64, oid)
+        result = bench.run(bench.repository({**LFS, "a.bin": pointer, "gone.bin": POINTER}))
+        assert result["reason"] == "ok", result
+        assert (bench.tree / "a.bin").read_bytes() == content
+        [warning] = result["warnings"]
+        assert warning.startswith("1 file is missing, such as gone.bin: ")
+
+    def test_a_server_for_large_files_inside_the_network_is_not_asked(
+        self, bench: Bench, git: GitHttp
+    ) -> None:
+        bench.script("git-lfs", "#!/bin/sh\ntouch " + str(bench.directory / "asked"))
+        files = {**LFS, "a.bin": POINTER, ".lfsconfig": "[lfs]\nurl = http://169.254.169.254/latest\n"}
+        repository = bench.repository(files)
+        bench.environment = {"http_proxy": git.server.url, "no_proxy": ""}
+        public = f"http://git.example.org/{repository.name}"
+        result = bench.run(public, repository.head(), allow_private_addresses=False)
+        assert result["reason"] == "ok", result
+        assert "inside the network of the service" in result["warnings"][0]
+        assert not (bench.directory / "asked").exists()
+
+
+def without_git_lfs(bench: Bench) -> None:
+    """Let the builder find git and nothing of git-lfs."""
+    for name in ("git", "bash", "env", "cp", "sh"):
+        (bench.bin / name).symlink_to(str(shutil.which(name)))
+    bench.environment["PATH"] = str(bench.bin)
+
+
+def lfs_server(objects: dict[str, bytes]) -> Any:
+    """Return the part of a server that gives out large files."""
+
+    def fault(handler: Any) -> bool:
+        if handler.path.endswith("/objects/batch"):
+            wanted = json.loads(handler.body)["objects"]
+            base = f"http://{handler.headers['Host']}/lfs-content"
+            answers = [
+                {**item, "actions": {"download": {"href": f"{base}/{item['oid']}"}}}
+                if item["oid"] in objects
+                else {**item, "error": {"code": 404, "message": "Object does not exist"}}
+                for item in wanted
+            ]
+            for item in answers:
+                item["size"] = len(objects.get(item["oid"], b"")) or item["size"]
+            body = json.dumps({"transfer": "basic", "objects": answers}).encode()
+            handler.send(200, body, {"Content-Type": "application/vnd.git-lfs+json"})
+            return True
+        if handler.path.startswith("/lfs-content/"):
+            handler.send(200, objects[handler.path.rpartition("/")[2]])
+            return True
+        return False
+
+    return fault
 
 
 class TestLimits:

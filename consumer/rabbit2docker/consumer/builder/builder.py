@@ -1020,7 +1020,6 @@ class Git:
             **inherited,
             # The URL is checked by now; SSH is for an operator who maps https:// to it with url.*.insteadOf.
             "GIT_ALLOW_PROTOCOL": "https:http:git:ssh",
-            "GIT_LFS_SKIP_SMUDGE": "1",
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_ASKPASS": inherited.get("GIT_ASKPASS", ""),
             "LC_ALL": "C",
@@ -1351,9 +1350,14 @@ class Fetcher:
             pins = self._judged(source._replace(url=url))
         except FetchFailed as failure:
             return failure.message
-        options = [*pins, f"lfs.url={url}", "lfs.concurrentTransfers=4"]
-        code, lines = self._git.remote(directory, "lfs", "pull", options=options)
-        return classify_git(lines, url)[1] if lines else "the LFS server does not have them"
+        # Without filters, git-lfs regards itself as not installed.
+        filters = ("clean=git-lfs clean -- %f", "smudge=git-lfs smudge -- %f", "process=git-lfs filter-process")
+        options = [*pins, f"lfs.url={url}", *(f"filter.lfs.{setting}" for setting in filters)]
+        _, lines = self._git.remote(directory, "lfs", "fetch", options=options)
+        # `git lfs pull` would leave out the files that came if one is missing.
+        self._git.remote(directory, "lfs", "checkout", options=options)
+        reasons = [line for line in lines if line.startswith(("[", "batch response: "))]
+        return clean_text(reasons[0]) if reasons else classify_git(lines, url)[1]
 
     def _pointers(self, directory: str) -> list[str]:
         """Return the files that .gitattributes assigns to Git LFS and that are pointers."""
