@@ -459,12 +459,16 @@ class TestFetching:
     async def test_the_configuration_of_a_repository_inside_the_repository_runs_nothing(
         self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository, tmp_path: Path
     ) -> None:
-        program = f'[core]\n\tbare = false\n\tworktree = "."\n\tfsmonitor = "touch {tmp_path}/ran; false"\n'
+        # buildx asks git about the directory of a build; git takes this one for a repository, and fetches what it lacks.
+        config = (
+            "[core]\nrepositoryformatversion = 1\nbare = false\nworktree = .\n[extensions]\npartialClone = origin\n"
+            f'[remote "origin"]\nurl = .\npromisor = true\nuploadpack = "touch {tmp_path}/ran; false"\n'
+        )
         inside = {
             "HEAD": "ref: refs/heads/main\n",
-            "config": f"{program}\trepositoryformatversion = 0\n",
+            "refs/heads/main": "1" * 40 + "\n",
             "objects/keep": "",
-            "refs/keep": "",
+            "config": config,
             **dockerfile(),
         }
         repo = make_repository("bare", {f"deep/{name}": text for name, text in inside.items()})

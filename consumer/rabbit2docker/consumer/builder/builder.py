@@ -1070,7 +1070,8 @@ def caged(environment: dict[str, str], workdir: str) -> dict[str, str]:
         # The registries' credentials stay: buildx needs them for base images.
         "DOCKER_CONFIG": environment.get("DOCKER_CONFIG") or os.path.join(home, ".docker"),
         "PYTHONUSERBASE": environment.get("PYTHONUSERBASE") or os.path.join(home, ".local"),
-        # buildx asks git about its directory, and git would obey the configuration of a bare repository in there.
+        # buildx asks git about the directory of the build. A repository can contain one that git takes for a repository,
+        # and that has a configuration which names programs.
         "GIT_DIR": os.devnull,
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_CONFIG_NOSYSTEM": "1",
@@ -1095,7 +1096,6 @@ class Fetcher:
 
     def fetch(self) -> str:
         """Fetch everything, and return the directory. Raises AttemptEnded."""
-        os.makedirs(os.path.join(self._runner.workdir, "home"), mode=0o700, exist_ok=True)
         source = Source(self._spec["repo_url"], self._spec.get("ref") or "HEAD", self._spec.get("source_ref"))
         self._write(f"Fetching {shown_url(source.url)} ({source.ref})")
         self._fetch(source, self.directory, depth=0)
@@ -1351,7 +1351,11 @@ class Fetcher:
         except FetchFailed as failure:
             return failure.message
         # Without filters, git-lfs regards itself as not installed.
-        filters = ("clean=git-lfs clean -- %f", "smudge=git-lfs smudge -- %f", "process=git-lfs filter-process")
+        filters = (
+            "clean=git-lfs clean -- %f",
+            "smudge=git-lfs smudge -- %f",
+            "process=git-lfs filter-process",
+        )
         options = [*pins, f"lfs.url={url}", *(f"filter.lfs.{setting}" for setting in filters)]
         _, lines = self._git.remote(directory, "lfs", "fetch", options=options)
         # `git lfs pull` would leave out the files that came if one is missing.
@@ -1639,6 +1643,7 @@ class Attempt:
     def fetch(self) -> None:
         """Fetch a git repository; repo2docker fetches other content itself. Raises AttemptEnded."""
         self.enter("fetching")
+        os.makedirs(os.path.join(self._workdir, "home"), mode=0o700, exist_ok=True)
         if self.spec.get("repo2docker_command") or self._content_provider() != "Git":
             return
         fetcher = Fetcher(self.spec, self._runner, self._workdir, self.write)
@@ -1647,10 +1652,9 @@ class Attempt:
 
     def build(self) -> None:
         """Run repo2docker. Raises AttemptEnded if it fails."""
-        environment = None
         if self._fetched:
             self.enter("building")
-            environment = caged(self._runner.environment, self._workdir)
+        environment = caged(self._runner.environment, self._workdir)
         code = self._runner.run(self._repo2docker_command(), self._on_build_line, environment=environment)
         if code != 0:
             reason, message, step = classify_build(self.phase, self._tail, code)
