@@ -44,7 +44,9 @@ class FailureReason(StrEnum):
     """Reason for a failed build. The builder reports some of them itself, by its exit codes."""
 
     FETCH_FAILED = "fetch_failed"
-    FETCH_INTERRUPTED = "fetch_interrupted"  # a fault that may pass: the connection broke, the host has a problem
+    FETCH_INTERRUPTED = (
+        "fetch_interrupted"  # a fault that may pass: the connection broke, the host has a problem
+    )
     SUBMODULE_FAILED = "submodule_failed"
     UNSAFE_REPOSITORY = "unsafe_repository"  # files of the build machine would be read through the repository
     REPOSITORY_TOO_LARGE = "repository_too_large"

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Bench:
         (self.bin / name).write_text(text)
         (self.bin / name).chmod(0o755)
 
-    def repository(self, files: dict[str, str | bytes] | None = None, name: str = "one") -> Repository:
+    def repository(self, files: Mapping[str, str | bytes] | None = None, name: str = "one") -> Repository:
         return Repository(name, files or {"README.md": "Text.\n"}, self.git.server)
 
     def run(self, repository: Repository | str, ref: str | None = None, **spec: Any) -> dict[str, Any]:

@@ -957,7 +957,7 @@ def in_bytes(number: float) -> str:
 
 
 def directory_bytes(path: str) -> int:
-    """Return the size of all files in a directory that may change meanwhile, without following links."""
+    """Return the size of all files in a directory that may change in the meantime, without following links."""
     total, left = 0, [path]
     while left:
         try:
