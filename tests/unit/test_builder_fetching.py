@@ -9,14 +9,19 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from rabbit2docker.consumer.builder import BUILDER_PATH
 from rabbit2docker.consumer.builder.builder import (
     EXIT_CODES,
+    LOOK_UP,
     AddressRules,
     AttemptEnded,
+    Fetcher,
+    FetchFailed,
+    Source,
     UrlRefused,
     check_tree,
     submodule_place,
@@ -72,7 +77,6 @@ class Bench:
 
     def run(self, repository: Repository | str, ref: str | None = None, **spec: Any) -> dict[str, Any]:
         """Run to the end and return the result."""
-        is_url = isinstance(repository, str)
         defaults = {
             "repo_url": repository if isinstance(repository, str) else repository.url,
             "ref": ref or ("HEAD" if isinstance(repository, str) else repository.head()),
@@ -85,7 +89,6 @@ class Bench:
             "docker_wait_seconds": 1,
             "timeout_seconds": 60,
         }
-        assert is_url or isinstance(repository, Repository)
         (self.directory / "spec.json").write_text(json.dumps(defaults | spec))
         command = [sys.executable, "-I", "-S", str(BUILDER_PATH), "--spec", str(self.directory / "spec.json")]
         command += ["--log", str(self.log), "--result", str(self.directory / "result.json")]
@@ -191,6 +194,9 @@ class TestCommits:
         git.environment["GIT_PROTOCOL"] = version
         result = bench.run(bench.repository(), "1" * 40, source_ref="refs/heads/main")
         assert (result["reason"], category(result)) == ("ref_not_found", "user")
+        # A server of version 2 says so itself; from an older one, everything has to be fetched to be sure.
+        assert any("git-upload-pack" in request for request in git.requests)
+        assert (git.packs() <= 1) == (version == "version=2")
         assert "1" * 40 in result["message"]
 
     def test_the_whole_history_with_its_tags_is_fetched_if_configured(self, bench: Bench) -> None:
@@ -411,6 +417,72 @@ class TestAddresses:
         assert result["reason"] == "fetch_failed"
         assert "169.254.169.254" in result["message"]
         assert "inside the network of the service" in result["message"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("this environment cannot mount file systems")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+class TestDisk:
+    @pytest.mark.parametrize("content", [os.urandom(3_000_000), b"0" * 3_000_000])
+    def test_a_full_disk_is_a_fault_of_the_infrastructure(
+        self, bench: Bench, small_disk: Path, content: bytes
+    ) -> None:
+        repository = bench.repository({"noise": content})
+        result = bench.run(repository, workdir=str(small_disk / "work"))
+        assert (result["reason"], category(result)) == ("disk_full", "infrastructure")
+        assert "disk of the build machine is full" in result["message"]
+
+
+class TestNames:
+    def fetcher(self, tmp_path: Path, code: int, *addresses: str) -> Fetcher:
+        runner = Mock(workdir=str(tmp_path))
+
+        def run(command: list[str], on_line: Any, seconds: float) -> int:
+            for address in addresses:
+                on_line(address)
+            return code
+
+        runner.run = run
+        return Fetcher({}, runner, str(tmp_path), print)
+
+    def test_git_connects_to_the_addresses_that_were_checked(self, tmp_path: Path) -> None:
+        fetcher = self.fetcher(tmp_path, 0, "93.184.215.14", "2606:4700::1111")
+        assert fetcher.checked(Source("https://example.org/a", "HEAD")) == [
+            "http.curloptResolve=example.org:443:93.184.215.14,2606:4700::1111",
+            "http.curloptResolve=example.org.:443:93.184.215.14,2606:4700::1111",
+        ]
+
+    @pytest.mark.parametrize(
+        ("code", "addresses", "may_pass", "words"),
+        [
+            (0, ["93.184.215.14", "127.0.0.1"], False, "at 127.0.0.1, inside the network"),
+            (3, [], False, "there is no host example.org"),
+            (4, [], True, "the name service did not resolve example.org"),
+        ],
+    )
+    def test_an_unknown_name_is_an_answer_and_a_silent_name_service_is_not(
+        self, tmp_path: Path, code: int, addresses: list[str], may_pass: bool, words: str
+    ) -> None:
+        with pytest.raises(FetchFailed) as caught:
+            self.fetcher(tmp_path, code, *addresses).checked(Source("https://example.org/a", "HEAD"))
+        assert caught.value.may_pass == may_pass
+        assert words in caught.value.message
+
+    def test_the_look_up_prints_addresses_or_says_that_there_are_none(self) -> None:
+        for host, code, words in (("127.0.0.1", 0, "127.0.0.1"), ("a" * 70 + ".example", 3, "")):
+            ended = subprocess.run(
+                [sys.executable, "-I", "-S", "-c", LOOK_UP, host, "80"], capture_output=True, text=True
+            )
+            assert (ended.returncode, ended.stdout.strip()) == (code, words), ended.stderr
 
 
 def test_quoted_paths_are_read_as_git_writes_them(tmp_path: Path) -> None:

@@ -642,9 +642,10 @@ MAX_REDIRECTS = 3
 MAX_LINK_STEPS = 40  # as many as the kernel follows
 SIZE_CHECK_SECONDS = 1.0
 LOOK_UP_SECONDS = 30.0
+MIN_FREE_BYTES = 64 * 1024  # with less, a disk is full
 DEFAULT_PORTS = {"https": 443, "http": 80, "git": 9418}
 POINTER_START = b"version https://git-lfs.github.com/spec/"
-_LOOK_UP = """
+LOOK_UP = """
 import socket, sys
 try:
     found = socket.getaddrinfo(sys.argv[1], int(sys.argv[2]), type=socket.SOCK_STREAM)
@@ -835,14 +836,14 @@ _GIT_SAYS = (
         r"|returned error: 4(04|10|51)$",
         "gone",
     ),
+    (r"^fatal: remote error: (git )?upload-pack: not our ref", "absent"),
     (
-        r"^error: Server does not allow request for unadvertised object|^fatal: remote error: upload-pack: not our ref"
-        r"|^fatal: couldn't find remote ref|^fatal: dumb http transport does not support shallow capabilities"
-        r"|^fatal: git upload-pack: not our ref",
+        r"^error: Server does not allow request for unadvertised object|^fatal: couldn't find remote ref"
+        r"|^fatal: dumb http transport does not support shallow capabilities",
         "refused",
     ),
     (r"Could not resolve (host|proxy)|^fatal: unable to look up ", "unresolved"),
-    (r"No space left on device$|Disk quota exceeded$", "disk_full"),
+    (r"No space left on device$|Disk quota exceeded$|Out of diskspace$", "disk_full"),
     (
         r"SSL certificate problem|certificate verif|^fatal: transport '.*' not allowed|^fatal: mismatched algorithms"
         r"|^(error|fatal): invalid path|unable to create file .*: File name too long|^fatal: URL (using bad|rejected)",
@@ -989,6 +990,7 @@ class Git:
         self._runner = runner
         self._sizes = sizes
         self._write = write
+        self._events = os.path.join(runner.workdir, "git-events.json")
         self.seconds = spec.get("fetch_seconds")
         self._deadline = time.monotonic() + self.seconds if self.seconds else float("inf")
 
@@ -1023,10 +1025,21 @@ class Git:
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_ASKPASS": inherited.get("GIT_ASKPASS", ""),
             "LC_ALL": "C",
+            "GIT_TRACE2_EVENT": self._events,
             **({"GIT_TRACE_CURL": trace, "GIT_TRACE_CURL_NO_DATA": "1"} if trace else {}),
         }
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._events)
         settings = [part for option in options for part in ("-c", option)]
         return self._run(directory, [*settings, *arguments], environment, on_line), output
+
+    def server_knows_ids(self) -> bool:
+        """Return whether the server of the last call gives out any commit that it has: protocol version 2 does."""
+        try:
+            with open(self._events, encoding="utf-8", errors="replace") as file:
+                return '"key":"negotiated-version","value":"2"' in file.read()
+        except OSError:
+            return False
 
     def _run(
         self, directory: str, arguments: Iterable[str], environment: dict[str, str], on_line: OnLine
@@ -1132,7 +1145,7 @@ class Fetcher:
     def _fetch_once(self, source: Source, directory: str) -> str:
         asked = source
         for _ in range(MAX_REDIRECTS + 1):
-            pins = self._judged(asked)
+            pins = self.checked(asked)
             self._make(asked, directory)
             lines: list[str] = []
             for way in asked.ways(self._spec.get("fetch_depth", 1)):
@@ -1140,7 +1153,10 @@ class Fetcher:
                 code, lines = self._git.remote(directory, *flags, *way, options=pins)
                 if code == 0 and (commit := self._commit(asked, directory)):
                     return commit
-                if code != 0 and classify_git(lines, asked.url)[0] != "refused":
+                kind = classify_git(lines, asked.url)[0]
+                if kind == "absent" and self._git.server_knows_ids():
+                    raise self._no_commit(source)
+                if code != 0 and kind not in ("refused", "absent"):
                     break
             else:
                 raise self._no_commit(source)
@@ -1153,8 +1169,9 @@ class Fetcher:
         """Make an empty repository; whatever an earlier try left is removed."""
         shutil.rmtree(directory, ignore_errors=True)
         os.makedirs(directory)
-        kind = "sha256" if len(source.ref) == 64 and source.is_pinned else "sha1"
-        code, lines = self._git.local(directory, "init", "--quiet", "--template=", f"--object-format={kind}")
+        # Older versions of git, which know no other kind, do not know the option either.
+        kind = ["--object-format=sha256"] if len(source.ref) == 64 and source.is_pinned else []
+        code, lines = self._git.local(directory, "init", "--quiet", "--template=", *kind)
         if code != 0:
             raise self._failure(source, lines)
 
@@ -1185,7 +1202,7 @@ class Fetcher:
 
     # -- addresses
 
-    def _judged(self, source: Source) -> list[str]:
+    def checked(self, source: Source) -> list[str]:
         """Check the URL and the addresses of its host; return options that make git connect to those."""
         try:
             target = self._rules.check(source.url)
@@ -1204,7 +1221,7 @@ class Fetcher:
 
     def _look_up(self, source: Source, target: Target) -> list[str]:
         # In a process of its own: the system's resolver cannot be interrupted.
-        command = [sys.executable, "-I", "-S", "-c", _LOOK_UP, target.host, str(target.port)]
+        command = [sys.executable, "-I", "-S", "-c", LOOK_UP, target.host, str(target.port)]
         found: list[str] = []
         code = self._runner.run(command, found.append, LOOK_UP_SECONDS)
         if code == 0:
@@ -1262,7 +1279,8 @@ class Fetcher:
             return self._problem(
                 source, f"could not be fetched: there is no git repository at {shown_url(source.url)}."
             )
-        if kind == "disk_full":
+        # git does not always give the reason for a file that it cannot write.
+        if kind == "disk_full" or free_bytes(self._runner.workdir) < MIN_FREE_BYTES:
             return FetchFailed("disk_full", f"The disk of the build machine is full: {words}")
         if kind == "lasting" or doing != "fetched":
             return self._problem(source, f"could not be {doing}: {words}")
@@ -1347,7 +1365,7 @@ class Fetcher:
             else f"{base if base.endswith('.git') else base + '.git'}/info/lfs"
         )
         try:
-            pins = self._judged(source._replace(url=url))
+            pins = self.checked(source._replace(url=url))
         except FetchFailed as failure:
             return failure.message
         # Without filters, git-lfs regards itself as not installed.
@@ -1376,9 +1394,15 @@ class Fetcher:
 
 def goes_through_proxy(target: Target) -> bool:
     """Return whether a proxy connects, which applies its own rules."""
-    proxies = urllib.request.getproxies_environment()
-    proxy = proxies.get(target.scheme) or proxies.get("all")
-    return target.scheme != "git" and bool(proxy) and not urllib.request.proxy_bypass(target.host)
+    # git takes no other variables for http://, and builders do not inherit ALL_PROXY.
+    names = {"http": ("http_proxy",), "https": ("https_proxy", "HTTPS_PROXY")}.get(target.scheme, ())
+    return any(os.environ.get(name) for name in names) and not urllib.request.proxy_bypass(target.host)
+
+
+def free_bytes(path: str) -> int:
+    """Return the space that is left for files in a directory."""
+    disk = os.statvfs(path)
+    return disk.f_bavail * disk.f_frsize
 
 
 def is_pointer(path: str) -> bool:
