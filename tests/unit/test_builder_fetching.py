@@ -24,6 +24,7 @@ from rabbit2docker.consumer.builder.builder import (
     Source,
     UrlRefused,
     check_tree,
+    classify_git,
     submodule_place,
     submodule_url,
     unquoted,
@@ -417,6 +418,35 @@ class TestAddresses:
         assert result["reason"] == "fetch_failed"
         assert "169.254.169.254" in result["message"]
         assert "inside the network of the service" in result["message"]
+
+
+URL = "https://git.example/early EOF/is this a git repository?"
+
+
+@pytest.mark.parametrize(
+    ("lines", "kind", "words"),
+    [
+        (["remote: fatal: repository 'x' not found", "fatal: early EOF"], "passing", "fatal: early EOF"),
+        ([f"fatal: repository '{URL}/' not found"], "gone", f"fatal: repository '{URL}/' not found"),
+        (["remote: Repository not found.", f"fatal: unable to access '{URL}/': Failed to connect to git.example port 443"],
+         "passing", f"fatal: unable to access '{URL}/': Failed to connect to git.example port 443"),
+        ([f"fatal: unable to access '{URL}/': The requested URL returned error: 429"], "passing", None),
+        ([f"fatal: unable to access '{URL}/': Could not resolve host: git.example"], "unresolved", None),
+        (["fatal: unable to connect to git.example:", "git.example[0: 192.0.2.1]: errno=Connection refused"],
+         "passing", "fatal: unable to connect to git.example: git.example[0: 192.0.2.1]: errno=Connection refused"),
+        (["fatal: remote error: access denied or repository not exported: /x"], "gone", None),
+        (["error: RPC failed; curl 18 transfer closed with outstanding read data remaining", "fatal: early EOF"],
+         "passing", "error: RPC failed; curl 18 transfer closed with outstanding read data remaining"),
+        (["fatal: unable to access 'https://x/': SSL certificate problem: certificate has expired"], "lasting", None),
+        (["git@x: Permission denied (publickey).", "fatal: Could not read from remote repository."], "private", None),
+        ([], "passing", "git gave no reason."),
+    ],
+)  # fmt: skip
+def test_git_is_classified_by_its_own_lines_and_not_by_names_in_them(
+    lines: list[str], kind: str, words: str | None
+) -> None:
+    found = classify_git(lines, URL)
+    assert found == (kind, words or lines[0])
 
 
 @pytest.fixture

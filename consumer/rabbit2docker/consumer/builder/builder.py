@@ -829,7 +829,8 @@ def unquoted(path: str) -> str:
 # The first match wins. Wording of git 2.39 and 2.47 with LC_ALL=C.
 _GIT_SAYS = (
     (r"returned error: 30[12378]$", "redirected"),
-    (r"^fatal: (could not read (Username|Password)|Authentication failed)|returned error: 40[137]$", "private"),
+    (r"^fatal: (could not read (Username|Password)|Authentication failed)|returned error: 40[137]$"
+     r"|Permission denied \(publickey", "private"),
     (
         r"^fatal: repository .* not found|does not appear to be a git repository$|is this a git repository\?$"
         r"|^fatal: remote error: (access denied or repository not exported|no such repository)"
@@ -845,7 +846,8 @@ _GIT_SAYS = (
     (r"Could not resolve (host|proxy)|^fatal: unable to look up ", "unresolved"),
     (r"No space left on device$|Disk quota exceeded$|Out of diskspace$", "disk_full"),
     (
-        r"SSL certificate problem|certificate verif|^fatal: transport '.*' not allowed|^fatal: mismatched algorithms"
+        r"SSL certificate problem|certificate verif|^Host key verification failed"
+        r"|^fatal: transport '.*' not allowed|^fatal: mismatched algorithms"
         r"|^(error|fatal): invalid path|unable to create file .*: File name too long|^fatal: URL (using bad|rejected)",
         "lasting",
     ),
@@ -854,18 +856,18 @@ _GIT_SAYS = (
 
 def classify_git(lines: list[str], url: str) -> tuple[str, str]:
     """Return (kind, git's own words) for a failed git; the kind is `passing` unless its words say otherwise."""
-    own = [line.strip() for line in lines if line.strip() and not line.startswith("remote:")]
+    ended = (line.strip().rpartition("\r")[2] for line in lines)  # the part that replaces progress
+    own = [line for line in ended if line and not line.startswith("remote:")]
     text = [line.replace(url.rstrip("/"), "") for line in own]
     kind = next(
         (kind for pattern, kind in _GIT_SAYS if any(re.search(pattern, line) for line in text)), "passing"
     )
-    matters = next((n for n, line in enumerate(own) if line.startswith("error: RPC failed")), None)
-    if matters is None:
-        matters = next(
-            (n for n, line in enumerate(own) if line.startswith(("fatal: ", "error: "))), len(own) - 1
-        )
+    first = ("error: RPC failed", "Permission denied"), ("fatal: ", "error: ")
+    matters = next(
+        (n for marks in first for n, line in enumerate(own) if any(mark in line for mark in marks)), -1
+    )
     words = own[matters] if own else "git gave no reason."
-    if words.endswith(":") and matters + 1 < len(own):
+    if words.endswith(":") and 0 < matters + 1 < len(own):
         words = f"{words} {own[matters + 1]}"
     return kind, clean_text(words)[:300]
 
@@ -1023,7 +1025,6 @@ class Git:
             # The URL is checked by now; SSH is for an operator who maps https:// to it with url.*.insteadOf.
             "GIT_ALLOW_PROTOCOL": "https:http:git:ssh",
             "GIT_TERMINAL_PROMPT": "0",
-            "GIT_ASKPASS": inherited.get("GIT_ASKPASS", ""),
             "LC_ALL": "C",
             "GIT_TRACE2_EVENT": self._events,
             **({"GIT_TRACE_CURL": trace, "GIT_TRACE_CURL_NO_DATA": "1"} if trace else {}),
