@@ -170,6 +170,13 @@ def redirect(old: str, new: str) -> Callable[[Handler], bool]:
     return fault
 
 
+def static_files(handler: Handler) -> bool:
+    """Serve the files of a repository as they are, as a web server without git does."""
+    path = handler.server.git.root / handler.path.partition("?")[0].lstrip("/")
+    handler.send(200, path.read_bytes()) if path.is_file() else handler.send(404)
+    return True
+
+
 NEEDS_PASSWORD = {"WWW-Authenticate": 'Basic realm="git"'}
 
 

@@ -127,6 +127,13 @@ async def test_behind_a_proxy_names_are_not_resolved(monkeypatch: pytest.MonkeyP
         await STRICT.resolve("https://127.0.0.1/a")
 
 
+async def test_a_variable_that_git_ignores_is_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, "127.0.0.1")
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example.org:3128")
+    with pytest.raises(RequestRejected, match="inside this network"):
+        await STRICT.resolve("http://example.org/a")
+
+
 def answer_with(monkeypatch: pytest.MonkeyPatch, *addresses: str, error: BaseException | None = None) -> None:
     """Replace DNS lookups with fixed answers."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):

@@ -22,9 +22,11 @@ from rabbit2docker.consumer.builder.builder import (
     Fetcher,
     FetchFailed,
     Source,
+    Target,
     UrlRefused,
     check_tree,
     classify_git,
+    goes_through_proxy,
     submodule_place,
     submodule_url,
     unquoted,
@@ -33,7 +35,7 @@ from rabbit2docker.consumer.providers.address_policy import AddressPolicy
 from rabbit2docker.errors import RequestRejected
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.reasons import CATEGORY_OF, FailureReason
-from tests.support.git_http import NEEDS_PASSWORD, GitHttp, answer, cut_pack, git_http, redirect
+from tests.support.git_http import NEEDS_PASSWORD, GitHttp, answer, cut_pack, git_http, redirect, static_files
 from tests.support.repositories import Repository
 from tests.unit.test_address_policy import INTERNAL_HOSTS, MALFORMED_URLS
 
@@ -178,6 +180,15 @@ class TestCommits:
         repository.git("reset", "--quiet", "--hard", "HEAD^")
         assert bench.run(repository, left, source_ref="refs/heads/main")["reason"] == "ok", bench.texts()
         assert (bench.tree / "old.txt").exists()
+
+    def test_a_repository_of_a_server_without_git_is_fetched(self, bench: Bench, git: GitHttp) -> None:
+        repository = bench.repository({"a.txt": "first"})
+        first = repository.head()
+        repository.commit({"a.txt": "second"})
+        repository.git("update-server-info")
+        git.faults.append(static_files)
+        assert bench.run(f"{repository.url}/.git", first)["reason"] == "ok", bench.texts()
+        assert (bench.tree / "a.txt").read_text() == "first"
 
     def test_a_repository_with_sha256_ids_is_fetched(self, bench: Bench) -> None:
         repository = bench.repository()
@@ -473,6 +484,26 @@ class TestDisk:
 
 
 class TestNames:
+    @pytest.mark.parametrize(
+        ("scheme", "variable", "expected"),
+        [
+            ("http", "http_proxy", True),
+            ("http", "HTTP_PROXY", False),  # git ignores it
+            ("http", "ALL_PROXY", False),  # builders do not inherit it
+            ("https", "https_proxy", True),
+            ("https", "HTTPS_PROXY", True),
+            ("git", "https_proxy", False),
+        ],
+    )
+    def test_addresses_are_left_to_a_proxy_only_if_git_uses_it(
+        self, monkeypatch: pytest.MonkeyPatch, scheme: str, variable: str, expected: bool
+    ) -> None:
+        for name in list(os.environ):
+            if name.lower().endswith("_proxy"):
+                monkeypatch.delenv(name)
+        monkeypatch.setenv(variable, "http://proxy.example:3128")
+        assert goes_through_proxy(Target(scheme, "example.org", 1)) == expected
+
     def fetcher(self, tmp_path: Path, code: int, *addresses: str) -> Fetcher:
         runner = Mock(workdir=str(tmp_path))
 
