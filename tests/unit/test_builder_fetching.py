@@ -237,7 +237,7 @@ class TestFaults:
         assert result["reason"] == "ok", bench.texts()
         [line] = [text for text in bench.texts() if "Trying again" in text]
         assert "RPC failed" in line or "early EOF" in line
-        assert line.endswith("Trying again in 1 s.")
+        assert line.endswith(". Trying again in 1 s.")
 
     def test_a_pack_that_is_always_cut_is_a_fault_of_the_infrastructure(
         self, bench: Bench, git: GitHttp
@@ -694,8 +694,7 @@ class TestLinks:
         with pytest.raises(AttemptEnded) as caught:
             check_tree(str(tmp_path / "tree"), subdir or "")
         assert caught.value.reason == "unsafe_repository"
-        named = subdir if subdir == "deep/er" else path
-        assert f"The link {named} leads out of the repository" in caught.value.message
+        assert f"The link {path} leads out of the repository" in caught.value.message
 
     def test_a_planted_secret_is_in_no_output(self, bench: Bench) -> None:
         (bench.directory / "secret").write_text(SECRET)
@@ -734,7 +733,7 @@ class TestLinks:
         assert result["reason"] == "ok", result
         assert os.readlink(bench.tree / "data" / "shared") == "/srv/shared"
 
-    @pytest.mark.parametrize("subdir", ["..", "a/../..", "../tree", "a/b/../../.."])
+    @pytest.mark.parametrize("subdir", ["..", "a/../..", "../tree", "a/b/../../..", "/", "/etc"])
     def test_a_directory_above_the_repository_is_refused(self, tmp_path: Path, subdir: str) -> None:
         with pytest.raises(AttemptEnded, match="leads out of the repository"):
             check_tree(str(tmp_path), subdir)

@@ -1139,7 +1139,7 @@ class Fetcher:
             except FetchFailed as failure:
                 if not failure.may_pass:
                     raise
-                self._write(f"{failure.message} Trying again in {pause:.0f} s.")
+                self._write(f"{failure.message.rstrip('.')}. Trying again in {pause:.0f} s.")
             self._runner.pause(pause)
         return self._fetch_once(source, directory)
 
@@ -1426,9 +1426,12 @@ def check_tree(root: str, subdir: str) -> None:
     links, which nothing on the build machine follows. Sockets, pipes and devices are refused everywhere.
     """
     parts = [part for part in subdir.split("/") if part not in ("", ".")]
-    base = resolved(root, parts)
+    base = None if subdir.startswith("/") else resolved(root, parts)
     if base is None:
-        raise unsafe("/".join(parts), "leads out of the repository and cannot be the directory of the build")
+        ways = ("/".join(parts[:end]) for end in range(1, len(parts)))
+        way = next((way for way in ways if resolved(root, way.split("/")) is None), subdir)
+        kind = "link" if os.path.islink(os.path.join(root, way)) else "directory"
+        raise unsafe(way, "leads out of the repository and cannot be the directory of the build", kind=kind)
     if not os.path.isdir(os.path.join(root, *base)):
         raise AttemptEnded("no_environment", f"The repository has no directory {shown_url(subdir)}.")
     for name in ("", "binder", ".binder"):
