@@ -26,6 +26,7 @@ from deploy.dev.machine import Ledger
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.events import Cancelled, Completed, Failed, Rejected
 from tests.support.consumer import Consumer
+from tests.support.git_http import cut_pack, git_http
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.repositories import (
     BASE_IMAGE,
@@ -474,6 +475,19 @@ class TestFetching:
         repo = make_repository("bare", {f"deep/{name}": text for name, text in inside.items()})
         assert isinstance((await build(amqp, repo.spec(), subdir="deep")).end, Completed)
         assert not (tmp_path / "ran").exists()
+
+
+async def test_a_build_is_tried_again_after_its_fetch_was_cut(own_amqp: AmqpSettings, tmp_path: Path) -> None:
+    (tmp_path / "served").mkdir()
+    with git_http(tmp_path / "served") as git:
+        git.faults.append(cut_pack())
+        repo = Repository("cut", dockerfile() | {"text": "A text that fills a pack.\n" * 99}, git.server)
+        other = other_consumer(tmp_path, own_amqp, RABBIT2DOCKER_BUILDER__FETCH_RETRIES="0")
+        async with in_thread(other):
+            story = await build(own_amqp, repo.spec())
+    assert story.completed.attempt == 2
+    reasons = [item.detail.failed_reason for item in story.progress if item.detail.failed_reason]
+    assert reasons == ["fetch_interrupted"]
 
 
 # --- Failures -----------------------------------------------------------------------------------------------

@@ -1234,12 +1234,12 @@ class Fetcher:
 
     def _redirected(self, source: Source, directory: str, pins: list[str]) -> str:
         """Return the URL that the server redirects to. git does not follow, so that the address can be checked."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._trace)
         self._git.remote(directory, "ls-remote", "--", source.url, "HEAD", options=pins, trace=self._trace)
         try:
             with open(self._trace, encoding="utf-8", errors="replace") as file:
                 found = re.findall(r"(?im)<= recv header: location: *(\S+)", file.read())
+            # It has the headers that were sent, too.
+            os.unlink(self._trace)
         except OSError:
             found = []
         location = urllib.parse.urljoin(f"{source.url.rstrip('/')}/info/refs", found[-1]) if found else ""
