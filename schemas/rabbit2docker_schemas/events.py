@@ -190,6 +190,8 @@ class Completed(EventData):
     lines: int | None = None
     """Total number of lines in the attempt's log."""
     repo2docker_version: str | None = None
+    warnings: list[str] = []
+    """Texts for people about content that the image lacks, such as files of Git LFS."""
 
 
 class Failed(EventData):

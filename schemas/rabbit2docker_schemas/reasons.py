@@ -52,6 +52,12 @@ class FailureReason(StrEnum):
     """Reason for a failed build. The builder reports some of them itself, by its exit codes."""
 
     FETCH_FAILED = "fetch_failed"
+    FETCH_INTERRUPTED = (
+        "fetch_interrupted"  # a fault that may pass: the connection broke, the host has a problem
+    )
+    SUBMODULE_FAILED = "submodule_failed"
+    UNSAFE_REPOSITORY = "unsafe_repository"  # files of the build machine would be read through the repository
+    REPOSITORY_TOO_LARGE = "repository_too_large"
     REF_NOT_FOUND = "ref_not_found"
     REPOSITORY_PRIVATE = "repository_private"
     NO_ENVIRONMENT = "no_environment"
@@ -89,6 +95,10 @@ class FailureReason(StrEnum):
 
 CATEGORY_OF: Final[dict[FailureReason, Category]] = {
     FailureReason.FETCH_FAILED: Category.USER,
+    FailureReason.FETCH_INTERRUPTED: Category.INFRASTRUCTURE,
+    FailureReason.SUBMODULE_FAILED: Category.USER,
+    FailureReason.UNSAFE_REPOSITORY: Category.USER,
+    FailureReason.REPOSITORY_TOO_LARGE: Category.USER,
     FailureReason.REF_NOT_FOUND: Category.USER,
     FailureReason.REPOSITORY_PRIVATE: Category.USER,
     FailureReason.NO_ENVIRONMENT: Category.USER,
@@ -127,6 +137,7 @@ AGAIN_OF: Final[dict[FailureReason, Again]] = {
     reason: Again.ELSEWHERE if category is Category.INFRASTRUCTURE else Again.NEVER
     for reason, category in CATEGORY_OF.items()
 } | {
+    FailureReason.FETCH_INTERRUPTED: Again.HERE,
     FailureReason.BASE_IMAGE_UNAVAILABLE: Again.HERE,
     FailureReason.PUSH_FAILED: Again.HERE,
     FailureReason.DOCKER_UNAVAILABLE: Again.HERE,
@@ -134,6 +145,10 @@ AGAIN_OF: Final[dict[FailureReason, Again]] = {
 
 HINT_OF: Final[dict[FailureReason, str]] = {
     FailureReason.FETCH_FAILED: "Check that the repository can be cloned from outside, then build again.",
+    FailureReason.FETCH_INTERRUPTED: "The host of the repository, or the way to it, has a problem. Build again later.",
+    FailureReason.SUBMODULE_FAILED: "Correct or remove the submodule that the message names: its address must be public and readable without a password. Then build again.",
+    FailureReason.UNSAFE_REPOSITORY: "Replace what the message names with a file or directory of the repository, or remove it. Then build again.",
+    FailureReason.REPOSITORY_TOO_LARGE: "Keep data out of the repository and download it in a build step, or ask the operator for a higher limit.",
     FailureReason.REF_NOT_FOUND: "The branch, tag or commit may have been renamed or deleted. Check it, then build again.",
     FailureReason.REPOSITORY_PRIVATE: "Make the repository public, or ask the operator to configure credentials for it.",
     FailureReason.NO_ENVIRONMENT: "Check the environment files of the repository (environment.yml, requirements.txt, Dockerfile …), then build again.",

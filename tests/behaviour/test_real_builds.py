@@ -29,6 +29,7 @@ from docker.models.images import Image
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.events import Cancelled, Completed, Failed, Log, Rejected
 from tests.support.consumer import Consumer
+from tests.support.git_http import cut_pack, git_http
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.repositories import (
     BASE_IMAGE,
@@ -456,6 +457,106 @@ async def serving(handler: Callable[[web.Request], Any]) -> AsyncIterator[str]:
         yield f"{host}:{port}"
     finally:
         await runner.cleanup()
+
+
+# --- Fetching -----------------------------------------------------------------------------------------------
+
+
+class TestFetching:
+    async def test_a_commit_that_only_a_pull_request_has_is_built(
+        self,
+        consumer: Consumer,
+        amqp: AmqpSettings,
+        make_repository: MakeRepository,
+        client: docker.DockerClient,
+    ) -> None:
+        repo = make_repository("pull", dockerfile('CMD ["cat", "/text"]'))
+        repo.git("checkout", "--quiet", "--detach")
+        pull = repo.commit(dockerfile("COPY text /text", 'CMD ["cat", "/text"]') | {"text": "proposed"})
+        repo.git("update-ref", "refs/pull/7/head", pull)
+        repo.git("checkout", "--quiet", "main")
+        story = await build(amqp, repo.spec("refs/pull/7/head"))
+        assert story.completed.resolved_ref == pull
+        assert run_image(client, story.completed.image) == "proposed"
+        labels = client.images.get(story.completed.image).labels
+        assert (labels["repo2docker.repo"], labels["repo2docker.ref"]) == (repo.url, pull)
+
+    async def test_pointers_of_git_lfs_are_a_warning_in_the_completed_event(
+        self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository
+    ) -> None:
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4' * 64}\nsize 12\n"
+        attributes = "*.bin filter=lfs diff=lfs merge=lfs -text\n"
+        repo = make_repository("large", dockerfile() | {".gitattributes": attributes, "a.bin": pointer})
+        story = await build(amqp, repo.spec())
+        [warning] = story.completed.warnings
+        assert "1 file is missing, such as a.bin" in warning
+        assert f"Warning: {warning}" in story.log
+
+    async def test_links_that_lead_out_of_the_repository_bring_nothing_of_the_machine_into_an_image(
+        self,
+        consumer: Consumer,
+        amqp: AmqpSettings,
+        make_repository: MakeRepository,
+        client: docker.DockerClient,
+        tmp_path: Path,
+    ) -> None:
+        (tmp_path / "secret").write_text("planted-secret")
+        repo = make_repository("links", dockerfile("COPY data /data", 'CMD ["ls", "-R", "/data"]'))
+        (repo.directory / "data").mkdir()
+        (repo.directory / "data" / "there").touch()
+        (repo.directory / "data" / "file").symlink_to(tmp_path / "secret")
+        (repo.directory / "data" / "directory").symlink_to(tmp_path)
+        story = await build(amqp, repo.spec(repo.commit({"README.md": "Links."})))
+        listed = run_image(client, story.completed.image).split()
+        assert listed == ["/data:", "directory", "file", "there"]
+        for source in ("data/file", "data/directory/secret", "data/directory/*"):
+            files = dockerfile(f"COPY {source} /taken", "RUN cat /taken*")
+            failed = (await build(amqp, repo.spec(repo.commit(files)))).failed
+            assert failed.category == "user"
+            assert "planted-secret" not in str(failed)
+
+    async def test_a_link_to_a_file_of_the_machine_is_refused_and_named(
+        self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository, tmp_path: Path
+    ) -> None:
+        (tmp_path / "secret").write_text("planted-secret")
+        repo = make_repository("planted", {"README.md": "A link."})
+        (repo.directory / "runtime.txt").symlink_to(tmp_path / "secret")
+        story = await build(amqp, repo.spec(repo.commit({"README.md": "More."})))
+        assert (story.failed.reason, story.failed.category) == ("unsafe_repository", "user")
+        assert "The link runtime.txt leads out" in story.failed.message
+        assert "planted-secret" not in str(story.events)
+
+    async def test_the_configuration_of_a_repository_inside_the_repository_runs_nothing(
+        self, consumer: Consumer, amqp: AmqpSettings, make_repository: MakeRepository, tmp_path: Path
+    ) -> None:
+        # buildx asks git about the directory of a build; git takes this one for a repository, and fetches what it lacks.
+        config = (
+            "[core]\nrepositoryformatversion = 1\nbare = false\nworktree = .\n[extensions]\npartialClone = origin\n"
+            f'[remote "origin"]\nurl = .\npromisor = true\nuploadpack = "touch {tmp_path}/ran; false"\n'
+        )
+        inside = {
+            "HEAD": "ref: refs/heads/main\n",
+            "refs/heads/main": "1" * 40 + "\n",
+            "objects/keep": "",
+            "config": config,
+            **dockerfile(),
+        }
+        repo = make_repository("bare", {f"deep/{name}": text for name, text in inside.items()})
+        assert isinstance((await build(amqp, repo.spec(), subdir="deep")).end, Completed)
+        assert not (tmp_path / "ran").exists()
+
+
+async def test_a_build_is_tried_again_after_its_fetch_was_cut(own_amqp: AmqpSettings, tmp_path: Path) -> None:
+    (tmp_path / "served").mkdir()
+    with git_http(tmp_path / "served") as git:
+        git.faults.append(cut_pack())
+        repo = Repository("cut", dockerfile() | {"text": "A text that fills a pack.\n" * 99}, git.server)
+        other = other_consumer(tmp_path, own_amqp, RABBIT2DOCKER_BUILDER__FETCH_RETRIES="0")
+        async with in_thread(other):
+            story = await build(own_amqp, repo.spec())
+    assert story.completed.attempt == 2
+    reasons = [item.detail.failed_reason for item in story.progress if item.detail.failed_reason]
+    assert reasons == ["fetch_interrupted"]
 
 
 # --- Failures -----------------------------------------------------------------------------------------------

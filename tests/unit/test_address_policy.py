@@ -14,6 +14,24 @@ STRICT = AddressPolicy(ProviderSettings())
 OPEN = AddressPolicy(ProviderSettings(allow_private_addresses=True))
 
 
+INTERNAL_HOSTS = [
+    "127.0.0.1", "127.1", "0177.0.0.1", "0x7f.0.0.1", "2130706433", "0x7f000001", "0", "0.0.0.0",
+    "１２７.0.0.1", "127。0。0。1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "100.64.0.1", "169.254.169.254",
+    "224.0.0.1", "255.255.255.255", "[::1]", "[::]", "[fe80::1]", "[fc00::1]", "[fec0::1]", "[::ffff:127.0.0.1]",
+    "[::ffff:7f00:1]", "[::127.0.0.1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "localhost", "LOCALHOST.", "a.localhost",
+    "rabbitmq", "hub.default.svc", "hub.default.svc.cluster.local", "hub.default.svc.example.com",
+    "metadata.google.internal", "printer.local", "router.lan",
+]  # fmt: skip
+MALFORMED_URLS = [
+    "file:///etc/passwd", "/etc/passwd", "../a", "ext::sh -c id", "ext::sh", "https::http://example.org/a",
+    "ftp://example.org/a", "ssh://git@example.org/a", "git+ssh://example.org/a", "--upload-pack=id", "-oProxyCommand=id",
+    "https:/example.org/a", "https:example.org/a", "https:///a", "http://", "https://-example.org/a",
+    "https://exa mple.org/a", "https://example.org/\na", "https://example.org\\@127.0.0.1/", "https://%31.example.org/",
+    "https://[::1%eth0]/a", "https://[::1/a", "https://example.org:x/a", "https://example.org:99999/a",
+    "https://example.org/a/../b", "https://example.org/a/%2E./b", "https://e\u2028x.org/", "",
+]  # fmt: skip
+
+
 def refusal(policy: AddressPolicy, url: str) -> str:
     with pytest.raises(RequestRejected) as caught:
         policy.check(url)
@@ -37,17 +55,7 @@ def test_public_addresses_are_allowed(url: str, target: Target) -> None:
     assert STRICT.check(url) == target
 
 
-@pytest.mark.parametrize(
-    "host",
-    [
-        "127.0.0.1", "127.1", "0177.0.0.1", "0x7f.0.0.1", "2130706433", "0x7f000001", "0", "0.0.0.0",
-        "１２７.0.0.1", "127。0。0。1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "100.64.0.1", "169.254.169.254",
-        "224.0.0.1", "255.255.255.255", "[::1]", "[::]", "[fe80::1]", "[fc00::1]", "[fec0::1]", "[::ffff:127.0.0.1]",
-        "[::ffff:7f00:1]", "[::127.0.0.1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "localhost", "LOCALHOST.", "a.localhost",
-        "rabbitmq", "hub.default.svc", "hub.default.svc.cluster.local", "hub.default.svc.example.com",
-        "metadata.google.internal", "printer.local", "router.lan",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("host", INTERNAL_HOSTS)
 def test_internal_addresses_are_rejected_in_every_spelling(host: str) -> None:
     assert "ask the operator" in refusal(STRICT, f"http://{host}/a/b")
 
@@ -58,17 +66,7 @@ def test_the_operator_can_allow_internal_addresses(host: str) -> None:
 
 
 @pytest.mark.parametrize("policy", [STRICT, OPEN])
-@pytest.mark.parametrize(
-    "url",
-    [
-        "file:///etc/passwd", "/etc/passwd", "../a", "ext::sh -c id", "ext::sh", "https::http://example.org/a",
-        "ftp://example.org/a", "ssh://git@example.org/a", "git+ssh://example.org/a", "--upload-pack=id", "-oProxyCommand=id",
-        "https:/example.org/a", "https:example.org/a", "https:///a", "http://", "https://-example.org/a",
-        "https://exa mple.org/a", "https://example.org/\na", "https://example.org\\@127.0.0.1/", "https://%31.example.org/",
-        "https://[::1%eth0]/a", "https://[::1/a", "https://example.org:x/a", "https://example.org:99999/a",
-        "https://example.org/a/../b", "https://example.org/a/%2E./b", "https://e\u2028x.org/", "",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("url", MALFORMED_URLS)
 def test_a_malformed_or_unsupported_url_is_rejected_under_every_policy(
     policy: AddressPolicy, url: str
 ) -> None:
@@ -127,6 +125,13 @@ async def test_behind_a_proxy_names_are_not_resolved(monkeypatch: pytest.MonkeyP
     assert await STRICT.resolve("https://example.org/a") == []
     with pytest.raises(RequestRejected, match="ask the operator"):
         await STRICT.resolve("https://127.0.0.1/a")
+
+
+async def test_a_variable_that_git_ignores_is_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, "127.0.0.1")
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example.org:3128")
+    with pytest.raises(RequestRejected, match="inside this network"):
+        await STRICT.resolve("http://example.org/a")
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, *addresses: str, error: BaseException | None = None) -> None:

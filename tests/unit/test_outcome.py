@@ -54,6 +54,12 @@ def test_the_digest_of_the_registry_takes_precedence_over_that_of_the_builder() 
     assert found.digest == other
 
 
+def test_warnings_of_the_builder_are_in_the_completed_event() -> None:
+    found = outcome(PUSHED.model_copy(update={"warnings": ("Something is missing.",)}))
+    assert isinstance(found, Completed)
+    assert found.warnings == ["Something is missing."]
+
+
 def test_a_confirmed_push_is_completed_even_if_the_registry_stays_away() -> None:
     assert isinstance(outcome(PUSHED, check=ImageCheck.UNKNOWN, digest=None), Completed)
 

@@ -309,6 +309,31 @@ def test_the_pod_has_the_settings_of_the_operator() -> None:
     assert json.loads(environment(pod)["RABBIT2DOCKER_BUILD"]) == pod_builder_spec(a_spec(), settings)
 
 
+def test_limits_and_rules_for_the_fetch_reach_the_builder() -> None:
+    settings = Settings.model_validate(
+        {
+            "builder": {
+                "fetch_seconds": 77,
+                "fetch_depth": 0,
+                "max_repository_bytes": 2**21,
+                "max_repository_files": 123,
+            },
+            "providers": {"allow_private_addresses": True},
+        }
+    )
+    made_spec = pod_builder_spec(a_spec().model_copy(update={"source_ref": "refs/pull/7/head"}), settings)
+    expected = {
+        "source_ref": "refs/pull/7/head",
+        "allow_private_addresses": True,
+        "fetch_seconds": 77,
+        "fetch_retries": 3,
+        "fetch_depth": 0,
+        "max_repository_bytes": 2**21,
+        "max_repository_files": 123,
+    }
+    assert made_spec | expected == made_spec
+
+
 def test_settings_that_the_operator_left_out_are_not_in_the_pod() -> None:
     spec = made()["spec"]
     assert not {"nodeSelector", "priorityClassName", "imagePullSecrets", "nodeName"} & spec.keys()

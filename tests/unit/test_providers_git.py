@@ -178,6 +178,24 @@ async def test_a_ref_resolves_to_its_commit(host: Host, work: Work, ref: str, nu
     assert repository.repo_url == host.url("/work.git")
 
 
+async def test_the_full_name_of_the_ref_is_kept_for_servers_that_give_out_refs_only(
+    host: Host, work: Work
+) -> None:
+    for ref, name in {
+        "main": "refs/heads/main",
+        "pull/7/head": "refs/pull/7/head",
+        "v1": "refs/tags/v1",
+    }.items():
+        assert (await GitProvider(OPEN).resolve(spec(host.url("/work.git"), ref))).source_ref == name
+    assert (await GitProvider(OPEN).resolve(spec(host.url("/work.git"), SHA))).source_ref is None
+
+
+async def test_a_full_commit_id_of_a_sha256_repository_is_taken_as_it_is(host: Host) -> None:
+    commit = "ab" * 32
+    repository = await GitProvider(OPEN).resolve(spec(host.url("/work.git"), commit))
+    assert (repository.resolved_ref, host.asked) == (commit, [])
+
+
 @pytest.mark.parametrize("ref", ["mai", "foo", "MAIN", "abcdef0", f"{SHA}0", SHA * 2, "nowhere"])
 async def test_an_incomplete_or_unknown_ref_is_not_found(host: Host, ref: str) -> None:
     error = await refusal(host.url("/work.git"), ref)

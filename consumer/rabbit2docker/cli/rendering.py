@@ -96,7 +96,8 @@ def summary(event: Event) -> list[str]:
         case Completed() as data:
             size = f" ({texts.size(data.size)})" if data.size else ""
             lines = [f"Completed: {data.image}", f"  digest {data.digest}{size}"]
-            return lines + ([f"  time   {_timings(data.timings)}"] if _timings(data.timings) else [])
+            lines += [f"  time   {_timings(data.timings)}"] if _timings(data.timings) else []
+            return lines + [f"  Warning: {warning}" for warning in data.warnings]
         case Failed() as data:
             return [f"Failed ({data.reason}): {data.message}", f"  {data.hint}"]
         case Cancelled() as data:

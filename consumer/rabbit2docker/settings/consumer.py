@@ -63,6 +63,16 @@ class BuilderSettings(Group):
     """Image of build pods; the local executor uses the installed repo2docker."""
     repo2docker_args: list[str] = []
     """Additional arguments for repo2docker."""
+    fetch_seconds: int = Field(default=1800, ge=10)
+    """Seconds that fetching a repository with its submodules may take."""
+    fetch_retries: int = Field(default=3, ge=0)
+    """Retries of a fetch after a fault that may pass, such as a cut connection."""
+    fetch_depth: int = Field(default=1, ge=0)
+    """Commits of history that are fetched; 0: all, with branches and tags, for packages that derive their version from it."""
+    max_repository_bytes: int = Field(default=10 * 1024**3, ge=1024**2)
+    """Largest repository in bytes on disk, with submodules, large files and git's own data."""
+    max_repository_files: int = Field(default=1_000_000, ge=100)
+    """Largest number of files in a repository with its submodules."""
     docker_wait_seconds: int = Field(default=60, ge=1)
     """Seconds that the builder waits for the Docker engine."""
     push_retries: int = Field(default=4, ge=0)

@@ -6,14 +6,14 @@ One file, standard library only, Python 3.9 or newer: it also runs inside the re
 Lines go to --log (or standard output), one JSON object each: {"n": 0, "ts": "…", "phase": "building", "text": "…"}.
 The result goes to --result (or /dev/termination-log): one JSON object of less than 2 KB, written after the last line.
 
-Exit codes: 0 pushed · 64 bad spec · 65 fetching failed · 66 no environment found · 69 defect of the builder ·
+Exit codes: 0 pushed · 64 bad spec · 65 fetching failed or refused · 66 no environment found · 69 defect of the builder ·
 70 build step failed, base image missing · 71 out of memory · 74 push failed · 75 Docker engine or registry of the base
 image unavailable, disk full, image removed ·
 124 deadline or idle limit · 143 cancelled.
 """
 
 # Python 3.9 lacks newer spellings, and the result has to be written after any failure.
-# ruff: noqa: UP006, UP017, UP035, UP045, BLE001
+# ruff: noqa: UP006, UP007, UP017, UP035, UP045, BLE001
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ import ast
 import base64
 import contextlib
 import errno
+import ipaddress
 import json
 import os
 import re
@@ -36,20 +37,25 @@ import subprocess
 import sys
 import tempfile
 import time
+import unicodedata
+import urllib.parse
+import urllib.request
 from datetime import datetime, timezone
 from types import FrameType
-from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Optional
-from urllib.parse import quote, quote_plus, unquote
+from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, NamedTuple, Optional, Union
 
 Spec = Dict[str, Any]
 Result = Dict[str, Any]
 OnLine = Callable[[str], object]
 Progress = Dict[str, int]
 WriteLine = Callable[[str, Optional[Progress]], object]
+Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 VERSION = "1"
 MAX_LINE_BYTES = 8192
 MAX_RESULT_BYTES = 2000
+MAX_WARNINGS = 3
+MAX_WARNING = 250  # characters
 MAX_OPEN_LINE = 1 << 20  # bytes of an unfinished line that are kept before they become a line of their own
 TERM_GRACE = 8.0  # seconds between SIGTERM and SIGKILL for children
 DRAIN_SECONDS = 2.0  # time that a pipe may stay open after the child has ended
@@ -70,6 +76,10 @@ EXIT_CODES = {
     "ok": 0,
     "bad_spec": 64,
     "fetch_failed": 65,
+    "fetch_interrupted": 65,
+    "submodule_failed": 65,
+    "unsafe_repository": 65,
+    "repository_too_large": 65,
     "ref_not_found": 65,
     "repository_private": 65,
     "no_environment": 66,
@@ -268,7 +278,7 @@ def _git_secrets(environment: Mapping[str, str]) -> Iterator[str]:
     ]
     for text in [*map(_read_text, files), *configured]:
         for password in _URL_PASSWORD.findall(text):
-            yield from (password, unquote(password))
+            yield from (password, urllib.parse.unquote(password))
         yield from (header.split()[-1] for header in re.findall(r"(?i)authorization:.*", text))
     yield from _NETRC_PASSWORD.findall(_read_text(os.path.join(home, ".netrc")))
 
@@ -284,7 +294,7 @@ def _read_text(path: str) -> str:
 def _forms(value: str) -> Iterator[str]:
     """Yield a value as it may appear in a line: plain, quoted by programs and shells, encoded in URLs and in base64."""
     yield _CONTROL.sub("", value)
-    in_urls = {quote(value), quote(value, safe=""), quote_plus(value)}
+    in_urls = {urllib.parse.quote(value), urllib.parse.quote(value, safe=""), urllib.parse.quote_plus(value)}
     in_urls.update([re.sub("%..", lambda match: match[0].lower(), form) for form in in_urls])
     in_shells = {shlex.quote(value).strip("'"), value.replace("'", r"'\''")}
     encoded = {json.dumps(value)[1:-1], repr(value)[1:-1], *in_urls, *in_shells}
@@ -788,6 +798,8 @@ def encode_result(result: Result) -> bytes:
     while True:
         data = (json.dumps(result, ensure_ascii=False) + "\n").encode("utf-8", "replace")
         key = max(("message", "failed_step", "image"), key=lambda name: len(result.get(name) or ""))
+        if len(data) > MAX_RESULT_BYTES and result.pop("warnings", None):
+            continue
         if len(data) <= MAX_RESULT_BYTES or not result.get(key):
             return data
         result[key] = result[key][: len(result[key]) * 2 // 3]
@@ -947,20 +959,30 @@ class Runner:
         signal.signal(signal.SIGCHLD, lambda number, frame: None)  # wakes _select when a child ends
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    def run(self, command: list[str], on_line: OnLine, seconds: float | None = None) -> int:
+    def run(
+        self,
+        command: list[str],
+        on_line: OnLine,
+        seconds: float | None = None,
+        *,
+        environment: dict[str, str] | None = None,
+        watch: Callable[[], float] | None = None,
+    ) -> int:
         """Run a command, call `on_line` with each line it prints, and return its exit code.
 
-        It is ended after `seconds`; the exit code is then that of the signal. Raises AttemptEnded at the limits.
+        It is ended after `seconds`; the exit code is then that of the signal. Raises AttemptEnded at the limits, and what
+        `watch` raises, which is called while the command runs and returns the time of its next call.
         """
         try:
-            child = self._spawn(command)
+            child = self._spawn(command, environment)
         except OSError as error:
             on_line(f"{command[0]}: {error.strerror}")
             return COMMAND_NOT_FOUND
         self._guard.watch(child.pid)
         self.limits.restart_idle()
         try:
-            if not self._read(child, LineBuffer(on_line), time.monotonic() + (seconds or float("inf"))):
+            until = time.monotonic() + (seconds or float("inf"))
+            if not self._read(child, LineBuffer(on_line), until, watch or (lambda: float("inf"))):
                 self._terminate(child)
         except AttemptEnded:
             self._terminate(child)
@@ -983,23 +1005,32 @@ class Runner:
         signal.set_wakeup_fd(-1)
         self._guard.close()
 
-    def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
+    def _spawn(
+        self, command: list[str], environment: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=self.environment,
+            env=self.environment if environment is None else environment,
             cwd=self.workdir,
             start_new_session=True,
         )
 
-    def _read(self, child: subprocess.Popen[bytes], lines: LineBuffer, until: float) -> bool:
+    def _read(
+        self,
+        child: subprocess.Popen[bytes],
+        lines: LineBuffer,
+        until: float,
+        watch: Callable[[], float],
+    ) -> bool:
         """Read to the end of the output and of the child; False if `until` comes first."""
         assert child.stdout is not None
         fd, is_open, drained = child.stdout.fileno(), True, float("inf")
         while is_open or not self._has_exited(child):
             self.limits.check()
+            watch_again = watch()
             moment = time.monotonic()
             if moment >= until:
                 return False
@@ -1008,7 +1039,8 @@ class Runner:
                 drained = moment + DRAIN_SECONDS
             if moment >= drained:
                 break
-            if self._select([fd] if is_open else [], min(self.limits.next(), until, drained)):
+            next_limit = min(self.limits.next(), until, drained, watch_again)
+            if self._select([fd] if is_open else [], next_limit):
                 data = os.read(fd, 65536)
                 self.limits.restart_idle()
                 lines.feed(data)
@@ -1061,6 +1093,874 @@ class Runner:
                     return
             except ChildProcessError:
                 return
+
+
+# --- Fetching -----------------------------------------------------------------------------------------------
+
+FETCH_PAUSES = (1.0, 3.0, 8.0, 20.0)  # seconds before a fetch is repeated; the last one recurs
+MAX_SUBMODULES = 200
+MAX_SUBMODULE_DEPTH = 8
+MAX_REDIRECTS = 3
+MAX_LINK_STEPS = 40  # as many as the kernel follows
+SIZE_CHECK_SECONDS = 1.0
+LOOK_UP_SECONDS = 30.0
+MIN_FREE_BYTES = 64 * 1024  # with less, a disk is full
+DEFAULT_PORTS = {"https": 443, "http": 80, "git": 9418}
+POINTER_START = b"version https://git-lfs.github.com/spec/"
+LOOK_UP = """
+import socket, sys
+try:
+    found = socket.getaddrinfo(sys.argv[1], int(sys.argv[2]), type=socket.SOCK_STREAM)
+    print(*dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found), sep="\\n")
+except (OSError, UnicodeError) as error:
+    absent = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
+    sys.exit(3 if getattr(error, "errno", socket.EAI_NONAME) in absent else 4)
+"""
+
+
+class FetchFailed(AttemptEnded):
+    """A repository or submodule could not be fetched."""
+
+    def __init__(self, reason: str, message: str, *, may_pass: bool = False) -> None:
+        super().__init__(reason, message)
+        self.may_pass = may_pass
+
+
+class UrlRefused(Exception):
+    """The policy for addresses refuses a URL; the text says why, as the rest of a sentence about it."""
+
+
+class Target(NamedTuple):
+    """The endpoint of an allowed URL."""
+
+    scheme: str
+    host: str
+    port: int
+
+
+class AddressRules:
+    """The service's policy for addresses, applied to what a repository names: submodules, redirects, LFS servers.
+
+    This file cannot import the service's AddressPolicy. A test keeps the two in agreement.
+    """
+
+    _NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
+    _STRANGE = re.compile(r"[\x00-\x20\x7f-\xa0\\\u2028\u2029]")
+    _DOT_SEGMENT = re.compile(r"/(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
+    _INSIDE_SUFFIXES = (
+        ".localhost", ".local", ".localdomain", ".internal", ".intranet", ".lan", ".home.arpa", ".svc",
+        ".cluster.local",
+    )  # fmt: skip
+
+    def __init__(self, allow_private: bool) -> None:
+        self.allow_private = allow_private
+
+    def check(self, url: str) -> Target:
+        """Check the URL as written, without a DNS lookup. Raises UrlRefused."""
+        parts = self._split(url)
+        if parts.scheme not in DEFAULT_PORTS:
+            raise UrlRefused(f"begins with `{parts.scheme}:`, which is not allowed; use https://")
+        host = self._plain_host(parts.hostname or "")
+        if not self.allow_private:
+            self._check_host(host)
+        return Target(parts.scheme, host, parts.port or DEFAULT_PORTS[parts.scheme])
+
+    def check_addresses(self, host: str, addresses: Iterable[str]) -> None:
+        """Check the addresses that a name resolves to. Raises UrlRefused."""
+        for address in addresses:
+            if not is_public(ipaddress.ip_address(address)):
+                raise UrlRefused(f"leads to {host} at {address}, inside the network of the service")
+
+    def _split(self, url: str) -> urllib.parse.SplitResult:
+        if url.startswith("-"):
+            raise UrlRefused("looks like an option for git")
+        if self._STRANGE.search(url):
+            raise UrlRefused("contains blanks, control characters or backslashes")
+        try:
+            parts = urllib.parse.urlsplit(url)
+            _ = parts.port
+        except ValueError as error:
+            raise UrlRefused("cannot be read") from error
+        if not parts.scheme or not url.lower().startswith(f"{parts.scheme}://"):
+            raise UrlRefused("is not the address of a repository on the web; use https://")
+        if self._DOT_SEGMENT.search(parts.path):
+            raise UrlRefused("contains `.` or `..` between slashes")
+        if "@" in parts.netloc:
+            raise UrlRefused("contains a user name or a password, or is for SSH; use https:// without a user")
+        return parts
+
+    def _plain_host(self, host: str) -> str:
+        try:
+            if ":" in host:
+                if "%" in host:
+                    raise UrlRefused("contains no valid host")
+                return str(ipaddress.IPv6Address(host))
+            host = unicodedata.normalize("NFKC", host).replace("\u3002", ".").lower().rstrip(".")
+            if not host.isascii():
+                host = host.encode("idna").decode("ascii")
+        except ValueError as error:
+            raise UrlRefused("contains no valid host") from error
+        if not self._NAME.fullmatch(host):
+            raise UrlRefused("contains no valid host")
+        return host
+
+    def _check_host(self, host: str) -> None:
+        address = literal_address(host)
+        is_inside = (
+            not is_public(address)
+            if address
+            else "." not in host or host.endswith(self._INSIDE_SUFFIXES) or ".svc." in host
+        )
+        if is_inside:
+            raise UrlRefused(f"names {host}, which is inside the network of the service")
+
+
+def literal_address(host: str) -> Address | None:
+    """Return the IP address that a host is written as, in any spelling that programs accept; None for a name."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host)) if re.fullmatch(r"[0-9a-fx.]+", host) else None
+    except OSError:
+        return None
+
+
+def is_public(address: Address) -> bool:
+    """Return whether the address is reachable from the internet, also when embedded in an IPv6 address."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour or (address.teredo and address.teredo[1])
+        if inner is None and any(address in network for network in _CARRIES_IPV4):
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(inner) and int(address) > 1
+        if address.is_site_local:
+            return False
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+_CARRIES_IPV4 = tuple(ipaddress.ip_network(text) for text in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96"))
+
+
+def shown_url(url: str) -> str:
+    """Return the URL for messages: shortened, in one line, and without user or password."""
+    return re.sub(r"//[^/?#]*@", "//", "".join(sign if sign.isprintable() else "?" for sign in url))[:200]
+
+
+def submodule_url(parent: str, url: str) -> str:
+    """Return the absolute URL of a submodule; git resolves relative ones against the URL of the parent."""
+    if not url.startswith(("./", "../")):
+        return url
+    scheme, _, rest = parent.rstrip("/").partition("://")
+    parts = rest.split("/")
+    while url.startswith(("./", "../")):
+        if url.startswith("../"):
+            parts.pop()
+        if not parts:
+            raise UrlRefused("leads out of the host of the repository")
+        url = url.partition("/")[2].lstrip("/")
+    return f"{scheme}://{'/'.join([*parts, url])}"
+
+
+def submodule_place(directory: str, path: str, title: str) -> str:
+    """Return the directory for a submodule. Raises AttemptEnded if a part of its path is a link or leads out."""
+    place = directory
+    for part in path.split("/"):
+        place = os.path.join(place, part)
+        if part in ("", ".", "..") or part.lower() == ".git" or os.path.islink(place):
+            message = (
+                f"The path of the submodule {shown_url(title)} leads through a link or out of the repository."
+            )
+            raise AttemptEnded("unsafe_repository", message)
+    return place
+
+
+def unquoted(path: str) -> str:
+    """Return a path as git's output quotes it: "d\\303\\251p\\303\\264t"."""
+    if not (path.startswith('"') and path.endswith('"')):
+        return path
+    escapes = {"a": 7, "b": 8, "t": 9, "n": 10, "v": 11, "f": 12, "r": 13, '"': 34, "\\": 92}
+    data = bytearray()
+    for plain, escape in re.findall(r"([^\\]+)|\\([0-7]{3}|.)", path[1:-1]):
+        data += os.fsencode(plain) if plain else bytes([escapes.get(escape) or int(escape, 8)])
+    return os.fsdecode(bytes(data))
+
+
+# What git printed decides, except lines that the server composed (`remote: …`); the URL is removed before the match.
+# The first match wins. Wording of git 2.39 and 2.47 with LC_ALL=C.
+_GIT_SAYS = (
+    (r"returned error: 30[12378]$", "redirected"),
+    (r"^fatal: (could not read (Username|Password)|Authentication failed)|returned error: 40[137]$"
+     r"|Permission denied \(publickey", "private"),
+    (
+        r"^fatal: repository .* not found|does not appear to be a git repository$|is this a git repository\?$"
+        r"|^fatal: remote error: (access denied or repository not exported|no such repository)"
+        r"|returned error: 4(04|10|51)$",
+        "gone",
+    ),
+    (r"^fatal: remote error: (git )?upload-pack: not our ref", "absent"),
+    (
+        r"^error: Server does not allow request for unadvertised object|^fatal: couldn't find remote ref"
+        r"|^fatal: dumb http transport does not support shallow capabilities",
+        "refused",
+    ),
+    (r"Could not resolve (host|proxy)|^fatal: unable to look up ", "unresolved"),
+    (r"No space left on device$|Disk quota exceeded$|Out of diskspace$", "disk_full"),
+    (
+        r"SSL certificate problem|certificate verif|^Host key verification failed"
+        r"|^fatal: transport '.*' not allowed|^fatal: mismatched algorithms"
+        r"|^(error|fatal): invalid path|unable to create file .*: File name too long|^fatal: URL (using bad|rejected)",
+        "lasting",
+    ),
+)  # fmt: skip
+
+
+def classify_git(lines: list[str], url: str) -> tuple[str, str]:
+    """Return (kind, git's own words) for a failed git; the kind is `passing` unless its words say otherwise."""
+    ended = (line.strip().rpartition("\r")[2] for line in lines)  # the part that replaces progress
+    own = [line for line in ended if line and not line.startswith("remote:")]
+    text = [line.replace(url.rstrip("/"), "") for line in own]
+    kind = next(
+        (kind for pattern, kind in _GIT_SAYS if any(re.search(pattern, line) for line in text)), "passing"
+    )
+    first = ("error: RPC failed", "Permission denied"), ("fatal: ", "error: ")
+    matters = next(
+        (n for marks in first for n, line in enumerate(own) if any(mark in line for mark in marks)), -1
+    )
+    words = own[matters] if own else "git gave no reason."
+    if words.endswith(":") and 0 < matters + 1 < len(own):
+        words = f"{words} {own[matters + 1]}"
+    return kind, clean_text(words)[:300]
+
+
+class Source(NamedTuple):
+    """A repository to fetch: the one of the request, or a submodule."""
+
+    url: str
+    ref: str
+    """A commit id, or a ref in the absence of one."""
+    named: str | None = None
+    """The ref at which the commit was found: for servers that give out refs only."""
+    path: str = ""
+    """Path of the submodule below the repository of the request."""
+
+    @property
+    def is_pinned(self) -> bool:
+        """True if `ref` is a commit id."""
+        return re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", self.ref) is not None
+
+    @property
+    def title(self) -> str:
+        """Beginning of a sentence about it."""
+        return (
+            f"The submodule {shown_url(self.path)} ({shown_url(self.url)})" if self.path else "The repository"
+        )
+
+    def ways(self, depth: int) -> list[list[str]]:
+        """Return the arguments for git fetch, the cheapest first."""
+        shallow = [f"--depth={depth}"] if depth else []
+        every = [] if depth else ["+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*"]
+        ways = [[*shallow, "--", self.url, self.ref, *every]]
+        if self.named and self.is_pinned:
+            ways.append([*shallow, "--", self.url, self.named, *every])
+        return [*ways, ["--", self.url, "+refs/*:refs/remotes/origin/*"]] if self.is_pinned else ways
+
+
+class TreeEntry(NamedTuple):
+    """A submodule in a commit."""
+
+    path: str
+    commit: str
+
+
+class SizeLimits:
+    """The limits on what a repository may bring, with all its submodules."""
+
+    def __init__(self, spec: Spec, directory: str) -> None:
+        self.max_bytes = spec.get("max_repository_bytes") or float("inf")
+        self.max_files = spec.get("max_repository_files") or float("inf")
+        self._directory = directory
+        self._files = self._bytes = 0
+        self._next = 0.0
+
+    def add(self, size: int) -> None:
+        """Count a file before it is checked out. Raises AttemptEnded."""
+        self._files += 1
+        self._bytes += size
+        self._check(self._files, self._bytes)
+
+    def watch(self) -> float:
+        """Check what is on the disk, not too often; return the time of the next check. Raises AttemptEnded."""
+        started = time.monotonic()
+        if started >= self._next:
+            self._check(0, directory_bytes(self._directory))
+            # A large tree takes long to look through: at most a tenth of the time is spent on it.
+            finished = time.monotonic()
+            self._next = finished + max(SIZE_CHECK_SECONDS, 10 * (finished - started))
+        return self._next
+
+    def _check(self, files: int, size: int) -> None:
+        if files > self.max_files:
+            raise AttemptEnded(
+                "repository_too_large",
+                f"The repository has more than {self.max_files:,} files, the limit of this service.",
+            )
+        if size > self.max_bytes:
+            raise AttemptEnded(
+                "repository_too_large",
+                f"The repository is larger than {in_bytes(self.max_bytes)}, the limit of this service.",
+            )
+
+
+def in_bytes(number: float) -> str:
+    """Return a number of bytes for people."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if number >= size:
+            return f"{number / size:.4g} {unit}"
+    return f"{number:.0f} bytes"
+
+
+def directory_bytes(path: str) -> int:
+    """Return the size of all files in a directory that may change in the meantime, without following links."""
+    total, left = 0, [path]
+    while left:
+        try:
+            with os.scandir(left.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        left.append(entry.path)
+                    else:
+                        with contextlib.suppress(OSError):
+                            total += entry.stat(follow_symlinks=False).st_size
+        except OSError:
+            continue
+    return total
+
+
+class Git:
+    """The only caller of git. Nothing that a repository contains configures it or is run by it."""
+
+    # Repositories are made here, so their configuration is ours; the rest is for what an operator may have configured.
+    OPTIONS = (
+        "core.hooksPath=/dev/null", "core.fsmonitor=false", "core.attributesFile=/dev/null", "gc.auto=0",
+        "maintenance.auto=false", "submodule.recurse=false", "fetch.recurseSubmodules=false",
+        "advice.detachedHead=false", "core.protectHFS=true", "core.protectNTFS=true", "filter.lfs.smudge=",
+        "filter.lfs.process=", "filter.lfs.required=false", "http.followRedirects=false", "http.lowSpeedLimit=1",
+        "http.lowSpeedTime=60",
+    )  # fmt: skip
+
+    def __init__(self, spec: Spec, runner: Runner, sizes: SizeLimits, write: OnLine) -> None:
+        self._runner = runner
+        self._sizes = sizes
+        self._write = write
+        self._events = os.path.join(runner.workdir, "git-events.json")
+        self.seconds = spec.get("fetch_seconds")
+        self._deadline = time.monotonic() + self.seconds if self.seconds else float("inf")
+
+    def local(self, directory: str, *arguments: str, on_line: OnLine | None = None) -> tuple[int, list[str]]:
+        """Run git without network, credentials and the operator's configuration; return exit code and output."""
+        output: list[str] = []
+        environment = caged(self._runner.environment, self._runner.workdir)
+        del environment["GIT_DIR"]
+        environment["LC_ALL"] = "C"
+        code = self._run(directory, arguments, environment, on_line or output.append)
+        return code, output
+
+    def remote(
+        self, directory: str, *arguments: str, options: Iterable[str] = (), trace: str | None = None
+    ) -> tuple[int, list[str]]:
+        """Run git with network and credentials; write its lines into the log, and return exit code and last lines."""
+        output: list[str] = []
+
+        def on_line(line: str) -> None:
+            output[:] = [*output[-79:], line]
+            self._write(line)
+
+        inherited = {
+            name: value
+            for name, value in self._runner.environment.items()
+            if name not in _REPOSITORY_VARIABLES
+        }
+        environment = {
+            **inherited,
+            # The URL is checked by now; SSH is for an operator who maps https:// to it with url.*.insteadOf.
+            "GIT_ALLOW_PROTOCOL": "https:http:git:ssh",
+            "GIT_TERMINAL_PROMPT": "0",
+            "LC_ALL": "C",
+            "GIT_TRACE2_EVENT": self._events,
+            **({"GIT_TRACE_CURL": trace, "GIT_TRACE_CURL_NO_DATA": "1"} if trace else {}),
+        }
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._events)
+        settings = [part for option in options for part in ("-c", option)]
+        return self._run(directory, [*settings, *arguments], environment, on_line), output
+
+    def server_knows_ids(self) -> bool:
+        """Return whether the server of the last call gives out any commit that it has: protocol version 2 does."""
+        try:
+            with open(self._events, encoding="utf-8", errors="replace") as file:
+                return '"key":"negotiated-version","value":"2"' in file.read()
+        except OSError:
+            return False
+
+    def _run(
+        self, directory: str, arguments: Iterable[str], environment: dict[str, str], on_line: OnLine
+    ) -> int:
+        options = [part for option in self.OPTIONS for part in ("-c", option)]
+        left = self._deadline - time.monotonic()
+        command = ["git", "-C", directory, *options, *arguments]
+        code = self._runner.run(
+            command, on_line, max(0.1, left), environment=environment, watch=self._sizes.watch
+        )
+        if time.monotonic() >= self._deadline:
+            raise AttemptEnded(
+                "timeout", f"Fetching the repository took longer than {self.seconds} seconds and was ended."
+            )
+        if code == COMMAND_NOT_FOUND:
+            raise AttemptEnded("builder_error", "git cannot be started on the build machine.")
+        return code
+
+
+_REPOSITORY_VARIABLES = frozenset(
+    ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+     "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_SHALLOW_FILE", "GIT_TEMPLATE_DIR")
+)  # fmt: skip
+
+
+def caged(environment: dict[str, str], workdir: str) -> dict[str, str]:
+    """Return the environment for programs that read a repository: no credentials for git, no programs out of it."""
+    home = environment.get("HOME") or os.path.expanduser("~")
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith("GIT_") and name != "XDG_CONFIG_HOME"
+    }
+    for name in ("PATH", "PYTHONPATH"):
+        if name in kept:
+            # A relative entry would mean the repository, once it is the current directory.
+            kept[name] = os.pathsep.join(part for part in kept[name].split(os.pathsep) if os.path.isabs(part))
+    return {
+        **kept,
+        "HOME": os.path.join(workdir, "home"),
+        # The registries' credentials stay: buildx needs them for base images.
+        "DOCKER_CONFIG": environment.get("DOCKER_CONFIG") or os.path.join(home, ".docker"),
+        "PYTHONUSERBASE": environment.get("PYTHONUSERBASE") or os.path.join(home, ".local"),
+        # buildx asks git about the directory of the build. A repository can contain one that git takes for a repository,
+        # and that has a configuration which names programs.
+        "GIT_DIR": os.devnull,
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_TERMINAL_PROMPT": "0",
+    }
+
+
+class Fetcher:
+    """Fetches the repository of an attempt with its submodules and large files, and looks the tree over."""
+
+    def __init__(self, spec: Spec, runner: Runner, workdir: str, write: OnLine) -> None:
+        self._spec = spec
+        self._runner = runner
+        self._write = write
+        self.directory = os.path.join(workdir, "repository")
+        self.warnings: list[str] = []
+        self._trace = os.path.join(workdir, "redirect.trace")
+        self._sizes = SizeLimits(spec, self.directory)
+        self._git = Git(spec, runner, self._sizes, write)
+        self._rules = AddressRules(bool(spec.get("allow_private_addresses")))
+        self._submodules = 0
+
+    def fetch(self) -> str:
+        """Fetch everything, and return the directory. Raises AttemptEnded."""
+        source = Source(self._spec["repo_url"], self._spec.get("ref") or "HEAD", self._spec.get("source_ref"))
+        self._write(f"Fetching {shown_url(source.url)} ({source.ref})")
+        self._fetch(source, self.directory, depth=0)
+        check_tree(self.directory, self._spec.get("subdir") or "")
+        return self.directory
+
+    def _fetch(self, source: Source, directory: str, *, depth: int) -> None:
+        commit = self._fetch_repeatedly(source, directory)
+        entries = self._list(source, directory, commit)
+        code, lines = self._git.local(directory, "checkout", "--quiet", "--force", "--detach", commit)
+        if code != 0:
+            raise self._failure(source, lines, doing="checked out")
+        self._git.local(directory, "config", "remote.origin.url", source.url)
+        self._git.local(directory, "config", "remote.origin.fetch", "+refs/heads/*:refs/remotes/origin/*")
+        self._get_large_files(source, directory)
+        if entries:
+            self._fetch_submodules(source, directory, commit, entries, depth=depth + 1)
+
+    # -- one repository
+
+    def _fetch_repeatedly(self, source: Source, directory: str) -> str:
+        """Fetch, again while the failure may pass, and return the commit."""
+        retries = self._spec.get("fetch_retries", 3)
+        for pause in [*FETCH_PAUSES, *([FETCH_PAUSES[-1]] * 10)][:retries]:
+            try:
+                return self._fetch_once(source, directory)
+            except FetchFailed as failure:
+                if not failure.may_pass:
+                    raise
+                self._write(f"{failure.message.rstrip('.')}. Trying again in {pause:.0f} s.")
+            self._runner.pause(pause)
+        return self._fetch_once(source, directory)
+
+    def _fetch_once(self, source: Source, directory: str) -> str:
+        asked = source
+        for _ in range(MAX_REDIRECTS + 1):
+            pins = self.checked(asked)
+            self._make(asked, directory)
+            lines: list[str] = []
+            for way in asked.ways(self._spec.get("fetch_depth", 1)):
+                flags = ["fetch", "--quiet", "--progress", "--no-tags", "--force", "--no-recurse-submodules"]
+                code, lines = self._git.remote(directory, *flags, *way, options=pins)
+                if code == 0 and (commit := self._commit(asked, directory)):
+                    return commit
+                kind = classify_git(lines, asked.url)[0]
+                if kind == "absent" and self._git.server_knows_ids():
+                    raise self._no_commit(source)
+                if code != 0 and kind not in ("refused", "absent"):
+                    break
+            else:
+                raise self._no_commit(source)
+            if classify_git(lines, asked.url)[0] != "redirected":
+                raise self._failure(asked._replace(url=source.url), lines, at=asked.url)
+            asked = asked._replace(url=self._redirected(asked, directory, pins))
+        raise self._problem(source, "redirects too many times.")
+
+    def _make(self, source: Source, directory: str) -> None:
+        """Make an empty repository; whatever an earlier try left is removed."""
+        shutil.rmtree(directory, ignore_errors=True)
+        os.makedirs(directory)
+        # Older versions of git, which know no other kind, do not know the option either.
+        kind = ["--object-format=sha256"] if len(source.ref) == 64 and source.is_pinned else []
+        code, lines = self._git.local(directory, "init", "--quiet", "--template=", *kind)
+        if code != 0:
+            raise self._failure(source, lines)
+
+    def _commit(self, source: Source, directory: str) -> str | None:
+        """Return the commit that was fetched; None if what came is not the one that is needed."""
+        name = source.ref if source.is_pinned else "FETCH_HEAD"
+        code, lines = self._git.local(directory, "rev-parse", "--quiet", "--verify", f"{name}^{{commit}}")
+        return lines[0].strip() if code == 0 and lines else None
+
+    def _list(self, source: Source, directory: str, commit: str) -> list[TreeEntry]:
+        """Count the files of a commit before they are checked out, and return its submodules."""
+        found: list[TreeEntry] = []
+
+        def on_line(line: str) -> None:
+            facts, _, path = line.partition("\t")
+            words = facts.split()
+            if len(words) != 4:
+                return
+            if words[1] == "commit":
+                found.append(TreeEntry(unquoted(path), words[2]))
+            else:
+                self._sizes.add(int(words[3]) if words[3].isdigit() else 0)
+
+        code, _ = self._git.local(directory, "ls-tree", "-r", "--long", commit, on_line=on_line)
+        if code != 0:
+            raise AttemptEnded("fetch_interrupted", f"{source.title} could not be read after it was fetched.")
+        return found
+
+    # -- addresses
+
+    def checked(self, source: Source) -> list[str]:
+        """Check the URL and the addresses of its host; return options that make git connect to those."""
+        try:
+            target = self._rules.check(source.url)
+            if self._rules.allow_private or goes_through_proxy(target):
+                return []
+            if literal_address(target.host):
+                return []
+            addresses = self._look_up(source, target)
+            self._rules.check_addresses(target.host, addresses)
+        except UrlRefused as refusal:
+            raise self._problem(source, f"cannot be fetched: its address {refusal}.") from refusal
+        return [
+            f"http.curloptResolve={host}:{target.port}:{','.join(addresses)}"
+            for host in (target.host, f"{target.host}.")
+        ]
+
+    def _look_up(self, source: Source, target: Target) -> list[str]:
+        # In a process of its own: the system's resolver cannot be interrupted.
+        command = [sys.executable, "-I", "-S", "-c", LOOK_UP, target.host, str(target.port)]
+        found: list[str] = []
+        code = self._runner.run(command, found.append, LOOK_UP_SECONDS)
+        if code == 0:
+            return found
+        if code == 3:
+            raise self._problem(source, f"could not be fetched: there is no host {target.host}.")
+        message = f"{source.title} could not be fetched: the name service did not resolve {target.host}."
+        raise FetchFailed("fetch_interrupted", message, may_pass=True)
+
+    def _redirected(self, source: Source, directory: str, pins: list[str]) -> str:
+        """Return the URL that the server redirects to. git does not follow, so that the address can be checked."""
+        self._git.remote(directory, "ls-remote", "--", source.url, "HEAD", options=pins, trace=self._trace)
+        try:
+            with open(self._trace, encoding="utf-8", errors="replace") as file:
+                found = re.findall(r"(?im)<= recv header: location: *(\S+)", file.read())
+            # It has the headers that were sent, too.
+            os.unlink(self._trace)
+        except OSError:
+            found = []
+        location = urllib.parse.urljoin(f"{source.url.rstrip('/')}/info/refs", found[-1]) if found else ""
+        url, service, _ = location.partition("/info/refs")
+        if not service:
+            raise self._problem(
+                source, f"redirects to {shown_url(location) or 'nowhere'}, which is not a git repository."
+            )
+        return url
+
+    # -- failures
+
+    def _problem(self, source: Source, what: str) -> FetchFailed:
+        """Return the failure for a lasting problem of a repository or a submodule."""
+        return FetchFailed("submodule_failed" if source.path else "fetch_failed", f"{source.title} {what}")
+
+    def _no_commit(self, source: Source) -> FetchFailed:
+        if source.path:
+            return self._problem(source, f"has no commit {source.ref}, which the repository refers to.")
+        return FetchFailed("ref_not_found", f"The repository has no branch, tag or commit {source.ref}.")
+
+    def _failure(
+        self, source: Source, lines: list[str], *, doing: str = "fetched", at: str | None = None
+    ) -> FetchFailed:
+        kind, words = classify_git(lines, at or source.url)
+        if kind == "unresolved":
+            target = self._rules.check(at or source.url)
+            if not goes_through_proxy(target):
+                self._look_up(source, target)  # raises where the name service has an answer, or none
+        if kind == "private":
+            if not source.path:
+                return FetchFailed(
+                    "repository_private",
+                    "The repository requires credentials: it is private or does not exist.",
+                )
+            return self._problem(source, "asks for a password: it is private or does not exist.")
+        if kind == "gone":
+            return self._problem(
+                source, f"could not be fetched: there is no git repository at {shown_url(source.url)}."
+            )
+        # git does not always give the reason for a file that it cannot write.
+        if kind == "disk_full" or free_bytes(self._runner.workdir) < MIN_FREE_BYTES:
+            return FetchFailed("disk_full", f"The disk of the build machine is full: {words}")
+        if kind == "lasting" or doing != "fetched":
+            return self._problem(source, f"could not be {doing}: {words}")
+        return FetchFailed(
+            "fetch_interrupted", f"{source.title} could not be fetched: {words}", may_pass=True
+        )
+
+    # -- submodules
+
+    def _fetch_submodules(
+        self, source: Source, directory: str, commit: str, entries: list[TreeEntry], *, depth: int
+    ) -> None:
+        declared = self._declared(directory, commit)
+        for entry in entries:
+            url, update = declared.get(entry.path, ("", ""))
+            if update == "none":
+                continue
+            path = f"{source.path}/{entry.path}".lstrip("/")
+            self._submodules += 1
+            if depth > MAX_SUBMODULE_DEPTH or self._submodules > MAX_SUBMODULES:
+                raise AttemptEnded(
+                    "submodule_failed",
+                    f"The submodule {shown_url(path)} is one too many: at most {MAX_SUBMODULES} submodules, "
+                    f"{MAX_SUBMODULE_DEPTH} levels deep, are fetched.",
+                )
+            wanted = Source(url, entry.commit, path=path)
+            if not url:
+                raise self._problem(wanted, "has no address: .gitmodules does not name one.")
+            try:
+                wanted = wanted._replace(url=submodule_url(source.url, url))
+            except UrlRefused as refusal:
+                raise self._problem(wanted, f"cannot be fetched: its address {refusal}.") from refusal
+            self._write(
+                f"Fetching the submodule {shown_url(path)} from {shown_url(wanted.url)} ({entry.commit})"
+            )
+            self._fetch(wanted, submodule_place(directory, entry.path, path), depth=depth)
+
+    def _declared(self, directory: str, commit: str) -> dict[str, tuple[str, str]]:
+        """Return URL and update mode of each path in .gitmodules, which is read from the commit and not from a file."""
+        code, lines = self._git.local(
+            directory, "config", "--no-includes", "--blob", f"{commit}:.gitmodules", "--null", "--list"
+        )
+        sections: dict[str, dict[str, str]] = {}
+        for item in "\n".join(lines).split("\0") if code == 0 else ():
+            key, _, value = item.partition("\n")
+            name, _, field = key.rpartition(".")
+            sections.setdefault(name, {})[field] = value
+        return {
+            section["path"].rstrip("/"): (section.get("url", ""), section.get("update", ""))
+            for section in sections.values()
+            if section.get("path")
+        }
+
+    # -- large files
+
+    def _get_large_files(self, source: Source, directory: str) -> None:
+        """Fetch files of Git LFS where git-lfs is installed; warn about those that remain pointers."""
+        pointers = self._pointers(directory)
+        if not pointers:
+            return
+        why = "git-lfs is not installed on the build machine"
+        if shutil.which("git-lfs", path=self._runner.environment.get("PATH")):
+            why = self._pull_large_files(source, directory)
+            pointers = self._pointers(directory)
+        if pointers:
+            where = f" of the submodule {shown_url(source.path)}" if source.path else ""
+            are = "file is" if len(pointers) == 1 else "files are"
+            self.warn(
+                f"{len(pointers)} {are} missing{where}, such as {shown_url(pointers[0])}: Git LFS has the content, the "
+                f"image has pointers in its place. Reason: {why}"
+            )
+
+    def _pull_large_files(self, source: Source, directory: str) -> str:
+        """Run `git lfs pull`, and return why files may be missing."""
+        code, lines = self._git.local(
+            directory, "config", "--no-includes", "--blob", "HEAD:.lfsconfig", "--get", "lfs.url"
+        )
+        base = source.url.rstrip("/")
+        url = (
+            lines[0]
+            if code == 0 and lines
+            else f"{base if base.endswith('.git') else base + '.git'}/info/lfs"
+        )
+        try:
+            pins = self.checked(source._replace(url=url))
+        except FetchFailed as failure:
+            return failure.message
+        # Without filters, git-lfs regards itself as not installed.
+        filters = (
+            "clean=git-lfs clean -- %f",
+            "smudge=git-lfs smudge -- %f",
+            "process=git-lfs filter-process",
+        )
+        options = [*pins, f"lfs.url={url}", *(f"filter.lfs.{setting}" for setting in filters)]
+        _, lines = self._git.remote(directory, "lfs", "fetch", options=options)
+        # `git lfs pull` would leave out the files that came if one is missing.
+        self._git.remote(directory, "lfs", "checkout", options=options)
+        reasons = [line for line in lines if line.startswith(("[", "batch response: "))]
+        return clean_text(reasons[0]) if reasons else classify_git(lines, url)[1]
+
+    def _pointers(self, directory: str) -> list[str]:
+        """Return the files that .gitattributes assigns to Git LFS and that are pointers."""
+        _, lines = self._git.local(directory, "ls-files", "--", ":(attr:filter=lfs)")
+        return [path for path in map(unquoted, lines) if is_pointer(os.path.join(directory, path))]
+
+    def warn(self, text: str) -> None:
+        """Write a warning into the log and into the result."""
+        self._write(f"Warning: {text}")
+        self.warnings.append(text)
+
+
+def goes_through_proxy(target: Target) -> bool:
+    """Return whether a proxy connects, which applies its own rules."""
+    # git takes no other variables for http://, and builders do not inherit ALL_PROXY.
+    names = {"http": ("http_proxy",), "https": ("https_proxy", "HTTPS_PROXY")}.get(target.scheme, ())
+    return any(os.environ.get(name) for name in names) and not urllib.request.proxy_bypass(target.host)
+
+
+def free_bytes(path: str) -> int:
+    """Return the space that is left for files in a directory."""
+    disk = os.statvfs(path)
+    return disk.f_bavail * disk.f_frsize
+
+
+def is_pointer(path: str) -> bool:
+    """Return whether a file is a pointer of Git LFS."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.read(fd, len(POINTER_START)) == POINTER_START
+    finally:
+        os.close(fd)
+
+
+def check_tree(root: str, subdir: str) -> None:
+    """Refuse a tree in which something is read through a link that leads out of it. Raises AttemptEnded.
+
+    repo2docker and the Docker client read files in three directories: that of the build, its `binder` and its
+    `.binder`. No link there may lead out of the repository. Elsewhere, links that lead out are copied into the image as
+    links, which nothing on the build machine follows. Sockets, pipes and devices are refused everywhere.
+    """
+    parts = [part for part in subdir.split("/") if part not in ("", ".")]
+    base = None if subdir.startswith("/") else resolved(root, parts)
+    if base is None:
+        ways = ("/".join(parts[:end]) for end in range(1, len(parts)))
+        way = next((way for way in ways if resolved(root, way.split("/")) is None), subdir)
+        kind = "link" if os.path.islink(os.path.join(root, way)) else "directory"
+        raise unsafe(way, "leads out of the repository and cannot be the directory of the build", kind=kind)
+    if not os.path.isdir(os.path.join(root, *base)):
+        raise AttemptEnded("no_environment", f"The repository has no directory {shown_url(subdir)}.")
+    for name in ("", "binder", ".binder"):
+        check_links(root, [*base, name] if name else base)
+    check_kinds(root)
+
+
+def check_links(root: str, parts: list[str]) -> None:
+    """Refuse links that lead out of `root` from the directory, and the directory if it is one."""
+    directory = resolved(root, parts)
+    if directory is None:
+        raise unsafe("/".join(parts), "leads out of the repository")
+    path = os.path.join(root, *directory)
+    if not os.path.isdir(path):
+        return
+    for name in os.listdir(path):
+        if os.path.islink(os.path.join(path, name)) and resolved(root, [*directory, name]) is None:
+            target = os.readlink(os.path.join(path, name))
+            raise unsafe("/".join([*directory, name]), f"leads out of the repository, to {shown_url(target)}")
+
+
+def check_kinds(root: str) -> None:
+    """Refuse everything that is no file, directory or link."""
+    left = [root]
+    while left:
+        with os.scandir(left.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    left.append(entry.path)
+                elif not entry.is_symlink() and not entry.is_file(follow_symlinks=False):
+                    raise unsafe(
+                        os.path.relpath(entry.path, root), "is a device, a pipe or a socket", kind="file"
+                    )
+
+
+def unsafe(path: str, what: str, *, kind: str = "link") -> AttemptEnded:
+    """Return the end of an attempt whose repository would have files of the build machine read."""
+    return AttemptEnded("unsafe_repository", f"The {kind} {shown_url(path)} {what}.")
+
+
+def resolved(root: str, parts: list[str]) -> list[str] | None:
+    """Return the path below `root` that a path leads to, through links; None if it leads out of `root`.
+
+    The path need not exist. A circle of links leads nowhere, and so not out.
+    """
+    done: list[str] = []
+    left, steps = list(parts), 0
+    while left:
+        part = left.pop(0)
+        if part in ("", "."):
+            continue
+        if part == "..":
+            if not done:
+                return None
+            done.pop()
+            continue
+        path = os.path.join(root, *done, part)
+        if not os.path.islink(path):
+            done.append(part)
+            continue
+        target, steps = os.readlink(path), steps + 1
+        if target.startswith("/"):
+            return None
+        if steps > MAX_LINK_STEPS:
+            return [*done, part]
+        left = [*target.split("/"), *left]
+    return done
 
 
 # --- The engine ---------------------------------------------------------------------------------------------
@@ -1245,6 +2145,8 @@ class Attempt:
         log.give_up = lambda: limits.stopped_by is not None
         self._runner = Runner(self._environment(), self._workdir, limits)
         self._engine = Engine(spec, self._runner)
+        self._fetched: str | None = None
+        self.warnings: list[str] = []
         self._secrets = known_secrets(spec, os.environ)
         self._build_lines = RewrittenLines(self._write_build_line)
         self._unresolved_base: str | None = None
@@ -1268,6 +2170,7 @@ class Attempt:
     def execute(self) -> Result:
         """Run all steps, and return the part of the result that they yield."""
         self.wait_for_engine()
+        self.fetch()
         self.build()
         size = self._engine.image_size()
         digest = self.push() if self.spec.get("push", True) else None
@@ -1316,9 +2219,20 @@ class Attempt:
                 raise AttemptEnded("docker_unavailable", message)
             self._runner.pause(min(1.0, max(0.0, give_up - time.monotonic())))
 
+    def fetch(self) -> None:
+        """Fetch a git repository; repo2docker fetches other content itself. Raises AttemptEnded."""
+        self.enter("fetching")
+        os.makedirs(os.path.join(self._workdir, "home"), mode=0o700, exist_ok=True)
+        if self.spec.get("repo2docker_command") or self._content_provider() != "Git":
+            return
+        fetcher = Fetcher(self.spec, self._runner, self._workdir, self.write)
+        self._fetched = fetcher.fetch()
+        self.warnings = fetcher.warnings
+
     def build(self) -> None:
         """Run repo2docker, repeatedly if its failure may pass. Raises AttemptEnded if it fails."""
-        self.enter("fetching")
+        if self._fetched:
+            self.enter("building")
         for pause in BASE_IMAGE_PAUSES[: self.spec.get("base_image_retries", len(BASE_IMAGE_PAUSES))]:
             try:
                 return self._build_once()
@@ -1356,8 +2270,9 @@ class Attempt:
 
     def _run_repo2docker_once(self) -> int:
         self._output, self._unresolved_base = BuildOutput(), None
+        environment = caged(self._runner.environment, self._workdir)
         try:
-            return self._runner.run(self._repo2docker_command(), self._on_build_line)
+            return self._runner.run(self._repo2docker_command(), self._on_build_line, environment=environment)
         finally:
             self._build_lines.end_line()
 
@@ -1375,11 +2290,14 @@ class Attempt:
         for name, value in (spec.get("build_args") or {}).items():
             command += ["--build-arg", f"{name}={value}"]
         arguments, _ = split_build_options(spec.get("repo2docker_args") or [])
-        return [*command, *arguments, "--", spec["repo_url"]]
+        return [*command, *arguments, "--", self._fetched or spec["repo_url"]]
+
+    def _content_provider(self) -> str:
+        return str(self.spec.get("content_provider") or "Git")
 
     def _write_config(self) -> str:
         """Write a configuration of repo2docker that allows one content provider, and return its path."""
-        provider = self.spec.get("content_provider") or "Git"
+        provider = "Local" if self._fetched else self._content_provider()
         if not provider.isidentifier():
             raise AttemptEnded("bad_spec", f"{provider!r} is not the name of a content provider.")
         path = os.path.join(self._workdir, "repo2docker_config.py")
@@ -1397,7 +2315,10 @@ class Attempt:
     def _build_arguments(self) -> list[str]:
         """Return the engine's arguments for the build: the operator's, then those of the request."""
         _, configured = split_build_options(self.spec.get("repo2docker_args") or [])
-        return [*configured, *self._engine.build_arguments(self.spec)]
+        origin = ("repo_url", "repo2docker.repo"), ("ref", "repo2docker.ref")
+        # repo2docker labels the image of a directory as `local`.
+        labels = [f"--label={label}={self.spec.get(name) or 'HEAD'}" for name, label in origin]
+        return [*configured, *(labels if self._fetched else []), *self._engine.build_arguments(self.spec)]
 
     def _on_build_line(self, raw: str) -> None:
         record = parse_record(raw)
@@ -1496,6 +2417,8 @@ def attempt_result(arguments: argparse.Namespace) -> Result:
         for name in ("message", "failed_step"):
             if result.get(name):
                 result[name] = attempt.clean(str(result[name]))
+        if attempt.warnings:
+            result["warnings"] = [text[:MAX_WARNING] for text in attempt.warnings[:MAX_WARNINGS]]
         attempt.enter("over")
         result["timings"] = attempt.timings
         attempt.close()

@@ -41,6 +41,8 @@ class AttemptSpec(Stored):
     request: BuildRequest
     repo_url: str
     resolved_ref: str
+    source_ref: str | None = None
+    """Full name of the ref at which the commit was found, for servers that do not give out commits by their ids."""
     content_provider: str
     image: str
     fingerprint: str
@@ -95,6 +97,7 @@ class BuilderResult(Stored):
     phase: str | None = None
     failed_step: str | None = None
     repo2docker_version: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class AttemptState(StrEnum):

@@ -4,7 +4,7 @@ import json
 from typing import Any, Final
 
 from rabbit2docker.consumer.executors.base import AttemptSpec, BuilderLine
-from rabbit2docker.settings import BuilderSettings
+from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Phase
 
 _PHASES: Final[dict[str, Phase]] = {phase.value: phase for phase in Phase}
@@ -26,12 +26,13 @@ def parse_line(data: bytes) -> BuilderLine | None:
         return None
 
 
-def builder_spec(spec: AttemptSpec, settings: BuilderSettings) -> dict[str, Any]:
+def builder_spec(spec: AttemptSpec, settings: Settings) -> dict[str, Any]:
     """Return the part of the builder's specification that is common to all executors. It holds no credentials."""
-    request = spec.request
+    request, builder = spec.request, settings.builder
     return {
         "repo_url": spec.repo_url,
         "ref": spec.resolved_ref,
+        "source_ref": spec.source_ref,
         "image": spec.image,
         "content_provider": spec.content_provider,
         "subdir": request.subdir,
@@ -41,9 +42,15 @@ def builder_spec(spec: AttemptSpec, settings: BuilderSettings) -> dict[str, Any]
         "appendix": request.appendix,
         "timeout_seconds": spec.timeout_seconds,
         "idle_seconds": spec.idle_seconds,
-        "docker_wait_seconds": settings.docker_wait_seconds,
-        "push_retries": settings.push_retries,
-        "user_name": settings.user_name,
-        "user_id": settings.user_id,
-        "repo2docker_args": settings.repo2docker_args,
+        "allow_private_addresses": settings.providers.allow_private_addresses,
+        "fetch_seconds": builder.fetch_seconds,
+        "fetch_retries": builder.fetch_retries,
+        "fetch_depth": builder.fetch_depth,
+        "max_repository_bytes": builder.max_repository_bytes,
+        "max_repository_files": builder.max_repository_files,
+        "docker_wait_seconds": builder.docker_wait_seconds,
+        "push_retries": builder.push_retries,
+        "user_name": builder.user_name,
+        "user_id": builder.user_id,
+        "repo2docker_args": builder.repo2docker_args,
     }

@@ -106,6 +106,7 @@ def _completed(attempt: Attempt, result: BuilderResult, evidence: Evidence) -> C
         attempt=attempt.spec.attempt,
         lines=evidence.lines,
         repo2docker_version=result.repo2docker_version,
+        warnings=list(result.warnings),
     )
 
 

@@ -63,6 +63,7 @@ class Plan:
             request=request,
             repo_url=self.repo_url,
             resolved_ref=self.resolved_ref,
+            source_ref=self.repository.source_ref,
             content_provider=self.repository.content_provider,
             image=self.image,
             fingerprint=self.fingerprint,

@@ -5,6 +5,7 @@ The literal address is checked in any spelling, then every address that the name
 """
 
 import asyncio
+import os
 import re
 import socket
 import unicodedata
@@ -164,5 +165,8 @@ def _no_host(url: str) -> str:
 
 def _goes_through_proxy(target: Target) -> bool:
     proxies = urllib.request.getproxies_environment()
+    if not os.environ.get("http_proxy"):
+        # git ignores HTTP_PROXY in upper case.
+        proxies.pop("http", None)
     proxy = proxies.get(target.scheme) or proxies.get("all")
     return target.scheme != "git" and bool(proxy) and not urllib.request.proxy_bypass(target.host)

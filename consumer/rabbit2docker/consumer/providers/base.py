@@ -22,6 +22,8 @@ class Repository:
     """Class name of the repo2docker content provider that fetches it."""
     display_name: str
     """Name for users, such as `owner/repository`."""
+    source_ref: str | None = None
+    """Full name of the ref at which the version was found; None if it was requested by its id."""
 
 
 class Provider(Protocol):

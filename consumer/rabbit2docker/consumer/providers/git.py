@@ -5,6 +5,7 @@ import os
 import re
 import signal
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 from urllib.parse import urljoin
 
@@ -84,20 +85,22 @@ class GitProvider:
         addresses = await self._policy.resolve(parsed.url)
         if is_full_commit(parsed.ref):
             return self.pin(spec, parsed.ref.lower())
-        return self.pin(spec, await self._look_up(parsed, addresses))
+        commit, name = await self._look_up(parsed, addresses)
+        return replace(self.pin(spec, commit), source_ref=name)
 
     def pin(self, spec: str, ref: str) -> Repository:
         """Return the repository at `ref`; the build slug is the whole URL, as in BinderHub."""
         return pin_git(spec, ref)
 
-    async def _look_up(self, parsed: GitSpec, addresses: list[str]) -> str:
+    async def _look_up(self, parsed: GitSpec, addresses: list[str]) -> tuple[str, str]:
+        """Return the commit that the ref points to, and the full name of the ref."""
         names = full_names(parsed.ref)
         refs = await self._list_refs(parsed.url, [*names, *(name + PEELED for name in names)], addresses)
         for name in names:
             # The peeled line of an annotated tag has the commit, its own line only the tag object.
             found = refs.get(name + PEELED) or refs.get(name)
             if found:
-                return found
+                return found, name
         raise RequestRejected(RejectReason.REF_NOT_FOUND, _no_such_ref(parsed))
 
     async def _list_refs(self, url: str, patterns: list[str], addresses: list[str]) -> dict[str, str]:

@@ -14,7 +14,6 @@ HEAD: Final = "HEAD"
 PEELED: Final = "^{}"
 """Suffix with which `git ls-remote` marks the commit that a tag object points to."""
 
-_FULL_COMMIT = re.compile(r"[0-9a-f]{40}", re.IGNORECASE)
 _OBJECT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _SHORT_COMMIT = re.compile(r"[0-9a-f]{4,39}", re.IGNORECASE)
 # git check-ref-format(1).
@@ -22,8 +21,8 @@ _FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|^[./-]|[/.]$|
 
 
 def is_full_commit(ref: str) -> bool:
-    """Return whether `ref` is exactly a full commit id; longer hexadecimal text is not."""
-    return _FULL_COMMIT.fullmatch(ref) is not None
+    """Return whether `ref` is exactly a full commit id, in either hash function; hexadecimal text of other lengths is not."""
+    return is_object_id(ref.lower())
 
 
 def is_short_commit(ref: str) -> bool:

@@ -233,7 +233,7 @@ def _environment(spec: AttemptSpec, settings: Settings, *, with_git: bool) -> di
 def pod_builder_spec(spec: AttemptSpec, settings: Settings) -> Manifest:
     """Return the builder's specification for a pod. It holds no credentials."""
     return {
-        **builder_spec(spec, settings.builder),
+        **builder_spec(spec, settings),
         "docker_host": f"unix://{settings.kubernetes.docker_socket}",
     }
 

@@ -188,7 +188,7 @@ class LocalExecutor:
 
     def _builder_spec(self, spec: AttemptSpec) -> dict[str, Any]:
         return {
-            **builder_spec(spec, self._settings.builder),
+            **builder_spec(spec, self._settings),
             "docker_host": self._settings.docker.host,
             "repo2docker_version": self._repo2docker_version,
             "python": sys.executable,
