@@ -39,6 +39,10 @@ class FakeDelivery:
             tries=tries,
         )
         self.settled: list[str] = []
+        self.recorded = 0
+
+    async def record(self) -> None:
+        self.recorded += 1
 
     async def ack(self) -> None:
         self.settled.append("ack")

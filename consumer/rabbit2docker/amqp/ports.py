@@ -38,6 +38,9 @@ class Delivery(Protocol):
     def is_stale(self) -> bool:
         """True once the channel has closed. RabbitMQ redelivers the message; settling it has no effect."""
 
+    async def record(self) -> None:
+        """Keep a copy for replay, confirmed, if this is the first delivery. Raises BrokerUnavailable."""
+
     async def ack(self) -> None:
         """Acknowledge. A channel closed in between is no error: the redelivery changes nothing."""
 

@@ -133,6 +133,7 @@ class IntakeWorker:
         structlog.contextvars.bind_contextvars(
             tenant=tenant, request_id=request_id, build_id=incoming.build_id
         )
+        await delivery.record()
         try:
             async with self._locks.setdefault((tenant, request_id), asyncio.Lock()):
                 outcome = await self._admission.admit(incoming)
