@@ -102,7 +102,9 @@ class AmqpDelivery:
 
     async def record(self) -> None:
         """Publish a copy to the log of requests, unless it came from the retry ladder."""
-        if not self._received.tries:
+        if (
+            self._message.exchange
+        ):  # the ladder's queues deliver through the default exchange, which has no name
             await self._request_log.record(self._received)
 
     async def ack(self) -> None:
@@ -113,10 +115,10 @@ class AmqpDelivery:
             metrics.ACK_FAILURES.inc()
             log.info("acknowledgement lost, RabbitMQ will redeliver the message")
 
-    async def retry(self, rung: RetryRung) -> None:
+    async def retry(self, rung: RetryRung, *, counts: bool = True) -> None:
         """Publish a copy to the ladder, then acknowledge."""
         received = self._received
-        headers = {ATTEMPT_HEADER: received.tries + 1, ROUTING_KEY_HEADER: received.routing_key}
+        headers = {ATTEMPT_HEADER: received.tries + counts, ROUTING_KEY_HEADER: received.routing_key}
         await self._publish_copy(RETRY_EXCHANGE, retry_queue(rung, received.queue), headers)
         await self.ack()
 
@@ -167,7 +169,7 @@ class RequestConsumer:
     ) -> None:
         """Create the consuming connection, which connects when its `run` starts.
 
-        `on_loss` is called when a queue turns out to be missing. The others are consumed meanwhile.
+        `on_loss` is called when a queue turns out to be missing. The others are still consumed.
         """
         self.missing: set[str] = set()
         """Queues that did not exist when they were last to be consumed."""

@@ -22,6 +22,8 @@ class Repository:
     """Class name of the repo2docker content provider that fetches it."""
     display_name: str
     """Name for users, such as `owner/repository`."""
+    notice: str | None = None
+    """Text for users if another version is built than the spec names."""
 
 
 class Provider(Protocol):
