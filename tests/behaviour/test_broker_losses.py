@@ -8,7 +8,7 @@ import aio_pika
 import pytest
 
 from rabbit2docker import metrics
-from rabbit2docker.amqp import declare, request_log, topology_keeper
+from rabbit2docker.amqp import connection, declare, event_consumer, request_log, topology_keeper
 from rabbit2docker.amqp.broker import publishing
 from rabbit2docker.amqp.dead_letters import dead_letters
 from rabbit2docker.amqp.request_publisher import RequestPublisher
@@ -26,7 +26,8 @@ pytestmark = pytest.mark.broker
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the topology checked without a pause worth mentioning, where nothing gives notice of a loss."""
-    monkeypatch.setattr(topology_keeper, "CHECK_SECONDS", 0.2)
+    for name in ("CHECK_SECONDS", "PROBLEM_SECONDS"):
+        monkeypatch.setattr(topology_keeper, name, 0.2)
 
 
 class Losses:
@@ -66,9 +67,9 @@ async def is_complete(settings: Settings) -> bool:
 async def read_stream(settings: Settings, stream: str) -> list[Any]:
     """Return the messages of a stream that have arrived by the time at which it falls silent."""
     found: list[Any] = []
-    connection = await aio_pika.connect(settings.amqp.url.get_secret_value())
-    async with connection:
-        channel = await connection.channel()
+    opened = await aio_pika.connect(settings.amqp.url.get_secret_value())
+    async with opened:
+        channel = await opened.channel()
         await channel.set_qos(prefetch_count=50)
         queue = await channel.get_queue(stream, ensure=False)
 
@@ -190,9 +191,9 @@ class TestUnroutedRequests:
             await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
             losses.binding("builds", "builds.requests")
             before = count("requests_unrouted_total", outcome="rerouted")
-            connection = await aio_pika.connect(settings.amqp.url.get_secret_value())
-            async with connection:
-                channel = await connection.channel()
+            publishing_ = await aio_pika.connect(settings.amqp.url.get_secret_value())
+            async with publishing_:
+                channel = await publishing_.channel()
                 exchange = await channel.get_exchange("builds", ensure=False)
                 headers: Any = {routing.ROUTING_KEY_HEADER: "request.other.bulk", routing.ATTEMPT_HEADER: 2}
                 message = aio_pika.Message(b"{}", headers=headers, message_id="mine")
@@ -230,9 +231,9 @@ class TestUnroutedRequests:
         self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
     ) -> None:
         async with running(settings):
-            connection = await aio_pika.connect(settings.amqp.url.get_secret_value())
-            async with connection:
-                channel = await connection.channel(on_return_raises=True)
+            publishing_ = await aio_pika.connect(settings.amqp.url.get_secret_value())
+            async with publishing_:
+                channel = await publishing_.channel(on_return_raises=True)
                 exchange = await channel.get_exchange("builds", ensure=False)
                 await exchange.publish(aio_pika.Message(b"{}"), "request.default.interaktive", mandatory=True)
             await eventually(lambda: rabbitmq.depth(vhost, "builds.dead") == 1)
@@ -241,6 +242,29 @@ class TestUnroutedRequests:
         assert [(letter.reason, letter.routing_key) for letter in found] == [
             ("unroutable", "request.default.interaktive")
         ]
+
+
+class TestQueuesOfHubs:
+    @pytest.mark.parametrize("lost", ["binding", "exchange"])
+    async def test_a_hubs_queue_is_bound_again(
+        self, settings: Settings, losses: Losses, monkeypatch: pytest.MonkeyPatch, lost: str
+    ) -> None:
+        monkeypatch.setattr(event_consumer, "REBIND_SECONDS", 0.0)
+        monkeypatch.setattr(connection, "PROBE_SECONDS", 0.1)
+        await declare.declare(settings)
+        consumer = event_consumer.EventConsumer(settings.amqp, "default", "default")
+
+        def bindings() -> int:
+            return len(losses.api("GET", f"bindings/{losses.vhost}/e/builds.results/q/hub.default.events"))
+
+        async with connection.connected(consumer.connection, 180):
+            assert bindings() == 2
+            if lost == "binding":
+                losses.binding("builds.results", "hub.default.events")
+            else:
+                losses.exchange("builds.results")
+                await declare.declare(settings)
+            await eventually(lambda: bindings() == 2)
 
 
 class TestLogOfRequests:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import aio_pika
 import pytest
 
+from rabbit2docker.amqp import declare
 from rabbit2docker.amqp.broker import publishing
 from rabbit2docker.amqp.dead_letters import dead_letters
 from rabbit2docker.amqp.request_publisher import RequestPublisher
@@ -392,6 +393,45 @@ class TestOperators:
         assert 'rabbit2docker_requests_settled_total{outcome="accepted"} 1.0' in text
         assert 'rabbit2docker_builds_ended_total{result="completed"} 1.0' in text
         assert 'rabbit2docker_amqp_connected{role="publish"} 1.0' in text
+
+    async def test_a_request_after_its_queue_was_deleted_is_built(
+        self, consumer: Consumer, amqp: AmqpSettings, settings: Settings, rabbitmq: RabbitMQ, vhost: str
+    ) -> None:
+        rabbitmq.api("DELETE", f"queues/{vhost}/builds.requests")
+        await ask(settings, a_request("one"))
+        [end] = (await ends(amqp)).values()
+        assert isinstance(end, Completed)
+        await eventually(consumer.is_ready)
+        text = consumer.get("/metrics")[1]
+        assert 'rabbit2docker_topology_restored_total{kind="queue"} 1.0' in text
+
+    async def test_a_missing_queue_that_may_not_be_declared_makes_the_service_unready_until_it_is_there(
+        self,
+        make_consumer: MakeConsumer,
+        amqp: AmqpSettings,
+        settings: Settings,
+        rabbitmq: RabbitMQ,
+        vhost: str,
+    ) -> None:
+        await declare.declare(settings)
+        consumer = make_consumer(RABBIT2DOCKER_AMQP__DECLARE="false")
+        await asyncio.to_thread(consumer.start_and_wait)
+        rabbitmq.api("DELETE", f"queues/{vhost}/builds.requests")
+        await eventually(lambda: not consumer.is_ready())
+
+        def topology() -> dict[str, Any]:
+            checks = json.loads(consumer.get("/health/ready")[1])["checks"]
+            return next(check for check in checks if check["name"] == "topology")
+
+        await eventually(lambda: "queue builds.requests is missing" in topology()["detail"])
+        assert not topology()["ok"]
+        assert "topology declare" in topology()["detail"]
+        await ask(settings, a_request("one"))
+        await declare.declare(settings)
+        [end] = (await ends(amqp)).values()
+        assert isinstance(end, Completed)
+        await eventually(consumer.is_ready)
+        consumer.stop()
 
     async def test_log_lines_about_a_build_carry_its_id(
         self, consumer: Consumer, amqp: AmqpSettings, settings: Settings

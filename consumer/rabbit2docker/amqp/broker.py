@@ -46,9 +46,10 @@ class Broker:
             group.create_task(self._keeper.run(), name="topology keeper")
 
     async def _on_topology_checked(self) -> None:
-        if self._was_incomplete or self._keeper.problems:
+        is_incomplete = bool(self._keeper.problems or self.source.missing)
+        if is_incomplete or self._was_incomplete:
             self._unrouted.mark_explained()
-        self._was_incomplete = bool(self._keeper.problems)
+        self._was_incomplete = is_incomplete
         await self.source.consume_again(self._keeper.missing_queues)
 
     def problems(self) -> dict[str, str]:

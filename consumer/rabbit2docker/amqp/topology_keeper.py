@@ -30,6 +30,8 @@ log = structlog.get_logger()
 Call = Callable[[AbstractChannel], Awaitable[Any]]
 
 CHECK_SECONDS: Final = 30.0
+PROBLEM_SECONDS: Final = 5.0
+"""Pause between checks while something is missing, so that the service soon uses what an operator has declared."""
 ANSWER_SECONDS: Final = 10.0
 """Limit for one of RabbitMQ's answers."""
 CLOSE_SECONDS: Final = 3.0
@@ -95,8 +97,9 @@ class TopologyKeeper:
 
     async def _wait_until_due(self) -> bool:
         """Wait for the next turn or for a request to check; return whether it was requested."""
+        seconds = PROBLEM_SECONDS if self.problems else CHECK_SECONDS
         try:
-            async with asyncio.timeout(CHECK_SECONDS * random.uniform(1 - JITTER, 1 + JITTER)):
+            async with asyncio.timeout(seconds * random.uniform(1 - JITTER, 1 + JITTER)):
                 await self._requested.wait()
         except TimeoutError:
             return False
