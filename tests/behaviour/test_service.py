@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from urllib.parse import quote
 
 import aio_pika
 import pytest
+from aiohttp import web
 
 from rabbit2docker.amqp import declare
 from rabbit2docker.amqp.broker import publishing
@@ -18,10 +20,11 @@ from rabbit2docker.amqp.request_publisher import RequestPublisher
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.events import Accepted, Cancelled, Completed, Failed, Progress, Rejected
 from rabbit2docker_schemas.ids import build_id_of
-from rabbit2docker_schemas.requests import CancelRequest
+from rabbit2docker_schemas.requests import BuildRequest, CancelRequest
 from rabbit2docker_schemas.routing import Priority
 from tests.faults.conftest import MakeConsumer, ask
 from tests.support.consumer import COMMIT, Consumer, a_request
+from tests.support.github import FakeGitHub
 from tests.support.promises import captured, check_promises, ends_of, until_answered, until_ended
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.waiting import eventually
@@ -162,6 +165,31 @@ BAD = [
     (b'{"provider": "git", "spec": "file%3A%2F%2F%2Fetc/main"}', "refused_url", True),
     (b'{"provider": "git", "spec": "https%3A%2F%2Fexample.org%2Fr/--upload-pack=x"}', "refused_url", True),
 ]
+
+
+class TestWaiting:
+    async def test_a_rate_limit_is_announced_at_once_with_its_end(
+        self, make_consumer: MakeConsumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        github = FakeGitHub()
+        async with github.server:
+            limit = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(int(time.time()) + 3000)}
+            github.always = lambda: web.json_response({"message": "limit"}, status=403, headers=limit)
+            url = str(github.server.make_url("")).rstrip("/")
+            consumer = make_consumer(RABBIT2DOCKER_PROVIDERS__GITHUB_API_URL=url)
+            await asyncio.to_thread(consumer.start_and_wait)
+            request = BuildRequest(provider="gh", spec="o/r/main", request_id="limited")
+            await ask(settings, request)
+
+            async def waits() -> list[Progress]:
+                return [event.data for event in await captured(amqp) if isinstance(event.data, Progress)]
+
+            [wait] = await eventually(waits)
+        assert (wait.phase, wait.attempt, wait.build_id) == ("waiting", 0, build_id_of("default", "limited"))
+        assert wait.detail.retry_at is not None
+        assert wait.message.startswith("github.com limits this service's requests.")
+        assert f"The next try is at {wait.detail.retry_at:%H:%M} UTC, in " in wait.message
+        consumer.stop()
 
 
 class TestBadInput:

@@ -80,7 +80,7 @@ class TopologyKeeper:
 
     async def run(self) -> None:
         """Check until cancelled."""
-        pauses = Backoff(doubling(SOONEST_SECONDS, CHECK_SECONDS), jitter=JITTER)
+        pauses = Backoff(doubling(SOONEST_SECONDS, PROBLEM_SECONDS), jitter=JITTER)
         try:
             while True:
                 # The library can turn the cancellation of a call into another error, so a check is not cancelled.
