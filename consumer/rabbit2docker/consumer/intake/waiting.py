@@ -1,4 +1,4 @@
-"""How long a request waits before the service tries again, and how that is said. Without I/O."""
+"""The wait of a request before the service tries again, and the event that announces it. Without I/O."""
 
 import math
 from dataclasses import dataclass
