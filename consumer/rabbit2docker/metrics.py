@@ -103,6 +103,30 @@ AMQP_BLOCKED = Gauge(
     "1 while RabbitMQ blocks publishers (memory or disk alarm).",
     registry=REGISTRY,
 )
+TOPOLOGY_RESTORED = Counter(
+    "rabbit2docker_topology_restored_total",
+    "Exchanges, queues, streams and bindings that had disappeared and were declared again, by kind. Bindings are seen "
+    "only with amqp.management_url.",
+    ["kind"],
+    registry=REGISTRY,
+)
+TOPOLOGY_PROBLEMS = Gauge(
+    "rabbit2docker_topology_problems",
+    "Exchanges, queues, streams and bindings that are missing or differ and were not restored.",
+    registry=REGISTRY,
+)
+REQUESTS_UNROUTED = Counter(
+    "rabbit2docker_requests_unrouted_total",
+    "Messages that `builds` could route to no queue, by outcome: rerouted (a binding or queue was missing), "
+    "dead_lettered (the routing key is wrong).",
+    ["outcome"],
+    registry=REGISTRY,
+)
+REQUESTS_NOT_LOGGED = Counter(
+    "rabbit2docker_requests_not_logged_total",
+    "Requests without a copy in the stream builds.requests.log, because the stream or its exchange was missing.",
+    registry=REGISTRY,
+)
 KUBERNETES_CALLS = Counter(
     "rabbit2docker_kubernetes_calls_total",
     "Requests to the Kubernetes API server, by verb and HTTP status; error if there was no answer.",

@@ -94,6 +94,8 @@ class Accepted(EventData):
     requester: str | None = None
     options: BuildOptions | None = None
     """Absent if the request had none, and in events of older services."""
+    notice: str | None = None
+    """Text for people if not exactly what the request names is built, such as the default branch instead of `master`."""
 
 
 class Rejected(EventData):
@@ -118,6 +120,8 @@ class ProgressDetail(EventData):
     waiting_for: str | None = None
     """Cause of the wait, such as a pod's waiting reason."""
     retry_in_seconds: float | None = None
+    retry_at: AwareDatetime | None = None
+    """Time of the next try, such as the end of a rate limit."""
     failed_reason: AnyFailureReason | None = None
     """Failure reason of the previous attempt."""
 

@@ -11,10 +11,13 @@ RESULTS_EXCHANGE: Final = "builds.results"
 RETRY_EXCHANGE: Final = "builds.retry"
 DEAD_LETTER_EXCHANGE: Final = "builds.dlx"
 UNROUTED_EXCHANGE: Final = "builds.unrouted"
+REQUEST_LOG_EXCHANGE: Final = "builds.log"
 
 REQUESTS_QUEUE: Final = "builds.requests"
 BULK_QUEUE: Final = "builds.requests.bulk"
 CANCEL_QUEUE: Final = "builds.cancels"
+UNROUTED_QUEUE: Final = "builds.unrouted"
+"""Messages that `builds` could route nowhere, until a consumer puts each into its queue or among the dead letters."""
 DEAD_QUEUE: Final = "builds.dead"
 REQUEST_LOG_STREAM: Final = "builds.requests.log"
 
@@ -99,6 +102,12 @@ class RequestKey:
     tenant: str
     action: str
     """`interactive` or `bulk` for a request, `cancel` for a cancel message."""
+
+    @property
+    def queue(self) -> str:
+        """The queue for messages with this key."""
+        queues: dict[str, str] = {Priority.INTERACTIVE: REQUESTS_QUEUE, Priority.BULK: BULK_QUEUE}
+        return queues.get(self.action, CANCEL_QUEUE)
 
 
 def parse_request_key(key: str) -> RequestKey | None:

@@ -213,7 +213,8 @@ class TestPublishing:
     async def test_events_wait_while_their_exchange_is_deleted(
         self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
     ) -> None:
-        async with running(settings) as broker:
+        await declare.declare(settings)
+        async with running(with_amqp(settings, declare=False)) as broker:
             rabbitmq.api("DELETE", f"exchanges/{vhost}/builds.results")
             task = asyncio.create_task(broker.publisher.publish(completed()))
             await asyncio.sleep(1)
@@ -257,18 +258,6 @@ class TestConnections:
             await eventually(lambda: not any(broker.problems().values()))
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-
-    async def test_a_consumer_resumes_once_its_deleted_queue_is_declared_again(
-        self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
-    ) -> None:
-        async with running(settings) as broker:
-            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
-            rabbitmq.api("DELETE", f"queues/{vhost}/builds.requests")
-            await eventually(lambda: "builds.requests" in broker.problems()["consume"])
-            await declare.declare(settings)
-            await submit(settings, REQUEST)
-            [delivery] = await take(broker)
-            await delivery.ack()
 
     async def test_the_watchdog_finds_a_silently_dead_channel(self, settings: Settings) -> None:
         async with running(with_amqp(settings, watchdog_after=1)) as broker:

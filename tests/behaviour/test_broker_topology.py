@@ -6,7 +6,6 @@ import aio_pika
 import pytest
 
 from rabbit2docker.amqp import declare
-from rabbit2docker.amqp.dead_letters import dead_letters
 from rabbit2docker.amqp.topology import as_definitions, make_topology
 from rabbit2docker.errors import TopologyMismatch
 from rabbit2docker.settings import Settings
@@ -57,21 +56,6 @@ class TestTopology:
         url = rabbitmq.url(vhost, user="worker:worker")
         async with running(with_amqp(settings, url=url, management_url=None)) as broker:
             await broker.publisher.publish(completed())
-
-    async def test_a_request_with_a_misspelt_routing_key_becomes_a_dead_letter(
-        self, settings: Settings
-    ) -> None:
-        await declare.declare(settings)
-        connection = await aio_pika.connect(settings.amqp.url.get_secret_value())
-        async with connection:
-            channel = await connection.channel(on_return_raises=True)
-            exchange = await channel.get_exchange("builds", ensure=False)
-            await exchange.publish(aio_pika.Message(b"{}"), "request.default.interaktive", mandatory=True)
-        async with dead_letters(settings.amqp) as letters:
-            found = await letters.listed()
-        assert [(letter.reason, letter.routing_key) for letter in found] == [
-            ("unroutable", "request.default.interaktive")
-        ]
 
 
 class TestTenants:

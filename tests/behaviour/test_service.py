@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,17 +11,20 @@ from urllib.parse import quote
 
 import aio_pika
 import pytest
+from aiohttp import web
 
+from rabbit2docker.amqp import declare
 from rabbit2docker.amqp.broker import publishing
 from rabbit2docker.amqp.dead_letters import dead_letters
 from rabbit2docker.amqp.request_publisher import RequestPublisher
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.events import Accepted, Cancelled, Completed, Failed, Progress, Rejected
 from rabbit2docker_schemas.ids import build_id_of
-from rabbit2docker_schemas.requests import CancelRequest
+from rabbit2docker_schemas.requests import BuildRequest, CancelRequest
 from rabbit2docker_schemas.routing import Priority
 from tests.faults.conftest import MakeConsumer, ask
 from tests.support.consumer import COMMIT, Consumer, a_request
+from tests.support.github import FakeGitHub
 from tests.support.promises import captured, check_promises, ends_of, until_answered, until_ended
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.waiting import eventually
@@ -161,6 +165,31 @@ BAD = [
     (b'{"provider": "git", "spec": "file%3A%2F%2F%2Fetc/main"}', "refused_url", True),
     (b'{"provider": "git", "spec": "https%3A%2F%2Fexample.org%2Fr/--upload-pack=x"}', "refused_url", True),
 ]
+
+
+class TestWaiting:
+    async def test_a_rate_limit_is_announced_at_once_with_its_end(
+        self, make_consumer: MakeConsumer, amqp: AmqpSettings, settings: Settings
+    ) -> None:
+        github = FakeGitHub()
+        async with github.server:
+            limit = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(int(time.time()) + 3000)}
+            github.always = lambda: web.json_response({"message": "limit"}, status=403, headers=limit)
+            url = str(github.server.make_url("")).rstrip("/")
+            consumer = make_consumer(RABBIT2DOCKER_PROVIDERS__GITHUB_API_URL=url)
+            await asyncio.to_thread(consumer.start_and_wait)
+            request = BuildRequest(provider="gh", spec="o/r/main", request_id="limited")
+            await ask(settings, request)
+
+            async def waits() -> list[Progress]:
+                return [event.data for event in await captured(amqp) if isinstance(event.data, Progress)]
+
+            [wait] = await eventually(waits)
+        assert (wait.phase, wait.attempt, wait.build_id) == ("waiting", 0, build_id_of("default", "limited"))
+        assert wait.detail.retry_at is not None
+        assert wait.message.startswith("github.com limits this service's requests.")
+        assert f"The next try is at {wait.detail.retry_at:%H:%M} UTC, in " in wait.message
+        consumer.stop()
 
 
 class TestBadInput:
@@ -392,6 +421,45 @@ class TestOperators:
         assert 'rabbit2docker_requests_settled_total{outcome="accepted"} 1.0' in text
         assert 'rabbit2docker_builds_ended_total{result="completed"} 1.0' in text
         assert 'rabbit2docker_amqp_connected{role="publish"} 1.0' in text
+
+    async def test_a_request_after_its_queue_was_deleted_is_built(
+        self, consumer: Consumer, amqp: AmqpSettings, settings: Settings, rabbitmq: RabbitMQ, vhost: str
+    ) -> None:
+        rabbitmq.api("DELETE", f"queues/{vhost}/builds.requests")
+        await ask(settings, a_request("one"))
+        [end] = (await ends(amqp)).values()
+        assert isinstance(end, Completed)
+        await eventually(consumer.is_ready)
+        text = consumer.get("/metrics")[1]
+        assert 'rabbit2docker_topology_restored_total{kind="queue"} 1.0' in text
+
+    async def test_a_missing_queue_that_may_not_be_declared_makes_the_service_unready_until_it_is_there(
+        self,
+        make_consumer: MakeConsumer,
+        amqp: AmqpSettings,
+        settings: Settings,
+        rabbitmq: RabbitMQ,
+        vhost: str,
+    ) -> None:
+        await declare.declare(settings)
+        consumer = make_consumer(RABBIT2DOCKER_AMQP__DECLARE="false")
+        await asyncio.to_thread(consumer.start_and_wait)
+        rabbitmq.api("DELETE", f"queues/{vhost}/builds.requests")
+        await eventually(lambda: not consumer.is_ready())
+
+        def topology() -> dict[str, Any]:
+            checks = json.loads(consumer.get("/health/ready")[1])["checks"]
+            return next(check for check in checks if check["name"] == "topology")
+
+        await eventually(lambda: "queue builds.requests is missing" in topology()["detail"])
+        assert not topology()["ok"]
+        assert "topology declare" in topology()["detail"]
+        await ask(settings, a_request("one"))
+        await declare.declare(settings)
+        [end] = (await ends(amqp)).values()
+        assert isinstance(end, Completed)
+        await eventually(consumer.is_ready)
+        consumer.stop()
 
     async def test_log_lines_about_a_build_carry_its_id(
         self, consumer: Consumer, amqp: AmqpSettings, settings: Settings

@@ -99,6 +99,27 @@ async def test_a_build_streams_binderhubs_events_and_framing(builds: MemoryBuild
     assert raw == b"".join(wanted)
 
 
+async def test_a_wait_before_the_answer_is_said_with_its_end(builds: MemoryBuilds) -> None:
+    limited = "github.com limits this service's requests. The next try is at 14:05 UTC, in 12 minutes."
+    wait = events.Progress(build_id="", attempt=0, phase=Phase.WAITING, message=limited)
+    builds.plan = [wait, accepted(), completed()]
+    async with serving(builds) as viewer:
+        sent = await viewer.watch(PATH)
+    assert [event.data for event in sent] == [SENT[0], {"phase": "waiting", "message": f"{limited}\n"}, READY]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+async def test_the_build_of_another_version_than_the_requested_one_is_said(
+    builds: MemoryBuilds, cached: bool
+) -> None:
+    notice = "ada/thesis has no branch 'master': its default branch is used instead."
+    builds.plan = [accepted(cached=cached, notice=notice), completed(cached=cached)]
+    async with serving(builds) as viewer:
+        sent = [event.data for event in await viewer.watch(PATH)]
+    assert {"phase": "waiting", "message": f"{notice}\n"} in sent
+    assert sent[-1]["phase"] == "ready"
+
+
 async def test_an_image_that_exists_is_ready_at_once(builds: MemoryBuilds) -> None:
     builds.plan = [accepted(cached=True), completed(cached=True)]
     async with serving(builds) as viewer:

@@ -5,6 +5,7 @@ import socket
 
 import pytest
 
+from rabbit2docker.consumer.providers import address_policy
 from rabbit2docker.consumer.providers.address_policy import AddressPolicy, Target
 from rabbit2docker.errors import ProviderUnavailable, RequestRejected
 from rabbit2docker.settings import ProviderSettings
@@ -118,6 +119,39 @@ async def test_an_unknown_name_is_rejected_while_a_dns_failure_is_transient(
         await STRICT.resolve("https://example.org/a")
 
 
+@pytest.mark.parametrize("policy", [STRICT, OPEN])
+async def test_an_unknown_host_is_looked_up_twice_and_then_rejected_under_every_policy(
+    monkeypatch: pytest.MonkeyPatch, policy: AddressPolicy
+) -> None:
+    unknown = socket.gaierror(socket.EAI_NONAME, "unknown")
+    looks = answer_with(monkeypatch, error=unknown)
+    monkeypatch.setattr(address_policy, "SECOND_LOOK_SECONDS", 0.0)
+    with pytest.raises(RequestRejected, match=r"There is no host unknown\.example\.org\. Check the address"):
+        await policy.resolve("https://unknown.example.org/a")
+    assert len(looks) == 2
+
+
+@pytest.mark.parametrize("policy", [STRICT, OPEN])
+async def test_a_host_that_a_second_look_finds_is_used(
+    monkeypatch: pytest.MonkeyPatch, policy: AddressPolicy
+) -> None:
+    unknown = socket.gaierror(socket.EAI_NONAME, "unknown")
+    looks = answer_with(monkeypatch, "93.184.215.14", error=unknown, failures=1)
+    monkeypatch.setattr(address_policy, "SECOND_LOOK_SECONDS", 0.0)
+    assert await policy.resolve("https://example.org/a") in ([], ["93.184.215.14"])
+    assert len(looks) == 2
+
+
+@pytest.mark.parametrize("policy", [STRICT, OPEN])
+async def test_a_failing_name_server_is_waited_for_under_every_policy(
+    monkeypatch: pytest.MonkeyPatch, policy: AddressPolicy
+) -> None:
+    looks = answer_with(monkeypatch, error=socket.gaierror(socket.EAI_AGAIN, "try again"))
+    with pytest.raises(ProviderUnavailable, match=r"DNS cannot resolve example\.org"):
+        await policy.resolve("https://example.org/a")
+    assert len(looks) == 1
+
+
 async def test_behind_a_proxy_names_are_not_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
     answer_with(monkeypatch, error=AssertionError("asked the name service"))
     monkeypatch.setenv("https_proxy", "http://proxy.example.org:3128")
@@ -134,14 +168,22 @@ async def test_a_variable_that_git_ignores_is_no_proxy(monkeypatch: pytest.Monke
         await STRICT.resolve("http://example.org/a")
 
 
-def answer_with(monkeypatch: pytest.MonkeyPatch, *addresses: str, error: BaseException | None = None) -> None:
-    """Replace DNS lookups with fixed answers."""
+def answer_with(
+    monkeypatch: pytest.MonkeyPatch,
+    *addresses: str,
+    error: BaseException | None = None,
+    failures: int | None = None,
+) -> list[object]:
+    """Replace DNS lookups with fixed answers, or `error` for the first `failures` lookups; return those made."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
+    looks: list[object] = []
 
-    async def getaddrinfo(*_: object, **__: object) -> list[object]:
-        if error:
+    async def getaddrinfo(*asked: object, **__: object) -> list[object]:
+        looks.append(asked)
+        if error and (failures is None or len(looks) <= failures):
             raise error
         return [(0, 0, 0, "", (address, 443)) for address in addresses]
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    return looks

@@ -107,6 +107,23 @@ async def test_a_line_is_published_while_the_build_runs(bench: Bench) -> None:
     await following
 
 
+async def test_nothing_is_published_of_a_build_before_its_request_is_answered(bench: Bench) -> None:
+    attempt = await bench.executor.get(NAME)
+    assert attempt is not None
+    follower = Follower(attempt, bench.context)
+    with bench.attempts.answering(attempt.spec.build_id):
+        work = [
+            asyncio.create_task(follower.run()),
+            asyncio.create_task(follower.publish_waiting_for("a node")),
+        ]
+        await asyncio.sleep(60)
+        assert bench.publisher.kinds == []
+    await asyncio.sleep(1)
+    assert bench.publisher.kinds == ["progress", "progress"]
+    bench.world.end(NAME, digest=DIGEST)
+    await asyncio.gather(*work)
+
+
 async def test_a_new_follower_continues_after_the_last_confirmed_line(bench: Bench) -> None:
     first = asyncio.create_task(bench.follow())
     bench.write("one", "two")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from rabbit2docker.amqp.ports import RequestMessage
@@ -11,7 +12,8 @@ from rabbit2docker.consumer.intake.admission import Admission, AdmissionOutcome
 from rabbit2docker.consumer.intake.cancellation import Cancellation
 from rabbit2docker.consumer.intake.capacity import Capacity
 from rabbit2docker.consumer.intake.parsing import IncomingCancel, IncomingRequest
-from rabbit2docker.consumer.intake.worker import IntakeWorker, next_rung
+from rabbit2docker.consumer.intake.waiting import LONGEST_KNOWN_WAIT, next_rung, next_try_text, plan_wait
+from rabbit2docker.consumer.intake.worker import IntakeWorker
 from rabbit2docker.errors import BrokerUnavailable, ProviderUnavailable, RequestRejected
 from rabbit2docker_schemas.events import Progress, Rejected
 from rabbit2docker_schemas.reasons import RejectReason
@@ -39,12 +41,16 @@ class FakeDelivery:
             tries=tries,
         )
         self.settled: list[str] = []
+        self.recorded = 0
+
+    async def record(self) -> None:
+        self.recorded += 1
 
     async def ack(self) -> None:
         self.settled.append("ack")
 
-    async def retry(self, rung: RetryRung) -> None:
-        self.settled.append(f"retry {rung.name}")
+    async def retry(self, rung: RetryRung, *, counts: bool = True) -> None:
+        self.settled.append(f"retry {rung.name}" if counts else f"wait {rung.name}")
 
     async def dead_letter(self, reason: str, message: str) -> None:
         self.settled.append(f"dead {reason}")
@@ -111,6 +117,19 @@ async def test_a_transient_error_requeues_the_request_and_publishes_why() -> Non
     [progress] = intake.events
     assert isinstance(progress, Progress)
     assert progress.detail.retry_in_seconds == RETRY_LADDER[0].seconds
+    assert progress.message == "Waiting for the host. The next try is in 10 seconds."
+
+
+async def test_a_rate_limit_is_waited_for_as_long_as_the_host_says_and_that_is_said() -> None:
+    intake = Intake(ProviderUnavailable("The host limits requests.", retry_after=2400))
+    assert await intake.settle() == ["wait 10m"]
+    assert await intake.settle(tries=2) == ["wait 10m"]  # the wait costs no try
+    progress = intake.events[0]
+    assert isinstance(progress, Progress)
+    assert progress.detail.retry_in_seconds == 2400
+    assert progress.detail.retry_at is not None
+    assert progress.message.startswith("The host limits requests. The next try is at ")
+    assert progress.message.endswith(f"{progress.detail.retry_at:%H:%M} UTC, in 40 minutes.")
 
 
 async def test_a_transient_error_after_the_last_rung_rejects_the_request() -> None:
@@ -163,3 +182,36 @@ def test_a_request_waits_on_a_rung_at_least_as_long_as_the_error_asks_for() -> N
     assert next_rung(0, 30.0) == RETRY_LADDER[1]
     assert next_rung(0, 10_000.0) == RETRY_LADDER[-1]
     assert next_rung(len(RETRY_LADDER), None) is None
+
+
+NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
+
+
+def test_a_known_wait_is_split_into_rungs_and_is_said_anew_only_when_its_end_changes() -> None:
+    end, now, waits = NOW + timedelta(seconds=725), NOW, []
+    while (seconds := (end - now).total_seconds()) > 0:
+        error = ProviderUnavailable("limited", retry_after=seconds)
+        wait = plan_wait(0, error, queued_at=NOW, now=now)
+        assert wait is not None
+        waits.append(wait)
+        now += timedelta(seconds=wait.rung.seconds)
+    assert [wait.rung.name for wait in waits] == ["10m", "1m", "1m", "10s"]
+    assert [wait.counts for wait in waits] == [False, False, False, True]
+    assert len({wait.about for wait in waits if not wait.counts}) == 1
+    later = plan_wait(0, ProviderUnavailable("limited", retry_after=3000), queued_at=NOW, now=NOW)
+    assert later is not None
+    assert later.about != waits[0].about
+
+
+def test_a_host_that_asks_for_patience_forever_is_given_up_after_the_ladder() -> None:
+    error = ProviderUnavailable("limited", retry_after=3600)
+    late = NOW + LONGEST_KNOWN_WAIT + timedelta(seconds=1)
+    waits = [plan_wait(tries, error, queued_at=NOW, now=late) for tries in range(4)]
+    assert [wait and wait.counts for wait in waits] == [True, True, True, None]
+
+
+def test_the_next_try_is_named_by_time_and_by_the_length_of_the_wait() -> None:
+    assert next_try_text(0.2, NOW) == "The next try is in a moment."
+    assert next_try_text(10, NOW) == "The next try is in 10 seconds."
+    assert next_try_text(60, NOW) == "The next try is at 12:01 UTC, in 1 minute."
+    assert next_try_text(725, NOW) == "The next try is at 12:12 UTC, in 13 minutes."

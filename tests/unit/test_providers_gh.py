@@ -99,6 +99,7 @@ async def test_a_missing_repository_is_distinguished_from_a_missing_ref(
         ("o/r", RejectReason.INVALID_SPEC, 'Did you mean "o/r/HEAD"?'),
         ("o/r/", RejectReason.INVALID_SPEC, 'Did you mean "o/r/HEAD"?'),
         ("o", RejectReason.INVALID_SPEC, "owner/repository/ref"),
+        ("short/HEAD", RejectReason.INVALID_SPEC, "The owner is missing"),
         ("", RejectReason.INVALID_SPEC, "owner/repository/ref"),
         ("../r/main", RejectReason.INVALID_SPEC, "'..'"),
         ("o/.git/main", RejectReason.INVALID_SPEC, "''"),
@@ -130,6 +131,24 @@ def test_a_github_repository_is_named_as_in_binderhub() -> None:
 def test_repositories_of_a_github_enterprise_server_have_its_address() -> None:
     provider = GitHubProvider(ProviderSettings(github_hostname="git.corp.example"))
     assert provider.pin("o/r/HEAD", MAIN).repo_url == "https://git.corp.example/o/r"
+
+
+@pytest.mark.parametrize("spec", ["short/HEAD", "HEAD", "o/r/none/HEAD", "o/empty/HEAD", "o/r/none"])
+async def test_advice_never_repeats_a_suffix(fake: FakeGitHub, provider: GitHubProvider, spec: str) -> None:
+    fake.head = None
+    message = (await refusal(provider, spec)).message
+    assert "HEAD/HEAD" not in message
+    assert message.count("HEAD") <= 2
+    if spec == "o/r/none/HEAD":
+        assert "Did you mean 'none'?" in message
+
+
+async def test_the_default_branch_in_the_place_of_master_is_said(provider: GitHubProvider) -> None:
+    repository = await provider.resolve("o/r/master")
+    assert repository.resolved_ref == MAIN
+    assert repository.notice == "o/r has no branch 'master': its default branch is used instead."
+    assert (await provider.resolve("o/r/main")).notice is None
+    assert (await provider.resolve("o/r/HEAD")).notice is None
 
 
 async def test_a_repeated_request_is_revalidated_and_costs_no_rate_limit(
@@ -180,6 +199,11 @@ async def test_a_rate_limit_carries_the_time_that_github_asks_for(
         await provider.resolve("o/r/main")
     assert caught.value.retry_after is not None
     assert least <= caught.value.retry_after <= most
+    with pytest.raises(ProviderUnavailable, match="limits this service's requests") as caught:
+        await provider.resolve("o/r/other")
+    assert caught.value.retry_after is not None
+    assert least - 5 <= caught.value.retry_after <= most
+    assert len(fake.requests) == 1  # GitHub is not asked again before the time it named
 
 
 @pytest.mark.parametrize("status", [403, 451])

@@ -395,9 +395,25 @@ def test_an_invalid_spec_is_rejected_without_a_request_to_the_host(text: str, re
         ("https%3A%2F%2Fgithub.com%2Fjupyterhub%2Fzero-to-jupyterhub-k8s/0.8.0", "https://github.com/jupyterhub/zero-to-jupyterhub-k8s"),
         ("git%40github.com%3Ao%2Fr.git/HEAD", "ssh://git@github.com/o/r.git"),
         ("http%3A%2F%2F127.0.0.1%3A9%2Fr/a%2Fb", "http://127.0.0.1:9/r"),
+        ("https%3A%2F%2Fdev.azure.com%2Forg%2FMy%20Project%2F_git%2Fr/HEAD", "https://dev.azure.com/org/My%20Project/_git/r"),
+        ("https%3A%2F%2Fdev.azure.com%2Forg%2FMy%2520Project%2F_git%2Fr/HEAD", "https://dev.azure.com/org/My%20Project/_git/r"),
     ],
 )  # fmt: skip
 def test_a_git_repository_is_named_as_in_binderhub(text: str, url: str) -> None:
     repository = GitProvider(ProviderSettings()).pin(text, SHA)
     assert (repository.repo_url, repository.build_slug) == (url, url)
     assert (repository.resolved_ref, repository.content_provider) == (SHA, "Git")
+
+
+@pytest.mark.parametrize(
+    "url", ["https://exa mple.org/r", "https://example.org/a\tb", "https://example.org\\b"]
+)
+def test_blanks_that_are_no_part_of_a_path_are_rejected_with_advice(url: str) -> None:
+    with pytest.raises(RequestRejected, match="write %20") as caught:
+        GitProvider(OPEN).check(spec(url))
+    assert caught.value.reason is RejectReason.REFUSED_URL
+
+
+async def test_a_version_in_front_of_an_appended_head_is_suggested(host: Host) -> None:
+    error = await refusal(host.url("/work.git"), "gone/HEAD")
+    assert "Did you mean 'gone'?" in error.message

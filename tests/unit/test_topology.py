@@ -1,7 +1,20 @@
 """Invariants of the topology."""
 
+import re
+
 from rabbit2docker.amqp.topology import WORK_QUEUES, make_topology
-from rabbit2docker_schemas.routing import RETRY_LADDER, retry_queue
+from rabbit2docker_schemas.routing import (
+    DEAD_LETTER_EXCHANGE,
+    REQUEST_LOG_EXCHANGE,
+    REQUESTS_EXCHANGE,
+    RESULTS_EXCHANGE,
+    RETRY_EXCHANGE,
+    RETRY_LADDER,
+    UNROUTED_EXCHANGE,
+    UNROUTED_QUEUE,
+    parse_request_key,
+    retry_queue,
+)
 
 TOPOLOGY = make_topology(["one"])
 ARGUMENTS = {queue.name: queue.arguments for queue in TOPOLOGY.queues}
@@ -29,3 +42,30 @@ def test_streams_have_segments_small_enough_to_expire() -> None:
     streams = [arguments for arguments in ARGUMENTS.values() if arguments["x-queue-type"] == "stream"]
     assert len(streams) == 2
     assert all(arguments["x-stream-max-segment-size-bytes"] <= 50_000_000 for arguments in streams)
+
+
+def test_requests_are_routed_to_queues_that_a_consumer_reads_and_to_nothing_else() -> None:
+    """RabbitMQ confirms a request that any queue has taken, so a copy for a log would hide that no reader has it."""
+    bound = {binding.queue for binding in TOPOLOGY.bindings if binding.exchange == REQUESTS_EXCHANGE}
+    assert bound == set(WORK_QUEUES)
+    [exchange] = [exchange for exchange in TOPOLOGY.exchanges if exchange.name == REQUESTS_EXCHANGE]
+    assert exchange.arguments == {"alternate-exchange": UNROUTED_EXCHANGE}
+    caught = {binding.queue for binding in TOPOLOGY.bindings if binding.exchange == UNROUTED_EXCHANGE}
+    assert caught == {UNROUTED_QUEUE}
+
+
+def test_each_work_queue_can_be_reached_past_the_bindings_of_requests() -> None:
+    ways = {
+        (binding.queue, binding.key) for binding in TOPOLOGY.bindings if binding.exchange == RETRY_EXCHANGE
+    }
+    assert {(queue, queue) for queue in WORK_QUEUES} <= ways
+    keys = ("request.one.interactive", "request.one.bulk", "cancel.one")
+    parsed = [key for key in map(parse_request_key, keys) if key is not None]
+    assert tuple(key.queue for key in parsed) == WORK_QUEUES
+
+
+def test_the_shipped_worker_may_read_and_write_what_the_service_uses() -> None:
+    [worker] = [user for user in TOPOLOGY.users if "worker" in user.name]
+    assert all(re.search(worker.read, queue) for queue in (*WORK_QUEUES, UNROUTED_QUEUE))
+    written = (RESULTS_EXCHANGE, RETRY_EXCHANGE, DEAD_LETTER_EXCHANGE, REQUEST_LOG_EXCHANGE)
+    assert all(re.search(worker.write, exchange) for exchange in written)

@@ -1,4 +1,4 @@
-"""The two connections of a consumer: one to take requests, one to publish.
+"""The connections of a consumer: one to take requests, one to publish, and two that guard against a broken topology.
 
 RabbitMQ stops reading from a connection that publishes during an alarm; acknowledgements would be stuck behind.
 """
@@ -11,8 +11,11 @@ from rabbit2docker.amqp.connection import ManagedChannel, connected
 from rabbit2docker.amqp.declare import declare_if_allowed
 from rabbit2docker.amqp.publisher import ConfirmedPublisher, record_blocked
 from rabbit2docker.amqp.request_consumer import RequestConsumer
+from rabbit2docker.amqp.topology_keeper import TopologyKeeper
+from rabbit2docker.amqp.unrouted import UnroutedRequests
 from rabbit2docker.logs import get_logger
 from rabbit2docker.settings import Settings
+from rabbit2docker_schemas.routing import UNROUTED_QUEUE
 
 log = get_logger()
 
@@ -23,9 +26,13 @@ class Broker:
     def __init__(self, settings: Settings) -> None:
         """Create the parts; nothing connects before `run`. Raises ConfigurationError for an invalid URL."""
         self._settings = settings
+        self._was_incomplete = False
+        self._keeper = TopologyKeeper(settings, on_checked=self._on_topology_checked)
+        on_loss = self._keeper.check_soon
         self._publishing = ManagedChannel("publish", settings.amqp, probe=record_blocked)
-        self.publisher = ConfirmedPublisher(self._publishing, settings.amqp)
-        self.source = RequestConsumer(settings.amqp, self.publisher)
+        self.publisher = ConfirmedPublisher(self._publishing, settings.amqp, on_loss)
+        self.source = RequestConsumer(settings.amqp, self.publisher, on_loss)
+        self._unrouted = UnroutedRequests(settings.amqp, self.publisher, on_loss)
 
     async def run(self) -> None:
         """Stay connected until cancelled. Raises AccessRefused or TopologyMismatch at the start."""
@@ -34,6 +41,15 @@ class Broker:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._publishing.run(), name="publishing connection")
             group.create_task(self.source.connection.run(), name="consuming connection")
+            group.create_task(self._unrouted.run(), name="unrouted requests")
+            group.create_task(self._keeper.run(), name="topology keeper")
+
+    async def _on_topology_checked(self) -> None:
+        is_incomplete = bool(self._keeper.problems or self.source.missing)
+        if is_incomplete or self._was_incomplete:
+            self._unrouted.mark_explained()
+        self._was_incomplete = is_incomplete
+        await self.source.consume_again(self._keeper.missing_queues)
 
     def problems(self) -> dict[str, str]:
         """Return the reason why a connection is down, by its role; an empty text if it is up."""
@@ -41,6 +57,17 @@ class Broker:
             connection.role: "" if connection.is_connected else connection.problem
             for connection in (self._publishing, self.source.connection)
         }
+
+    def topology_problems(self) -> list[str]:
+        """Return what the topology lacks, one sentence each; empty while it is complete."""
+        problems = list(self._keeper.problems)
+        reported = self._keeper.missing_queues
+        problems += [f"queue {queue} is missing" for queue in sorted(self.source.missing - reported)]
+        if not problems and self._unrouted.is_recent and not self._keeper.may_restore:
+            problems.append(
+                f"requests reach their queues only through {UNROUTED_QUEUE}: a binding is missing"
+            )
+        return problems
 
 
 @asynccontextmanager

@@ -99,14 +99,18 @@ def translated(url: URL) -> Iterator[None]:
             "does it exist, and may the user use it?"
         ) from error
     except ChannelNotFoundEntity as error:
-        if "is down or inaccessible" in str(error):
-            # RabbitMQ's reply about its own queues for a moment after its start.
+        if is_down(error):
             raise BrokerUnavailable(f"RabbitMQ at {address_of(url)}: {_reply(error)}") from error
         raise TopologyMismatch(f"{_reply(error)}. `rabbit2docker topology declare` makes it.") from error
     except ChannelAccessRefused as error:
         raise AccessRefused(f"RabbitMQ refuses: {_reply(error)}") from error
     except BROKEN as error:
         raise BrokerUnavailable(f"RabbitMQ at {address_of(url)} is not reachable: {_reply(error)}") from error
+
+
+def is_down(error: ChannelNotFoundEntity) -> bool:
+    """Return whether the queue exists, but not at the moment: RabbitMQ's reply for a moment after its start."""
+    return "is down or inaccessible" in str(error)
 
 
 def _reply(error: BaseException) -> str:

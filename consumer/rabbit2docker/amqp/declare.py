@@ -12,7 +12,14 @@ from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from yarl import URL
 
 from rabbit2docker.amqp.connection import RECONNECT_PAUSES, open_connection, parse_url, translated
-from rabbit2docker.amqp.topology import ExchangeSpec, PolicySpec, QueueSpec, Topology, make_topology
+from rabbit2docker.amqp.topology import (
+    BindingSpec,
+    ExchangeSpec,
+    PolicySpec,
+    QueueSpec,
+    Topology,
+    make_topology,
+)
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, ConfigurationError, TopologyMismatch
 from rabbit2docker.logs import get_logger
 from rabbit2docker.retry import retry_forever
@@ -54,6 +61,9 @@ async def declare(settings: Settings) -> list[str]:
             for binding in topology.bindings:
                 target = await channel.get_queue(binding.queue, ensure=False)
                 await target.bind(binding.exchange, binding.key)
+            for binding in topology.obsolete:
+                target = await channel.get_queue(binding.queue, ensure=False)
+                await target.unbind(binding.exchange, binding.key)
     done = [
         f"{len(topology.exchanges)} exchanges, {len(topology.queues)} queues and streams, "
         f"{len(topology.bindings)} bindings exist"
@@ -63,7 +73,7 @@ async def declare(settings: Settings) -> list[str]:
             "policies were not set: RABBIT2DOCKER_AMQP__MANAGEMENT_URL is unset (`topology export` prints them)"
         )
         return done
-    async with _Management(settings.amqp) as management:
+    async with Management(settings.amqp) as management:
         for policy in topology.policies:
             await management.set_policy(policy)
     return [*done, f"{len(topology.policies)} policies are set"]
@@ -99,7 +109,7 @@ async def check(settings: Settings) -> list[str]:
     """
     topology = make_topology(settings.tenants)
     if settings.amqp.management_url is not None:
-        async with _Management(settings.amqp) as management:
+        async with Management(settings.amqp) as management:
             return await management.compare(topology)
     async with _connection(settings.amqp) as connection:
         found = [await _problem_of_exchange(connection, exchange) for exchange in topology.exchanges]
@@ -116,7 +126,7 @@ async def _declare_exchange(
                 spec.name, spec.type, durable=True, arguments=spec.arguments, passive=passive
             )
         except ChannelPreconditionFailed as error:
-            raise _mismatch("Exchange", spec.name, error) from error
+            raise mismatch("Exchange", spec.name, error) from error
 
 
 async def _declare_queue(connection: AbstractConnection, spec: QueueSpec, *, passive: bool = False) -> None:
@@ -124,10 +134,11 @@ async def _declare_queue(connection: AbstractConnection, spec: QueueSpec, *, pas
         try:
             await channel.declare_queue(spec.name, durable=True, arguments=spec.arguments, passive=passive)
         except ChannelPreconditionFailed as error:
-            raise _mismatch("Queue", spec.name, error) from error
+            raise mismatch("Queue", spec.name, error) from error
 
 
-def _mismatch(kind: str, name: str, error: Exception) -> TopologyMismatch:
+def mismatch(kind: str, name: str, error: Exception) -> TopologyMismatch:
+    """Return the error for an exchange or queue that exists with other arguments."""
     text = str(error.args[-1]).removeprefix("PRECONDITION_FAILED - ")
     return TopologyMismatch(
         f"{kind} {name} exists with other arguments: {text}. Arguments cannot be changed: empty it, delete it and "
@@ -170,7 +181,7 @@ async def _problem_of_queue(connection: AbstractConnection, spec: QueueSpec) -> 
     )
 
 
-class _Management:
+class Management:
     """A client for the few calls of RabbitMQ's management API that are needed."""
 
     def __init__(self, settings: AmqpSettings) -> None:
@@ -187,7 +198,7 @@ class _Management:
         )
         self._vhost = quote(vhost_of(settings), safe="")
 
-    async def __aenter__(self) -> "_Management":
+    async def __aenter__(self) -> "Management":
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -226,6 +237,11 @@ class _Management:
         }
         await self._call("PUT", f"policies/{self._vhost}/{policy.name}", body)
 
+    async def bindings(self) -> set[BindingSpec]:
+        """Return all bindings of queues."""
+        found = await self._call("GET", f"bindings/{self._vhost}") or []
+        return {BindingSpec(item["source"], item["destination"], item["routing_key"]) for item in found}
+
     async def compare(self, topology: Topology) -> list[str]:
         """Return what is missing or differs."""
         problems: list[str] = []
@@ -235,12 +251,12 @@ class _Management:
             }
             for spec in specs:
                 problems += _differences(kind, spec, existing.get(spec.name))
-        bindings = await self._call("GET", f"bindings/{self._vhost}") or []
-        bound = {(item["source"], item["destination"], item["routing_key"]) for item in bindings}
+        bound = await self.bindings()
+        problems += [f"{binding} is missing" for binding in topology.bindings if binding not in bound]
         problems += [
-            f"binding of {binding.queue} to {binding.exchange} with key {binding.key!r} is missing"
-            for binding in topology.bindings
-            if (binding.exchange, binding.queue, binding.key) not in bound
+            f"{binding} is of an earlier version and must be removed"
+            for binding in topology.obsolete
+            if binding in bound
         ]
         policies = await self._call("GET", f"policies/{self._vhost}") or []
         set_ = {item["name"]: item for item in policies}

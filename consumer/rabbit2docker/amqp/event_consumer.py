@@ -17,6 +17,8 @@ from rabbit2docker_schemas.cloudevents import Event, UnreadableEvent, read_event
 from rabbit2docker_schemas.routing import RESULTS_EXCHANGE, hub_bindings, hub_queue, passing_queue
 
 PREFETCH: Final = 200
+REBIND_SECONDS: Final = 10.0
+"""RabbitMQ gives no notice when a binding is lost, as with an exchange that is deleted; binding again costs little."""
 QUEUE_IN_USE: Final = "Another program reads the queue"
 """Beginning of the connection's problem while another program holds the hub's queue."""
 
@@ -26,20 +28,21 @@ class EventConsumer:
 
     def __init__(self, settings: AmqpSettings, name: str | None, tenant: str) -> None:
         """Take the hub's name, which names its durable queue; None for a queue that ends with the connection."""
-        self.connection = ManagedChannel("hub", settings, setup=self._consume)
+        self.connection = ManagedChannel("hub", settings, setup=self._consume, probe=self._bind_again)
         self.mismatch: asyncio.Future[TopologyMismatch] = asyncio.get_running_loop().create_future()
         """Done when the exchange is missing, or the queue exists with other arguments."""
         self._name = name
         self._tenant = tenant
+        self._queue: AbstractQueue | None = None
+        self._bind_at = 0.0
         # Bounded by the prefetch: RabbitMQ sends no more until messages in here are acknowledged.
         self._incoming: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
 
     async def _consume(self, channel: AbstractChannel) -> None:
         try:
             with translated(self.connection.url):
-                queue = await self._declare(channel)
-                for key in hub_bindings(self._tenant):
-                    await queue.bind(RESULTS_EXCHANGE, key)
+                queue = self._queue = await self._declare(channel)
+                await self._bind(queue)
         except TopologyMismatch as error:
             if not self.mismatch.done():
                 self.mismatch.set_result(error)
@@ -53,6 +56,23 @@ class EventConsumer:
             if "exclusive" not in str(error):
                 raise
             raise BrokerUnavailable(f"{QUEUE_IN_USE} {queue.name}.") from error
+
+    async def _bind(self, queue: AbstractQueue) -> None:
+        for key in hub_bindings(self._tenant):
+            await queue.bind(RESULTS_EXCHANGE, key)
+        self._bind_at = asyncio.get_running_loop().time() + REBIND_SECONDS
+
+    async def _bind_again(self, channel: AbstractChannel) -> str | None:
+        """Bind the queue from time to time. A missing exchange closes the channel, and `_consume` waits for it."""
+        if self._queue is None or asyncio.get_running_loop().time() < self._bind_at:
+            return None
+        try:
+            await self._bind(self._queue)
+        except (*BROKEN, asyncio.CancelledError) as error:
+            if is_cancelled():
+                raise
+            return f"the queue cannot be bound: {error}"
+        return None
 
     async def _declare(self, channel: AbstractChannel) -> AbstractQueue:
         if self._name is not None:

@@ -38,11 +38,17 @@ class Delivery(Protocol):
     def is_stale(self) -> bool:
         """True once the channel has closed. RabbitMQ redelivers the message; settling it has no effect."""
 
+    async def record(self) -> None:
+        """Keep a copy for replay, confirmed, if this is the first delivery. Raises BrokerUnavailable."""
+
     async def ack(self) -> None:
         """Acknowledge. A channel closed in between is no error: the redelivery changes nothing."""
 
-    async def retry(self, rung: RetryRung) -> None:
-        """Publish a copy to a rung of the ladder, confirmed, then acknowledge. Raises BrokerUnavailable."""
+    async def retry(self, rung: RetryRung, *, counts: bool = True) -> None:
+        """Publish a copy to a rung of the ladder, confirmed, then acknowledge; `counts`: as one more try.
+
+        Raises BrokerUnavailable.
+        """
 
     async def dead_letter(self, reason: str, message: str) -> None:
         """Publish a copy to the dead-letter queue, with the reason, then acknowledge. Raises BrokerUnavailable."""

@@ -31,7 +31,7 @@ that it has routed nowhere. A tenant without a stream delays no one for longer."
 UNROUTED_TENANTS: Final = 1000
 
 
-class _Unrouted(TopologyMismatch):
+class Unrouted(TopologyMismatch):
     """RabbitMQ has no queue for the message."""
 
 
@@ -65,9 +65,15 @@ def make_message(
 class ConfirmedPublisher:
     """Publishes on one connection. At most `publish_window` messages are unconfirmed; at most `outbox_size` wait."""
 
-    def __init__(self, connection: ManagedChannel, settings: AmqpSettings) -> None:
-        """Publish on the connection's current channel."""
+    def __init__(
+        self,
+        connection: ManagedChannel,
+        settings: AmqpSettings,
+        on_loss: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Publish on the connection's current channel; `on_loss` is called when an exchange or binding is missing."""
         self._connection = connection
+        self._on_loss = on_loss
         self._timeout = settings.publish_timeout
         self._window = asyncio.Semaphore(settings.publish_window)
         self._limit = settings.outbox_size
@@ -93,9 +99,13 @@ class ConfirmedPublisher:
             while True:
                 try:
                     await self.send(
-                        RESULTS_EXCHANGE, event.routing_key, message, until_confirmed=True, until_routed=False
+                        RESULTS_EXCHANGE,
+                        event.routing_key,
+                        message,
+                        until_confirmed=True,
+                        gives_up_on=(Unrouted,),
                     )
-                except _Unrouted:
+                except Unrouted:
                     if self._give_up_unrouted(event.tenant):
                         return
                     await asyncio.sleep(UNROUTED_PAUSE)
@@ -123,12 +133,12 @@ class ConfirmedPublisher:
         message: Callable[[], aio_pika.Message],
         *,
         until_confirmed: bool,
-        until_routed: bool = True,
+        gives_up_on: tuple[type[Exception], ...] = (),
     ) -> None:
         """Publish the result of `message` until it is confirmed and in a queue.
 
-        `until_confirmed`: try again while RabbitMQ or the exchange is away, and with `until_routed` also while no
-        queue takes the message; otherwise the first failure is raised.
+        `until_confirmed`: try again while RabbitMQ or the exchange is away or no queue takes the message, except after
+        the errors in `gives_up_on`; otherwise the first failure is raised.
         Raises BrokerUnavailable, TopologyMismatch, AccessRefused.
         """
         if self._waiting >= self._limit:
@@ -140,8 +150,9 @@ class ConfirmedPublisher:
                 try:
                     return await self._try(exchange, key, message)
                 except (BrokerUnavailable, TopologyMismatch, AccessRefused) as error:
-                    gives_up = isinstance(error, _Unrouted) and not until_routed
-                    if self._connection.is_closing or not until_confirmed or gives_up:
+                    if isinstance(error, TopologyMismatch):
+                        self._on_loss()
+                    if self._connection.is_closing or not until_confirmed or isinstance(error, gives_up_on):
                         raise
                     self._report_resend(error, backoff.failures)
                 await backoff.sleep()
@@ -169,7 +180,7 @@ class ConfirmedPublisher:
                 raise
             raise BrokerUnavailable("The connection to RabbitMQ was stuck.") from None
         except PublishError as error:
-            raise _Unrouted(
+            raise Unrouted(
                 f"No queue takes messages with the key {key} of {exchange}. `rabbit2docker topology check` says more."
             ) from error
         except DeliveryError as error:

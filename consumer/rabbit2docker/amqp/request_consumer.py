@@ -1,18 +1,20 @@
 """Requests and cancel messages from their queues, each queue with a prefetch of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
+from aiormq.exceptions import ChannelNotFoundEntity
 
 from rabbit2docker import metrics
-from rabbit2docker.amqp.connection import BROKEN, ManagedChannel
+from rabbit2docker.amqp.connection import BROKEN, ManagedChannel, is_down
 from rabbit2docker.amqp.ports import Delivery, RequestMessage
 from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
+from rabbit2docker.amqp.request_log import RequestLog
 from rabbit2docker.logs import get_logger
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker.tasks import TaskSet
@@ -78,12 +80,14 @@ class AmqpDelivery:
         queue: str,
         connection: ManagedChannel,
         publisher: ConfirmedPublisher,
+        request_log: RequestLog,
     ) -> None:
         """Bind the message to the connection's current channel."""
         self._message = message
         self._connection = connection
         self._generation = connection.generation
         self._publisher = publisher
+        self._request_log = request_log
         self._received = request_message_from(message, queue)
 
     @property
@@ -96,6 +100,13 @@ class AmqpDelivery:
         """True once the channel has closed."""
         return self._generation != self._connection.generation or not self._connection.is_channel_open
 
+    async def record(self) -> None:
+        """Publish a copy to the log of requests, unless it came from the retry ladder."""
+        if (
+            self._message.exchange
+        ):  # the ladder's queues deliver through the default exchange, which has no name
+            await self._request_log.record(self._received)
+
     async def ack(self) -> None:
         """Acknowledge."""
         try:
@@ -104,11 +115,17 @@ class AmqpDelivery:
             metrics.ACK_FAILURES.inc()
             log.info("acknowledgement lost, RabbitMQ will redeliver the message")
 
-    async def retry(self, rung: RetryRung) -> None:
+    async def retry(self, rung: RetryRung, *, counts: bool = True) -> None:
         """Publish a copy to the ladder, then acknowledge."""
         received = self._received
-        headers = {ATTEMPT_HEADER: received.tries + 1, ROUTING_KEY_HEADER: received.routing_key}
+        headers = {ATTEMPT_HEADER: received.tries + counts, ROUTING_KEY_HEADER: received.routing_key}
         await self._publish_copy(RETRY_EXCHANGE, retry_queue(rung, received.queue), headers)
+        await self.ack()
+
+    async def reroute(self, queue: str) -> None:
+        """Publish a copy to the queue, once that exists, then acknowledge."""
+        headers = {ATTEMPT_HEADER: 0, ROUTING_KEY_HEADER: self._received.routing_key}
+        await self._publish_copy(RETRY_EXCHANGE, queue, headers)
         await self.ack()
 
     async def dead_letter(self, reason: str, message: str) -> None:
@@ -144,8 +161,20 @@ class AmqpDelivery:
 class RequestConsumer:
     """Consumes each queue with the prefetch that was set for it; see amqp.ports.RequestSource."""
 
-    def __init__(self, settings: AmqpSettings, publisher: ConfirmedPublisher) -> None:
-        """Create the consuming connection; it connects when its `run` starts."""
+    def __init__(
+        self,
+        settings: AmqpSettings,
+        publisher: ConfirmedPublisher,
+        on_loss: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Create the consuming connection, which connects when its `run` starts.
+
+        `on_loss` is called when a queue turns out to be missing. The others are still consumed.
+        """
+        self.missing: set[str] = set()
+        """Queues that did not exist when they were last to be consumed."""
+        self._on_loss = on_loss
+        self._request_log = RequestLog(publisher)
         self.connection = ManagedChannel("consume", settings, setup=self._restore, probe=self._lost_consumer)
         self._publisher = publisher
         self._prefetch: dict[str, int] = {}
@@ -182,16 +211,31 @@ class RequestConsumer:
         if consumer := self._consumers.pop(queue, None):
             await consumer[0].cancel(consumer[1])
         count = self._prefetch.get(queue, 0)
-        if count:
-            # A channel's prefetch applies to the consumers that start after it was set.
-            await channel.set_qos(prefetch_count=count)
-            source = await channel.get_queue(queue, ensure=False)
+        if not count or queue in self.missing:
+            return
+        # A channel's prefetch applies to the consumers that start after it was set.
+        await channel.set_qos(prefetch_count=count)
+        source = await channel.get_queue(queue, ensure=False)
+        try:
             tag = await source.consume(partial(self._on_message, queue))
-            self._consumers[queue] = (source, tag)
+        except ChannelNotFoundEntity as error:
+            if not is_down(error):
+                # The answer has closed the channel: the next one is for the queues that exist.
+                self.missing.add(queue)
+                self._on_loss()
+            raise
+        self._consumers[queue] = (source, tag)
+
+    async def consume_again(self, still_missing: Collection[str]) -> None:
+        """Consume the queues that exist again; `still_missing` is what a check has just not found."""
+        for queue in self.missing - set(still_missing):
+            self.missing.discard(queue)
+            await asyncio.shield(self._tasks.run(self._apply_now(queue), f"consumer of {queue}"))
 
     async def _on_message(self, queue: str, message: AbstractIncomingMessage) -> None:
         # This runs in a task that ends with the channel, so the work is done elsewhere.
-        self._incoming.put_nowait(AmqpDelivery(message, queue, self.connection, self._publisher))
+        delivery = AmqpDelivery(message, queue, self.connection, self._publisher, self._request_log)
+        self._incoming.put_nowait(delivery)
 
     async def _restore(self, channel: AbstractChannel) -> None:
         async with self._changing:

@@ -13,6 +13,7 @@ from rabbit2docker_schemas.routing import (
     CANCEL_QUEUE,
     DEAD_LETTER_EXCHANGE,
     DEAD_QUEUE,
+    REQUEST_LOG_EXCHANGE,
     REQUEST_LOG_STREAM,
     REQUESTS_EXCHANGE,
     REQUESTS_QUEUE,
@@ -20,6 +21,7 @@ from rabbit2docker_schemas.routing import (
     RETRY_EXCHANGE,
     RETRY_LADDER,
     UNROUTED_EXCHANGE,
+    UNROUTED_QUEUE,
     Priority,
     cancel_key,
     hub_bindings,
@@ -32,7 +34,8 @@ DELIVERY_LIMIT: Final = 20
 """Deliveries of one message before it counts as poison. Each crash and each reconnect with the message unacknowledged
 counts. RabbitMQ 4 has this limit by default, and drops the message if no dead-letter exchange is set."""
 KEPT_DELIVERY_LIMIT: Final = 1_000_000_000
-"""For dead letters, as listing delivers them. RabbitMQ 3 has no value for `unlimited`."""
+"""For dead letters, as listing delivers them, and for unrouted requests, which are held until their queue exists again.
+RabbitMQ 3 has no value for `unlimited`."""
 SEGMENT_BYTES: Final = 20_000_000
 """Retention removes whole segments of a stream and always keeps one: the default of 500 MB would keep everything."""
 HUB_QUEUE_EXPIRES_MS: Final = 600_000
@@ -67,6 +70,10 @@ class BindingSpec:
     queue: str
     key: str
 
+    def __str__(self) -> str:
+        """Name it for messages."""
+        return f"binding of {self.queue} to {self.exchange} with key {self.key!r}"
+
 
 @dataclass(frozen=True, slots=True)
 class PolicySpec:
@@ -99,6 +106,8 @@ class Topology:
     bindings: tuple[BindingSpec, ...]
     policies: tuple[PolicySpec, ...]
     users: tuple[UserSpec, ...]
+    obsolete: tuple[BindingSpec, ...] = ()
+    """Bindings of earlier versions, which `declare` removes."""
 
 
 def _work_queue(name: str) -> QueueSpec:
@@ -158,18 +167,27 @@ def temporary_queue_arguments() -> Arguments:
 
 def _request_bindings() -> Iterable[BindingSpec]:
     for priority, queue in ((Priority.INTERACTIVE, REQUESTS_QUEUE), (Priority.BULK, BULK_QUEUE)):
-        # The log is bound to these two keys only: a wider binding would make a misspelt key count as routed.
-        for target in (queue, REQUEST_LOG_STREAM):
-            yield BindingSpec(REQUESTS_EXCHANGE, target, request_key("*", priority))
+        yield BindingSpec(REQUESTS_EXCHANGE, queue, request_key("*", priority))
     yield BindingSpec(REQUESTS_EXCHANGE, CANCEL_QUEUE, cancel_key("*"))
-    yield BindingSpec(UNROUTED_EXCHANGE, DEAD_QUEUE, "")
+    yield BindingSpec(UNROUTED_EXCHANGE, UNROUTED_QUEUE, "")
+    # For unrouted messages: a way into each queue that does not depend on the bindings of `builds`.
+    for queue in WORK_QUEUES:
+        yield BindingSpec(RETRY_EXCHANGE, queue, queue)
     yield BindingSpec(DEAD_LETTER_EXCHANGE, DEAD_QUEUE, "")
+    yield BindingSpec(REQUEST_LOG_EXCHANGE, REQUEST_LOG_STREAM, "")
+
+
+def _obsolete_bindings() -> Iterable[BindingSpec]:
+    # With a copy for the log, RabbitMQ confirms a request that no queue of work has taken.
+    for priority in Priority:
+        yield BindingSpec(REQUESTS_EXCHANGE, REQUEST_LOG_STREAM, request_key("*", priority))
+    yield BindingSpec(UNROUTED_EXCHANGE, DEAD_QUEUE, "")
 
 
 def _policies() -> tuple[PolicySpec, ...]:
     return (
         PolicySpec("builds-requests", r"^builds\.requests(\.bulk)?$", {"max-length": 10_000}),
-        PolicySpec("builds-cancels", r"^builds\.cancels$", {"max-length": 10_000}),
+        PolicySpec("builds-cancels", r"^builds\.(cancels|unrouted)$", {"max-length": 10_000}),
         PolicySpec(
             "builds-dead",
             r"^builds\.dead$",
@@ -194,8 +212,8 @@ def _users(tenants: Iterable[str]) -> Iterable[UserSpec]:
     yield UserSpec(
         "rabbit2docker-worker",
         configure="^$",
-        write=r"^builds\.(results|retry|dlx)$",
-        read=r"^builds\.(requests|requests\.bulk|cancels)$",
+        write=r"^builds\.(results|retry|dlx|log)$",
+        read=r"^builds\.(requests|requests\.bulk|cancels|unrouted)$",
         topics=((RESULTS_EXCHANGE, r"^(build|request)\.", "^$"),),
     )
     for tenant in tenants:
@@ -217,18 +235,24 @@ def make_topology(tenants: Iterable[str]) -> Topology:
     """Return the topology for these tenants."""
     tenants = tuple(tenants)
     retry = tuple(_retry_queues())
-    dead = QueueSpec(DEAD_QUEUE, {"x-queue-type": "quorum", "x-delivery-limit": KEPT_DELIVERY_LIMIT})
+    kept = {"x-queue-type": "quorum", "x-delivery-limit": KEPT_DELIVERY_LIMIT}
+    dead, unrouted = (
+        QueueSpec(DEAD_QUEUE, kept),
+        QueueSpec(UNROUTED_QUEUE, kept | {"x-overflow": "reject-publish"}),
+    )
     streams = [_stream(REQUEST_LOG_STREAM), *(_stream(tenant_stream(tenant)) for tenant in tenants)]
     return Topology(
         exchanges=(
             ExchangeSpec(UNROUTED_EXCHANGE, "fanout"),
             ExchangeSpec(DEAD_LETTER_EXCHANGE, "fanout"),
-            # Most publishers do not publish with `mandatory`; the alternate exchange catches their unroutable messages.
+            ExchangeSpec(REQUEST_LOG_EXCHANGE, "fanout"),
+            # Only work queues are bound to it, so that a message which no consumer would receive counts as unroutable.
+            # Most publishers do not publish with `mandatory`: the alternate exchange catches their messages.
             ExchangeSpec(REQUESTS_EXCHANGE, "topic", {"alternate-exchange": UNROUTED_EXCHANGE}),
             ExchangeSpec(RETRY_EXCHANGE, "direct"),
             ExchangeSpec(RESULTS_EXCHANGE, "topic"),
         ),
-        queues=(dead, *map(_work_queue, WORK_QUEUES), *(queue for queue, _ in retry), *streams),
+        queues=(dead, unrouted, *map(_work_queue, WORK_QUEUES), *(queue for queue, _ in retry), *streams),
         bindings=(
             *_request_bindings(),
             *(binding for _, binding in retry),
@@ -240,6 +264,7 @@ def make_topology(tenants: Iterable[str]) -> Topology:
         ),
         policies=_policies(),
         users=tuple(_users(tenants)),
+        obsolete=tuple(_obsolete_bindings()),
     )
 
 

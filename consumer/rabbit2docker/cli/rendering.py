@@ -89,6 +89,7 @@ def summary(event: Event) -> list[str]:
                 f"  build  {data.build_id}",
                 f"  source {data.repo_url} at {data.resolved_ref}",
                 f"  image  {data.image}",
+                *([f"  note   {data.notice}"] if data.notice else []),
             ]
         case Rejected() as data:
             again = " Try again later." if data.retryable else ""

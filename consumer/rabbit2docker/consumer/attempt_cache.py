@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import assert_never
 
 from rabbit2docker.consumer.executors.base import (
@@ -49,6 +50,7 @@ class AttemptCache:
         self._executor = executor
         self._by_name: dict[AttemptName, Attempt] = {}
         self._listeners: list[Listener] = []
+        self._answering: dict[str, asyncio.Event] = {}
         self.synced = asyncio.Event()
 
     async def run(self) -> None:
@@ -74,6 +76,24 @@ class AttemptCache:
         """Store a snapshot that one of our own calls returned, ahead of the executor's change."""
         self.apply(Changed(attempt))
         return attempt
+
+    @contextmanager
+    def answering(self, build_id: str) -> Iterator[None]:
+        """Mark the build as one whose request is being answered: nothing is to be published of it before the answer."""
+        answered = self._answering.setdefault(build_id, asyncio.Event())
+        try:
+            yield
+        finally:
+            self._answering.pop(build_id, None)
+            answered.set()
+
+    async def until_answered(self, build_id: str) -> None:
+        """Wait while this replica answers the request that starts the build.
+
+        Other replicas need not: a build is followed by the one that created it, for as long as that lives.
+        """
+        if answered := self._answering.get(build_id):
+            await answered.wait()
 
     def subscribe(self, listener: Listener) -> None:
         """Have `listener` called with each change, in order. It must not block."""

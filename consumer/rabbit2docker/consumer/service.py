@@ -10,6 +10,7 @@ import structlog
 
 from rabbit2docker import metrics
 from rabbit2docker.amqp.broker import Broker
+from rabbit2docker.amqp.topology_keeper import ADVICE
 from rabbit2docker.consumer.attempt_cache import AttemptCache
 from rabbit2docker.consumer.cleaner import Cleaner
 from rabbit2docker.consumer.event_publisher import EventPublisher
@@ -169,6 +170,10 @@ class Service:
             Check(f"broker ({role})", not problem, problem or "connected")
             for role, problem in self._broker.problems().items()
         ]
+        broken = self._broker.topology_problems()
+        checks.append(
+            Check("topology", not broken, f"{'; '.join(broken)}. {ADVICE}" if broken else "complete")
+        )
         synced = self._attempts.synced.is_set()
         checks.append(Check("executor", synced, "records are read" if synced else "reading records"))
         checks += [

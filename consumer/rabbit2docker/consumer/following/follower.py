@@ -87,6 +87,7 @@ class Follower:
     async def run(self) -> None:
         """Follow the attempt to its outcome. Cancelling is safe at any point: the position is written down."""
         try:
+            await self._context.attempts.until_answered(self._spec.build_id)
             if self._confirmed < 0:
                 await self._publish_progress(Phase.WAITING, "Waiting for build to start", about="created")
             await self._follow_lines()
@@ -98,6 +99,7 @@ class Follower:
 
     async def publish_waiting_for(self, reason: str) -> None:
         """Publish why the attempt does not run yet."""
+        await self._context.attempts.until_answered(self._spec.build_id)
         await self._publish_progress(
             Phase.WAITING, reason, about=f"waiting:{reason}", detail=ProgressDetail(waiting_for=reason)
         )

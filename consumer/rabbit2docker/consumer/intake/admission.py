@@ -75,14 +75,16 @@ class Admission:
             return AdmissionOutcome.DUPLICATE
         self._check_current(incoming)
         plan = await self._plan(incoming)
-        if await self._join_unfinished(lambda spec: spec.fingerprint == plan.fingerprint, incoming):
+        notice = plan.repository.notice
+        if await self._join_unfinished(lambda spec: spec.fingerprint == plan.fingerprint, incoming, notice):
             return AdmissionOutcome.ATTACHED
         if await self._answer_cached(plan):
             return AdmissionOutcome.CACHED
         # Only now: an image that exists need not wait for the one that will replace it.
-        if not incoming.request.force and await self._join_unfinished(plan.is_forced_by, incoming):
+        if not incoming.request.force and await self._join_unfinished(plan.is_forced_by, incoming, notice):
             return AdmissionOutcome.ATTACHED
-        return await self._create(plan)
+        with self._context.attempts.answering(plan.build_id):
+            return await self._create(plan)
 
     async def _answer_duplicate(self, incoming: IncomingRequest) -> bool:
         """Repeat the answer to a request id that a build has already; return False if no build has it."""
@@ -106,8 +108,11 @@ class Admission:
         await self._publish_known_end(known)
         return True
 
-    async def _publish_accepted(self, attempt: Attempt, incoming: IncomingRequest) -> None:
-        await self._context.events.publish_accepted(incoming.tenant, accepted(incoming, attempt.spec))
+    async def _publish_accepted(
+        self, attempt: Attempt, incoming: IncomingRequest, notice: str | None = None
+    ) -> None:
+        data = accepted(incoming, attempt.spec, notice=notice)
+        await self._context.events.publish_accepted(incoming.tenant, data)
 
     async def _publish_known_end(self, attempt: Attempt) -> None:
         outcome = attempt.status.outcome
@@ -137,13 +142,13 @@ class Admission:
         return make_plan(incoming, repository, self._context.settings.images.prefix)
 
     async def _join_unfinished(
-        self, is_wanted: Callable[[AttemptSpec], bool], incoming: IncomingRequest
+        self, is_wanted: Callable[[AttemptSpec], bool], incoming: IncomingRequest, notice: str | None
     ) -> bool:
         """Add the request to such a build if one runs."""
         running = self._context.attempts.unfinished(is_wanted)
-        return running is not None and await self._join(running, incoming)
+        return running is not None and await self._join(running, incoming, notice)
 
-    async def _join(self, attempt: Attempt, incoming: IncomingRequest) -> bool:
+    async def _join(self, attempt: Attempt, incoming: IncomingRequest, notice: str | None) -> bool:
         """Add the request to a running build; return False if that has just ended or has its maximum of requests."""
 
         def with_request(status: AttemptStatus) -> AttemptStatus:
@@ -160,7 +165,7 @@ class Admission:
         self._context.attempts.put(updated)
         if incoming.request_id not in updated.status.requests:
             return False
-        await self._publish_accepted(updated, incoming)
+        await self._publish_accepted(updated, incoming, notice)
         return True
 
     async def _answer_cached(self, plan: Plan) -> bool:
@@ -172,7 +177,8 @@ class Admission:
         if image is None:
             return False
         self._cached_answers[incoming.tenant, incoming.request_id] = incoming.request.digest()
-        await events.publish_accepted(incoming.tenant, accepted(incoming, plan, cached=True))
+        answer = accepted(incoming, plan, cached=True, notice=plan.repository.notice)
+        await events.publish_accepted(incoming.tenant, answer)
         await events.publish_terminal(incoming.tenant, self._cached_end(plan, image))
         return True
 
@@ -206,10 +212,10 @@ class Admission:
             if is_new:
                 log.info("attempt created", build_id=spec.build_id, name=name, image=spec.image)
                 await context.before_ack()
-                await self._publish_accepted(attempt, incoming)
+                await self._publish_accepted(attempt, incoming, plan.repository.notice)
                 return AdmissionOutcome.ACCEPTED
             is_same_build = attempt.spec.fingerprint == spec.fingerprint and not is_reported(attempt)
-            if is_same_build and await self._join(attempt, incoming):
+            if is_same_build and await self._join(attempt, incoming, plan.repository.notice):
                 return AdmissionOutcome.ATTACHED
         raise ExecutorUnavailable(
             f"Ended builds hold the record names for build {plan.build_name}. Waiting for them to be deleted."

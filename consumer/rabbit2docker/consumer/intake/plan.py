@@ -124,7 +124,9 @@ class NamedBuild(Protocol):
         """Return the name and tag of the image."""
 
 
-def accepted(incoming: IncomingRequest, build: NamedBuild, *, cached: bool = False) -> Accepted:
+def accepted(
+    incoming: IncomingRequest, build: NamedBuild, *, cached: bool = False, notice: str | None = None
+) -> Accepted:
     """Return the event that answers a request with a build: its own, one that it joined, or a `cached` image."""
     request = incoming.request
     return Accepted(
@@ -140,6 +142,7 @@ def accepted(incoming: IncomingRequest, build: NamedBuild, *, cached: bool = Fal
         cached=cached,
         requester=request.requester,
         options=options_of(request),
+        notice=notice,
     )
 
 

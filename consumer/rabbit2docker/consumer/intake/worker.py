@@ -1,7 +1,9 @@
 """The intake loop: a task per delivery, each settled exactly once."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from typing import Final, assert_never
 from weakref import WeakValueDictionary
 
@@ -9,6 +11,7 @@ import structlog
 
 from rabbit2docker import metrics
 from rabbit2docker.amqp.ports import Delivery, RequestSource
+from rabbit2docker.clock import utc_now
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.intake.admission import Admission
 from rabbit2docker.consumer.intake.cancellation import Cancellation
@@ -22,12 +25,12 @@ from rabbit2docker.consumer.intake.parsing import (
     parse_delivery,
     sender_of,
 )
+from rabbit2docker.consumer.intake.waiting import next_rung, plan_wait, waiting_progress
 from rabbit2docker.errors import BrokerUnavailable, RequestRejected, TransientError
 from rabbit2docker.tasks import TaskSet
-from rabbit2docker_schemas.events import Phase, Progress, ProgressDetail, Rejected
+from rabbit2docker_schemas.events import Rejected
 from rabbit2docker_schemas.ids import RequestId
 from rabbit2docker_schemas.reasons import RejectReason
-from rabbit2docker_schemas.routing import RETRY_LADDER, RetryRung
 
 log = structlog.get_logger()
 
@@ -48,13 +51,6 @@ _DEAD_LETTERED: Final = frozenset(
 )
 
 
-def next_rung(tries: int, retry_after: float | None) -> RetryRung | None:
-    """Return the rung of the retry ladder on which a message waits; None once it was on every rung."""
-    remaining = RETRY_LADDER[tries:]
-    long_enough = (rung for rung in remaining if rung.seconds >= (retry_after or 0))
-    return next(long_enough, remaining[-1] if remaining else None)
-
-
 class IntakeWorker:
     """Consumes deliveries. Many are in hand at once, each in a task of its own."""
 
@@ -67,6 +63,7 @@ class IntakeWorker:
         cancellation: Cancellation,
         capacity: Capacity,
         max_bytes: int,
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         """Accept bodies of at most `max_bytes`; nothing is consumed before `run`."""
         self._source = source
@@ -75,6 +72,7 @@ class IntakeWorker:
         self._cancellation = cancellation
         self._capacity = capacity
         self._max_bytes = max_bytes
+        self._now = now
         self._tasks = TaskSet()
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
@@ -133,6 +131,7 @@ class IntakeWorker:
         structlog.contextvars.bind_contextvars(
             tenant=tenant, request_id=request_id, build_id=incoming.build_id
         )
+        await delivery.record()
         try:
             async with self._locks.setdefault((tenant, request_id), asyncio.Lock()):
                 outcome = await self._admission.admit(incoming)
@@ -188,25 +187,19 @@ class IntakeWorker:
         self, delivery: Delivery, incoming: IncomingRequest, error: TransientError
     ) -> str:
         """Put a request on the retry ladder and publish why; reject it after the last rung."""
-        tries = delivery.received.tries
-        rung = next_rung(tries, error.retry_after)
-        if rung is None:
+        now = self._now()
+        wait = plan_wait(delivery.received.tries, error, queued_at=incoming.queued_at, now=now)
+        if wait is None:
             rejection = RequestRejected(
                 RejectReason.UNAVAILABLE,
                 f"{error.message} Several tries have failed; send the request again later.",
                 retryable=True,
             )
             return await self._reject(delivery, incoming.tenant, incoming.request_id, rejection)
-        log.warning("request requeued", reason=error.message, delay_seconds=rung.seconds)
-        progress = Progress(
-            build_id=incoming.build_id,
-            attempt=0,
-            phase=Phase.WAITING,
-            message=error.message,
-            detail=ProgressDetail(waiting_for=error.message, retry_in_seconds=rung.seconds),
-        )
-        await self._events.publish_progress(incoming.tenant, progress, about=f"try{tries}")
-        await delivery.retry(rung)
+        log.warning("request requeued", reason=error.message, delay_seconds=round(wait.seconds))
+        progress = waiting_progress(incoming.build_id, error, wait, now=now)
+        await self._events.publish_progress(incoming.tenant, progress, about=wait.about)
+        await delivery.retry(wait.rung, counts=wait.counts)
         return RETRIED
 
     async def _requeue(self, delivery: Delivery, message: str, retry_after: float | None) -> str:

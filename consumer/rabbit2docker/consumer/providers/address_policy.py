@@ -12,12 +12,15 @@ import unicodedata
 import urllib.request
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any, Final
 from urllib.parse import SplitResult
 
 from rabbit2docker.consumer.providers.git_urls import DEFAULT_PORTS, refused, shown, split_url
 from rabbit2docker.errors import ProviderUnavailable, RequestRejected
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.reasons import RejectReason
+
+SECOND_LOOK_SECONDS: Final = 0.3
 
 Address = IPv4Address | IPv6Address
 
@@ -70,9 +73,11 @@ class AddressPolicy:
         Raises RequestRejected (refused, or no such host) or ProviderUnavailable (DNS is away).
         """
         target = self.check(url)
-        if self._allow_private or _goes_through_proxy(target):
+        if _goes_through_proxy(target):
             return []
         addresses = await self._look_up(target)
+        if self._allow_private:
+            return []
         if forbidden := [address for address in addresses if not is_public(address)]:
             raise refused(
                 f"{target.host} is at {forbidden[0]}, an address inside this network, which requests may not "
@@ -96,16 +101,15 @@ class AddressPolicy:
     async def _look_up(self, target: Target) -> list[Address]:
         if address := literal_address(target.host):
             return [address]
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._timeout):
-                found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+                found = await _addresses(target)
         except TimeoutError as error:
             raise ProviderUnavailable(
                 f"DNS did not resolve {target.host} within {self._timeout:g} seconds."
             ) from error
         except (socket.gaierror, UnicodeError) as error:
-            if getattr(error, "errno", socket.EAI_NONAME) in (socket.EAI_NONAME, socket.EAI_NODATA):
+            if _says_unknown(error):
                 raise RequestRejected(
                     RejectReason.REPOSITORY_NOT_FOUND,
                     f"There is no host {target.host}. Check the address of the repository.",
@@ -113,6 +117,23 @@ class AddressPolicy:
             raise ProviderUnavailable(f"DNS cannot resolve {target.host} at the moment.") from error
         # A link-local address carries its interface: `fe80::1%eth0`.
         return list(dict.fromkeys(ip_address(str(entry[4][0]).partition("%")[0]) for entry in found))
+
+
+async def _addresses(target: Target) -> list[Any]:
+    """Look the host up, and a second time if it does not exist: a resolver may answer so while it starts."""
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        if not _says_unknown(error):
+            raise
+    await asyncio.sleep(SECOND_LOOK_SECONDS)
+    return await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+
+
+def _says_unknown(error: Exception) -> bool:
+    """Return whether the host does not exist; any other error is the resolver's and may pass."""
+    return getattr(error, "errno", socket.EAI_NONAME) in (socket.EAI_NONAME, socket.EAI_NODATA)
 
 
 def literal_address(host: str) -> Address | None:

@@ -24,6 +24,8 @@ class Repository:
     """Name for users, such as `owner/repository`."""
     source_ref: str | None = None
     """Full name of the ref at which the version was found; None if it was requested by its id."""
+    notice: str | None = None
+    """Text for users if another version is built than the spec names."""
 
 
 class Provider(Protocol):

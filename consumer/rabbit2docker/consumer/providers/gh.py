@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -20,7 +20,7 @@ from rabbit2docker.consumer.providers.refs import (
     is_object_id,
     is_short_commit,
 )
-from rabbit2docker.consumer.providers.specs import GitHubSpec, pin_github
+from rabbit2docker.consumer.providers.specs import GitHubSpec, pin_github, ref_hint
 from rabbit2docker.errors import ProviderUnavailable, RequestRejected
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.providers import PROVIDERS
@@ -76,6 +76,7 @@ class GitHubProvider:
         self._timeout = aiohttp.ClientTimeout(total=settings.timeout)
         self._session = session
         self._cache: LRUCache[tuple[str, str], _Response] = LRUCache(MAX_CACHED_RESPONSES)
+        self._limited_until = 0.0
 
     def check(self, spec: str) -> None:
         """Raise RequestRejected(INVALID_SPEC) when the spec cannot be read."""
@@ -86,16 +87,20 @@ class GitHubProvider:
         self.check(spec)
         parsed = GitHubSpec.parse(spec)
         found = await self._find(parsed, parsed.ref)
+        notice = None
         if found is None and parsed.ref in _OLD_DEFAULTS:
             # Links from before the default branch was renamed keep working, as in BinderHub.
             found = await self._find(parsed, HEAD)
+            notice = f"{parsed.path} has no branch {parsed.ref!r}: its default branch is used instead."
         if found is None:
-            raise RequestRejected(
-                RejectReason.REF_NOT_FOUND,
-                f"{parsed.path} on {self._host} has no branch, tag or commit {parsed.ref!r}. "
-                f"HEAD stands for the default branch: {parsed.path}/HEAD.",
-            )
-        return self.pin(spec, found)
+            raise RequestRejected(RejectReason.REF_NOT_FOUND, self._no_such_ref(parsed))
+        return replace(self.pin(spec, found), notice=notice)
+
+    def _no_such_ref(self, parsed: GitHubSpec) -> str:
+        if parsed.ref == HEAD:
+            return f"{parsed.path} on {self._host} has no default branch: it may be empty. Use a branch, tag or commit."
+        hint = ref_hint(parsed.ref) or f"HEAD stands for the default branch: {parsed.path}/HEAD."
+        return f"{parsed.path} on {self._host} has no branch, tag or commit {parsed.ref!r}. {hint}"
 
     def pin(self, spec: str, ref: str) -> Repository:
         """Return the repository at `ref`."""
@@ -188,6 +193,9 @@ class GitHubProvider:
         return answer
 
     async def _send(self, url: str, accept: str, known: _Response | None) -> _Response:
+        if (remaining := self._limited_until - time.time()) > 0:
+            # GitHub bans clients that go on asking while they are limited.
+            raise self._limited(remaining)
         if self._session is None:
             raise ProviderUnavailable("GitHub cannot be reached: this command has no HTTP session.")
         headers = {"Accept": accept, "X-GitHub-Api-Version": _API_VERSION}
@@ -212,15 +220,15 @@ class GitHubProvider:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ProviderUnavailable(f"{self._host} cannot be reached: {error}. Waiting for it.") from error
 
+    def _limited(self, wait: float) -> ProviderUnavailable:
+        advice = "" if self._token else " The operator can raise the limit by setting providers.github_token."
+        return ProviderUnavailable(f"{self._host} limits this service's requests.{advice}", retry_after=wait)
+
     def _translated(self, parsed: GitHubSpec, answer: _Response) -> RequestRejected | ProviderUnavailable:
         status, detail = answer.status, answer.message
         if (wait := _rate_limited(answer)) is not None:
-            advice = (
-                "" if self._token else " The operator can raise the limit by setting providers.github_token."
-            )
-            return ProviderUnavailable(
-                f"{self._host} limits the rate of our requests.{advice}", retry_after=wait
-            )
+            self._limited_until = time.time() + wait
+            return self._limited(wait)
         if status == 401:
             return ProviderUnavailable(
                 f"{self._host} rejects the token in providers.github_token. The operator must renew it."

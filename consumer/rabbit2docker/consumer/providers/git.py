@@ -23,7 +23,7 @@ from rabbit2docker.consumer.providers.refs import (
     is_full_commit,
     is_object_id,
 )
-from rabbit2docker.consumer.providers.specs import GitSpec, pin_git
+from rabbit2docker.consumer.providers.specs import GitSpec, pin_git, ref_hint
 from rabbit2docker.errors import ProviderUnavailable, RequestRejected
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.providers import PROVIDERS
@@ -256,7 +256,8 @@ def _no_such_ref(parsed: GitSpec) -> str:
         if re.fullmatch(r"[0-9a-fA-F]+", parsed.ref)
         else "Use a branch, a tag, the full id of a commit, or HEAD for the default branch"
     )
-    return f"{shown(parsed.url)} has no branch or tag {parsed.ref!r}. {hint}."
+    hint = ref_hint(parsed.ref) or f"{hint}."
+    return f"{shown(parsed.url)} has no branch or tag {parsed.ref!r}. {hint}"
 
 
 def _last_line(text: str) -> str:

@@ -16,12 +16,22 @@ _STRANGE = re.compile(r"[\x00-\x20\x7f-\xa0\\\u2028\u2029]")
 _DOT_SEGMENT = re.compile(r"/(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 
 
+def with_escaped_blanks(url: str) -> str:
+    """Return the URL with `%20` for each blank in its path, as Azure DevOps shows the names of projects."""
+    start, separator, path = url.strip(" ").partition("://")
+    host, slash, path = path.partition("/")
+    return f"{start}{separator}{host}{slash}{path.replace(' ', '%20')}" if separator else url
+
+
 def split_url(url: str) -> SplitResult:
     """Parse a URL. Raises RequestRejected(REFUSED_URL) when it is malformed or carries credentials."""
     if url.startswith("-"):
         raise refused(f"{url[:80]!r} looks like an option for git, not an address.")
     if _STRANGE.search(url):
-        raise refused("The address contains blanks, control characters or backslashes. Remove them.")
+        raise refused(
+            "The address contains control characters, backslashes or blanks. Remove them; write %20 for a blank that is "
+            "part of a name."
+        )
     try:
         parts = urlsplit(url)
         _ = parts.port

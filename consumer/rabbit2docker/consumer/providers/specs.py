@@ -10,9 +10,9 @@ from typing import Final, Self
 from urllib.parse import unquote
 
 from rabbit2docker.consumer.providers.base import Repository
-from rabbit2docker.consumer.providers.git_urls import DEFAULT_PORTS, shown, split_url
+from rabbit2docker.consumer.providers.git_urls import DEFAULT_PORTS, shown, split_url, with_escaped_blanks
 from rabbit2docker.errors import RequestRejected
-from rabbit2docker_schemas.providers import AVAILABLE, PROVIDERS, in_words
+from rabbit2docker_schemas.providers import AVAILABLE, HEAD, PROVIDERS, in_words
 from rabbit2docker_schemas.reasons import RejectReason
 
 _GITHUB_NAME: Final = re.compile(r"(?!\.\.?$)[A-Za-z0-9_.-]+")
@@ -38,10 +38,9 @@ class GitHubSpec:
         """Parse a spec. Raises RequestRejected(INVALID_SPEC)."""
         parts = spec.rstrip("/").split("/", 2)
         if len(parts) != 3:
-            hint = f' Did you mean "{"/".join(parts)}/HEAD"?' if len(parts) == 2 else ""
             raise RequestRejected(
                 RejectReason.INVALID_SPEC,
-                f'The spec must have the form "owner/repository/ref", not {spec!r}.{hint}',
+                f'The spec must have the form "owner/repository/ref", not {spec!r}.{_github_hint(parts)}',
             )
         owner, name = parts[0], parts[1].removesuffix(".git")
         if wrong := [part for part in (owner, name) if not _GITHUB_NAME.fullmatch(part)]:
@@ -51,6 +50,22 @@ class GitHubSpec:
                 "underscores are allowed.",
             )
         return cls(owner, name, unquote(parts[2]))
+
+
+def _github_hint(parts: list[str]) -> str:
+    """Return what a spec of too few parts may have meant."""
+    if parts[-1] == HEAD:
+        return " The owner is missing in front of the repository." if len(parts) == 2 else ""
+    return f' Did you mean "{"/".join(parts)}/{HEAD}"?' if len(parts) == 2 else ""
+
+
+def ref_hint(ref: str) -> str:
+    """Return what a ref that does not exist may have meant, as a sentence; empty if there is nothing to suggest.
+
+    Clients append `/HEAD` to what users paste, also where that names a version already.
+    """
+    shorter = ref.removesuffix(f"/{HEAD}")
+    return f"Did you mean {shorter!r}? {HEAD} at the end is a version of its own." if shorter != ref else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +88,7 @@ class GitSpec:
         url = unquote(escaped_url)
         if scp_like := _SCP_LIKE.match(url):
             url = f"ssh://{scp_like[1]}/{scp_like[2]}"
+        url = with_escaped_blanks(url)
         scheme = split_url(url).scheme
         if scheme not in _GIT_SCHEMES:
             raise RequestRejected(

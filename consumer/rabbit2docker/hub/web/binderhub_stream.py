@@ -93,7 +93,10 @@ class BinderHubStream:
         match event.data:
             case Accepted() as accepted:
                 self._cached = accepted.cached
-                return b"" if accepted.cached else self.waiting()
+                first = b"" if accepted.cached else self.waiting()
+                if accepted.notice:
+                    return first + self._event({"phase": "waiting", "message": f"{accepted.notice}\n"})
+                return first
             case Progress() as progress:
                 return self._progress(progress)
             case Log() as log:

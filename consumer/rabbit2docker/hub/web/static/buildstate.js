@@ -30,8 +30,8 @@ export class BuildState {
 
   accept(data, time) {
     const { build, build: { image, options } } = this;
-    const { build_name, repo_url, resolved_ref, cached } = data;
-    Object.assign(build, { build_name, repo_url, resolved_ref, cached, image: image ?? data.image, options: data.options ?? options });
+    const { build_name, repo_url, resolved_ref, cached, notice } = data;
+    Object.assign(build, { build_name, repo_url, resolved_ref, cached, notice, image: image ?? data.image, options: data.options ?? options });
     // A request that joins a running build takes that build's id.
     build.id = data.build_id;
     build.started_at ??= time;

@@ -128,6 +128,7 @@ export function showFacts(build) {
   setList(byId("facts"), [
     ["Repository", link(build.repo_url ?? "", build.repo_url ?? name)],
     ["Version", ref && shortRef(ref) !== shortRef(build.resolved_ref) ? ref : ""],
+    ["Note", build.notice ?? ""],
     ["Commit", build.resolved_ref && make("code", { title: build.resolved_ref }, shortRef(build.resolved_ref))],
     ["Options", optionTexts(build.options ?? {})],
     ["Requested by", [build.requester, ...others].filter(Boolean).join(", ")],
