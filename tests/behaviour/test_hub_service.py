@@ -290,9 +290,7 @@ class TestServiceProcess:
         assert await asyncio.to_thread(hub.stop) == 0
         seen = await viewing
         assert not {"ready", "failed"} & {each.phase for each in seen}
-        assert not [
-            line for line in map(json.loads, hub.log.read_text().splitlines()) if line["level"] == "error"
-        ]
+        assert not [line for line in map(json.loads, hub.log.read_text().splitlines()) if line["level"] == "error"]
 
     async def test_health_versions_and_metrics_describe_the_service(
         self, make_consumer: MakeConsumer, make_hub: MakeHub
