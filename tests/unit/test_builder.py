@@ -72,6 +72,14 @@ class Bench:
     def repo2docker(self, text: str) -> None:
         self._script("fake-repo2docker", text)
 
+    def without_fetch(self) -> dict[str, Any]:
+        """Return the part of a spec with which repo2docker is called in full, for content that it fetches itself."""
+        return {
+            "repo2docker_command": None,
+            "python": str(self.bin / "fake-repo2docker"),
+            "content_provider": "Zenodo",
+        }
+
     def start(self, **spec: Any) -> "subprocess.Popen[bytes]":
         defaults = {
             "repo_url": "https://git.example/one",
@@ -247,8 +255,7 @@ def test_the_engine_gets_labels_the_operators_arguments_and_those_of_a_forced_bu
     label = "a \"b\" 'c' $HOME\nd"
     operators = ["--DockerEngine.extra_buildx_build_args=['--network=host', '--quiet']", "--debug"]
     bench.run(
-        repo2docker_command=None,
-        python=str(bench.bin / "fake-repo2docker"),
+        **bench.without_fetch(),
         force=force,
         labels={"one": label},
         repo2docker_args=[*operators, "--DockerEngine.extra_buildx_build_args=--ssh=x"],
@@ -288,7 +295,7 @@ def test_each_push_is_of_the_image_that_was_built_whatever_has_its_name_by_then(
         push=f'echo "$*" >> calls; [ -e once ] || {{ touch once; exit 1; }}\n{PUSHED}',
         others='echo "$*" >> calls',
     )
-    bench.run(repo2docker_command=None, python=str(bench.bin / "fake-repo2docker"))
+    bench.run(**bench.without_fetch())
     calls = [line.split() for line in (bench.directory / "calls").read_text().splitlines()]
     image = f"registry.example/one:{TAG}"
     assert [call for call in calls if call[0] in ("tag", "push")] == [
@@ -302,7 +309,7 @@ def test_a_forced_build_uses_a_base_image_that_the_engine_alone_has(bench: Bench
     bench.repo2docker(
         f'{SHOW_CONFIG}\nif [ ! -e again ]; then touch again; echo "{failure}"; exit 1; fi; echo built'
     )
-    command = {"repo2docker_command": None, "python": str(bench.bin / "fake-repo2docker")}
+    command = bench.without_fetch()
     bench.docker(images='echo [\\"base@sha256:0\\"]')
     assert bench.run(**command, force=True)["reason"] != "ok"
     (bench.directory / "again").unlink()

@@ -49,6 +49,8 @@ printf '%s\\n' "$@" > arguments
 env > environment
 for last; do :; done
 cp -a "$last" tree
+while [ "$1" != --config ]; do shift; done
+cp "$2" config.py
 """
 DOCKER = f"""#!/bin/bash
 case "$1" in
@@ -149,7 +151,9 @@ class TestCommits:
         history = ["git", "-C", str(bench.tree), "log", "--format=%H"]
         assert subprocess.run(history, capture_output=True, text=True, check=True).stdout.split() == [first]
         arguments = bench.arguments()
-        assert f"repo2docker.repo={repository.url}" in arguments
+        config = (bench.directory / "config.py").read_text()
+        assert f"--label=repo2docker.repo={repository.url}" in config
+        assert f"--label=repo2docker.ref={first}" in config
         assert arguments[arguments.index("--ref") + 1] == first
 
     def test_a_branch_of_a_server_that_gives_out_refs_only_is_fetched_by_its_name(
@@ -795,6 +799,7 @@ class TestPrograms:
         (home / ".netrc").write_text(f"machine 127.0.0.1 login me password {SECRET}")
         bench.environment = {
             "HOME": str(home),
+            "DOCKER_CONFIG": "",
             "PYTHONPATH": f":src:{home}",
             "GIT_CONFIG_COUNT": "1",
             "GIT_CONFIG_KEY_0": "http.extraHeader",
