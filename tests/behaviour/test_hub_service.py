@@ -128,7 +128,7 @@ class TestBuilds:
         assert [each.phase for each in sent] == ["ready"]
         assert sent[0].message == "Done! Found built image\n"
         [accepted] = await accepted_in(amqp)
-        assert sent[0].data["imageName"] == accepted.image
+        assert sent[0].data["imageName"] == f"{accepted.image}@sha256:{'a' * 64}"
 
 
 class TestViewers:
