@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -71,21 +72,25 @@ class Site:
 async def site(tmp_path: Path, amqp: AmqpSettings, make_consumer: MakeConsumer) -> AsyncIterator[Site]:
     github = FakeGitHub()
     await github.server.start_server()
-    consumer = make_consumer(
-        RABBIT2DOCKER_PROVIDERS__GITHUB_API_URL=str(github.server.make_url("/")),
-        RABBIT2DOCKER_IMAGES__PREFIX=PREFIX,
-        RABBIT2DOCKER_BUILDER__REPO2DOCKER_ARGS=json.dumps(["--build-arg", "LINES=12"]),
-    )
-    await asyncio.to_thread(consumer.start_and_wait)
-    directory = tmp_path / "jupyterhub"
-    settings = {
-        "RABBIT2DOCKER_IMAGES__PREFIX": PREFIX,
-        "RABBIT2DOCKER_HUB__STORE_URL": f"sqlite:///{directory / 'builds.sqlite'}",
-        "HUB_PREFIX": "unused",
-    }
-    async with running(directory, amqp, "fancy_config.py", **settings) as hub:
-        yield Site(hub, github, consumer)
-    await github.server.close()
+    try:
+        consumer = make_consumer(
+            RABBIT2DOCKER_PROVIDERS__GITHUB_API_URL=str(github.server.make_url("/")),
+            RABBIT2DOCKER_IMAGES__PREFIX=PREFIX,
+            RABBIT2DOCKER_BUILDER__REPO2DOCKER_ARGS=json.dumps(["--build-arg", "LINES=12"]),
+        )
+        await asyncio.to_thread(consumer.start_and_wait)
+        directory = tmp_path / "jupyterhub"
+        settings = {
+            "RABBIT2DOCKER_IMAGES__PREFIX": PREFIX,
+            # Nothing is pushed, but the service is healthy only while its registry answers.
+            "RABBIT2DOCKER_IMAGES__REGISTRY_URL": f"http://{os.environ['RABBIT2DOCKER_TEST_REGISTRY']}",
+            "RABBIT2DOCKER_HUB__STORE_URL": f"sqlite:///{directory / 'builds.sqlite'}",
+            "HUB_PREFIX": "unused",
+        }
+        async with running(directory, amqp, "fancy_config.py", **settings) as hub:
+            yield Site(hub, github, consumer)
+    finally:
+        await github.server.close()
 
 
 @pytest.fixture

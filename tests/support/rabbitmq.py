@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from tests.support.containers import Container, shared
-from tests.support.waiting import eventually_blocking
+from tests.support.waiting import PATIENCE, eventually_blocking
 
 IMAGE = os.environ.get("RABBIT2DOCKER_TEST_RABBITMQ_IMAGE", "rabbitmq:4-management")
 
@@ -36,7 +36,7 @@ class Management:
                 "Content-Type": "application/json",
             },
         )
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             data = answer.read()
             return json.loads(data) if data else None
 
