@@ -326,6 +326,7 @@ class TestImages:
         labels = client.images.get(story.completed.image).labels
         assert labels["one"] == text
         assert labels["repo2docker.version"]
+        assert (labels["repo2docker.repo"], labels["repo2docker.ref"]) == (repo.url, repo.head())
 
     async def test_build_options_take_effect_in_the_image(
         self,

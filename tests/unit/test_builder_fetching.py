@@ -156,6 +156,19 @@ class TestCommits:
         assert f"--label=repo2docker.ref={first}" in config
         assert arguments[arguments.index("--ref") + 1] == first
 
+    def test_the_builders_directory_is_in_no_line_and_no_message(self, bench: Bench) -> None:
+        said = [
+            "Picked Local content provider.",
+            "Using local repo $last.",
+            "$last/apt.txt is odd",
+            "in $last: none",
+        ]
+        script = PYTHON.format(directory=bench.directory)
+        bench.script("fake-python", script + "".join(f'echo "{line}"\n' for line in said) + "exit 1\n")
+        result = bench.run(bench.repository())
+        assert str(bench.directory) not in "".join([*bench.texts(), result["message"]])
+        assert bench.texts()[-2:] == ["apt.txt is odd", "in the repository: none"]
+
     def test_a_branch_of_a_server_that_gives_out_refs_only_is_fetched_by_its_name(
         self, bench: Bench, git: GitHttp
     ) -> None:
@@ -814,6 +827,7 @@ class TestPrograms:
         assert environment["DOCKER_CONFIG"] == str(home / ".docker")
         assert environment["PYTHONPATH"] == str(home)
         assert environment["GIT_DIR"] == os.devnull
+        assert environment["BUILDX_GIT_INFO"] == "false"
         config = (bench.tree / ".git" / "config").read_text()
         assert SECRET not in config
         assert bench.git.server.url in config

@@ -452,6 +452,7 @@ _LAYER = re.compile(r"^([0-9a-f]{12}): (.+)$")  # not longer: a tag is often 40 
 _STEP = re.compile(r"^#\d+ \[(?:[\w.-]+ +)?(\d+)/(\d+)\] ")
 _STEP_OUTPUT = re.compile(r"^#\d+ \d+\.\d+ ")
 _CLIPPED = re.compile(r"^(#\d+ \d+\.\d+ )\[output clipped, log limit (\S+) reached\]\s*$")
+_LOCAL_SOURCE = re.compile(r"Picked Local content provider\.|Using local repo /")
 _BASE_UNRESOLVED = re.compile(r"^ERROR: .*failed to solve: .*failed to resolve source metadata for (\S+?): ")
 
 
@@ -1547,7 +1548,9 @@ def caged(environment: dict[str, str], workdir: str) -> dict[str, str]:
         "DOCKER_CONFIG": environment.get("DOCKER_CONFIG") or os.path.join(home, ".docker"),
         "PYTHONUSERBASE": environment.get("PYTHONUSERBASE") or os.path.join(home, ".local"),
         # buildx asks git about the directory of the build. A repository can contain one that git takes for a repository,
-        # and that has a configuration which names programs.
+        # and that has a configuration which names programs. So buildx is not to ask, and git not to find one.
+        "BUILDX_GIT_INFO": "false",
+        "BUILDX_GIT_LABELS": "false",
         "GIT_DIR": os.devnull,
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_CONFIG_NOSYSTEM": "1",
@@ -2198,7 +2201,9 @@ class Attempt:
                 self._log.write(self.phase, line, progress, is_clipped)
 
     def clean(self, text: str) -> str:
-        """Return a text as users may see it."""
+        """Return a text as users may see it: without secrets and the builder's own directory."""
+        if self._fetched:
+            text = text.replace(f"{self._fetched}/", "").replace(self._fetched, "the repository")
         return clean_text(text, self._secrets)
 
     # -- steps
@@ -2345,6 +2350,8 @@ class Attempt:
                 is_clipped=True,
             )
             return
+        if self._fetched and _LOCAL_SOURCE.match(text):
+            return  # the fetch stage has said where the repository is from
         if self.spec.get("force") is True and (unresolved := _BASE_UNRESOLVED.match(text)):
             self._unresolved_base = unresolved[1]
         match = _STEP.match(text)
