@@ -1,7 +1,5 @@
 """A full disk under the state directory delays builds and loses nothing."""
 
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.events import Completed, Progress
 from tests.faults.conftest import MakeConsumer, ask
 from tests.support.consumer import a_request
+from tests.support.disks import a_small_disk
 from tests.support.promises import captured, check_promises, lines_of, until_ended
 from tests.support.waiting import eventually
 
@@ -20,14 +19,8 @@ pytestmark = pytest.mark.broker
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A state directory on a separate disk of two megabytes."""
-    state = tmp_path / "state"
-    state.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(state)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield state
-    # Files that a builder still holds open must not block the end of the test.
-    subprocess.run(["umount", "--lazy", str(state)], check=True)
+    with a_small_disk(tmp_path / "state", "2m") as state:
+        yield state
 
 
 def fill(disk: Path) -> Path:

@@ -4,11 +4,15 @@ import ast
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -20,6 +24,7 @@ from rabbit2docker.consumer.builder.builder import (
     MAX_LINE_BYTES,
     MAX_RESULT_BYTES,
     AttemptEnded,
+    Engine,
     Log,
     clean_text,
     encode_lines,
@@ -27,6 +32,7 @@ from rabbit2docker.consumer.builder.builder import (
     split_build_options,
 )
 from rabbit2docker_schemas.reasons import FailureReason
+from tests.support.disks import a_small_disk
 from tests.support.waiting import eventually_blocking
 
 DIGEST = "sha256:" + "ab" * 32
@@ -324,6 +330,32 @@ def test_a_forced_build_uses_a_base_image_that_the_engine_alone_has(bench: Bench
     assert any(line.startswith("The base image *** exists in") for line in bench.texts())
 
 
+def test_the_engine_is_asked_once_where_its_disk_is(tmp_path: Path) -> None:
+    """A build step can print any number of lines about a full disk."""
+    path = tmp_path / "engine"
+    asked: list[bytes] = []
+
+    def answer(engine_socket: socket.socket) -> None:
+        with suppress(OSError):  # shut down
+            while True:
+                connection, _ = engine_socket.accept()
+                with connection:
+                    asked.append(connection.recv(1000))
+                    connection.sendall(b'HTTP/1.0 200 OK\r\n\r\n{"DockerRootDir": "/"}')
+
+    with socket.socket(socket.AF_UNIX) as engine_socket:
+        engine_socket.bind(str(path))
+        engine_socket.listen()
+        answering = Thread(target=answer, args=(engine_socket,))
+        answering.start()
+        runner = Mock(workdir=str(tmp_path), environment={"DOCKER_HOST": f"unix://{path}"})
+        engine = Engine({"image": "one"}, runner)
+        seen = {engine.has_full_disk() for _ in range(3)}
+        engine_socket.shutdown(socket.SHUT_RDWR)
+        answering.join()
+    assert len(seen) == len(asked) == 1
+
+
 def test_a_long_line_is_written_in_parts(bench: Bench) -> None:
     bench.repo2docker("head -c 50000 /dev/zero | tr '\\0' 'x'; echo; echo after")
     bench.run()
@@ -492,13 +524,8 @@ def test_a_builder_that_waits_for_disk_space_obeys_sigterm(bench: Bench) -> None
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", disk], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("this environment cannot mount file systems")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
+    with a_small_disk(tmp_path / "disk", "256k") as disk:
+        yield disk
 
 
 def test_the_result_is_written_even_to_a_full_disk(small_disk: Path, bench: Bench) -> None:

@@ -35,6 +35,7 @@ from rabbit2docker.consumer.providers.address_policy import AddressPolicy
 from rabbit2docker.errors import RequestRejected
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.reasons import CATEGORY_OF, FailureReason
+from tests.support.disks import a_small_disk
 from tests.support.git_http import NEEDS_PASSWORD, GitHttp, answer, cut_pack, git_http, redirect, static_files
 from tests.support.repositories import Repository
 from tests.unit.test_address_policy import INTERNAL_HOSTS, MALFORMED_URLS
@@ -480,13 +481,8 @@ def test_git_is_classified_by_its_own_lines_and_not_by_names_in_them(
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("this environment cannot mount file systems")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
+    with a_small_disk(tmp_path / "disk", "1m") as disk:
+        yield disk
 
 
 class TestDisk:

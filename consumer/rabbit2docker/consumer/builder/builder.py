@@ -22,6 +22,7 @@ import ast
 import base64
 import contextlib
 import errno
+import functools
 import ipaddress
 import json
 import os
@@ -42,13 +43,14 @@ import urllib.parse
 import urllib.request
 from datetime import datetime, timezone
 from types import FrameType
-from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, NamedTuple, Optional, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, NamedTuple, Optional, TypeVar, Union
 
 Spec = Dict[str, Any]
 Result = Dict[str, Any]
 OnLine = Callable[[str], object]
 Progress = Dict[str, int]
 WriteLine = Callable[[str, Optional[Progress]], object]
+T = TypeVar("T")
 Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 VERSION = "1"
@@ -317,6 +319,9 @@ def _base64_core(value: bytes, shift: int, altchars: bytes) -> str:
 class AttemptEnded(Exception):
     """The attempt is over, for a reason and with a message that become part of the result."""
 
+    may_pass = False
+    """True if repeating the step that failed may help."""
+
     def __init__(self, reason: str, message: str, **more: object) -> None:
         super().__init__(message)
         self.reason = reason
@@ -324,13 +329,33 @@ class AttemptEnded(Exception):
         self.more = more
 
 
+class FetchFailed(AttemptEnded):
+    """A repository or submodule could not be fetched."""
+
+    def __init__(self, reason: str, message: str, *, may_pass: bool = False) -> None:
+        super().__init__(reason, message)
+        self.may_pass = may_pass
+
+
+class BuildFailed(AttemptEnded):
+    """repo2docker failed."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.reason, verdict.message, failed_step=verdict.step)
+        self.may_pass = verdict.reason in PASSING_BUILD_FAILURES
+
+
 class PushFailed(AttemptEnded):
     """A push failed."""
 
-    @property
-    def may_pass(self) -> bool:
-        """True if repeating the push may help."""
-        return self.reason in PASSING_PUSH_FAILURES
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.reason, verdict.message)
+        self.may_pass = verdict.reason in PASSING_PUSH_FAILURES
+
+
+def sentence(text: str) -> str:
+    """Return a text with an end."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 # A repository chooses the words that its steps print and the names of its files and images. So a failure is judged by
@@ -461,7 +486,7 @@ class Verdict:
 
     def __init__(self, reason: str, message: str, step: str | None = None) -> None:
         self.reason = reason
-        self.message = message if message.endswith((".", "!", "?")) else f"{message}."
+        self.message = sentence(message)
         self.step = step
 
 
@@ -940,6 +965,11 @@ class LineBuffer:
         self._on_line(line.decode("utf-8", "replace"))
 
 
+def pauses(seconds: tuple[float, ...], retries: int) -> list[float]:
+    """Return the pause before each retry; the last one recurs, ten times at most."""
+    return [*seconds, *([seconds[-1]] * 10)][:retries]
+
+
 class Runner:
     """Runs commands within the limits of the attempt, one at a time, and leaves none of their processes behind."""
 
@@ -991,6 +1021,21 @@ class Runner:
         finally:
             self._clean_up(child)
         return child.returncode
+
+    def repeat(self, step: Callable[[], T], pauses: Iterable[float], write: OnLine) -> T:
+        """Return the result of a step, which is repeated after each pause while its failure may pass.
+
+        Raises its last failure, and AttemptEnded at the limits.
+        """
+        for seconds in pauses:
+            try:
+                return step()
+            except AttemptEnded as failure:
+                if not failure.may_pass:
+                    raise
+                write(f"{sentence(failure.message)} Trying again in {seconds:.0f} s.")
+            self.pause(seconds)
+        return step()
 
     def pause(self, seconds: float) -> None:
         """Sleep. Raises AttemptEnded at the limits; the pause itself does not count as idle time."""
@@ -1117,14 +1162,6 @@ except (OSError, UnicodeError) as error:
     absent = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
     sys.exit(3 if getattr(error, "errno", socket.EAI_NONAME) in absent else 4)
 """
-
-
-class FetchFailed(AttemptEnded):
-    """A repository or submodule could not be fetched."""
-
-    def __init__(self, reason: str, message: str, *, may_pass: bool = False) -> None:
-        super().__init__(reason, message)
-        self.may_pass = may_pass
 
 
 class UrlRefused(Exception):
@@ -1582,7 +1619,10 @@ class Fetcher:
         return self.directory
 
     def _fetch(self, source: Source, directory: str, *, depth: int) -> None:
-        commit = self._fetch_repeatedly(source, directory)
+        retries = self._spec.get("fetch_retries", 3)
+        commit = self._runner.repeat(
+            lambda: self._fetch_once(source, directory), pauses(FETCH_PAUSES, retries), self._write
+        )
         entries = self._list(source, directory, commit)
         code, lines = self._git.local(directory, "checkout", "--quiet", "--force", "--detach", commit)
         if code != 0:
@@ -1594,19 +1634,6 @@ class Fetcher:
             self._fetch_submodules(source, directory, commit, entries, depth=depth + 1)
 
     # -- one repository
-
-    def _fetch_repeatedly(self, source: Source, directory: str) -> str:
-        """Fetch, again while the failure may pass, and return the commit."""
-        retries = self._spec.get("fetch_retries", 3)
-        for pause in [*FETCH_PAUSES, *([FETCH_PAUSES[-1]] * 10)][:retries]:
-            try:
-                return self._fetch_once(source, directory)
-            except FetchFailed as failure:
-                if not failure.may_pass:
-                    raise
-                self._write(f"{failure.message.rstrip('.')}. Trying again in {pause:.0f} s.")
-            self._runner.pause(pause)
-        return self._fetch_once(source, directory)
 
     def _fetch_once(self, source: Source, directory: str) -> str:
         asked = source
@@ -2024,21 +2051,33 @@ class Engine:
         code = self._runner.run(["docker", "push", self._image], output.on_line)
         output.report(force=True)
         if code != 0:
-            verdict = judge_push(output.lines, self._image, output.is_under_way)
-            raise PushFailed(verdict.reason, verdict.message)
+            raise PushFailed(judge_push(output.lines, self._image, output.is_under_way))
         return output.digest
 
     def has_full_disk(self) -> bool:
         """Return whether the engine's disk is visibly full; False where it cannot be seen, as in a pod."""
+        if self._data_root is None:
+            return False
         try:
-            disk = os.statvfs(self._data_root())
-        except (OSError, ValueError, KeyError, TypeError):
+            disk = os.statvfs(self._data_root)
+        except OSError:
             return False
         free = disk.f_bavail * disk.f_frsize
         return free < FULL_BELOW_BYTES or (disk.f_files > 0 and disk.f_favail < FULL_BELOW_FILES)
 
-    def _data_root(self) -> str:
-        """Return the path of the engine's data, as this process sees it. Raises OSError, ValueError or KeyError."""
+    @functools.cached_property
+    def _data_root(self) -> str | None:
+        """Path of the engine's data, as this process sees it; None if it does not.
+
+        The engine is asked once, however often a build step prints that a disk is full.
+        """
+        try:
+            return self._find_data_root()
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _find_data_root(self) -> str:
+        """Return the path of the engine's data. Raises OSError, ValueError, KeyError or TypeError."""
         address = self._runner.environment.get("DOCKER_HOST", "unix:///var/run/docker.sock")
         if not address.startswith("unix://"):
             raise OSError(errno.ENOTSUP, "the engine runs elsewhere")
@@ -2238,15 +2277,8 @@ class Attempt:
         """Run repo2docker, repeatedly if its failure may pass. Raises AttemptEnded if it fails."""
         if self._fetched:
             self.enter("building")
-        for pause in BASE_IMAGE_PAUSES[: self.spec.get("base_image_retries", len(BASE_IMAGE_PAUSES))]:
-            try:
-                return self._build_once()
-            except AttemptEnded as failure:
-                if failure.reason not in PASSING_BUILD_FAILURES:
-                    raise
-                self.write(f"{failure.message} Trying again in {pause:.0f} s.")
-            self._runner.pause(pause)
-        return self._build_once()
+        retries = self.spec.get("base_image_retries", len(BASE_IMAGE_PAUSES))
+        self._runner.repeat(self._build_once, pauses(BASE_IMAGE_PAUSES, retries), self.write)
 
     def _build_once(self) -> None:
         code = self._run_repo2docker()
@@ -2254,11 +2286,7 @@ class Attempt:
             verdict = self._output.judge(self.phase, code)
             if verdict.reason == "ref_not_found" and self.spec.get("ref"):
                 verdict.message = f"The repository has no branch, tag or commit {self.spec['ref']}."
-            raise AttemptEnded(
-                verdict.reason,
-                self.clean(verdict.message),
-                failed_step=self.clean(verdict.step) if verdict.step else None,
-            )
+            raise BuildFailed(verdict)
 
     def _run_repo2docker(self) -> int:
         """Run repo2docker and return its exit code; once more where a base image exists in the engine alone."""
@@ -2361,15 +2389,9 @@ class Attempt:
         """Push the image, repeatedly if the failure may pass; return its digest if the engine reported it."""
         self.enter("pushing")
         retries = self.spec.get("push_retries", 4)
-        for pause in [*PUSH_PAUSES, *([PUSH_PAUSES[-1]] * 10)][:retries]:
-            try:
-                return self._engine.push(self.write)
-            except PushFailed as failure:
-                if not failure.may_pass:
-                    raise
-                self.write(f"{failure.message} Trying again in {pause:.0f} s.")
-            self._runner.pause(pause)
-        return self._engine.push(self.write)
+        return self._runner.repeat(
+            lambda: self._engine.push(self.write), pauses(PUSH_PAUSES, retries), self.write
+        )
 
 
 # --- Main ---------------------------------------------------------------------------------------------------
