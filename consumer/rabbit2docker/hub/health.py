@@ -3,7 +3,6 @@
 import asyncio
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
 
 import aiohttp
 import structlog
@@ -11,6 +10,7 @@ import structlog
 from rabbit2docker.errors import StoreFull, StoreUnavailable
 from rabbit2docker.hub.ingest import Ingester
 from rabbit2docker.hub.store.store import Store
+from rabbit2docker.registry_urls import api_url, split_registry
 from rabbit2docker.settings import ImageSettings
 
 log = structlog.get_logger()
@@ -22,7 +22,6 @@ REGISTRY_CACHE_SECONDS: Final = 15.0
 REGISTRY_TRIES: Final = 3
 REGISTRY_SERVICE: Final = "Docker registry"
 """BinderHub's name of the check."""
-DOCKER_HUB_URL: Final = "https://registry-1.docker.io"
 DISK_FULL: Final = (
     "its disk is full; free some space, then delete old builds with `rabbit2docker store prune`"
 )
@@ -93,9 +92,8 @@ class RegistryCheck(CachedCheck):
             for _ in range(REGISTRY_TRIES):
                 try:
                     async with session.get(self._url, allow_redirects=False) as response:
-                        if (
-                            response.status < 500
-                        ):  # 401 and 403 are answers, too: most registries want a login
+                        # 401 and 403 are answers, too: most registries want a login.
+                        if response.status < 500:
                             return HealthCheck(REGISTRY_SERVICE, True)
                         problem = f"answers {response.status}"
                 except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -105,16 +103,7 @@ class RegistryCheck(CachedCheck):
 
 def registry_url(images: ImageSettings) -> str:
     """Return the base URL of the registry's API."""
-    if images.registry_url:
-        return images.registry_url.rstrip("/")
-    name, slash, _ = images.prefix.partition("/")
-    if not slash or not ("." in name or ":" in name or name == "localhost") or name == "docker.io":
-        return DOCKER_HUB_URL
-    host = urlsplit(f"//{name}").hostname or ""
-    is_loopback = (
-        host == "localhost" or host.endswith(".localhost") or host == "::1" or host.startswith("127.")
-    )
-    return f"{'http' if is_loopback else 'https'}://{name}"
+    return api_url(split_registry(images.prefix)[0], images.registry_url)
 
 
 class DatabaseCheck(CachedCheck):

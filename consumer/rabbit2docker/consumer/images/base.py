@@ -20,4 +20,7 @@ def pinned(image: str, digest: str | None) -> str:
 
 
 FindImage = Callable[[str], Awaitable[ImageInfo | None]]
-"""Looks up an image by `registry/name:tag`, with or without `@digest`; None if it is absent. Raises RegistryUnavailable if that is unknown."""
+"""Looks up an image by `registry/name:tag`, with or without `@digest`; None if it is absent.
+
+Raises RegistryUnavailable if that is unknown.
+"""

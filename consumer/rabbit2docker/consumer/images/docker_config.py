@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from rabbit2docker.errors import RegistryUnavailable
+from rabbit2docker.registry_urls import DOCKER_HUB_NAMES
 from rabbit2docker.settings import DockerSettings
 
-DOCKER_HUB: Final = "docker.io"
 HELPER_SECONDS: Final = 15.0
 
 _DOCKER_HUB_KEY = "https://index.docker.io/v1/"
-_DOCKER_HUB_NAMES = {"docker.io", "index.docker.io", "registry-1.docker.io"}
 _HELPER = re.compile(r"[A-Za-z0-9._-]+")
 _TOKEN_USER = "<token>"
 
@@ -144,7 +143,7 @@ async def _run(program: str, server: str) -> tuple[int, bytes]:
 
 
 def _key(registry: str) -> str:
-    return _DOCKER_HUB_KEY if registry.lower() in _DOCKER_HUB_NAMES else registry
+    return _DOCKER_HUB_KEY if registry.lower() in DOCKER_HUB_NAMES else registry
 
 
 def _helper(config: dict[str, Any], key: str) -> str:
@@ -163,4 +162,4 @@ def _host(key: str) -> str:
     """Return the host of a key, which is `host`, `host:port`, or an old address with scheme and path."""
     host = key.partition("://")[2] or key
     host = host.partition("/")[0].lower()
-    return "index.docker.io" if host in _DOCKER_HUB_NAMES else host
+    return "index.docker.io" if host in DOCKER_HUB_NAMES else host

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -21,8 +20,9 @@ from cachetools import TLRUCache
 from yarl import URL
 
 from rabbit2docker.consumer.images.base import ImageInfo
-from rabbit2docker.consumer.images.docker_config import DOCKER_HUB, Credentials, DockerConfig
+from rabbit2docker.consumer.images.docker_config import Credentials, DockerConfig
 from rabbit2docker.errors import RegistryUnavailable
+from rabbit2docker.registry_urls import DOCKER_HUB, api_url, split_registry
 from rabbit2docker.settings import DockerSettings, ImageSettings
 
 MANIFEST_TYPES: Final = (
@@ -35,7 +35,6 @@ MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024  # the limit of common registries
 MAX_TOKENS: Final = 4096
 
 _ACCEPT = {"Accept": ", ".join(MANIFEST_TYPES)}
-_DOCKER_HUB_HOST = "registry-1.docker.io"
 _LATEST = "latest"
 # These answer 401 or 403 for a repository that does not exist yet, even to an account that may create it with a push.
 _DENIES_WHAT_IS_ABSENT = {DOCKER_HUB, "quay.io"}
@@ -73,14 +72,10 @@ class _Token:
 def parse_image(image: str) -> Reference:
     """Parse `registry/repository:tag` or `…@digest`, with docker's defaults for missing parts."""
     name, _, digest = image.partition("@")
-    first, slash, rest = name.partition("/")
-    if slash and ("." in first or ":" in first or first == "localhost"):
-        registry, path = first, rest
-    else:
-        registry, path = DOCKER_HUB, name
+    registry, path = split_registry(name)
     path, _, tag = path.partition(":")
-    if registry in (DOCKER_HUB, "index.docker.io", _DOCKER_HUB_HOST):
-        registry, path = DOCKER_HUB, path if "/" in path else f"library/{path}"
+    if registry == DOCKER_HUB and "/" not in path:
+        path = f"library/{path}"
     return Reference(registry, path, digest or tag or _LATEST)
 
 
@@ -264,11 +259,7 @@ class Registry:
         return found
 
     def _base(self, reference: Reference) -> str:
-        if self._override:
-            return self._override.rstrip("/").removesuffix("/v2")
-        if reference.registry == DOCKER_HUB:
-            return f"https://{_DOCKER_HUB_HOST}"
-        return f"{'http' if _is_loopback(reference.registry) else 'https'}://{reference.registry}"
+        return api_url(reference.registry, self._override)
 
     def _token_key(self, reference: Reference) -> tuple[str, str]:
         return self._base(reference), reference.repository
@@ -352,13 +343,3 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         return None
     return max(0.0, (moment.astimezone(UTC) - datetime.now(UTC)).total_seconds())
-
-
-def _is_loopback(registry: str) -> bool:
-    host = urlsplit(f"//{registry}").hostname or ""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
