@@ -153,7 +153,10 @@ class Checks:
 
 
 async def serve(settings: Settings, stop: asyncio.Event, hurry: asyncio.Event) -> None:
-    """Serve until `stop` is set; `hurry` cuts short the time in which streams may end. Raises ConfigurationError, or AccessRefused if RabbitMQ refuses the credentials."""
+    """Serve until `stop` is set; `hurry` cuts short the time in which streams may end.
+
+    Raises ConfigurationError, or AccessRefused if RabbitMQ refuses the credentials.
+    """
     hub, connection = settings.hub, BuildsConnection(settings)
     store = Store(hub.store_url, settings.tenant, log_bytes=hub.store_log_bytes)
     ingester = Ingester(store, settings)

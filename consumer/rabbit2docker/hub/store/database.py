@@ -96,13 +96,21 @@ def _prepare_sqlite(engine: Engine, begin: str) -> None:
         connection.exec_driver_sql(begin)
 
 
+def _is_sqlite(url: URL) -> bool:
+    return url.get_backend_name() == "sqlite"
+
+
+def _blocking_engine(url: URL) -> Engine:
+    """Return an engine for work in a thread, which keeps no connection."""
+    return create_engine(url, poolclass=NullPool, connect_args=SQLITE if _is_sqlite(url) else POSTGRESQL)
+
+
 def migrate(url: URL, to: str = "head") -> None:
     """Create the tables, or migrate them to a revision, one program at a time. Blocks.
 
     `to`: `head`, an older revision to go back to, or `base`, which removes the tables.
     """
-    is_sqlite = url.get_backend_name() == "sqlite"
-    engine = create_engine(url, poolclass=NullPool, connect_args=SQLITE if is_sqlite else POSTGRESQL)
+    is_sqlite, engine = _is_sqlite(url), _blocking_engine(url)
     if is_sqlite:
         _prepare_sqlite(engine, "BEGIN IMMEDIATE")
     config = Config()
@@ -142,12 +150,11 @@ def revision_of(connection: Connection) -> str | None:
 def _is_older(config: Config, to: str, current: str | None) -> bool:
     """Return whether a revision comes before the current one. Raises CommandError if there is no such revision."""
     script = ScriptDirectory.from_config(config)
-    older = {"base"} if current is not None else set()
-    for revision in script.iterate_revisions(current, "base") if current is not None else ():
-        older |= {revision.revision} - {current}
     if to != "base":
         script.get_revision(to)
-    return to in older
+    if current is None or to == current:
+        return False
+    return to == "base" or to in {each.revision for each in script.iterate_revisions(current, "base")}
 
 
 class UnknownRevision(StoreUnavailable):
@@ -168,7 +175,7 @@ class Database:
     def __init__(self, url: SecretStr | str) -> None:
         """Take the URL. Raises ConfigurationError if it is not one that the store supports."""
         self._url = parse_url(url)
-        self.is_sqlite = self._url.get_backend_name() == "sqlite"
+        self.is_sqlite = _is_sqlite(self._url)
         self._reader, self._writer = self._engines()
         for engine in (self._reader, self._writer):
             # The pool reports a task that is cancelled at the wrong moment as an error, although nothing is lost.
@@ -204,17 +211,14 @@ class Database:
 
     def revision(self) -> str | None:
         """Return the revision of the tables; None if there are none. Blocks. Raises StoreUnavailable."""
-        connect_args = SQLITE if self.is_sqlite else POSTGRESQL
-        engine = create_engine(self._url, poolclass=NullPool, connect_args=connect_args)
-        with self.translated(), engine.connect() as connection:
+        with self.translated(), _blocking_engine(self._url).connect() as connection:
             return revision_of(connection)
 
     def compact(self) -> None:
         """Return the space of deleted rows to the disk; PostgreSQL does so by itself. Blocks. Raises StoreUnavailable."""
         if not self.is_sqlite:
             return
-        engine = create_engine(self._url, poolclass=NullPool, connect_args=SQLITE)
-        with self.translated(), engine.connect() as connection:
+        with self.translated(), _blocking_engine(self._url).connect() as connection:
             # VACUUM runs outside of transactions only.
             alone = connection.execution_options(isolation_level="AUTOCOMMIT")
             for statement in ("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):

@@ -136,7 +136,10 @@ class TokenAuth(NoAuth):
         admins: Collection[str] = (),
         services: Collection[str] = (),
     ) -> None:
-        """Take tokens by name, and which names are admins or services that act for people. Raises ConfigurationError if there are none, or if one is empty."""
+        """Take tokens by name, and which names are admins or services that act for people.
+
+        Raises ConfigurationError if there are no tokens, or if one is empty.
+        """
         if not tokens or not all(token.get_secret_value().strip() for token in tokens.values()):
             raise ConfigurationError(
                 'RABBIT2DOCKER_HUB__AUTH=tokens needs RABBIT2DOCKER_HUB__TOKENS={"name": "token", …}, none of them empty.'
