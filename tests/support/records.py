@@ -11,11 +11,21 @@ from rabbit2docker.consumer.executors.base import (
     AttemptStatus,
     BuilderResult,
 )
+from rabbit2docker.consumer.providers.base import Repository
 from rabbit2docker_schemas.ids import RequestId, build_id_of
 from rabbit2docker_schemas.requests import BuildRequest
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 REQUEST = BuildRequest(provider="git", spec="https%3A%2F%2Fgit.example.org%2Frepo/main")
+REPOSITORY = Repository(
+    provider="gh",
+    spec="o/r/HEAD",
+    repo_url="https://github.com/o/r",
+    resolved_ref="a" * 40,
+    build_slug="o-r",
+    content_provider="Git",
+    display_name="o/r",
+)
 
 
 def a_spec(name: str = "build-1", **changes: Any) -> AttemptSpec:

@@ -18,18 +18,9 @@ from rabbit2docker_schemas.ids import RequestId
 from rabbit2docker_schemas.requests import BuildRequest, Force
 from tests.support.memory_executor import MemoryExecutor, MemoryWorld
 from tests.support.publishing import RecordingPublisher
-from tests.support.records import NOW
+from tests.support.records import NOW, REPOSITORY
 
 DIGEST = "sha256:" + "1" * 64
-REPOSITORY = Repository(
-    provider="gh",
-    spec="o/r/HEAD",
-    repo_url="https://github.com/o/r",
-    resolved_ref="a" * 40,
-    build_slug="o-r",
-    content_provider="Git",
-    display_name="o/r",
-)
 
 
 class OneRepository:

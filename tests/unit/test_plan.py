@@ -4,22 +4,13 @@ from datetime import UTC, datetime
 
 from rabbit2docker.consumer.intake.parsing import IncomingRequest
 from rabbit2docker.consumer.intake.plan import accepted, make_plan, options_of
-from rabbit2docker.consumer.providers.base import Repository
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import BuildOptions
 from rabbit2docker_schemas.ids import RequestId
 from rabbit2docker_schemas.requests import BuildRequest, Force
+from tests.support.records import REPOSITORY
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-REPOSITORY = Repository(
-    provider="gh",
-    spec="o/r/HEAD",
-    repo_url="https://github.com/o/r",
-    resolved_ref="a" * 40,
-    build_slug="o-r",
-    content_provider="Git",
-    display_name="o/r",
-)
 
 
 def incoming(request_id: str, *, tenant: str = "ada", force: Force = False) -> IncomingRequest:

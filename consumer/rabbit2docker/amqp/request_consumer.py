@@ -102,9 +102,8 @@ class AmqpDelivery:
 
     async def record(self) -> None:
         """Publish a copy to the log of requests, unless it came from the retry ladder."""
-        if (
-            self._message.exchange
-        ):  # the ladder's queues deliver through the default exchange, which has no name
+        # The ladder's queues deliver through the default exchange, which has no name.
+        if self._message.exchange:
             await self._request_log.record(self._received)
 
     async def ack(self) -> None:

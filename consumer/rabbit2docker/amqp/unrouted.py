@@ -37,6 +37,7 @@ class UnroutedRequests:
         """Take `on_loss`, called for each message that a complete topology would have routed."""
         self._connection = ManagedChannel("unrouted", settings, setup=self._consume)
         self._publisher = publisher
+        self._request_log = RequestLog(publisher)
         self._on_loss = on_loss
         self._latest: float | None = None
 
@@ -65,9 +66,7 @@ class UnroutedRequests:
         await queue.consume(self._move)
 
     async def _move(self, message: AbstractIncomingMessage) -> None:
-        delivery = AmqpDelivery(
-            message, UNROUTED_QUEUE, self._connection, self._publisher, RequestLog(self._publisher)
-        )
+        delivery = AmqpDelivery(message, UNROUTED_QUEUE, self._connection, self._publisher, self._request_log)
         routing_key = delivery.received.routing_key
         try:
             if (key := parse_request_key(routing_key)) is None:
