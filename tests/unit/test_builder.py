@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 from unittest.mock import Mock
 
@@ -330,30 +330,57 @@ def test_a_forced_build_uses_a_base_image_that_the_engine_alone_has(bench: Bench
     assert any(line.startswith("The base image *** exists in") for line in bench.texts())
 
 
-def test_the_engine_is_asked_once_where_its_disk_is(tmp_path: Path) -> None:
-    """A build step can print any number of lines about a full disk."""
+@pytest.fixture
+def engine_with_data(tmp_path: Path) -> Iterator[Engine]:
+    """Yield an engine whose data is in `tmp_path / "data"`, a small disk."""
     path = tmp_path / "engine"
-    asked: list[bytes] = []
+    answer = json.dumps({"DockerRootDir": str(tmp_path / "data")}).encode()
 
-    def answer(engine_socket: socket.socket) -> None:
+    def serve(engine_socket: socket.socket) -> None:
         with suppress(OSError):  # shut down
             while True:
                 connection, _ = engine_socket.accept()
                 with connection:
-                    asked.append(connection.recv(1000))
-                    connection.sendall(b'HTTP/1.0 200 OK\r\n\r\n{"DockerRootDir": "/"}')
+                    connection.recv(1000)
+                    connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + answer)
 
-    with socket.socket(socket.AF_UNIX) as engine_socket:
+    with a_small_disk(tmp_path / "data", "40m"), socket.socket(socket.AF_UNIX) as engine_socket:
         engine_socket.bind(str(path))
         engine_socket.listen()
-        answering = Thread(target=answer, args=(engine_socket,))
-        answering.start()
+        serving = Thread(target=serve, args=(engine_socket,))
+        serving.start()
         runner = Mock(workdir=str(tmp_path), environment={"DOCKER_HOST": f"unix://{path}"})
-        engine = Engine({"image": "one"}, runner)
-        seen = {engine.has_full_disk() for _ in range(3)}
+        yield Engine({"image": "one"}, runner)
         engine_socket.shutdown(socket.SHUT_RDWR)
-        answering.join()
-    assert len(seen) == len(asked) == 1
+        serving.join()
+
+
+def test_a_disk_that_was_full_is_remembered_after_the_engine_has_removed_the_files(
+    engine_with_data: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Event()
+    statvfs = os.statvfs
+
+    def look(path: str) -> os.statvfs_result:
+        disk = statvfs(path)
+        if disk.f_bavail == 0:
+            seen.set()
+        return disk
+
+    monkeypatch.setattr("os.statvfs", look)
+    with engine_with_data.watched_disk() as disk:
+        assert not disk.was_full()
+        with pytest.raises(OSError, match="No space left"):
+            (tmp_path / "data" / "big").write_bytes(bytes(41 << 20))
+        assert seen.wait(60)
+    (tmp_path / "data" / "big").unlink()
+    assert disk.was_full()
+
+
+def test_a_disk_is_not_watched_where_it_cannot_be_seen() -> None:
+    engine = Engine({"image": "one"}, Mock(workdir="/nowhere", environment={"DOCKER_HOST": "tcp://engine"}))
+    with engine.watched_disk() as disk:
+        assert not disk.was_full()
 
 
 def test_a_long_line_is_written_in_parts(bench: Bench) -> None:

@@ -37,6 +37,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unicodedata
 import urllib.parse
@@ -66,6 +67,9 @@ REWRITE_SECONDS = 5.0  # pause between two states of a line that is rewritten wi
 DISK_PATIENCE = 120.0  # seconds to wait for space on a full disk
 FULL_BELOW_BYTES = 32 << 20  # a step that met a full disk has often removed a little of what it wrote
 FULL_BELOW_FILES = 100
+FILLED_PER_SECOND = 2 << 30  # bytes that a fast disk takes; the more space is left, the later it is looked at
+WATCH_SECONDS = (0.01, 1.0)  # shortest and longest time between two looks at the engine's disk
+FULL_FOR = 60.0  # seconds for which a full disk explains what a build step prints
 BASE_IMAGE_PAUSES = (
     1.0,
     5.0,
@@ -2054,23 +2058,19 @@ class Engine:
             raise PushFailed(judge_push(output.lines, self._image, output.is_under_way))
         return output.digest
 
-    def has_full_disk(self) -> bool:
-        """Return whether the engine's disk is visibly full; False where it cannot be seen, as in a pod."""
-        if self._data_root is None:
-            return False
+    @contextlib.contextmanager
+    def watched_disk(self) -> Iterator[DiskWatch]:
+        """Watch the engine's disk while a build runs; it cannot be seen from a pod."""
+        watch = DiskWatch(self._data_root)
+        watch.start()
         try:
-            disk = os.statvfs(self._data_root)
-        except OSError:
-            return False
-        free = disk.f_bavail * disk.f_frsize
-        return free < FULL_BELOW_BYTES or (disk.f_files > 0 and disk.f_favail < FULL_BELOW_FILES)
+            yield watch
+        finally:
+            watch.stop()
 
     @functools.cached_property
     def _data_root(self) -> str | None:
-        """Path of the engine's data, as this process sees it; None if it does not.
-
-        The engine is asked once, however often a build step prints that a disk is full.
-        """
+        """Path of the engine's data, as this process sees it; None if it does not."""
         try:
             return self._find_data_root()
         except (OSError, ValueError, KeyError, TypeError):
@@ -2081,17 +2081,17 @@ class Engine:
         address = self._runner.environment.get("DOCKER_HOST", "unix:///var/run/docker.sock")
         if not address.startswith("unix://"):
             raise OSError(errno.ENOTSUP, "the engine runs elsewhere")
-        # Not with the docker command: a build may be running, and the disk is looked at in the middle of it.
+        # Not with the docker command, which needs ten times the CPU.
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(2)
             connection.connect(address[len("unix://") :])
             credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            engine = struct.unpack("3i", credentials)[0]
+            if engine <= 0:
+                raise OSError(errno.ENOTSUP, "the engine runs in another namespace of processes")
             connection.sendall(b"GET /info HTTP/1.0\r\nHost: docker\r\n\r\n")
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
         root = str(json.loads(answer.partition(b"\r\n\r\n")[2])["DockerRootDir"])
-        engine = struct.unpack("3i", credentials)[0]
-        if engine <= 0:
-            raise OSError(errno.ENOTSUP, "the engine runs in another namespace of processes")
         # It may run in a mount namespace of its own.
         inside = f"/proc/{engine}/root{root}"
         return inside if os.access(inside, os.F_OK) else root
@@ -2100,6 +2100,53 @@ class Engine:
         """Return exit code and output of a short command."""
         output: list[str] = []
         return self._runner.run(["docker", *arguments], output.append, seconds), output
+
+
+class DiskWatch:
+    """A thread that notes when a disk was full.
+
+    A step that fills the disk has often ended, and its files are gone, before its words arrive. The kernel reports
+    no such moment, so the space is looked at: often when little is left, once a second when there is much.
+    """
+
+    def __init__(self, path: Optional[str]) -> None:
+        self._path = path
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="disk-watch", daemon=True)
+        self._full_at = float("-inf")
+
+    def start(self) -> None:
+        if self._path is not None:
+            self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        if self._path is not None:
+            self._thread.join()
+
+    def was_full(self) -> bool:
+        """Return whether the disk is full or was so a moment ago; False where it cannot be seen."""
+        self._look()
+        return time.monotonic() - self._full_at < FULL_FOR
+
+    def _watch(self) -> None:
+        shortest, longest = WATCH_SECONDS
+        pause = 0.0
+        while not self._ended.wait(pause):
+            pause = min(longest, max(shortest, self._look() / FILLED_PER_SECOND))
+
+    def _look(self) -> int:
+        """Note it if the disk is full; return the free bytes."""
+        if self._path is None:
+            return 0
+        try:
+            disk = os.statvfs(self._path)
+        except OSError:
+            return FILLED_PER_SECOND
+        free = disk.f_bavail * disk.f_frsize
+        if free < FULL_BELOW_BYTES or (disk.f_files > 0 and disk.f_favail < FULL_BELOW_FILES):
+            self._full_at = time.monotonic()
+        return free
 
 
 class PushOutput:
@@ -2305,7 +2352,10 @@ class Attempt:
         self._output, self._unresolved_base = BuildOutput(), None
         environment = caged(self._runner.environment, self._workdir)
         try:
-            return self._runner.run(self._repo2docker_command(), self._on_build_line, environment=environment)
+            with self._engine.watched_disk() as self._disk:
+                return self._runner.run(
+                    self._repo2docker_command(), self._on_build_line, environment=environment
+                )
         finally:
             self._build_lines.end_line()
 
@@ -2364,9 +2414,8 @@ class Attempt:
         if phase in PHASES and PHASES.index(phase) > PHASES.index(self.phase):
             self._build_lines.end_line()
             self.enter(phase)
-        # Only now: when the step has ended, the engine removes what it wrote.
         if _NO_SPACE.search(text) and not self._output.met_full_disk:
-            self._output.met_full_disk = self._engine.has_full_disk()
+            self._output.met_full_disk = self._disk.was_full()
         self._build_lines.feed(text)
 
     def _write_build_line(self, text: str) -> None:
