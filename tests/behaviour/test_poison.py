@@ -149,7 +149,7 @@ async def test_a_letter_that_returns_at_once_is_redriven_once(
     consumer: Consumer, settings: Settings, amqp: AmqpSettings
 ) -> None:
     with RawPublisher(amqp.url.get_secret_value()) as client:
-        client.publish(b"builds", b"request.nobody..x", b"{}")
+        client.publish(b"builds", b"request.absent..x", b"{}")
     [letter] = await eventually(lambda: all_dead_letters(settings))
     assert letter.reason == "unroutable"
     seen = []

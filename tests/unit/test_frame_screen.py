@@ -1,4 +1,4 @@
-"""Whatever a publisher sends, the client library decodes what the screen lets through."""
+"""The screen lets through only frames that the client library decodes, from any publisher."""
 
 import struct
 from datetime import UTC, datetime

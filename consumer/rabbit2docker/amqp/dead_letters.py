@@ -97,7 +97,7 @@ class DeadLetters:
         self._exchange = exchange
 
     async def _all(self) -> AsyncIterator[tuple[DeadLetter, AbstractIncomingMessage]]:
-        """Yield the letters that are there at the start: those that return in the meantime are at its end."""
+        """Yield the letters that are there at the start: those that return in the meantime are behind them."""
         rest: int | None = None
         while rest != 0 and (message := await self._queue.get(fail=False)) is not None:
             rest = (message.message_count or 0) if rest is None else rest - 1
