@@ -26,6 +26,7 @@ from aiormq.exceptions import (
 from yarl import URL
 
 from rabbit2docker import metrics
+from rabbit2docker.amqp.screened_transport import ScreenedTransportFactory
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, ConfigurationError, TopologyMismatch
 from rabbit2docker.logs import get_logger
 from rabbit2docker.retry import Backoff
@@ -121,6 +122,8 @@ def _reply(error: BaseException) -> str:
 async def open_connection(url: URL) -> AbstractConnection:
     """Connect once; raises AccessRefused or BrokerUnavailable."""
     connection = aio_pika.Connection(url)
+    # aio-pika hands these on to aiormq; its constructor leaves out the ones that it does not know.
+    connection.kwargs["transport_factory"] = ScreenedTransportFactory()
     with translated(url):
         try:
             await connection.connect(timeout=CONNECT_SECONDS)

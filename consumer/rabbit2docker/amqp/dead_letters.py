@@ -11,8 +11,9 @@ import aio_pika
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 
 from rabbit2docker.amqp.connection import open_connection, parse_url, translated
+from rabbit2docker.amqp.frame_screen import UNDECODABLE_HEADER
 from rabbit2docker.amqp.publisher import make_message
-from rabbit2docker.amqp.request_consumer import MESSAGE_HEADER
+from rabbit2docker.amqp.request_consumer import MESSAGE_HEADER, as_short_string
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.routing import (
     ATTEMPT_HEADER,
@@ -43,6 +44,8 @@ class DeadLetter:
     body: bytes
     headers: dict[str, Any]
     """Headers set by the original publisher."""
+    undecodable: str = ""
+    """The properties that cannot be decoded and are missing here, and why."""
 
 
 def _text(value: Any) -> str:
@@ -52,9 +55,11 @@ def _text(value: Any) -> str:
 def read_dead_letter(message: AbstractIncomingMessage) -> DeadLetter:
     """Parse a message of the dead-letter queue."""
     headers = dict(message.headers)
-    key = _text(headers.get(ROUTING_KEY_HEADER) or message.routing_key or "")
+    key = as_short_string(headers.get(ROUTING_KEY_HEADER) or message.routing_key or "")
     reason, text = _reason(headers)
-    message_id = _text(headers[MESSAGE_ID_HEADER]) if MESSAGE_ID_HEADER in headers else message.message_id
+    message_id = (
+        as_short_string(headers[MESSAGE_ID_HEADER]) if MESSAGE_ID_HEADER in headers else message.message_id
+    )
     identity = f"{message.message_id}/{key}/{message.timestamp}".encode() + message.body
     published = message.timestamp
     return DeadLetter(
@@ -70,6 +75,7 @@ def read_dead_letter(message: AbstractIncomingMessage) -> DeadLetter:
             for name, value in headers.items()
             if name not in _OWN_HEADERS and not name.startswith("x-")
         },
+        undecodable=_text(headers.get(UNDECODABLE_HEADER, "")),
     )
 
 
@@ -91,7 +97,10 @@ class DeadLetters:
         self._exchange = exchange
 
     async def _all(self) -> AsyncIterator[tuple[DeadLetter, AbstractIncomingMessage]]:
-        while (message := await self._queue.get(fail=False)) is not None:
+        """Yield the letters that are there at the start: those that return in the meantime are behind them."""
+        rest: int | None = None
+        while rest != 0 and (message := await self._queue.get(fail=False)) is not None:
+            rest = (message.message_count or 0) if rest is None else rest - 1
             yield read_dead_letter(message), message
 
     async def listed(self) -> list[DeadLetter]:
@@ -99,7 +108,10 @@ class DeadLetters:
         return [letter async for letter, _ in self._all()]
 
     async def redrive(self, is_selected: Callable[[DeadLetter], bool]) -> list[DeadLetter]:
-        """Publish the selected letters under their first routing key, and remove each once that is confirmed."""
+        """Publish the selected letters under their first routing key, and remove each once that is confirmed.
+
+        Each letter is published once, even if it returns to the dead letters at once.
+        """
         done = []
         async for letter, message in self._all():
             if is_selected(letter):

@@ -25,6 +25,8 @@ class RequestMessage:
     redelivered: bool
     tries: int
     """Number of times that intake has requeued it on the retry ladder."""
+    undecodable: str = ""
+    """The properties that could not be decoded and are missing here, and why; empty for a good message."""
 
 
 class Delivery(Protocol):

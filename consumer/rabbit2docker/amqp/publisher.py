@@ -4,6 +4,8 @@ import asyncio
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
+from math import isfinite
 from typing import Any, Final
 
 import aio_pika
@@ -29,6 +31,8 @@ UNROUTED_SECONDS: Final = 30.0
 """How long events of a tenant that reach no queue are sent again: right after its start, RabbitMQ may confirm messages
 that it has routed nowhere. A tenant without a stream delays no one for longer."""
 UNROUTED_TENANTS: Final = 1000
+MAX_FLOAT: Final = 3.4e38
+"""Of single precision, with which the client encodes numbers."""
 
 
 class Unrouted(TopologyMismatch):
@@ -51,7 +55,7 @@ def make_message(
     """
     return aio_pika.Message(
         body,
-        headers=dict(headers),
+        headers={name: _encodable(value) for name, value in headers.items()},
         content_type=content_type,
         delivery_mode=DeliveryMode.PERSISTENT,
         message_id=message_id or uuid.uuid4().hex,
@@ -60,6 +64,23 @@ def make_message(
         timestamp=timestamp or datetime.now(UTC),
         app_id="rabbit2docker",
     )
+
+
+def _encodable(value: Any) -> Any:
+    """Return a header's value as the client can encode it, which is not all that it decodes."""
+    match value:
+        case bytes():  # a string that is not UTF-8
+            return bytearray(value)
+        case Decimal():  # a mantissa of 32 bits is decoded without a sign, and encoded with one
+            return str(value)
+        case float():  # decoded with double precision, encoded with single precision
+            return value if abs(value) <= MAX_FLOAT or not isfinite(value) else str(value)
+        case list():
+            return [_encodable(item) for item in value]
+        case dict():
+            return {name: _encodable(item) for name, item in value.items()}
+        case _:
+            return value
 
 
 class ConfirmedPublisher:

@@ -12,6 +12,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 
 from rabbit2docker import metrics
 from rabbit2docker.amqp.connection import BROKEN, ManagedChannel, is_down
+from rabbit2docker.amqp.frame_screen import UNDECODABLE_HEADER
 from rabbit2docker.amqp.ports import Delivery, RequestMessage
 from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
 from rabbit2docker.amqp.request_log import RequestLog
@@ -41,6 +42,11 @@ def _text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
+def as_short_string(value: Any) -> str:
+    """Return a header's value as a property or routing key can hold it, which have at most 255 bytes."""
+    return _text(value).encode(errors="replace")[:255].decode(errors="ignore")
+
+
 def _number(value: Any) -> int:
     return value if isinstance(value, int) and 0 <= value < 1000 else 0
 
@@ -52,9 +58,11 @@ def request_message_from(message: AbstractIncomingMessage, queue: str) -> Reques
     if message.exchange != REQUESTS_EXCHANGE:
         # Only the ladder's queues deliver through the default exchange. Requesters may write to `builds` alone, so a
         # header cannot make a message look like another tenant's.
-        key = _text(headers.get(ROUTING_KEY_HEADER, key))
+        key = as_short_string(headers.get(ROUTING_KEY_HEADER, key))
         tries = _number(headers.get(ATTEMPT_HEADER))
-        message_id = _text(headers[MESSAGE_ID_HEADER]) if MESSAGE_ID_HEADER in headers else message_id
+        message_id = (
+            as_short_string(headers[MESSAGE_ID_HEADER]) if MESSAGE_ID_HEADER in headers else message_id
+        )
     timestamp = message.timestamp
     if timestamp is not None and timestamp.tzinfo is None:
         timestamp = timestamp.replace(tzinfo=UTC)
@@ -68,6 +76,7 @@ def request_message_from(message: AbstractIncomingMessage, queue: str) -> Reques
         timestamp=timestamp,
         redelivered=bool(message.redelivered),
         tries=tries,
+        undecodable=_text(headers.get(UNDECODABLE_HEADER, "")),
     )
 
 

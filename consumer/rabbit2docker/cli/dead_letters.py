@@ -50,6 +50,7 @@ def _as_dict(letter: "DeadLetter") -> dict[str, Any]:
         "routing_key": letter.routing_key,
         "message_id": letter.message_id,
         "published_at": letter.published_at.isoformat() if letter.published_at else None,
+        "undecodable": letter.undecodable,
         "body": letter.body.decode(errors="replace"),
     }
 

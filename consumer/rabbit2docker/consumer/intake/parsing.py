@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from rabbit2docker.amqp.ports import RequestMessage
@@ -64,6 +64,26 @@ def parse_delivery(
     received: RequestMessage, *, max_bytes: int, now: Callable[[], datetime] = utc_now
 ) -> ParsedDelivery:
     """Parse a delivery of at most `max_bytes`; a request without a timestamp counts as queued `now`."""
+    parsed = _parse(received, max_bytes, now)
+    if received.undecodable:
+        return _refused_as_undecodable(parsed, received.undecodable)
+    return parsed
+
+
+def _refused_as_undecodable(parsed: ParsedDelivery, problem: str) -> ParsedDelivery:
+    message = (
+        f"Properties of the message cannot be decoded ({problem}). Correct the publisher, then send it again."
+    )
+    match parsed:
+        case IncomingRequest(tenant, request_id):
+            return InvalidRequest(tenant, request_id, RejectReason.INVALID_REQUEST, message)
+        case IncomingCancel():
+            return UndeliverableMessage(RejectReason.INVALID_REQUEST, message)
+        case InvalidRequest() | UndeliverableMessage():
+            return replace(parsed, message=f"{parsed.message} {message}")
+
+
+def _parse(received: RequestMessage, max_bytes: int, now: Callable[[], datetime]) -> ParsedDelivery:
     key = parse_request_key(received.routing_key)
     if key is None:
         return UndeliverableMessage("unroutable", "The routing key is neither a request's nor a cancel's.")
