@@ -36,21 +36,31 @@ def build_id_of(tenant: str, request_id: str) -> BuildId:
     return BuildId(_uuid("build", tenant, request_id))
 
 
-def request_event_id(tenant: str, request_id: str, kind: str) -> EventId:
+def request_event_id(tenant: str, request_id: str, kind: str, generation: str = "") -> EventId:
     """Return the id of a request's `accepted` or `rejected` event."""
-    return EventId(_uuid("request", tenant, request_id, kind))
+    return EventId(_uuid("request", tenant, request_id, kind, *_suffix(generation)))
 
 
-def terminal_event_id(build_id: str) -> EventId:
-    """Return the id of the event that ends a build, the same for all three kinds."""
-    return EventId(_uuid(build_id, "terminal"))
+def terminal_event_id(build_id: str, generation: str = "") -> EventId:
+    """Return the id of the event that ends a build, the same for all three kinds.
+
+    A request that comes again after its build is forgotten starts the build anew: the `generation` makes their
+    ends differ. Within one generation there is one end.
+    """
+    return EventId(_uuid(build_id, "terminal", *_suffix(generation)))
 
 
-def lines_event_id(build_id: str, attempt: int, first: int, last: int, kind: str) -> EventId:
+def lines_event_id(
+    build_id: str, attempt: int, first: int, last: int, kind: str, generation: str = ""
+) -> EventId:
     """Return the id of a `log` or `gap` event about the lines `first`..`last` of an attempt."""
-    return EventId(_uuid(build_id, attempt, kind, first, last))
+    return EventId(_uuid(build_id, attempt, kind, first, last, *_suffix(generation)))
 
 
-def progress_event_id(build_id: str, attempt: int, about: str) -> EventId:
+def progress_event_id(build_id: str, attempt: int, about: str, generation: str = "") -> EventId:
     """Return the id of a progress event; `about` names what it reports and is the same after a repetition."""
-    return EventId(_uuid(build_id, attempt, "progress", about))
+    return EventId(_uuid(build_id, attempt, "progress", about, *_suffix(generation)))
+
+
+def _suffix(generation: str) -> tuple[str, ...]:
+    return (generation,) if generation else ()

@@ -6,6 +6,7 @@ import pytest
 
 from rabbit2docker.consumer.attempt_cache import AttemptCache
 from rabbit2docker.consumer.event_publisher import EventPublisher
+from rabbit2docker.consumer.executors.base import AttemptStatus, StoredOutcome
 from rabbit2docker.consumer.images.base import ImageInfo
 from rabbit2docker.consumer.intake.admission import Admission, AdmissionContext, AdmissionOutcome
 from rabbit2docker.consumer.intake.cancellation import Cancellation
@@ -14,7 +15,7 @@ from rabbit2docker.consumer.providers.base import Repository
 from rabbit2docker.consumer.providers.catalog import Providers
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Completed
-from rabbit2docker_schemas.ids import RequestId
+from rabbit2docker_schemas.ids import RequestId, terminal_event_id
 from rabbit2docker_schemas.requests import BuildRequest, Force
 from tests.support.memory_executor import MemoryExecutor, MemoryWorld
 from tests.support.publishing import RecordingPublisher
@@ -113,3 +114,51 @@ async def test_an_image_that_exists_is_named_with_its_digest(intake: Intake) -> 
     await intake.ask("one")
     [end] = [event.data for event in intake.publisher.events if isinstance(event.data, Completed)]
     assert end.image.endswith(f":{REPOSITORY.resolved_ref}@{DIGEST}")
+
+
+async def test_a_request_does_not_join_a_build_that_is_being_cancelled(intake: Intake) -> None:
+    await intake.ask("first")
+    [name] = intake.world.records
+
+    def cancelled(status: AttemptStatus) -> AttemptStatus:
+        return status.model_copy(update={"cancelled_by": "ada"})
+
+    await intake.executor.update_status(name, cancelled)  # by a replica of which this one has not heard yet
+    assert await intake.ask("second") == AdmissionOutcome.ACCEPTED
+    first, second = intake.world.records.values()
+    assert set(first.status.requests) == {"first"}
+    assert set(second.status.requests) == {"second"}
+    assert second.status.cancelled_by is None
+
+
+async def test_a_request_does_not_join_a_build_whose_end_is_decided(intake: Intake) -> None:
+    await intake.ask("first")
+    [name] = intake.world.records
+    outcome = StoredOutcome(kind="failed", data={})
+    await intake.executor.update_status(name, lambda status: status.model_copy(update={"outcome": outcome}))
+    assert await intake.ask("second") == AdmissionOutcome.ACCEPTED
+    assert len(intake.world.records) == 2
+
+
+async def test_the_same_request_after_its_record_was_forgotten_is_another_generation(intake: Intake) -> None:
+    await intake.ask("one")
+    [first] = intake.world.records.values()
+    intake.world.remove(first.spec.name)
+    fresh = Intake()  # a service that has forgotten the record
+    await fresh.ask("one")
+    [second] = fresh.world.records.values()
+    assert first.spec.build_id == second.spec.build_id
+    ends = [terminal_event_id(spec.build_id, spec.generation) for spec in (first.spec, second.spec)]
+    assert ends[0] != ends[1]
+
+
+async def test_an_existing_image_is_answered_with_the_same_end_at_each_delivery(intake: Intake) -> None:
+    intake.image = ImageInfo(DIGEST, 1)
+    await intake.ask("one")
+    await intake.ask("one")
+    ends = [event for event in intake.publisher.events if event.is_terminal]
+    assert len({event.id for event in ends}) == 1
+    assert ends[0].data == ends[1].data
+    intake.image = ImageInfo("sha256:" + "2" * 64, 1)
+    await intake.ask("one")
+    assert len({event.id for event in intake.publisher.events if event.is_terminal}) == 2

@@ -133,7 +133,7 @@ class AttemptCache:
         return _newest(
             attempt
             for attempt in self._by_name.values()
-            if is_wanted(attempt.spec) and not is_reported(attempt)
+            if is_wanted(attempt.spec) and attempt.status.is_joinable
         )
 
 

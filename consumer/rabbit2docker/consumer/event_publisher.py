@@ -32,31 +32,35 @@ class EventPublisher:
             Event(id=event_id, tenant=tenant, time=self._now(), data=data, source=self._source)
         )
 
-    async def publish_accepted(self, tenant: str, data: Accepted) -> None:
+    async def publish_accepted(self, tenant: str, data: Accepted, *, generation: str) -> None:
         """Publish that a request has a build."""
-        await self._publish(ids.request_event_id(tenant, data.request_id, data.kind), tenant, data)
+        event_id = ids.request_event_id(tenant, data.request_id, data.kind, generation)
+        await self._publish(event_id, tenant, data)
 
     async def publish_rejected(self, tenant: str, data: Rejected) -> None:
         """Publish that a request will not become a build."""
         await self._publish(ids.request_event_id(tenant, data.request_id, data.kind), tenant, data)
 
-    async def publish_progress(self, tenant: str, data: Progress, *, about: str) -> None:
+    async def publish_progress(
+        self, tenant: str, data: Progress, *, about: str, generation: str = ""
+    ) -> None:
         """Publish how far a build is. Repetitions of the same progress must have the same `about`."""
-        await self._publish(ids.progress_event_id(data.build_id, data.attempt, about), tenant, data)
+        event_id = ids.progress_event_id(data.build_id, data.attempt, about, generation)
+        await self._publish(event_id, tenant, data)
 
-    async def publish_log(self, tenant: str, data: Log) -> None:
+    async def publish_log(self, tenant: str, data: Log, *, generation: str) -> None:
         """Publish lines of the log."""
         last = data.n + len(data.lines) - 1
-        await self._publish(
-            ids.lines_event_id(data.build_id, data.attempt, data.n, last, data.kind), tenant, data
-        )
+        event_id = ids.lines_event_id(data.build_id, data.attempt, data.n, last, data.kind, generation)
+        await self._publish(event_id, tenant, data)
 
-    async def publish_gap(self, tenant: str, data: Gap) -> None:
+    async def publish_gap(self, tenant: str, data: Gap, *, generation: str) -> None:
         """Publish that lines of the log are lost."""
-        await self._publish(
-            ids.lines_event_id(data.build_id, data.attempt, data.first, data.last, data.kind), tenant, data
+        event_id = ids.lines_event_id(
+            data.build_id, data.attempt, data.first, data.last, data.kind, generation
         )
+        await self._publish(event_id, tenant, data)
 
-    async def publish_terminal(self, tenant: str, data: TerminalEventData) -> None:
-        """Publish the end of a build, of which there is one."""
-        await self._publish(ids.terminal_event_id(data.build_id), tenant, data)
+    async def publish_terminal(self, tenant: str, data: TerminalEventData, *, generation: str) -> None:
+        """Publish the end of a build, of which each generation has one."""
+        await self._publish(ids.terminal_event_id(data.build_id, generation), tenant, data)

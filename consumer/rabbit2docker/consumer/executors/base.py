@@ -54,6 +54,8 @@ class AttemptSpec(Stored):
     created_at: AwareDatetime
     avoid: tuple[str, ...] = ()
     """Nodes on which earlier attempts of the build failed because of the infrastructure."""
+    generation: str = ""
+    """Distinguishes this build from an earlier one of the same request that was forgotten. Part of event ids."""
 
 
 class StoredOutcome(Stored):
@@ -81,6 +83,11 @@ class AttemptStatus(Stored):
     reported: bool = False
     """True once RabbitMQ has confirmed the terminal event, or the record of the next attempt exists."""
     reported_at: AwareDatetime | None = None
+
+    @property
+    def is_joinable(self) -> bool:
+        """True until the build is being cancelled or its outcome is decided: a later request needs another build."""
+        return self.cancelled_by is None and self.outcome is None and not self.reported
 
 
 class BuilderResult(Stored):

@@ -127,7 +127,7 @@ class Follower:
             last=missing.last,
             message="These lines were lost where the build ran.",
         )
-        await self._context.events.publish_gap(self._spec.tenant, gap)
+        await self._context.events.publish_gap(self._spec.tenant, gap, generation=self._spec.generation)
         self._confirmed = missing.last
 
     async def _publish_lines(self, lines: list[BuilderLine], *, max_bytes: int) -> int:
@@ -139,14 +139,16 @@ class Follower:
             before = update.line - rest[0].n
             await self._publish_log(rest[:before], max_bytes=max_bytes)
             rest = rest[before:]
-            await events.publish_progress(tenant, update.data, about=f"line{update.line}")
+            await events.publish_progress(
+                tenant, update.data, about=f"line{update.line}", generation=self._spec.generation
+            )
         await self._publish_log(rest, max_bytes=max_bytes)
         self._tail.extend(line.text for line in lines)
         return sum(len(line.text) for line in lines)
 
     async def _publish_log(self, lines: list[BuilderLine], *, max_bytes: int) -> None:
         for event in as_log_events(self._spec.build_id, self._spec.attempt, lines, max_bytes=max_bytes):
-            await self._context.events.publish_log(self._spec.tenant, event)
+            await self._context.events.publish_log(self._spec.tenant, event, generation=self._spec.generation)
             self._confirmed = event.n + len(event.lines) - 1
 
     async def _publish_progress(
@@ -165,7 +167,9 @@ class Follower:
             message=message,
             detail=detail or ProgressDetail(),
         )
-        await self._context.events.publish_progress(self._spec.tenant, data, about=about)
+        await self._context.events.publish_progress(
+            self._spec.tenant, data, about=about, generation=self._spec.generation
+        )
 
     async def _checkpoint(self, *, force: bool = False) -> None:
         """Write the last confirmed line into the record, unless it is there or the last write is recent."""
@@ -310,7 +314,7 @@ class Follower:
         await executor.cancel(created.name)
 
     async def _publish_end(self, end: TerminalEventData) -> None:
-        await self._context.events.publish_terminal(self._spec.tenant, end)
+        await self._context.events.publish_terminal(self._spec.tenant, end, generation=self._spec.generation)
         result = end.reason if isinstance(end, Failed) else end.kind
         metrics.BUILDS_ENDED.labels(result=result).inc()
         seconds = (utc_now() - self._spec.created_at).total_seconds()

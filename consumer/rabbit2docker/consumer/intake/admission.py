@@ -10,7 +10,7 @@ import structlog
 from cachetools import TTLCache
 
 from rabbit2docker.clock import utc_now
-from rabbit2docker.consumer.attempt_cache import AttemptCache, is_reported, terminal_event_of
+from rabbit2docker.consumer.attempt_cache import AttemptCache, terminal_event_of
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.executors.attempt_names import fallback_name
 from rabbit2docker.consumer.executors.base import Attempt, AttemptSpec, AttemptStatus, AttemptStore
@@ -21,7 +21,7 @@ from rabbit2docker.consumer.intake.plan import Plan, accepted, make_plan
 from rabbit2docker.consumer.providers.catalog import Providers
 from rabbit2docker.errors import ExecutorUnavailable, NameTaken, RecordMissing, RequestRejected
 from rabbit2docker.settings import Settings
-from rabbit2docker_schemas.events import TERMINAL_KINDS, Completed, Timings
+from rabbit2docker_schemas.events import TERMINAL_KINDS, Completed
 from rabbit2docker_schemas.reasons import RejectReason
 
 log = structlog.get_logger()
@@ -105,19 +105,22 @@ class Admission:
         if known is None:
             return False  # answered with an existing image: the lookup gives the same answer, or a build
         await self._publish_accepted(known, incoming)
-        await self._publish_known_end(known)
+        # Its end may have been decided in the meantime: then it is repeated, so that no answer is without an end.
+        await self._publish_known_end(self._context.attempts.get(known.name) or known)
         return True
 
     async def _publish_accepted(
         self, attempt: Attempt, incoming: IncomingRequest, notice: str | None = None
     ) -> None:
         data = accepted(incoming, attempt.spec, notice=notice)
-        await self._context.events.publish_accepted(incoming.tenant, data)
+        await self._context.events.publish_accepted(incoming.tenant, data, generation=attempt.spec.generation)
 
     async def _publish_known_end(self, attempt: Attempt) -> None:
         outcome = attempt.status.outcome
         if outcome is not None and outcome.kind in TERMINAL_KINDS:
-            await self._context.events.publish_terminal(attempt.spec.tenant, terminal_event_of(outcome))
+            await self._context.events.publish_terminal(
+                attempt.spec.tenant, terminal_event_of(outcome), generation=attempt.spec.generation
+            )
 
     def _check_current(self, incoming: IncomingRequest) -> None:
         """Raise RequestRejected when the request was cancelled or has expired."""
@@ -149,10 +152,13 @@ class Admission:
         return running is not None and await self._join(running, incoming, notice)
 
     async def _join(self, attempt: Attempt, incoming: IncomingRequest, notice: str | None) -> bool:
-        """Add the request to a running build; return False if that has just ended or has its maximum of requests."""
+        """Add the request to a running build; return False if that ends, is being cancelled or has too many requests.
+
+        The record's compare-and-swap decides between a join, a cancel and an outcome: which comes first counts.
+        """
 
         def with_request(status: AttemptStatus) -> AttemptStatus:
-            if status.reported or len(status.requests) >= MAX_SHARING_REQUESTS:
+            if not status.is_joinable or len(status.requests) >= MAX_SHARING_REQUESTS:
                 return status
             return status.model_copy(
                 update={"requests": {**status.requests, incoming.request_id: incoming.request.digest()}}
@@ -166,6 +172,7 @@ class Admission:
         if incoming.request_id not in updated.status.requests:
             return False
         await self._publish_accepted(updated, incoming, notice)
+        await self._publish_known_end(self._context.attempts.get(updated.name) or updated)
         return True
 
     async def _answer_cached(self, plan: Plan) -> bool:
@@ -178,22 +185,11 @@ class Admission:
             return False
         self._cached_answers[incoming.tenant, incoming.request_id] = incoming.request.digest()
         answer = accepted(incoming, plan, cached=True, notice=plan.repository.notice)
-        await events.publish_accepted(incoming.tenant, answer)
-        await events.publish_terminal(incoming.tenant, self._cached_end(plan, image))
+        # Without a record, only the image distinguishes this answer from others to the same request.
+        generation = f"cached-{plan.image}@{image.digest}"
+        await events.publish_accepted(incoming.tenant, answer, generation=generation)
+        await events.publish_terminal(incoming.tenant, _cached_end(plan, image), generation=generation)
         return True
-
-    def _cached_end(self, plan: Plan, image: ImageInfo) -> Completed:
-        queued = max(0.0, (self._context.now() - plan.incoming.queued_at).total_seconds())
-        return Completed(
-            build_id=plan.build_id,
-            # A node may have an older image of this tag, from before a forced build.
-            image=pinned(plan.image, image.digest),
-            digest=image.digest,
-            size=image.size,
-            resolved_ref=plan.resolved_ref,
-            cached=True,
-            timings=Timings(queued=round(queued, 3)),
-        )
 
     async def _create(self, plan: Plan) -> AdmissionOutcome:
         """Create the attempt, or join the same build if another request created it first."""
@@ -214,9 +210,22 @@ class Admission:
                 await context.before_ack()
                 await self._publish_accepted(attempt, incoming, plan.repository.notice)
                 return AdmissionOutcome.ACCEPTED
-            is_same_build = attempt.spec.fingerprint == spec.fingerprint and not is_reported(attempt)
+            is_same_build = attempt.spec.fingerprint == spec.fingerprint
             if is_same_build and await self._join(attempt, incoming, plan.repository.notice):
                 return AdmissionOutcome.ATTACHED
         raise ExecutorUnavailable(
             f"Ended builds hold the record names for build {plan.build_name}. Waiting for them to be deleted."
         )
+
+
+def _cached_end(plan: Plan, image: ImageInfo) -> Completed:
+    """Return the end for an existing image: the same for every delivery, as its id is."""
+    return Completed(
+        build_id=plan.build_id,
+        # A node may have an older image of this tag, from before a forced build.
+        image=pinned(plan.image, image.digest),
+        digest=image.digest,
+        size=image.size,
+        resolved_ref=plan.resolved_ref,
+        cached=True,
+    )

@@ -60,7 +60,9 @@ class Cancellation:
 
     async def _end(self, attempt: Attempt, by: str) -> None:
         def cancelled(status: AttemptStatus) -> AttemptStatus:
-            return status if status.cancelled_by else status.model_copy(update={"cancelled_by": by})
+            if status.cancelled_by or status.reported:
+                return status
+            return status.model_copy(update={"cancelled_by": by})
 
         self._attempts.put(await self._executor.update_status(attempt.name, cancelled))
         await self._executor.cancel(attempt.name)

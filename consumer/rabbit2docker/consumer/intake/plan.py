@@ -71,6 +71,7 @@ class Plan:
             idle_seconds=limits.idle_seconds,
             queued_at=incoming.queued_at,
             created_at=now,
+            generation=f"{now:%Y%m%dT%H%M%S%f}",
         )
 
 

@@ -167,6 +167,8 @@ def apply_event(row: BuildRow, event: Event) -> None:
 
 
 def _apply_end(row: BuildRow, event: Event, end: Completed | Failed | Cancelled) -> None:
+    if row.outcome and row.ended_at is not None and row.ended_at > event.time:
+        return  # a request that came again started the build anew, and that has ended, too
     row.ended_at = event.time
     outcome: dict[str, Any] = {"kind": end.kind.value}
     match end:
