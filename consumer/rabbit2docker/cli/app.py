@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from rabbit2docker.cli import build, dead_letters, history, information, service, store, topology
 from rabbit2docker.cli.exits import EXIT_HELP, Exit
+from rabbit2docker.cli.output import say
 
 _SHORT_HELP = 200
 """Characters of a command's first sentence in the list of commands, which has room for several lines."""
@@ -51,7 +52,7 @@ def _show_version(is_wanted: bool) -> None:
     if is_wanted:
         from importlib.metadata import version
 
-        typer.echo(f"rabbit2docker {version('rabbit2docker')}")
+        say(f"rabbit2docker {version('rabbit2docker')}")
         raise typer.Exit
 
 

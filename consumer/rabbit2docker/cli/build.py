@@ -16,6 +16,7 @@ from rabbit2docker.cli.options import (
     parse_duration_option,
     parse_pairs,
 )
+from rabbit2docker.cli.output import say
 
 if TYPE_CHECKING:
     from rabbit2docker.client import BuildEvents
@@ -169,7 +170,7 @@ def _submit(request: "BuildRequest", *, is_bulk: bool, follow: bool, as_json: bo
             _print_ids(request_id, as_json=as_json)
             return Exit.COMPLETED
         if not as_json:
-            typer.echo(f"Requested {request.provider} {request.spec} (request {request_id})", err=True)
+            say(f"Requested {request.provider} {request.spec} (request {request_id})", err=True)
         return await following.follow(events.of_request(request_id), request_id, as_json=as_json)
 
     return run_with_events(submit, wait)
@@ -181,10 +182,10 @@ def _print_ids(request_id: str, *, as_json: bool) -> None:
 
     build_id = build_id_of(load_settings().tenant, request_id)
     if as_json:
-        typer.echo(json.dumps({"request_id": request_id, "build_id": build_id}))
+        say(json.dumps({"request_id": request_id, "build_id": build_id}))
     else:
-        typer.echo(f"request {request_id}")
-        typer.echo(f"build   {build_id} (unless the request joins a running build)")
+        say(f"request {request_id}")
+        say(f"build   {build_id} (unless the request joins a running build)")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from rabbit2docker.cli.exits import Exit, fail
 from rabbit2docker.cli.options import AsJson
+from rabbit2docker.cli.output import say
 
 if TYPE_CHECKING:
     from rabbit2docker.amqp.dead_letters import DeadLetter, DeadLetters
@@ -61,11 +62,11 @@ def list_(as_json: AsJson = False) -> None:
     letters = _all_letters()
     if as_json:
         for letter in letters:
-            typer.echo(json.dumps(_as_dict(letter)))
+            say(json.dumps(_as_dict(letter)))
     elif letters:
         _print_table(letters)
     else:
-        typer.echo("There are no dead letters.")
+        say("There are no dead letters.")
 
 
 def _print_table(letters: "list[DeadLetter]") -> None:
@@ -94,10 +95,10 @@ def show(
         )
     for letter in letters:
         if as_json:
-            typer.echo(json.dumps(_as_dict(letter)))
+            say(json.dumps(_as_dict(letter)))
             continue
         for name, value in _as_dict(letter).items():
-            typer.echo(f"{name}: {value}")
+            say(f"{name}: {value}")
 
 
 def _selection(ids: list[str] | None, is_all: bool) -> "Callable[[DeadLetter], bool]":
@@ -108,7 +109,7 @@ def _selection(ids: list[str] | None, is_all: bool) -> "Callable[[DeadLetter], b
 
 def _report(letters: "list[DeadLetter]", what: str) -> None:
     for letter in letters:
-        typer.echo(f"{letter.id} {what}")
+        say(f"{letter.id} {what}")
     if not letters:
         fail("No dead letter matches. List them with `rabbit2docker dead-letters list`.", Exit.NOT_FOUND)
 

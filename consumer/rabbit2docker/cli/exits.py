@@ -7,6 +7,7 @@ from typing import Final, NoReturn
 
 import typer
 
+from rabbit2docker.cli.output import say
 from rabbit2docker.errors import (
     AccessRefused,
     BrokerUnavailable,
@@ -40,7 +41,7 @@ EXIT_HELP: Final = (
 def fail(message: str, code: Exit) -> NoReturn:
     """Print an error and exit with `code`."""
     typer.secho("Error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
-    typer.echo(message, err=True)
+    say(message, err=True)
     raise typer.Exit(code)
 
 

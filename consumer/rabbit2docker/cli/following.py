@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-import typer
-
 from rabbit2docker.cli.console import out
 from rabbit2docker.cli.exits import Exit, fail
+from rabbit2docker.cli.output import say
 from rabbit2docker.cli.rendering import exit_code, make_view
 from rabbit2docker.client import History
 from rabbit2docker_schemas.cloudevents import Event
@@ -25,7 +24,7 @@ async def follow(events: AsyncGenerator[Event, None], id_: str, *, as_json: bool
         return Exit.FAILED if code is None else code
     except asyncio.CancelledError:
         if not as_json:
-            typer.echo(
+            say(
                 f"\nThe build continues. Follow it with `rabbit2docker logs --follow {id_}`, "
                 f"end it with `rabbit2docker cancel {id_}`.",
                 err=True,

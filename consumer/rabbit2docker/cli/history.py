@@ -9,6 +9,7 @@ import typer
 from rabbit2docker.cli.build import login_name
 from rabbit2docker.cli.exits import EXIT_HELP, Exit, fail
 from rabbit2docker.cli.options import AsJson, Id, WaitSeconds, parse_duration_option
+from rabbit2docker.cli.output import say
 
 if TYPE_CHECKING:
     from rabbit2docker.cli.overview import BuildRow
@@ -54,10 +55,10 @@ def list_(
 def _print_rows(found: "list[BuildRow]", *, as_json: bool) -> None:
     if as_json:
         for row in found:
-            typer.echo(json.dumps(row.as_dict(), ensure_ascii=False))
+            say(json.dumps(row.as_dict(), ensure_ascii=False))
         return
     if not found:
-        typer.echo("No builds match. `--since 7d` looks back further.")
+        say("No builds match. `--since 7d` looks back further.")
         return
     from rabbit2docker.cli.console import out
     from rabbit2docker.cli.overview import as_table
@@ -75,7 +76,7 @@ def status(id_: Id, as_json: AsJson = False, wait: WaitSeconds = 10.0) -> None:
     found = rows(run_with_history(lambda history: past_events(history, id_), wait))
     row = ([row for row in found if row.state != "unknown"] or found)[-1]
     if as_json:
-        typer.echo(json.dumps(row.as_dict(), ensure_ascii=False))
+        say(json.dumps(row.as_dict(), ensure_ascii=False))
     else:
         _print_status(row)
     raise typer.Exit((exit_code(row.end) if row.end else None) or Exit.COMPLETED)
@@ -86,9 +87,9 @@ def _print_status(row: "BuildRow") -> None:
 
     for key, value in row.as_dict().items():
         if key != "end" and value not in ("", None, []):
-            typer.echo(f"{key:<10} {', '.join(value) if isinstance(value, list) else value}")
+            say(f"{key:<10} {', '.join(value) if isinstance(value, list) else value}")
     for line in summary(row.end)[1:] if row.end else []:
-        typer.echo(line)
+        say(line)
 
 
 def logs(
@@ -126,10 +127,10 @@ def _print_lines(event: "Event", *, timestamps: bool, as_json: bool) -> None:
     for number, line in enumerate(event.data.lines, event.data.n):
         if as_json:
             entry = {"attempt": event.data.attempt, "n": number, **line.model_dump(mode="json")}
-            typer.echo(json.dumps(entry, ensure_ascii=False))
+            say(json.dumps(entry, ensure_ascii=False))
         else:
             time = f"{line.ts.isoformat(timespec='milliseconds')} " if timestamps else ""
-            typer.echo(f"{time}{line.text}")
+            say(f"{time}{line.text}", colours=True)
 
 
 def cancel(
@@ -172,7 +173,7 @@ async def _confirm_end(events: "BuildEvents", id_: str) -> Exit:
             Exit.NOT_FOUND,
         )
     for line in summary(received[-1]):
-        typer.echo(line)
+        say(line)
     code = exit_code(received[-1])
     return Exit.FAILED if code is None else code
 

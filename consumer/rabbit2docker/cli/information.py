@@ -9,6 +9,7 @@ import typer
 
 from rabbit2docker.cli.exits import Exit, errors_explained, fail
 from rabbit2docker.cli.options import BuildArgs, Labels, Subdir, parse_pairs
+from rabbit2docker.cli.output import say
 from rabbit2docker.settings.constants import (
     DEFAULT_GITHUB_HOSTNAME,
     DEFAULT_IMAGE_PREFIX,
@@ -79,10 +80,10 @@ def name(
             "repo_url": repository.repo_url,
         }
     if as_json:
-        typer.echo(json.dumps(names))
+        say(json.dumps(names))
         return
     for key, value in names.items():
-        typer.echo(f"{key}: {value}")
+        say(f"{key}: {value}")
 
 
 def schema(
@@ -100,14 +101,14 @@ def schema(
 
     schemas = documents.json_schemas()
     if asyncapi:
-        typer.echo(json.dumps(documents.asyncapi(), indent=2, ensure_ascii=False))
+        say(json.dumps(documents.asyncapi(), indent=2, ensure_ascii=False))
     elif message is None:
         for known in sorted(schemas):
-            typer.echo(known)
+            say(known)
     elif message not in schemas:
         fail(f"There is no message {message}. The names are: {', '.join(sorted(schemas))}.", Exit.NOT_FOUND)
     else:
-        typer.echo(json.dumps(schemas[message], indent=2, ensure_ascii=False))
+        say(json.dumps(schemas[message], indent=2, ensure_ascii=False))
 
 
 def settings(as_json: AsJson = False) -> None:
@@ -119,7 +120,7 @@ def settings(as_json: AsJson = False) -> None:
     found = [(key, _shown(value), text) for key, value, text in _leaves(values)]
     if as_json:
         for key, value, text in found:
-            typer.echo(json.dumps({"name": key, "value": value, "help": text}))
+            say(json.dumps({"name": key, "value": value, "help": text}))
     else:
         _print_settings(found)
 

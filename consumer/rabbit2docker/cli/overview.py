@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rabbit2docker.cli import texts
+from rabbit2docker.cli.output import printable
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import (
     Accepted,
@@ -128,5 +129,12 @@ def as_table(found: Iterable[BuildRow], width: int) -> Table:
         took = (row.ended - row.began).total_seconds() if row.ended and row.began else None
         what = f"{row.provider} {unquote(row.spec)}".strip()
         state = Text(row.state, style=STATE_STYLES.get(row.state, "cyan"))
-        table.add_row(row.id, texts.age(row.began), texts.seconds(took), state, Text(what), Text(row.message))
+        table.add_row(
+            row.id,
+            texts.age(row.began),
+            texts.seconds(took),
+            state,
+            Text(printable(what)),
+            Text(printable(row.message)),
+        )
     return table

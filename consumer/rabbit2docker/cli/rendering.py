@@ -1,7 +1,6 @@
 """Views of a build's events: live on a terminal, line by line in a pipe, as JSON for programs."""
 
 import json
-import sys
 from types import TracebackType
 from typing import Protocol, Self, assert_never
 
@@ -12,6 +11,7 @@ from rich.text import Text
 
 from rabbit2docker.cli import texts
 from rabbit2docker.cli.exits import Exit
+from rabbit2docker.cli.output import printable, say
 from rabbit2docker_schemas import events
 from rabbit2docker_schemas.cloudevents import Event, event_type
 from rabbit2docker_schemas.events import (
@@ -121,8 +121,7 @@ class JsonView:
 
     def show(self, event: Event) -> None:
         """Print the event."""
-        sys.stdout.write(as_json(event) + "\n")
-        sys.stdout.flush()
+        say(as_json(event))
 
 
 class PlainView:
@@ -152,11 +151,8 @@ class PlainView:
                 self._last_progress = text
             case _:
                 lines = [f"==> {line.strip()}" for line in summary(event)]
-        # A log may contain characters that the encoding of standard output does not have.
-        encoding = sys.stdout.encoding or "utf-8"
         for line in lines:
-            sys.stdout.write(line.encode(encoding, "replace").decode(encoding) + "\n")
-        sys.stdout.flush()
+            say(line, colours=True)
 
 
 class RichView:
@@ -191,7 +187,7 @@ class RichView:
         match event.data:
             case Log() as log:
                 for line in log.lines:
-                    self._console.print(Text.from_ansi(line.text), soft_wrap=True)
+                    self._console.print(Text.from_ansi(printable(line.text, colours=True)), soft_wrap=True)
             case Gap() as gap:
                 self._console.print(f"[yellow]lines {gap.first} to {gap.last} were lost[/]")
             case events.Progress() as progress:
@@ -209,7 +205,7 @@ class RichView:
         self._progress.update(
             self._task,
             phase=str(progress.phase),
-            description=escape(progress.message[:100]),
+            description=escape(printable(progress.message[:100])),
             completed=done,
             total=total or None,
         )

@@ -7,6 +7,7 @@ import typer
 
 from rabbit2docker.cli.exits import Exit, errors_explained, fail
 from rabbit2docker.cli.options import AsJson, parse_duration_option
+from rabbit2docker.cli.output import say
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -75,7 +76,7 @@ def _prune(
                 try:
                     await asyncio.to_thread(store.compact)
                 except StoreUnavailable as error:
-                    typer.echo(f"The file keeps its size, and the space is used again: {error}", err=True)
+                    say(f"The file keeps its size, and the space is used again: {error}", err=True)
             return plan
 
     _require_hub_extra()
@@ -87,10 +88,10 @@ def _report(plan: "PrunePlan", *, dry_run: bool, as_json: bool) -> None:
 
     if as_json:
         counts = {"builds": len(plan.builds), "logs": len(plan.logs), "log_bytes": plan.log_bytes}
-        typer.echo(json.dumps({**counts, "dry_run": dry_run}))
+        say(json.dumps({**counts, "dry_run": dry_run}))
         return
     verb = "would be deleted" if dry_run else "deleted"
-    typer.echo(
+    say(
         f"{len(plan.builds)} builds and the logs of {len(plan.logs)} others {verb}: "
         f"{size(plan.log_bytes)} of logs in all."
     )
@@ -125,9 +126,9 @@ def migrate(
 
         before, after = migrate_to(url, to)
     if as_json:
-        typer.echo(json.dumps({"from": before, "to": after}))
+        say(json.dumps({"from": before, "to": after}))
     else:
-        typer.echo(f"The tables were at {before or 'base'} and are at {after or 'base'} now.")
+        say(f"The tables were at {before or 'base'} and are at {after or 'base'} now.")
 
 
 def _require_hub_extra() -> None:

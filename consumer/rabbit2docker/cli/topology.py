@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rabbit2docker.cli.exits import Exit, errors_explained
+from rabbit2docker.cli.output import say
 from rabbit2docker.settings.constants import DEFAULT_TENANTS, DEFAULT_VHOST, is_configured
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def declare(tenant: Tenants = None) -> None:
     with errors_explained():
         settings = _settings(tenant)
     for line in run(lambda: declare_topology(settings)):
-        typer.echo(line)
+        say(line)
 
 
 @app.command()
@@ -56,11 +57,11 @@ def check(tenant: Tenants = None) -> None:
         settings = _settings(tenant)
     problems = run(lambda: check_topology(settings))
     for problem in problems:
-        typer.echo(problem)
+        say(problem)
     if problems:
-        typer.echo("Create what is missing with `rabbit2docker topology declare`.", err=True)
+        say("Create what is missing with `rabbit2docker topology declare`.", err=True)
         raise typer.Exit(Exit.FAILED)
-    typer.echo("The topology is complete.")
+    say("The topology is complete.")
 
 
 @app.command()
@@ -75,7 +76,7 @@ def export(tenant: Tenants = None) -> None:
     with errors_explained():
         tenants, vhost = _export_settings(tenant)
         definitions = as_definitions(make_topology(tenants), vhost=vhost)
-    typer.echo(json.dumps(definitions, indent=2))
+    say(json.dumps(definitions, indent=2))
 
 
 def _export_settings(tenants: list[str] | None) -> tuple[list[str], str]:
