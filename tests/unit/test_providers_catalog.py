@@ -1,5 +1,7 @@
 """Providers by prefix or pasted URL, and the specs that the operator allows."""
 
+from urllib.parse import quote
+
 import pytest
 
 from rabbit2docker.consumer.providers.catalog import Providers
@@ -56,6 +58,55 @@ def test_bans_take_precedence_over_allowances_in_any_case_and_spelling(
     if is_allowed:
         providers.check_allowed(prefix, spec)
         return
+    with pytest.raises(RequestRejected) as caught:
+        providers.check_allowed(prefix, spec)
+    assert caught.value.reason is RejectReason.NOT_ALLOWED
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://evil.example/team/repo.git",
+        "https://evil.example:443/team/repo",
+        "https://evil.example.:443/team/repo",
+        "https://evil.example./team/repo",
+        "https://evil.example//team///repo",
+        "https://evil.example/team/repo/",
+        "https://evil.example/t%65am/repo",
+        "https://www.evil.example/team/repo",
+        "HTTPS://EVIL.example/Team/repo",
+        "http://evil.example/team/repo",
+        "git://evil.example/team/repo",
+        "ssh://git@evil.example/team/repo",
+        "git@evil.example:team/repo.git",
+    ],
+)
+@pytest.mark.parametrize(
+    "pattern", ["https://evil.example/team/repo/", "https://evil.example/team/repo.git/"]
+)
+def test_no_spelling_of_an_address_evades_a_ban(url: str, pattern: str) -> None:
+    providers = Providers(ProviderSettings(banned_specs={"git": [pattern]}))
+    with pytest.raises(RequestRejected) as caught:
+        providers.check_allowed("git", f"{quote(url, safe='')}/HEAD")
+    assert caught.value.reason is RejectReason.NOT_ALLOWED
+    providers.check_allowed("git", f"{quote('https://evil.example:8443/team/repo', safe='')}/HEAD")
+    providers.check_allowed("git", f"{quote('https://evil.example/team/repository', safe='')}/HEAD")
+
+
+@pytest.mark.parametrize("banned", [{"gh": ["org/bad/"]}, {"git": ["https://github.com/org/bad/"]}])
+@pytest.mark.parametrize(
+    ("prefix", "spec"),
+    [
+        ("gh", "org/bad/main"),
+        ("gh", "org/bad.git/main"),
+        ("git", "https%3A%2F%2Fgithub.com%2Forg%2Fbad.git/main"),
+        ("git", "git%40github.com%3Aorg%2Fbad/main"),
+    ],
+)
+def test_a_ban_covers_a_repository_on_github_whichever_provider_is_named(
+    banned: dict[str, list[str]], prefix: str, spec: str
+) -> None:
+    providers = Providers(ProviderSettings(banned_specs=banned))
     with pytest.raises(RequestRejected) as caught:
         providers.check_allowed(prefix, spec)
     assert caught.value.reason is RejectReason.NOT_ALLOWED

@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 import aiohttp
 
+from rabbit2docker.consumer.providers.bans import spellings
 from rabbit2docker.consumer.providers.base import Provider
 from rabbit2docker.consumer.providers.gh import GitHubProvider
 from rabbit2docker.consumer.providers.git import GitProvider
@@ -30,6 +31,7 @@ class Providers:
         self._providers: dict[str, Provider] = {
             provider.prefix: provider(settings, session) for provider in _PROVIDERS
         }
+        self._github_hostname = settings.github_hostname
         self._banned = _compiled("banned_specs", settings.banned_specs)
         self._allowed = _compiled("allowed_specs", settings.allowed_specs)
 
@@ -42,16 +44,19 @@ class Providers:
     def check_allowed(self, prefix: str, spec: str) -> None:
         """Raise RequestRejected(NOT_ALLOWED) when a banned pattern matches, or allowed ones exist and none does.
 
-        Patterns are matched with the spec as written and unescaped: another spelling must not evade a ban.
+        Bans are matched with all spellings of the repository, also as another provider's: none must evade a ban.
         """
-        spellings = {spec, unquote(spec)}
-        if any(pattern.match(text) for pattern in self._banned.get(prefix, ()) for text in spellings):
+        if self._banned and any(
+            pattern.match(text)
+            for provider, text in spellings(prefix, spec, github_hostname=self._github_hostname)
+            for pattern in self._banned.get(provider, ())
+        ):
             raise RequestRejected(
                 RejectReason.NOT_ALLOWED,
                 f"The operator does not allow builds of {prefix} {spec}. Contact the operator for the reason.",
             )
         allowed = self._allowed.get(prefix, ())
-        if allowed and not any(pattern.match(text) for pattern in allowed for text in spellings):
+        if allowed and not any(pattern.match(text) for pattern in allowed for text in (spec, unquote(spec))):
             raise RequestRejected(
                 RejectReason.NOT_ALLOWED,
                 f"{prefix} {spec} is not among the repositories that the operator allows. Ask the operator to add it.",
