@@ -130,6 +130,29 @@ def test_values_of_build_arguments_are_redacted_in_every_encoding(prefix: str) -
     assert clean_text("true 3.11 multi", secrets) == "true 3.11 multi"
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("clone https://ada:to/ken@git.example/a", "clone https://***@git.example/a"),
+        ("clone https://ada:p/q/r+s=@git.example/a", "clone https://***@git.example/a"),
+        (
+            "GET https://git.example/a?private_token=abc&x=1",
+            "GET https://git.example/a?private_token=***&x=1",
+        ),
+        ("GET https://s3.example/a?X-Amz-Signature=abc", "GET https://s3.example/a?X-Amz-Signature=***"),
+        ('{"Authorization": "Bearer abc"}', '{"Authorization": "Bearer ***"}'),
+        ("{'authorization': 'Basic abc=='}", "{'authorization': 'Basic ***'}"),
+        ("> Authorization: token abc", "> Authorization: token ***"),
+        ("see https://git.example:8443/owner/repo@main", "see https://git.example:8443/owner/repo@main"),
+        ("see https://git.example/a?keyword=abc", "see https://git.example/a?keyword=abc"),
+    ],
+)
+def test_credentials_in_addresses_and_headers_are_redacted_however_they_are_written(
+    line: str, expected: str
+) -> None:
+    assert clean_text(line).replace("https://ada:***@", "https://***@") == expected
+
+
 def test_credentials_of_registries_and_git_are_redacted(tmp_path: Path) -> None:
     pair = base64.b64encode(f"ada:{PASSWORD}".encode()).decode()
     config = {"auths": {"registry.example": {"auth": pair}, "other.example": {"identitytoken": "identity-1"}}}

@@ -53,6 +53,24 @@ def test_a_program_that_configures_structlog_gets_the_librarys_entries_there() -
     assert '"event": "RabbitMQ unavailable, reconnecting"' in done.stderr
 
 
+def test_a_traceback_on_a_terminal_shows_no_values_of_variables() -> None:
+    program = """
+        from rabbit2docker.logs import configure
+        from rabbit2docker.settings import LogSettings
+        import structlog
+        configure(LogSettings(format="console"))
+        def connect(token):
+            raise OSError("no answer")
+        try:
+            connect("-".join(["secret", "token"]))
+        except OSError:
+            structlog.get_logger().exception("connecting failed")
+    """
+    done = subprocess.run([sys.executable, "-c", dedent(program)], capture_output=True, text=True, check=True)
+    assert "OSError: no answer" in done.stderr
+    assert "secret-token" not in done.stderr
+
+
 class TestGetLogger:
     @pytest.fixture(autouse=True)
     def unconfigured(self, monkeypatch: pytest.MonkeyPatch) -> None:

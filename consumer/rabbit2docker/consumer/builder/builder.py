@@ -120,8 +120,16 @@ INHERITED = re.compile(
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]")
 _CURSOR = re.compile(r"\x1b(?:\[[0-9;?]*[A-LN-Za-ln-z]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[^\[\]])")
-_URL_CREDENTIALS = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s'\"?#]+@")
-_AUTHORIZATION = re.compile(r"(?i)(authorization:?\s*(?:basic|bearer|token)\s+)\S+")
+# Repetitions are limited, so that the time for a line grows with its length and not with its square.
+_URL_CREDENTIALS = re.compile(r"(://)[^/\s'\"?#]+@")
+# A password with a slash is not correct there, and is pasted nevertheless. A port is no password.
+_URL_SLASHED_PASSWORD = re.compile(r"(://[^/\s'\"?#@:]{0,200}:)(?!\d{1,5}/)[^\s'\"@]{1,300}@")
+_URL_TOKEN = re.compile(
+    r"(?i)([?&](?:[\w-]{0,40}[_-])?(?:token|key|apikey|password|passwd|secret|sig|signature)=)[^&\s'\"#]+"
+)
+_AUTHORIZATION = re.compile(
+    r"(?i)(authorization['\"]?\s{0,5}[:=]?\s{0,5}['\"]?(?:basic|bearer|token)\s{1,5})[^\s'\"]+"
+)
 # Of a command line, or of its Python list: `--build-arg NAME=value`, `'--build-arg', 'NAME=value'`.
 _BUILD_ARGUMENT = re.compile(
     r"""(--build-arg(?:['"],\ |[= ])(?P<quote>['"])\w+=)(?:\\.|(?!(?P=quote)).)*"""
@@ -138,8 +146,8 @@ def clean_text(text: str, secrets: Iterable[str] = ()) -> str:
         parts = [part for part in text.split("\r") if part]
         text = parts[-1] if parts else ""
     text = _CONTROL.sub("", _CURSOR.sub("", text))
-    text = _URL_CREDENTIALS.sub(r"\1***@", text)
-    text = _AUTHORIZATION.sub(r"\1***", text)
+    text = _URL_SLASHED_PASSWORD.sub(r"\1***@", _URL_CREDENTIALS.sub(r"\1***@", text))
+    text = _AUTHORIZATION.sub(r"\1***", _URL_TOKEN.sub(r"\1***", text))
     if "--build-arg" in text:
         text = _BUILD_ARGUMENT.sub(lambda match: f"{match[1] or match[3]}***", text)
     for secret in secrets:
