@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import aio_pika
 import pytest
 
 from rabbit2docker import metrics
@@ -13,6 +14,7 @@ from rabbit2docker.amqp.broker import Broker, publishing
 from rabbit2docker.amqp.connection import BROKEN, close, open_connection, parse_url
 from rabbit2docker.amqp.dead_letters import dead_letters
 from rabbit2docker.client import History
+from rabbit2docker.consumer.intake.parsing import sender_of
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas import ids, routing
@@ -96,6 +98,23 @@ class TestDeliveries:
             assert again.received.message_id == delivery.received.message_id
             assert again.received.tries == 1
             await again.ack()
+
+    async def test_a_request_without_an_id_keeps_the_one_that_it_is_given_on_the_ladder(
+        self, settings: Settings
+    ) -> None:
+        async with running(settings) as broker:
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
+            connection = await open_connection(parse_url(settings.amqp, "test"))
+            try:
+                exchange = await (await connection.channel()).get_exchange(routing.REQUESTS_EXCHANGE)
+                await exchange.publish(aio_pika.Message(b"{}"), "request.default.interactive")
+            finally:
+                await close(connection)
+            [delivery] = await take(broker)
+            await delivery.retry(routing.RETRY_LADDER[0])
+            [again] = await take(broker)
+            await again.ack()
+            assert sender_of(again.received) == sender_of(delivery.received)
 
     async def test_a_dead_letter_keeps_its_reason_and_can_be_redriven_or_discarded(
         self, settings: Settings

@@ -1,5 +1,6 @@
 """The interface of the broker for intake, following and the command line; test doubles implement it."""
 
+import hashlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,6 +8,16 @@ from typing import Any, Protocol
 
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.routing import RetryRung
+
+
+def anonymous_id(body: bytes, timestamp: datetime | None) -> str:
+    """Return the id of a message without one: a hash of its content.
+
+    It makes a redelivery the same request. Two unnamed messages with the same body in the same second are the same
+    request, too.
+    """
+    seconds = timestamp.isoformat() if timestamp else ""
+    return "anon-" + hashlib.sha256(seconds.encode() + body).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)

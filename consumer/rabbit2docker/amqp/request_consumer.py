@@ -13,7 +13,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from rabbit2docker import metrics
 from rabbit2docker.amqp.connection import BROKEN, ManagedChannel, is_down
 from rabbit2docker.amqp.frame_screen import UNDECODABLE_HEADER
-from rabbit2docker.amqp.ports import Delivery, RequestMessage
+from rabbit2docker.amqp.ports import Delivery, RequestMessage, anonymous_id
 from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
 from rabbit2docker.amqp.request_log import RequestLog
 from rabbit2docker.logs import get_logger
@@ -71,7 +71,8 @@ def request_message_from(message: AbstractIncomingMessage, queue: str) -> Reques
         routing_key=key,
         queue=queue,
         headers=headers,
-        message_id=message_id,
+        # Before the first copy, which has a timestamp and a message_id of its own.
+        message_id=message_id or anonymous_id(message.body, timestamp),
         content_type=message.content_type,
         timestamp=timestamp,
         redelivered=bool(message.redelivered),
