@@ -28,7 +28,7 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def say(text: str, *, err: bool = False, colours: bool = False) -> None:
-    """Print a line, whoever its words are from; characters that the encoding of the stream lacks become `?`."""
+    """Print a line that may hold words of requesters; characters that the encoding of the stream lacks become `?`."""
     encoding = (sys.stderr if err else sys.stdout).encoding or "utf-8"
     shown = printable(text, colours=colours).encode(encoding, "replace").decode(encoding)
     typer.echo(shown, err=err)  # noqa: TID251 - the one place

@@ -110,7 +110,8 @@ class ProviderSettings(Group):
     allowed_specs: dict[str, list[str]] = {}
     """Regular expressions per provider, matched from the start, ignoring case; without any, all repositories are allowed."""
     banned_specs: dict[str, list[str]] = {}
-    """The same for repositories that are not allowed; takes precedence over `allowed_specs`."""
+    """The same for repositories that are not allowed, in any spelling and also as the other provider's;
+    takes precedence over `allowed_specs`."""
 
 
 class HttpSettings(Group):
