@@ -502,6 +502,15 @@ class TestRebuild:
         assert (await api.post(f"api/builds/{id_}/rebuild")).status == 202
         assert builds.asked[-1].force == repeated
 
+    @pytest.mark.parametrize(("after", "repeated"), [("completed", True), ("failed", False)])
+    async def test_a_rebuild_counts_the_end_that_the_client_has_seen_before_the_store(
+        self, api: Api, store: Store, builds: MemoryBuilds, after: str, repeated: bool
+    ) -> None:
+        id_ = await a_build(store, *BUILD)
+        assert (await api.post(f"api/builds/{id_}/rebuild?after={after}")).status == 202
+        assert builds.asked[-1].force is repeated
+        assert (await api.post(f"api/builds/{id_}/rebuild?after=unknown")).status == 400
+
     async def test_a_rebuild_accepts_no_options(self, api: Api, store: Store, builds: MemoryBuilds) -> None:
         id_ = await a_build(store, *BUILD, completed())
         assert (await api.post(f"api/builds/{id_}/rebuild", {"spec": "x"})).status == 400

@@ -54,6 +54,13 @@ class ListQuery(Query):
     """`next` of the previous page."""
 
 
+class RebuildQuery(Query):
+    """Parameters of a rebuild."""
+
+    after: BuildState | None = None
+    """State of the build that the client has seen in the events: the store may not have it yet."""
+
+
 class LogQuery(Query):
     """Parameters of a log."""
 
@@ -191,7 +198,8 @@ class RebuildHandler(ApiHandler):
         build = await self.find_build(id_)
         if self.request.body.strip() not in (b"", b"{}"):
             raise HttpError("A rebuild repeats the options of the build. Send no body.", 400)
-        await self.submit(rebuild_request(build, requester=self.user.name))
+        state = self.parse_query(RebuildQuery).after or build.state
+        await self.submit(rebuild_request(build, state, requester=self.user.name))
 
 
 class LogHandler(ApiHandler):

@@ -68,15 +68,15 @@ def _validate(**fields: Any) -> BuildRequest:
         raise HttpError(describe(error, CreateBuildRequest.model_fields), 400) from error
 
 
-def rebuild_request(build: Build, *, requester: str | None) -> BuildRequest:
-    """Return a request that repeats a build: anew after one that completed, otherwise as it was requested.
+def rebuild_request(build: Build, state: BuildState, *, requester: str | None) -> BuildRequest:
+    """Return a request that repeats a build in this state: anew if it completed, otherwise as it was requested.
 
     An image that was not built need not be forced: the next requests for it are to have the result, too.
     """
     options = build.options.model_dump(exclude_none=True) if build.options else {}
     force: Force = options.pop("force", False)
     force = KEEP_CACHE if options.pop("keep_cache", False) else force
-    if build.state is BuildState.COMPLETED:
+    if state is BuildState.COMPLETED:
         force = True
     return _validate(provider=build.provider, spec=build.spec, requester=requester, **options, force=force)
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from rabbit2docker.hub.store.models import Build, BuildPage, Record
-from rabbit2docker.hub.web.api import ListQuery, LogQuery
+from rabbit2docker.hub.web.api import ListQuery, LogQuery, RebuildQuery
 from rabbit2docker.hub.web.api_stream import BuildEvent, QueuePosition
 from rabbit2docker.hub.web.base import MAX_BODY_BYTES, Handler
 from rabbit2docker.hub.web.build_form import CreateBuildRequest
@@ -207,6 +207,7 @@ def _rebuild() -> Json:
     return {
         "operationId": "rebuild",
         "summary": "Request the same build again; if it completed, even though its image exists",
+        "parameters": _parameters(RebuildQuery),
         "responses": {"202": _accepted(), **_errors("400", "403", "404", "413", "415", "429", "503")},
     }
 

@@ -41,7 +41,7 @@ function showError(error) {
 async function rebuild() {
   byId("rebuild").disabled = true;
   try {
-    const build = await api.send("POST", `${api.pathOf(id)}/rebuild`);
+    const build = await api.send("POST", `${api.pathOf(id)}/rebuild?after=${state.build.state}`);
     location.assign(api.pageOf(build.id));
   } catch (error) {
     showError(error);
