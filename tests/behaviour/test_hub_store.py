@@ -252,6 +252,18 @@ class TestOneBuild:
         await store.record_request(request(), at=at(400))
         assert await state(store) == "completed"
 
+    @pytest.mark.parametrize("is_late", [False, True])
+    async def test_of_two_ends_of_a_build_the_later_one_counts_in_any_order(
+        self, store: Store, is_late: bool
+    ) -> None:
+        again = replace(completed(seconds=200), id=ids.terminal_event_id(BUILD, "again"))
+        ends = [failed(), again]
+        for end in reversed(ends) if is_late else ends:
+            await store.put([accepted(), end])
+        build = await store.build(BUILD)
+        assert build is not None
+        assert (build.state, build.ended_at) == ("completed", at(200))
+
     @pytest.mark.parametrize("order", ["ask share join", "ask join share", "join ask share"])
     async def test_a_request_that_joins_another_build_is_found_there_with_its_requesters(
         self, store: Store, order: str

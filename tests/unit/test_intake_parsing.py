@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rabbit2docker.amqp.ports import RequestMessage
+from rabbit2docker.amqp.ports import RequestMessage, anonymous_id
 from rabbit2docker.consumer.intake.parsing import (
     IncomingCancel,
     IncomingRequest,
@@ -34,7 +34,9 @@ def received(body: object, key: str = "request.ada.interactive", **changes: Any)
         "redelivered": False,
         "tries": 0,
     }
-    return RequestMessage(**{**fields, **changes})
+    fields |= changes
+    fields["message_id"] = fields["message_id"] or anonymous_id(fields["body"], fields["timestamp"])
+    return RequestMessage(**fields)
 
 
 def parsed(message: RequestMessage) -> object:

@@ -13,7 +13,7 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from rabbit2docker.amqp.connection import open_connection, parse_url, translated
 from rabbit2docker.amqp.frame_screen import UNDECODABLE_HEADER
 from rabbit2docker.amqp.publisher import make_message
-from rabbit2docker.amqp.request_consumer import MESSAGE_HEADER, as_short_string
+from rabbit2docker.amqp.request_consumer import MESSAGE_HEADER, as_short_string, header_text
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.routing import (
     ATTEMPT_HEADER,
@@ -48,10 +48,6 @@ class DeadLetter:
     """The properties that cannot be decoded and are missing here, and why."""
 
 
-def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-
 def read_dead_letter(message: AbstractIncomingMessage) -> DeadLetter:
     """Parse a message of the dead-letter queue."""
     headers = dict(message.headers)
@@ -75,15 +71,15 @@ def read_dead_letter(message: AbstractIncomingMessage) -> DeadLetter:
             for name, value in headers.items()
             if name not in _OWN_HEADERS and not name.startswith("x-")
         },
-        undecodable=_text(headers.get(UNDECODABLE_HEADER, "")),
+        undecodable=header_text(headers.get(UNDECODABLE_HEADER, "")),
     )
 
 
 def _reason(headers: dict[str, Any]) -> tuple[str, str]:
     if REASON_HEADER in headers:
-        return _text(headers[REASON_HEADER]), _text(headers.get(MESSAGE_HEADER, ""))
+        return header_text(headers[REASON_HEADER]), header_text(headers.get(MESSAGE_HEADER, ""))
     if "x-first-death-reason" in headers:
-        reason = _text(headers["x-first-death-reason"])
+        reason = header_text(headers["x-first-death-reason"])
         return reason, "RabbitMQ dropped it: it was delivered too often without being settled."
     return "unroutable", "No queue takes messages with this routing key."
 

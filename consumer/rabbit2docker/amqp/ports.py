@@ -29,7 +29,8 @@ class RequestMessage:
     """The key of its first publication, kept through the retry ladder."""
     queue: str
     headers: Mapping[str, Any]
-    message_id: str | None
+    message_id: str
+    """A hash of the content if the publisher gave none."""
     content_type: str | None
     timestamp: datetime | None
     """Time of publication according to the publisher, in whole seconds."""

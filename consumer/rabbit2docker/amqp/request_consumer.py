@@ -38,13 +38,14 @@ MESSAGE_HEADER: Final = "r2d-message"
 _MAX_REASON: Final = 1000
 
 
-def _text(value: Any) -> str:
+def header_text(value: Any) -> str:
+    """Return a header's value as text."""
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def as_short_string(value: Any) -> str:
     """Return a header's value as a property or routing key can hold it, which have at most 255 bytes."""
-    return _text(value).encode(errors="replace")[:255].decode(errors="ignore")
+    return header_text(value).encode(errors="replace")[:255].decode(errors="ignore")
 
 
 def _number(value: Any) -> int:
@@ -77,7 +78,7 @@ def request_message_from(message: AbstractIncomingMessage, queue: str) -> Reques
         timestamp=timestamp,
         redelivered=bool(message.redelivered),
         tries=tries,
-        undecodable=_text(headers.get(UNDECODABLE_HEADER, "")),
+        undecodable=header_text(headers.get(UNDECODABLE_HEADER, "")),
     )
 
 
@@ -153,8 +154,7 @@ class AmqpDelivery:
     async def _publish_copy(self, exchange: str, key: str, headers: dict[str, Any]) -> None:
         received = self._received
         kept = {name: value for name, value in received.headers.items() if not name.startswith("x-")}
-        if received.message_id:
-            kept[MESSAGE_ID_HEADER] = received.message_id  # it may name the request
+        kept[MESSAGE_ID_HEADER] = received.message_id  # it may name the request
 
         def message() -> aio_pika.Message:
             return make_message(

@@ -42,8 +42,7 @@ class RequestLog:
             metrics.REQUESTS_NOT_LOGGED.inc()
             return
         headers = {name: value for name, value in received.headers.items() if not name.startswith("x-")}
-        if received.message_id:
-            headers[MESSAGE_ID_HEADER] = received.message_id  # it may name the request
+        headers[MESSAGE_ID_HEADER] = received.message_id  # it may name the request
 
         def message() -> aio_pika.Message:
             return make_message(

@@ -120,7 +120,8 @@ INHERITED = re.compile(
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]")
 _CURSOR = re.compile(r"\x1b(?:\[[0-9;?]*[A-LN-Za-ln-z]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[^\[\]])")
-# Repetitions are limited, so that the time for a line grows with its length and not with its square.
+# Matches begin at a fixed text, and repetitions are limited or cannot overlap: the time for a line must not grow with the
+# square of its length.
 _URL_CREDENTIALS = re.compile(r"(://)[^/\s'\"?#]+@")
 # A password with a slash is not correct there, and is pasted nevertheless. A port is no password.
 _URL_SLASHED_PASSWORD = re.compile(r"(://[^/\s'\"?#@:]{0,200}:)(?!\d{1,5}/)[^\s'\"@]{1,300}@")
@@ -2066,15 +2067,9 @@ class Engine:
             raise PushFailed(judge_push(output.lines, self._image, output.is_under_way))
         return output.digest
 
-    @contextlib.contextmanager
-    def watched_disk(self) -> Iterator[DiskWatch]:
+    def watched_disk(self) -> DiskWatch:
         """Watch the engine's disk while a build runs; it cannot be seen from a pod."""
-        watch = DiskWatch(self._data_root)
-        watch.start()
-        try:
-            yield watch
-        finally:
-            watch.stop()
+        return DiskWatch(self._data_root)
 
     @functools.cached_property
     def _data_root(self) -> str | None:
@@ -2123,11 +2118,12 @@ class DiskWatch:
         self._thread = threading.Thread(target=self._watch, name="disk-watch", daemon=True)
         self._full_at = float("-inf")
 
-    def start(self) -> None:
+    def __enter__(self) -> DiskWatch:
         if self._path is not None:
             self._thread.start()
+        return self
 
-    def stop(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         if self._path is not None:
             self._thread.join()

@@ -104,10 +104,13 @@ class Admission:
             )
         if known is None:
             return False  # answered with an existing image: the lookup gives the same answer, or a build
-        await self._publish_accepted(known, incoming)
-        # Its end may have been decided in the meantime: then it is repeated, so that no answer is without an end.
-        await self._publish_known_end(self._context.attempts.get(known.name) or known)
+        await self._answer(known, incoming)
         return True
+
+    async def _answer(self, attempt: Attempt, incoming: IncomingRequest, notice: str | None = None) -> None:
+        """Publish that the request has this build, and repeat its end if that has been decided in the meantime."""
+        await self._publish_accepted(attempt, incoming, notice)
+        await self._publish_known_end(self._context.attempts.get(attempt.name) or attempt)
 
     async def _publish_accepted(
         self, attempt: Attempt, incoming: IncomingRequest, notice: str | None = None
@@ -171,8 +174,7 @@ class Admission:
         self._context.attempts.put(updated)
         if incoming.request_id not in updated.status.requests:
             return False
-        await self._publish_accepted(updated, incoming, notice)
-        await self._publish_known_end(self._context.attempts.get(updated.name) or updated)
+        await self._answer(updated, incoming, notice)
         return True
 
     async def _answer_cached(self, plan: Plan) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from rabbit2docker.amqp.ports import RequestMessage, anonymous_id
+from rabbit2docker.amqp.ports import RequestMessage
 from rabbit2docker.clock import utc_now
 from rabbit2docker_schemas.ids import BuildId, RequestId, build_id_of, routable_request_id
 from rabbit2docker_schemas.parsing import InvalidMessage, read_cancel, read_request
@@ -136,10 +136,8 @@ def _parse_cancel(
 
 
 def _request_id(received: RequestMessage, in_body: str | None) -> RequestId:
-    """Return the request id: the body's, else `ce-id`, else the message_id, else a hash of the content."""
-    if raw := in_body or _header(received, "ce-id") or received.message_id:
-        return routable_request_id(raw)
-    return RequestId(anonymous_id(received.body, received.timestamp))
+    """Return the request id: the body's, else `ce-id`, else the message_id."""
+    return routable_request_id(in_body or _header(received, "ce-id") or received.message_id)
 
 
 def _header(received: RequestMessage, name: str) -> str | None:

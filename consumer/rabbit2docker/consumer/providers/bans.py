@@ -23,7 +23,7 @@ def spellings(prefix: str, spec: str, *, github_hostname: str) -> Iterator[tuple
     try:
         if prefix == "gh":
             github = GitHubSpec.parse(spec)
-            host, path, ref = github_hostname, f"/{github.path}", github.ref
+            host, path, ref = github_hostname.lower(), f"/{github.path}", github.ref
         else:
             git = GitSpec.parse(spec)
             host, path = _place(git.url)
