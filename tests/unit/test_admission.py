@@ -7,6 +7,7 @@ import pytest
 from rabbit2docker.consumer.attempt_cache import AttemptCache
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.executors.base import AttemptStatus, StoredOutcome
+from rabbit2docker.consumer.following.outcome import stored
 from rabbit2docker.consumer.images.base import ImageInfo
 from rabbit2docker.consumer.intake.admission import Admission, AdmissionContext, AdmissionOutcome
 from rabbit2docker.consumer.intake.cancellation import Cancellation
@@ -138,6 +139,26 @@ async def test_a_request_does_not_join_a_build_whose_end_is_decided(intake: Inta
     await intake.executor.update_status(name, lambda status: status.model_copy(update={"outcome": outcome}))
     assert await intake.ask("second") == AdmissionOutcome.ACCEPTED
     assert len(intake.world.records) == 2
+
+
+async def test_a_request_gets_the_end_of_a_build_that_has_completed_and_is_not_reported_yet(
+    intake: Intake,
+) -> None:
+    """Without a look at the registry, it would be built again."""
+    await intake.ask("first")
+    [name] = intake.world.records
+    end = Completed(
+        build_id=intake.world.records[name].spec.build_id,
+        image="registry.example/one:0",
+        digest=DIGEST,
+        resolved_ref="0",
+    )
+    await intake.executor.update_status(
+        name, lambda status: status.model_copy(update={"outcome": stored(end)})
+    )
+    assert await intake.ask("second") == AdmissionOutcome.ATTACHED
+    assert len(intake.world.records) == 1
+    assert [event.kind for event in intake.publisher.events] == ["accepted", "accepted", "completed"]
 
 
 async def test_the_same_request_after_its_record_was_forgotten_is_another_generation(intake: Intake) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NewType, Protocol, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from rabbit2docker_schemas.events import Phase
+from rabbit2docker_schemas.events import Kind, Phase
 from rabbit2docker_schemas.ids import BuildId, RequestId
 from rabbit2docker_schemas.reasons import FailureReason
 from rabbit2docker_schemas.requests import BuildRequest
@@ -86,8 +86,12 @@ class AttemptStatus(Stored):
 
     @property
     def is_joinable(self) -> bool:
-        """True until the build is being cancelled or its outcome is decided: a later request needs another build."""
-        return self.cancelled_by is None and self.outcome is None and not self.reported
+        """True while the build can serve a further request: not if it is being cancelled, is repeated or has failed.
+
+        Between the outcome and its report, the image of a build that completed serves the request at once.
+        """
+        serves = self.outcome is None or self.outcome.kind == Kind.COMPLETED
+        return serves and self.cancelled_by is None and not self.reported
 
 
 class BuilderResult(Stored):
