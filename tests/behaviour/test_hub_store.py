@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as with_settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
-from sqlalchemy import NullPool, create_engine, inspect
+from sqlalchemy import NullPool, create_engine, inspect, text
 
 from rabbit2docker.errors import ConfigurationError, StoreFull, StoreRefused, StoreUnavailable
 from rabbit2docker.hub.store.database import Database, migrate, migrate_to, parse_url
@@ -39,6 +39,7 @@ from rabbit2docker_schemas.events import (
     LogLine,
     Phase,
     Progress,
+    ProgressDetail,
     Rejected,
     Timings,
 )
@@ -53,6 +54,15 @@ pytestmark = pytest.mark.docker
 MORNING = datetime(2026, 1, 5, 9, tzinfo=UTC)
 BUILD = ids.build_id_of("default", "r")
 OTHER = ids.build_id_of("default", "joins")
+
+BUILD_OF_VERSION_1 = (
+    "INSERT INTO r2d_builds (id, tenant, state, request_id, provider, spec, requested_at, last_event_at,"
+    " image, cached, attempt, message, outcome)"
+    " VALUES (:build, 'default', 'completed', 'r', 'gh', 'a/b/HEAD', 1, 2, 'an-image', false, 1, '',"
+    """ '{"kind": "completed", "timings": {}}')""",
+    "INSERT INTO r2d_requests (tenant, id, own_id, build_id, provider, spec)"
+    " VALUES ('default', 'r', :build, :build, 'gh', 'a/b/HEAD')",
+)
 
 
 def at(seconds: float) -> datetime:
@@ -217,6 +227,26 @@ class TestOneBuild:
         assert (build.requested_at, build.started_at, build.ended_at) == (at(0), at(1), at(100))
         assert (build.timings.building, build.message, build.attempt) == (3.5, "push", 1)
         assert [(log.attempt, log.lines, log.kept, log.cut_first) for log in build.logs] == [(1, 3, 3, None)]
+
+    async def test_what_a_build_waits_for_and_what_its_image_lacks_is_known(self, store: Store) -> None:
+        wait = progress("limited", seconds=1, phase=Phase.WAITING, attempt=0)
+        assert isinstance(wait.data, Progress)
+        limited = wait.data.model_copy(update={"detail": ProgressDetail(retry_at=at(600))})
+        await store.put([replace(wait, data=limited)])
+        await store.record_request(request(), at=at(0))
+        waiting = await store.build("r")
+        await store.put([accepted(seconds=601, notice="The default branch."), progress("b", seconds=602)])
+        building = await store.build("r")
+        end = completed(seconds=700)
+        assert isinstance(end.data, Completed)
+        await store.put([replace(end, data=end.data.model_copy(update={"warnings": ["No LFS."]}))])
+        ended = await store.build("r")
+        found = [each and (each.retry_at, each.notice, each.warnings) for each in (waiting, building, ended)]
+        assert found == [
+            (at(600), None, []),
+            (None, "The default branch.", []),
+            (None, "The default branch.", ["No LFS."]),
+        ]
 
     async def test_a_failed_build_has_the_reason_of_its_failure(self, store: Store) -> None:
         await store.put([accepted(), failed()])
@@ -662,6 +692,17 @@ class TestDatabases:
         with engine.connect() as connection:
             assert set(inspect(connection).get_table_names()) <= {VERSION_TABLE}
         assert migrate_to(url, "head") == (None, head)
+
+    async def test_a_build_of_an_older_version_is_shown_after_its_migration(self, url: str) -> None:
+        migrate_to(url, "0001")
+        engine = create_engine(parse_url(url), poolclass=NullPool)
+        with engine.begin() as connection:
+            for statement in BUILD_OF_VERSION_1:
+                connection.execute(text(statement), {"build": BUILD})
+        async with Store(url, "default") as store:
+            build = await store.build("r")
+        assert build is not None
+        assert (build.state, build.image, build.notice, build.warnings) == ("completed", "an-image", None, [])
 
     async def test_a_full_disk_of_postgresql_is_distinguished_from_an_outage(
         self, postgresql_url: str, postgresql_server: PostgreSQL

@@ -5,6 +5,7 @@ import base64
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
 
@@ -405,6 +406,25 @@ class TestLog:
             "Attempt 2 begins.",
             "again",
         ]
+
+    async def test_a_wait_counts_down_and_an_incomplete_image_is_marked(self, window: Looking) -> None:
+        builds, page = MemoryBuilds(), window.page
+        until = events.ProgressDetail(retry_at=datetime.now(UTC) + timedelta(hours=1))
+        builds.plan = [
+            events.Progress(
+                build_id="", attempt=0, phase=events.Phase.WAITING, message="Limited", detail=until
+            )
+        ]
+        async with serving(builds) as viewer:
+            await ask(page, viewer.address, "limited")
+            await expect(page.locator("#facts")).to_contain_text(re.compile(r"Next try\s*in \d+ min \d\d s"))
+            await builds.add(*BUILD, completed(warnings=["Git LFS files are missing.", "So is a submodule."]))
+            await state_is(page, "Completed")
+            await expect(page.locator("#image-warnings")).to_have_text(
+                "Git LFS files are missing.\nSo is a submodule.", use_inner_text=True
+            )
+            await expect(page.locator("#facts")).not_to_contain_text("Next try")
+            await page.goto("about:blank")
 
     async def test_a_line_has_an_address(self, start: Callable[..., HubService], window: Looking) -> None:
         hub = await asyncio.to_thread(start, lines=400)

@@ -94,6 +94,8 @@ class Build(Record):
     build_name: str | None = None
     repo_url: str | None = None
     resolved_ref: str | None = None
+    notice: str | None = None
+    """Text for people if not exactly what the request names is built, such as the default branch instead of `master`."""
     image: str | None = None
     """Name that the image has, or will have, in the registry; with its digest once a forced build has ended, or if the
     image existed."""
@@ -105,6 +107,10 @@ class Build(Record):
     attempt: int = 0
     message: str = ""
     """The latest progress, for a person."""
+    retry_at: AwareDatetime | None = None
+    """Time of the next try, while the build waits for one."""
+    warnings: list[str] = []
+    """Texts for people about content that the image lacks."""
     problem: Problem | None = None
     cancelled_by: str | None = None
     timings: Timings = Timings()

@@ -44,6 +44,7 @@ class BuildRow:
     build_name: str | None = None
     repo_url: str | None = None
     resolved_ref: str | None = None
+    notice: str | None = None
     image: str | None = None
     digest: str | None = None
     size: int | None = None
@@ -51,6 +52,7 @@ class BuildRow:
     attempt: int = 0
     phase: str | None = None
     message: str = ""
+    retry_at: datetime | None = None
     progress_key: str | None = None
     outcome: Any = None
     rejection: Any = None
@@ -113,6 +115,7 @@ def apply_accepted(row: RequestRow, accepted: Accepted, at: datetime) -> None:
         "resolved_ref": accepted.resolved_ref,
         "image": accepted.image,
         "cached": accepted.cached,
+        "notice": accepted.notice,
     }
 
 
@@ -140,6 +143,7 @@ def apply_requests(row: BuildRow, requests: list[RequestRow]) -> None:
         answer = min(answered, key=place)
         row.started_at = answer.accepted_at
         row.build_name, row.repo_url = answer.accepted["build_name"], answer.accepted["repo_url"]
+        row.notice = answer.accepted.get("notice")
         row.cached = row.cached or any(request.accepted["cached"] for request in answered)
         if not row.outcome or row.outcome["kind"] != BuildState.COMPLETED:
             row.resolved_ref, row.image = answer.accepted["resolved_ref"], answer.accepted["image"]
@@ -156,6 +160,7 @@ def apply_event(row: BuildRow, event: Event) -> None:
             key = f"{micros(event.time):020d} {event.id}"
             if row.progress_key is None or key > row.progress_key:
                 row.progress_key, row.phase, row.message = key, str(data.phase), data.message
+                row.retry_at = data.detail.retry_at
         case Completed() | Failed() | Cancelled():
             _apply_end(row, event, data)
         case Rejected():
@@ -175,6 +180,7 @@ def _apply_end(row: BuildRow, event: Event, end: Completed | Failed | Cancelled)
         case Completed():
             row.image, row.digest, row.size = end.image, end.digest, end.size
             row.resolved_ref, row.cached = end.resolved_ref, row.cached or end.cached
+            outcome["warnings"] = end.warnings
             outcome["timings"] = end.timings.model_dump(mode="json", exclude_none=True)
         case Failed():
             fields = set(Problem.model_fields) - {"retryable"}
@@ -221,12 +227,15 @@ def as_build(row: BuildRow, requesters: list[str], logs: list[LogExtent]) -> Bui
         build_name=row.build_name,
         repo_url=row.repo_url,
         resolved_ref=row.resolved_ref,
+        notice=row.notice,
         image=row.image,
         digest=row.digest,
         size=row.size,
         cached=row.cached,
         attempt=row.attempt,
         message=row.message,
+        retry_at=None if state.is_end else row.retry_at,
+        warnings=outcome.get("warnings") or [],
         problem=None if problem is None else Problem.model_validate(problem),
         cancelled_by=outcome.get("by"),
         timings=Timings.model_validate(outcome.get("timings") or {}),

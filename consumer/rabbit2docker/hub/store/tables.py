@@ -131,6 +131,7 @@ BUILDS: Final = Table(
     Column("build_name", CleanText),
     Column("repo_url", CleanText),
     Column("resolved_ref", CleanText),
+    Column("notice", CleanText),
     Column("image", CleanText),
     Column("digest", CleanText),
     Column("size", BigInteger),
@@ -139,6 +140,7 @@ BUILDS: Final = Table(
     # The latest progress, and the key that orders progress events.
     Column("phase", CleanText),
     Column("message", CleanText, nullable=False),
+    Column("retry_at", Moment),
     Column("progress_key", CleanText),
     # Content of the terminal event, and of the rejection of its own request.
     Column("outcome", Json),

@@ -110,14 +110,15 @@ const HANDLERS = {
   rejected(state, { reason, message, retryable }, time) {
     state.end("rejected", time, { problem: { reason, message, retryable, hint: "", tail: [] } });
   },
-  progress(state, { phase, attempt, message }, time) {
+  progress(state, { phase, attempt, message, detail }, time) {
     state.enterPhase(phase, time, attempt);
     state.build.message = message;
+    state.build.retry_at = detail?.retry_at;
   },
   log: (state, data) => state.addLines(data),
   gap: (state, data) => state.addGap(data),
-  completed(state, { image, digest, size, resolved_ref, cached, timings }, time) {
-    state.end("completed", time, { image, digest, size, resolved_ref, cached, timings });
+  completed(state, { image, digest, size, resolved_ref, cached, timings, warnings }, time) {
+    state.end("completed", time, { image, digest, size, resolved_ref, cached, timings, warnings: warnings ?? [] });
   },
   failed(state, { reason, category, message, hint, exit_code, failed_step, tail, timings }, time) {
     state.end("failed", time, { problem: { reason, category, message, hint, exit_code, failed_step, tail: tail ?? [] }, timings });

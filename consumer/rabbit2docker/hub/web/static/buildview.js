@@ -70,11 +70,12 @@ function showTail(lines) {
   box.scrollTop = box.scrollHeight;
 }
 
-function showImage({ state, image, size, digest, cached }) {
+function showImage({ state, image, size, digest, cached, warnings }) {
   byId("image").hidden = !(state === "completed" && image);
   setText(byId("image-name"), image ?? "");
   const facts = [size ? formatBytes(size) : "", digest ?? "", cached ? "The image already existed, so nothing was built." : ""];
   setText(byId("image-facts"), facts.filter(Boolean).join(" · "));
+  setText(byId("image-warnings"), (warnings ?? []).join("\n"));
 }
 
 /** Update the phases with their durations. */
@@ -108,6 +109,13 @@ function link(url, text) {
 
 const timeElement = (time) => time && make("time", { datetime: time, title: exactTime(time) }, ago(time));
 
+/** Return when the service tries again, while that is in the future. */
+function nextTry({ state, retry_at }) {
+  const seconds = retry_at ? -secondsBetween(retry_at) : 0;
+  if (isEnd(state) || seconds <= 0) return "";
+  return make("time", { datetime: retry_at, title: exactTime(retry_at) }, `in ${formatDuration(seconds)}`);
+}
+
 function optionTexts(options) {
   const count = (values, noun) => (Object.keys(values ?? {}).length ? pluralize(Object.keys(values).length, noun) : "");
   const texts = [
@@ -134,6 +142,7 @@ export function showFacts(build) {
     ["Requested by", [build.requester, ...others].filter(Boolean).join(", ")],
     ["Requested", timeElement(build.requested_at)],
     [isEnd(build.state) ? "Duration" : "Running for", formatDuration(secondsBetween(build.requested_at, build.ended_at))],
+    ["Next try", nextTry(build)],
     ["Attempt", build.attempt > 1 ? String(build.attempt) : ""],
   ]);
 }
