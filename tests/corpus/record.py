@@ -4,10 +4,10 @@ Without names it records the cases that have no recording yet, with `--all` ever
 
 It needs the services of `make up`, with their addresses in the environment. A row of cases.toml describes the case:
 
-- `kind = "build"` runs repo2docker on the folder's `repository`, `"push"` pushes a small image, `"fetch"` runs
-  repo2docker on `url` with `provider`.
-- `registry = [rules]` starts a registry with faults (see registry.py); `@REGISTRY@` in a file is its address, and it
-  holds the base image as `@REGISTRY@/base:1` and `/index:1` for another platform. `@BASE@` is the base image of the tests.
+- `kind = "build"` runs repo2docker on the folder's `repository`, or on `url` with its content provider `provider`;
+  `"push"` pushes a small image.
+- `registry = [rules]` starts a registry with faults (see registry.py), which can also stand for an archive of data;
+  `@REGISTRY@` in a file, the `url` or a rule is its address, and it holds the base image as `@REGISTRY@/base:1` and `/index:1` for another platform. `@BASE@` is the base image of the tests.
 - `engine = "12m"` runs on a Docker engine whose disk is that small. It has the base image, except beside a
   registry: there, all layers have to be pulled.
 - `quota = true` makes that disk larger, with a quota of that size; `memory = 30` limits the megabytes of a step.
@@ -68,7 +68,7 @@ class Site:
         if self.registry and rules is not None:
             self._keep_base_image(self.registry)
             put_image_index(self.registry)
-            self.registry.rules = [Rule(text) for text in rules]
+            self.registry.rules = [Rule(text.replace("@REGISTRY@", self.address)) for text in rules]
 
     def docker(self, *arguments: str, check: bool = True) -> bytes:
         """Run the docker client and return all that it printed."""
@@ -203,7 +203,6 @@ def record_build(name: str, case: dict[str, Any], site: Site) -> bytes:
     """Run repo2docker and return its output."""
     directory = site.directory / "repository"
     source = case.get("url", str(directory)).replace("@REGISTRY@", site.address)
-    source = source.replace("@GIT@", os.environ["RABBIT2DOCKER_TEST_GIT_URL"])
     write_repository(name, case, site, directory)
     provider = case.get("provider", "Local")
     config = site.directory / "repo2docker_config.py"

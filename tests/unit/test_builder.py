@@ -588,9 +588,7 @@ exit 1"""
     ("lines", "code", "reason"),
     [
         ("", 1, "fetch_failed"),
-        (JSON_LINE % ("fatal: could not read Username for host", "fetching"), 1, "repository_private"),
-        (JSON_LINE % ("Failed to check out ref nope", "fetching"), 1, "ref_not_found"),
-        (JSON_LINE % ("fatal: Could not resolve host", "fetching"), 1, "fetch_failed"),
+        (JSON_LINE % ("Downloading", "fetching"), 1, "fetch_failed"),
         (JSON_LINE % ("Using it", "building"), 1, "no_environment"),
         (JSON_LINE % ("Cloning", "fetching") + "kill -9 $$", None, "builder_out_of_memory"),
     ],

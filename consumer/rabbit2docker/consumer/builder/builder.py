@@ -438,14 +438,6 @@ SIGNALS = (
     (PUSH, r"^write .*" + _FULL, "disk_full", "The disk of the Docker engine is full: {error}"),
     (PUSH, r"", "push_failed", "The image could not be pushed: {error}"),
 )  # fmt: skip
-# The first match wins. Words of git, which repo2docker's content provider for Git passes on.
-_FETCHING = (
-    (r"could not read Username|Authentication failed|terminal prompts disabled|Permission denied \(publickey",
-     "repository_private", "The repository requires credentials."),
-    (r"Failed to check out ref|couldn't find remote ref|Remote branch .* not found|unknown revision|not our ref"
-     r"|Could not parse object|reference is not a tree|'git', 'reset', '--hard', .* returned non-zero",
-     "ref_not_found", "The repository has no such branch, tag or commit."),
-)  # fmt: skip
 # Functions of repo2docker that read a file whose name their errors may lack.
 _READERS = (
     (r"buildpacks/base\.py", "binder_dir", "binder"),
@@ -527,6 +519,8 @@ class RaisedError:
         frames = trace[: len(trace) - len(self.text)] if trace.endswith(self.text) else trace
         self.met_network = re.search(r'^  File ".*/(?:requests|urllib3)/', frames, re.MULTILINE) is not None
         """True if a request to a server failed, also where repo2docker raised an error of its own for it."""
+        self.was_refused = re.match(r"4(?!08|29)\d\d Client Error: ", self.text) is not None
+        """True if the server answered that it will not serve the request, now or later."""
         self._frames = [
             (found["file"], found["function"])
             for found in map(_FRAME.match, frames.rpartition(_TRACEBACK)[2].splitlines())
@@ -691,16 +685,16 @@ class BuildOutput:
             return Verdict("no_environment", message)
         if self.complaint.startswith("Container engine initialization error"):
             return judge(CLIENT, self.complaint)
-        text = "\n".join([*self._fetched, raised.text if raised else ""])
         own_words = [
             line for line in self._fetched if line.startswith(("fatal: ", "error: "))
         ] or self._fetched
         last = " ".join([raised.text if raised else "", *own_words[-1:]])
         shown = " ".join((last or self.complaint or self._last).split())[:600]
         if phase in ("waiting", "fetching"):
-            for pattern, reason, message in _FETCHING:
-                if re.search(pattern, f"{text}\n{self._last}"):
-                    return Verdict(reason, message)
+            if raised and raised.met_network and not raised.was_refused:
+                return Verdict(
+                    "fetch_interrupted", f"The repository's server failed or could not be reached: {shown}"
+                )
             return Verdict("fetch_failed", f"The repository could not be fetched: {shown}")
         return Verdict("no_environment", f"repo2docker cannot build the repository: {shown}")
 
