@@ -7,7 +7,7 @@ CHROMIUM := .run/chromium
 # Most tests wait, for processes and services: more of them at a time than there are cores.
 WORKERS ?= 4
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo hub-demo test test-fast test-hub test-cluster cluster-prepare cluster-up cluster-down lint docs docs-reference docs-screenshots corpus serve bench bench-cluster clean
+.PHONY: help venv up down status demo hub-demo test test-fast test-hub test-cluster cluster-prepare cluster-up cluster-down lint docs docs-reference docs-screenshots corpus fuzz chaos serve bench bench-cluster clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 21
@@ -90,6 +90,15 @@ docs-reference: venv  ## write the reference pages, schemas and chart schema fro
 
 docs-screenshots: venv $(CHROMIUM)/.complete  ## take the screenshots of the pages anew
 	@$(BIN)/python -m docs.screenshots docs/images
+
+FAULTS ?= 1000
+HOURS ?= 24
+chaos: venv  ## kill, cut and fill at random, by SEED=… up to FAULTS=1000 or HOURS=24, and check that no promise was broken
+	@$(BIN)/python -m deploy.dev run -- $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --faults $(FAULTS) --hours $(HOURS)
+
+INPUTS ?= 100000
+fuzz: venv  ## try INPUTS=100000 hostile inputs at every door: messages, events, builder output, records, answers, HTTP
+	@FUZZ_INPUTS=$(INPUTS) $(BIN)/pytest --numprocesses 2 --timeout 0 --dist worksteal tests/fuzz $(ARGS)
 
 corpus: venv  ## record all failures of tests/corpus anew, which takes half an hour, and judge them
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/python -m tests.corpus.record --all

@@ -18,7 +18,12 @@
 Exceptions of libraries are translated where the library is called, with `raise … from`, and go no further.
 """
 
+from typing import Final
+
 from rabbit2docker_schemas.reasons import RejectReason
+
+LONGEST_RETRY_AFTER: Final = 86_400.0
+"""Seconds to which a wait is limited that another side asks for: it may name any number."""
 
 
 class Rabbit2DockerError(Exception):
@@ -40,10 +45,13 @@ class TransientError(Rabbit2DockerError):
     """A dependency is away for now; the message names it."""
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
-        """Take the `message` for users; `retry_after`: seconds until a retry makes sense, if the other side named them."""
+        """Take the `message` for users; `retry_after`: seconds until a retry makes sense, if the other side named them.
+
+        The other side may name any number; it is limited to LONGEST_RETRY_AFTER.
+        """
         super().__init__(message)
         self.message = message
-        self.retry_after = retry_after
+        self.retry_after = None if retry_after is None else min(max(0.0, retry_after), LONGEST_RETRY_AFTER)
 
 
 class ProviderUnavailable(TransientError):

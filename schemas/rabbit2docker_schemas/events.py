@@ -40,6 +40,11 @@ AnyCategory = Annotated[Category | str, Field(union_mode="left_to_right")]
 AnyFailureReason = Annotated[FailureReason | str, Field(union_mode="left_to_right")]
 AnyRejectReason = Annotated[RejectReason | str, Field(union_mode="left_to_right")]
 
+Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
+"""A number that every JSON reader, and every database, can hold."""
+AttemptNumber = Annotated[int, Field(ge=0, le=2**31 - 1)]
+ExitCode = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+
 
 class EventData(BaseModel):
     """The JSON body of an event."""
@@ -70,7 +75,7 @@ class BuildOptions(EventData):
     build_args: dict[str, str] = {}
     labels: dict[str, str] = {}
     appendix: str | None = None
-    timeout_seconds: int | None = None
+    timeout_seconds: Count | None = None
 
 
 class Accepted(EventData):
@@ -113,10 +118,10 @@ class Rejected(EventData):
 class ProgressDetail(EventData):
     """Details of a progress message in machine-readable form, for progress bars and tables."""
 
-    layers_done: int | None = None
-    layers_total: int | None = None
-    step: int | None = None
-    steps: int | None = None
+    layers_done: Count | None = None
+    layers_total: Count | None = None
+    step: Count | None = None
+    steps: Count | None = None
     waiting_for: str | None = None
     """Cause of the wait, such as a pod's waiting reason."""
     retry_in_seconds: float | None = None
@@ -131,7 +136,7 @@ class Progress(EventData):
 
     kind = Kind.PROGRESS
     build_id: str
-    attempt: int
+    attempt: AttemptNumber
     """Counted from 1; 0 while the build has no attempt yet."""
     phase: AnyPhase
     message: str
@@ -156,8 +161,8 @@ class Log(EventData):
 
     kind = Kind.LOG
     build_id: str
-    attempt: int
-    n: Annotated[int, Field(ge=0)]
+    attempt: AttemptNumber
+    n: Count
     """Number of the first of these lines; each attempt counts from 0."""
     lines: list[LogLine]
 
@@ -167,9 +172,9 @@ class Gap(EventData):
 
     kind = Kind.GAP
     build_id: str
-    attempt: int
-    first: Annotated[int, Field(ge=0)]
-    last: Annotated[int, Field(ge=0)]
+    attempt: AttemptNumber
+    first: Count
+    last: Count
     """The last lost line; the log continues with the next number."""
     message: str = ""
 
@@ -184,14 +189,14 @@ class Completed(EventData):
     of that tag."""
     digest: str
     """Digest of the manifest, as the registry reports it."""
-    size: int | None = None
+    size: Count | None = None
     """Compressed size of the layers in the registry, in bytes; absent if the registry does not report it."""
     resolved_ref: str
     cached: bool = False
     timings: Timings = Timings()
-    attempt: int | None = None
+    attempt: AttemptNumber | None = None
     """Absent if the image existed."""
-    lines: int | None = None
+    lines: Count | None = None
     """Total number of lines in the attempt's log."""
     repo2docker_version: str | None = None
     warnings: list[str] = []
@@ -209,15 +214,15 @@ class Failed(EventData):
     """Text for people: what happened and why."""
     hint: str
     """Text for people: what to do next."""
-    exit_code: int | None = None
+    exit_code: ExitCode | None = None
     """Exit code of the builder; absent if it left none."""
     failed_step: str | None = None
     """The failed step of the image build, as written in the Dockerfile."""
     tail: list[str] = []
     """The last log lines."""
-    attempt: int
+    attempt: AttemptNumber
     timings: Timings = Timings()
-    lines: int | None = None
+    lines: Count | None = None
     """Total number of lines in the attempt's log."""
 
 
@@ -228,9 +233,9 @@ class Cancelled(EventData):
     build_id: str
     by: str
     """Name of the requester, as given in the cancel message."""
-    attempt: int
+    attempt: AttemptNumber
     """0 if there was no attempt yet."""
-    lines: int | None = None
+    lines: Count | None = None
     """Total number of lines in the attempt's log."""
 
 

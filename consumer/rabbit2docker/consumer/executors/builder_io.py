@@ -1,29 +1,50 @@
 """The builder's input and output, common to all executors: its specification and its line format."""
 
 import json
-from typing import Any, Final
+from datetime import datetime
+from typing import Any, Final, cast
 
 from rabbit2docker.consumer.executors.base import AttemptSpec, BuilderLine
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Phase
 
 _PHASES: Final[dict[str, Phase]] = {phase.value: phase for phase in Phase}
+_MAX_NUMBER: Final = 2**31
 
 
 def parse_line(data: bytes) -> BuilderLine | None:
     """Parse one line of the log; None if it is not in the builder's format."""
     try:
         line: dict[str, Any] = json.loads(data)
+        if not _is_number(line["n"]) or datetime.fromisoformat(line["ts"]).tzinfo is None:
+            return None
         return BuilderLine(
-            n=int(line["n"]),
-            ts=str(line["ts"]),
+            n=line["n"],
+            ts=line["ts"],
             phase=_PHASES.get(line["phase"], Phase.BUILDING),
-            text=str(line["text"]),
-            progress=line.get("progress"),
+            text=_encodable(line["text"]),
+            progress=_progress(line.get("progress")),
             clipped=line.get("clipped") is True,
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int and 0 <= value < _MAX_NUMBER
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can hold half a character
+        return text.encode(errors="replace").decode()
+    return text
+
+
+def _progress(value: object) -> dict[str, int] | None:
+    is_valid = isinstance(value, dict) and all(map(_is_number, value.values()))
+    return cast(dict[str, int], value) if is_valid else None
 
 
 def builder_spec(spec: AttemptSpec, settings: Settings) -> dict[str, Any]:

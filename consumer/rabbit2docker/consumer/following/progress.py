@@ -18,7 +18,7 @@ PHASE_MESSAGES: Final = {
 LINE_OVERHEAD_BYTES: Final = 80
 """Bytes that a line takes in a `log` event beside its text."""
 # BuildKit's plain output: "#8 [2/5] RUN pip install …"; with stages "#8 [build 2/5] …".
-_STEP = re.compile(r"^#\d+ \[(?:[\w.-]+ +)?(\d+)/(\d+)\] (.+)")
+_STEP = re.compile(r"^#\d+ \[(?:[\w.-]+ +)?(\d{1,6})/(\d{1,6})\] (.+)")
 
 
 @dataclass(frozen=True, slots=True)

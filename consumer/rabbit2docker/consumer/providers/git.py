@@ -241,7 +241,7 @@ def _environment() -> dict[str, str]:
 
 def _read_refs(output: str) -> dict[str, str]:
     refs = {}
-    for line in output.splitlines():
+    for line in output.split("\n"):  # names may hold other characters at which splitlines would split
         value, _, name = line.partition("\t")
         if is_object_id(value):
             refs[name] = value
