@@ -1,4 +1,4 @@
-"""How inputs are made: valid ones with a few things wrong, which go deeper than noise."""
+"""Inputs for fuzzing: valid ones with a few things wrong, which go deeper than noise."""
 
 import json
 import os

@@ -92,7 +92,7 @@ class Answer:
 
 
 class Answers:
-    """A session that gives one answer after the other, and the last one for ever."""
+    """A session that gives one answer after the other, and the last one indefinitely."""
 
     def __init__(self, answers: list[Answer]) -> None:
         self._answers = answers
