@@ -6,7 +6,8 @@ import aio_pika
 import pytest
 
 from rabbit2docker.amqp import declare
-from rabbit2docker.amqp.topology import as_definitions, make_topology
+from rabbit2docker.amqp.definitions import as_definitions
+from rabbit2docker.amqp.topology import make_topology
 from rabbit2docker.errors import TopologyMismatch
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas import routing

@@ -8,8 +8,9 @@ import pytest
 
 from rabbit2docker.amqp import declare
 from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.definitions import as_definitions
 from rabbit2docker.amqp.publisher import ConfirmedPublisher
-from rabbit2docker.amqp.topology import as_definitions, make_topology
+from rabbit2docker.amqp.topology import make_topology
 from rabbit2docker.client import BuildEvents
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
 from rabbit2docker.settings import AmqpSettings, Settings

@@ -9,9 +9,10 @@ import pytest
 
 from rabbit2docker.amqp import declare
 from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.definitions import as_definitions
 from rabbit2docker.amqp.queue_depth import depth_reader
 from rabbit2docker.amqp.request_publisher import RequestPublisher
-from rabbit2docker.amqp.topology import as_definitions, make_topology
+from rabbit2docker.amqp.topology import make_topology
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.requests import CancelRequest

@@ -1,4 +1,4 @@
-"""Every exchange, queue, stream, binding, policy and permission, with the reason for each argument. No I/O.
+"""Every exchange, queue, stream, binding and policy, with the reason for each argument. No I/O.
 
 An argument never changes; a policy is for operators to tune. Keeping a message that fails too often in `builds.dead`
 is an argument, because it has to work where policies cannot be set.
@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from rabbit2docker.amqp.users import UserSpec, make_users
 from rabbit2docker_schemas.routing import (
     BULK_QUEUE,
     CANCEL_QUEUE,
@@ -83,18 +84,6 @@ class PolicySpec:
     pattern: str
     definition: Arguments
     apply_to: str = "queues"
-
-
-@dataclass(frozen=True, slots=True)
-class UserSpec:
-    """Permissions of one role: regular expressions on names, and on routing keys of the two topic exchanges."""
-
-    name: str
-    configure: str
-    write: str
-    read: str
-    topics: tuple[tuple[str, str, str], ...]
-    """Exchange, writable keys, readable keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,29 +197,6 @@ def _policies() -> tuple[PolicySpec, ...]:
     )
 
 
-def _users(tenants: Iterable[str]) -> Iterable[UserSpec]:
-    yield UserSpec(
-        "rabbit2docker-worker",
-        configure="^$",
-        write=r"^builds\.(results|retry|dlx|log)$",
-        read=r"^builds\.(requests|requests\.bulk|cancels|unrouted)$",
-        topics=((RESULTS_EXCHANGE, r"^(build|request)\.", "^$"),),
-    )
-    for tenant in tenants:
-        own = rf"hub\.{tenant}\."
-        # Topic permissions do not apply to reading a stream, so each tenant has its own.
-        yield UserSpec(
-            f"hub-{tenant}",
-            configure=f"^{own}",
-            write=rf"^({own}.*|builds)$",
-            read=rf"^({own}.*|builds\.results|builds\.results\.log\.{tenant})$",
-            topics=(
-                (REQUESTS_EXCHANGE, rf"^(request\.{tenant}\.(interactive|bulk)|cancel\.{tenant})$", "^$"),
-                (RESULTS_EXCHANGE, "^$", rf"^(build|request)\.{tenant}\."),
-            ),
-        )
-
-
 def make_topology(tenants: Iterable[str]) -> Topology:
     """Return the topology for these tenants."""
     tenants = tuple(tenants)
@@ -263,90 +229,6 @@ def make_topology(tenants: Iterable[str]) -> Topology:
             ),
         ),
         policies=_policies(),
-        users=tuple(_users(tenants)),
+        users=tuple(make_users(tenants)),
         obsolete=tuple(_obsolete_bindings()),
     )
-
-
-def as_definitions(topology: Topology, *, vhost: str) -> dict[str, Any]:
-    """Return RabbitMQ definitions, for `load_definitions` or `rabbitmqctl import_definitions`.
-
-    Users have no password hash: logging in as one of them takes `rabbitmqctl change_password` first.
-    """
-    return {
-        "vhosts": [{"name": vhost}],
-        "users": [_user_definition(user) for user in topology.users],
-        "permissions": [_permission_definition(user, vhost) for user in topology.users],
-        "topic_permissions": [
-            {"user": user.name, "vhost": vhost, "exchange": exchange, "write": write, "read": read}
-            for user in topology.users
-            for exchange, write, read in user.topics
-        ],
-        "exchanges": [_exchange_definition(exchange, vhost) for exchange in topology.exchanges],
-        "queues": [_queue_definition(queue, vhost) for queue in topology.queues],
-        "bindings": [_binding_definition(binding, vhost) for binding in topology.bindings],
-        "policies": [_policy_definition(policy, vhost) for policy in topology.policies],
-    }
-
-
-def _user_definition(user: UserSpec) -> dict[str, Any]:
-    return {
-        "name": user.name,
-        "password_hash": "",
-        "hashing_algorithm": "rabbit_password_hashing_sha256",
-        "tags": [],
-    }
-
-
-def _permission_definition(user: UserSpec, vhost: str) -> dict[str, Any]:
-    return {
-        "user": user.name,
-        "vhost": vhost,
-        "configure": user.configure,
-        "write": user.write,
-        "read": user.read,
-    }
-
-
-def _exchange_definition(exchange: ExchangeSpec, vhost: str) -> dict[str, Any]:
-    return {
-        "name": exchange.name,
-        "vhost": vhost,
-        "type": exchange.type,
-        "durable": True,
-        "auto_delete": False,
-        "internal": False,
-        "arguments": exchange.arguments,
-    }
-
-
-def _queue_definition(queue: QueueSpec, vhost: str) -> dict[str, Any]:
-    return {
-        "name": queue.name,
-        "vhost": vhost,
-        "durable": True,
-        "auto_delete": False,
-        "arguments": queue.arguments,
-    }
-
-
-def _binding_definition(binding: BindingSpec, vhost: str) -> dict[str, Any]:
-    return {
-        "source": binding.exchange,
-        "vhost": vhost,
-        "destination": binding.queue,
-        "destination_type": "queue",
-        "routing_key": binding.key,
-        "arguments": {},
-    }
-
-
-def _policy_definition(policy: PolicySpec, vhost: str) -> dict[str, Any]:
-    return {
-        "vhost": vhost,
-        "name": policy.name,
-        "pattern": policy.pattern,
-        "apply-to": policy.apply_to,
-        "definition": policy.definition,
-        "priority": 0,
-    }

@@ -71,7 +71,8 @@ def export(tenant: Tenants = None) -> None:
     Import it with `rabbitmqctl import_definitions`. The users have no password and cannot log in until you set one
     with `rabbitmqctl change_password`.
     """
-    from rabbit2docker.amqp.topology import as_definitions, make_topology
+    from rabbit2docker.amqp.definitions import as_definitions
+    from rabbit2docker.amqp.topology import make_topology
 
     with errors_explained():
         tenants, vhost = _export_settings(tenant)
