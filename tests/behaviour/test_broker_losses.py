@@ -61,7 +61,7 @@ def count(name: str, **labels: str) -> float:
 
 
 async def is_complete(settings: Settings) -> bool:
-    return await declare.check(settings) == []
+    return (await declare.check(settings)).problems == []
 
 
 async def read_stream(settings: Settings, stream: str) -> list[Any]:
@@ -96,7 +96,7 @@ class TestRestoring:
             assert delivery.received.routing_key == "request.default.interactive"
             await delivery.ack()
             assert count("topology_restored_total", kind="queue") == before + 1
-            assert await declare.check(settings) == []
+            assert (await declare.check(settings)).problems == []
             assert broker.topology_problems() == []
 
     @pytest.mark.usefixtures("often")
@@ -110,7 +110,7 @@ class TestRestoring:
             losses.exchange("builds.retry")
             losses.exchange("builds.dlx")
             losses.binding("builds", "builds.cancels")
-            assert len(await declare.check(settings)) > 6
+            assert len((await declare.check(settings)).problems) > 6
             await eventually(partial(is_complete, settings))
         assert count("topology_restored_total", kind="binding") >= 1
 
@@ -141,7 +141,7 @@ class TestRestoring:
         await declare.declare(settings)
         path = f"bindings/{losses.vhost}/e/builds/q/builds.requests.log"
         losses.api("POST", path, {"routing_key": "request.*.interactive"})
-        [problem] = await declare.check(settings)
+        [problem] = (await declare.check(settings)).problems
         assert "earlier version" in problem
         await declare.declare(settings)
         assert losses.api("GET", path) == []

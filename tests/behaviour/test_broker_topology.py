@@ -21,16 +21,18 @@ class TestTopology:
     async def test_a_declared_topology_passes_the_check_with_and_without_management(
         self, settings: Settings
     ) -> None:
-        missing = await declare.check(settings)
+        missing = (await declare.check(settings)).problems
         assert "queue builds.requests is missing" in missing
         await declare.declare(settings)
-        assert await declare.check(settings) == []
-        assert await declare.check(with_amqp(settings, management_url=None)) == []
+        assert (await declare.check(settings)).problems == []
+        blind = await declare.check(with_amqp(settings, management_url=None))
+        assert blind.problems == []
+        assert "bindings" in blind.notes[0]
 
     async def test_declaring_twice_changes_nothing(self, settings: Settings) -> None:
         await declare.declare(settings)
         await declare.declare(settings)
-        assert await declare.check(settings) == []
+        assert (await declare.check(settings)).problems == []
 
     async def test_declare_names_a_queue_that_has_other_arguments(
         self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
@@ -38,7 +40,7 @@ class TestTopology:
         rabbitmq.api("PUT", f"queues/{vhost}/builds.requests", {"durable": True, "arguments": {}})
         with pytest.raises(TopologyMismatch, match=r"builds\.requests exists with other arguments"):
             await declare.declare(settings)
-        problems = await declare.check(settings)
+        problems = (await declare.check(settings)).problems
         assert any("builds.requests" in problem for problem in problems)
 
     async def test_exported_definitions_import_and_pass_the_check(
@@ -47,7 +49,7 @@ class TestTopology:
         definitions = as_definitions(make_topology(settings.tenants), vhost=vhost)
         definitions.pop("vhosts")
         rabbitmq.api("POST", "definitions", definitions)
-        assert await declare.check(settings) == []
+        assert (await declare.check(settings)).problems == []
 
     async def test_a_user_without_the_right_to_declare_uses_the_existing_topology(
         self, settings: Settings, rabbitmq: RabbitMQ, vhost: str

@@ -83,6 +83,11 @@ def parse_url(settings: AmqpSettings, role: str) -> URL:
     return url.update_query(heartbeat=settings.heartbeat, name=f"rabbit2docker {role} {socket.gethostname()}")
 
 
+def vhost_of(settings: AmqpSettings) -> str:
+    """Return the virtual host of the AMQP URL, `/` where it names none. Raises ConfigurationError."""
+    return parse_url(settings, "topology").path.removeprefix("/") or "/"
+
+
 @contextmanager
 def translated(url: URL) -> Iterator[None]:
     """Translate the library's errors of connecting and declaring."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rabbit2docker.amqp.topology import BindingSpec, ExchangeSpec, PolicySpec, QueueSpec, Topology
+from rabbit2docker.amqp.topology import BindingSpec, ExchangeSpec, QueueSpec, Topology
 from rabbit2docker.amqp.users import UserSpec
 
 
@@ -23,7 +23,6 @@ def as_definitions(topology: Topology, *, vhost: str) -> dict[str, Any]:
         "exchanges": [_exchange_definition(exchange, vhost) for exchange in topology.exchanges],
         "queues": [_queue_definition(queue, vhost) for queue in topology.queues],
         "bindings": [_binding_definition(binding, vhost) for binding in topology.bindings],
-        "policies": [_policy_definition(policy, vhost) for policy in topology.policies],
     }
 
 
@@ -76,15 +75,4 @@ def _binding_definition(binding: BindingSpec, vhost: str) -> dict[str, Any]:
         "destination_type": "queue",
         "routing_key": binding.key,
         "arguments": {},
-    }
-
-
-def _policy_definition(policy: PolicySpec, vhost: str) -> dict[str, Any]:
-    return {
-        "vhost": vhost,
-        "name": policy.name,
-        "pattern": policy.pattern,
-        "apply-to": policy.apply_to,
-        "definition": policy.definition,
-        "priority": 0,
     }

@@ -1,14 +1,15 @@
-"""Every exchange, queue, stream, binding and policy, with the reason for each argument. No I/O.
+"""Every exchange, queue, stream and binding, with the reason for each argument. No I/O.
 
-An argument never changes; a policy is for operators to tune. Keeping a message that fails too often in `builds.dead`
-is an argument, because it has to work where policies cannot be set.
+Limits are arguments, taken from the settings, so that each queue and stream has them wherever it is declared. Policies
+are left to operators: there are none here, and those that exist are never changed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from rabbit2docker.amqp.users import UserSpec, make_users
+from rabbit2docker.settings.topology import TopologySettings
 from rabbit2docker_schemas.routing import (
     BULK_QUEUE,
     CANCEL_QUEUE,
@@ -31,16 +32,19 @@ from rabbit2docker_schemas.routing import (
     tenant_stream,
 )
 
-DELIVERY_LIMIT: Final = 20
-"""Deliveries of one message before it counts as poison. Each crash and each reconnect with the message unacknowledged
-counts. RabbitMQ 4 has this limit by default, and drops the message if no dead-letter exchange is set."""
 KEPT_DELIVERY_LIMIT: Final = 1_000_000_000
 """For dead letters, as listing delivers them, and for unrouted requests, which are held until their queue exists again.
 RabbitMQ 3 has no value for `unlimited`."""
-SEGMENT_BYTES: Final = 20_000_000
-"""Retention removes whole segments of a stream and always keeps one: the default of 500 MB would keep everything."""
 HUB_QUEUE_EXPIRES_MS: Final = 600_000
 HUB_QUEUE_LENGTH: Final = 100_000
+DEFAULTS: Final = TopologySettings()
+QUORUM: Final = {"x-queue-type": "quorum", "x-overflow": "reject-publish"}
+QUORUM_LIMITS: Final = {"x-quorum-initial-group-size": "quorum_replicas"}
+STREAM_LIMITS: Final = {
+    # Retention removes whole segments and always keeps one: RabbitMQ's default of 500 MB would keep everything.
+    "x-stream-max-segment-size-bytes": "segment_bytes",
+    "x-initial-cluster-size": "stream_replicas",
+}
 WORK_QUEUES: Final = (REQUESTS_QUEUE, BULK_QUEUE, CANCEL_QUEUE)
 
 Arguments = dict[str, Any]
@@ -54,6 +58,11 @@ class ExchangeSpec:
     type: str
     arguments: Arguments = field(default_factory=dict)
 
+    @property
+    def kind(self) -> str:
+        """Return `exchange`."""
+        return "exchange"
+
 
 @dataclass(frozen=True, slots=True)
 class QueueSpec:
@@ -61,6 +70,13 @@ class QueueSpec:
 
     name: str
     arguments: Arguments
+    limits: Mapping[str, str] = field(default_factory=dict)
+    """The setting behind each argument that may be another one in RabbitMQ, as it cannot be changed there."""
+
+    @property
+    def kind(self) -> str:
+        """Return `stream` or `queue`."""
+        return "stream" if self.arguments.get("x-queue-type") == "stream" else "queue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,66 +93,81 @@ class BindingSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class PolicySpec:
-    """Settings that can be changed while RabbitMQ runs."""
-
-    name: str
-    pattern: str
-    definition: Arguments
-    apply_to: str = "queues"
-
-
-@dataclass(frozen=True, slots=True)
 class Topology:
     """Everything, in the order in which it can be declared."""
 
     exchanges: tuple[ExchangeSpec, ...]
     queues: tuple[QueueSpec, ...]
     bindings: tuple[BindingSpec, ...]
-    policies: tuple[PolicySpec, ...]
     users: tuple[UserSpec, ...]
     obsolete: tuple[BindingSpec, ...] = ()
     """Bindings of earlier versions, which `declare` removes."""
 
-
-def _work_queue(name: str) -> QueueSpec:
-    return QueueSpec(
-        name,
-        {
-            "x-queue-type": "quorum",
-            "x-delivery-limit": DELIVERY_LIMIT,
-            "x-dead-letter-exchange": DEAD_LETTER_EXCHANGE,
-            # At-least-once is silently at-most-once unless the overflow is reject-publish.
-            "x-dead-letter-strategy": "at-least-once",
-            "x-overflow": "reject-publish",
-        },
-    )
+    @property
+    def objects(self) -> "tuple[ExchangeSpec | QueueSpec, ...]":
+        """Return all exchanges, queues and streams, in the order in which they can be declared."""
+        return (*self.exchanges, *self.queues)
 
 
-def _retry_queues() -> Iterable[tuple[QueueSpec, BindingSpec]]:
+def _queue(
+    name: str, arguments: Arguments, settings: TopologySettings, limits: Mapping[str, str]
+) -> QueueSpec:
+    values = {argument: _value(argument, getattr(settings, setting)) for argument, setting in limits.items()}
+    given = {argument: value for argument, value in values.items() if value is not None}
+    return QueueSpec(name, arguments | given, limits)
+
+
+def _value(argument: str, setting: Any) -> Any:
+    """Return the value of an argument: ages are days in the settings."""
+    match argument:
+        case "x-max-age":
+            return f"{setting}D"
+        case "x-message-ttl":
+            return setting * 24 * 3600 * 1000
+        case _:
+            return setting
+
+
+def _work_queue(name: str, settings: TopologySettings) -> QueueSpec:
+    arguments = {
+        **QUORUM,
+        "x-dead-letter-exchange": DEAD_LETTER_EXCHANGE,
+        # At-least-once is silently at-most-once unless the overflow is reject-publish.
+        "x-dead-letter-strategy": "at-least-once",
+    }
+    # RabbitMQ 4 has a delivery limit by default, and drops the message if there is no dead-letter exchange.
+    limits = {"x-max-length": "requests_length", "x-delivery-limit": "delivery_limit", **QUORUM_LIMITS}
+    return _queue(name, arguments, settings, limits)
+
+
+def _retry_queues(settings: TopologySettings) -> Iterable[tuple[QueueSpec, BindingSpec]]:
+    limits = {"x-max-length": "retry_length", "x-delivery-limit": "delivery_limit", **QUORUM_LIMITS}
     for queue in WORK_QUEUES:
         for rung in RETRY_LADDER:
             name = retry_queue(rung, queue)
             arguments = {
-                "x-queue-type": "quorum",
-                "x-delivery-limit": DELIVERY_LIMIT,
+                **QUORUM,
                 # One TTL per queue: messages expire at its head only, so mixed TTLs would block each other.
                 "x-message-ttl": rung.seconds * 1000,
                 "x-dead-letter-exchange": "",
                 "x-dead-letter-routing-key": queue,
                 "x-dead-letter-strategy": "at-least-once",
-                "x-overflow": "reject-publish",
             }
-            yield QueueSpec(name, arguments), BindingSpec(RETRY_EXCHANGE, name, name)
+            yield _queue(name, arguments, settings, limits), BindingSpec(RETRY_EXCHANGE, name, name)
 
 
-def _stream(name: str) -> QueueSpec:
-    arguments = {
-        "x-queue-type": "stream",
-        "x-stream-max-segment-size-bytes": SEGMENT_BYTES,
-        "x-stream-filter-size-bytes": 64,
-    }
-    return QueueSpec(name, arguments)
+def _kept_queues(settings: TopologySettings) -> Iterable[QueueSpec]:
+    """Yield the queues whose messages wait for an operator, or for another queue."""
+    arguments = {**QUORUM, "x-delivery-limit": KEPT_DELIVERY_LIMIT}
+    dead = {"x-max-length": "dead_letters_length", "x-message-ttl": "dead_letters_days", **QUORUM_LIMITS}
+    yield _queue(DEAD_QUEUE, arguments, settings, dead)
+    unrouted = {"x-max-length": "requests_length", **QUORUM_LIMITS}
+    yield _queue(UNROUTED_QUEUE, arguments, settings, unrouted)
+
+
+def _stream(name: str, settings: TopologySettings, limits: Mapping[str, str]) -> QueueSpec:
+    arguments = {"x-queue-type": "stream", "x-stream-filter-size-bytes": 64}
+    return _queue(name, arguments, settings, {**limits, **STREAM_LIMITS})
 
 
 def hub_queue_arguments() -> Arguments:
@@ -173,40 +204,25 @@ def _obsolete_bindings() -> Iterable[BindingSpec]:
     yield BindingSpec(UNROUTED_EXCHANGE, DEAD_QUEUE, "")
 
 
-def _policies() -> tuple[PolicySpec, ...]:
-    return (
-        PolicySpec("builds-requests", r"^builds\.requests(\.bulk)?$", {"max-length": 10_000}),
-        PolicySpec("builds-cancels", r"^builds\.(cancels|unrouted)$", {"max-length": 10_000}),
-        PolicySpec(
-            "builds-dead",
-            r"^builds\.dead$",
-            {"message-ttl": 14 * 24 * 3600 * 1000, "max-length": 100_000, "overflow": "reject-publish"},
-        ),
-        PolicySpec(
-            "builds-requests-log",
-            r"^builds\.requests\.log$",
-            {"max-age": "30D", "max-length-bytes": 1_000_000_000},
-            "streams",
-        ),
-        PolicySpec(
-            "builds-results-log",
-            r"^builds\.results\.log\.",
-            {"max-age": "7D", "max-length-bytes": 5_000_000_000},
-            "streams",
-        ),
-    )
-
-
-def make_topology(tenants: Iterable[str]) -> Topology:
-    """Return the topology for these tenants."""
+def make_topology(tenants: Iterable[str], settings: TopologySettings = DEFAULTS) -> Topology:
+    """Return the topology for these tenants, with the limits of these settings."""
     tenants = tuple(tenants)
-    retry = tuple(_retry_queues())
-    kept = {"x-queue-type": "quorum", "x-delivery-limit": KEPT_DELIVERY_LIMIT}
-    dead, unrouted = (
-        QueueSpec(DEAD_QUEUE, kept),
-        QueueSpec(UNROUTED_QUEUE, kept | {"x-overflow": "reject-publish"}),
+    retry = tuple(_retry_queues(settings))
+    streams = (
+        _stream(
+            REQUEST_LOG_STREAM,
+            settings,
+            {"x-max-age": "request_log_days", "x-max-length-bytes": "request_log_bytes"},
+        ),
+        *(
+            _stream(
+                tenant_stream(tenant),
+                settings,
+                {"x-max-age": "events_days", "x-max-length-bytes": "events_bytes"},
+            )
+            for tenant in tenants
+        ),
     )
-    streams = [_stream(REQUEST_LOG_STREAM), *(_stream(tenant_stream(tenant)) for tenant in tenants)]
     return Topology(
         exchanges=(
             ExchangeSpec(UNROUTED_EXCHANGE, "fanout"),
@@ -218,7 +234,12 @@ def make_topology(tenants: Iterable[str]) -> Topology:
             ExchangeSpec(RETRY_EXCHANGE, "direct"),
             ExchangeSpec(RESULTS_EXCHANGE, "topic"),
         ),
-        queues=(dead, unrouted, *map(_work_queue, WORK_QUEUES), *(queue for queue, _ in retry), *streams),
+        queues=(
+            *_kept_queues(settings),
+            *(_work_queue(name, settings) for name in WORK_QUEUES),
+            *(queue for queue, _ in retry),
+            *streams,
+        ),
         bindings=(
             *_request_bindings(),
             *(binding for _, binding in retry),
@@ -228,7 +249,6 @@ def make_topology(tenants: Iterable[str]) -> Topology:
                 for key in hub_bindings(tenant)
             ),
         ),
-        policies=_policies(),
         users=tuple(make_users(tenants)),
         obsolete=tuple(_obsolete_bindings()),
     )

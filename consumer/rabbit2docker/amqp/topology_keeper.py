@@ -9,31 +9,26 @@ import random
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-from aio_pika.abc import AbstractConnection
-from aiormq.abc import AbstractChannel
-from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
-from yarl import URL
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 
 from rabbit2docker import metrics
-from rabbit2docker.amqp.connection import BROKEN, close, is_cancelled, is_down, open_connection, parse_url
-from rabbit2docker.amqp.declare import Management, mismatch
+from rabbit2docker.amqp.connection import parse_url
+from rabbit2docker.amqp.declarer import Declarer, Difference
+from rabbit2docker.amqp.management import Management
 from rabbit2docker.amqp.topology import BindingSpec, ExchangeSpec, QueueSpec, make_topology
-from rabbit2docker.errors import AccessRefused, BrokerUnavailable, Rabbit2DockerError
+from rabbit2docker.errors import AccessRefused, BrokerUnavailable, Rabbit2DockerError, TopologyMismatch
 from rabbit2docker.logs import get_logger
 from rabbit2docker.retry import Backoff, doubling
 from rabbit2docker.settings import Settings
 from rabbit2docker.tasks import TaskSet
 
 log = get_logger()
-Call = Callable[[AbstractChannel], Awaitable[Any]]
 
 CHECK_SECONDS: Final = 30.0
 PROBLEM_SECONDS: Final = 5.0
 """Pause between checks while something is missing, so that the service soon uses what an operator has declared."""
-ANSWER_SECONDS: Final = 10.0
-"""Limit for one of RabbitMQ's answers."""
 CLOSE_SECONDS: Final = 3.0
 """Time that a running check has at the end of the service."""
 SOONEST_SECONDS: Final = 0.5
@@ -48,7 +43,6 @@ _AFTER_RESTORING: Final = {
     "stream": "find out what deletes it; its history is gone",
     "binding": "find out what removes it",
 }
-_ANSWERS: Final = (ChannelNotFoundEntity, ChannelAccessRefused, ChannelPreconditionFailed)
 
 
 class TopologyKeeper:
@@ -60,14 +54,15 @@ class TopologyKeeper:
         """What is missing or differs and was not restored, as the last check found it."""
         self.missing_queues: set[str] = set()
         """Queues that the last check did not find and did not restore."""
-        self._topology = make_topology(settings.tenants)
+        self._topology = make_topology(settings.tenants, settings.topology)
         self._settings = settings.amqp
         self._on_checked = on_checked
         self._requested = asyncio.Event()
         self._refused: set[Hashable] = set()
         """What the user may not declare: each refusal closes a channel, so it is not tried at every check."""
         self._tasks = TaskSet()
-        self._rpc = _Rpc(parse_url(settings.amqp, "topology"))
+        self._declarer = Declarer(parse_url(settings.amqp, "topology"))
+        self._differences: set[Difference] = set()
 
     @property
     def may_restore(self) -> bool:
@@ -93,7 +88,7 @@ class TopologyKeeper:
                 await pauses.sleep()
         finally:
             await self._tasks.close(seconds=CLOSE_SECONDS)
-            await self._rpc.close()
+            await self._declarer.rpc.close()
 
     async def _wait_until_due(self) -> bool:
         """Wait for the next turn or for a request to check; return whether it was requested."""
@@ -110,20 +105,19 @@ class TopologyKeeper:
         self._requested.clear()
         found = _Findings()
         try:
+            for spec in self._topology.objects:
+                await self._check_object(spec, found)
+            # Read late: a binding that is lost in between would be restored without a word.
             unbound = await self._unbound()
-            for exchange in self._topology.exchanges:
-                await self._check_object(exchange, found)
-            for queue in self._topology.queues:
-                await self._check_object(queue, found)
             for binding in self._topology.bindings:
                 await self._check_binding(binding, found, is_missing=binding in unbound)
             await self._remove_obsolete()
         except (AccessRefused, BrokerUnavailable) as error:  # the other connections report it
             log.debug("topology not checked", reason=str(error))
-            await self._rpc.close()
+            await self._declarer.rpc.close()
         else:
             self._report(found)
-            await self._rpc.close_if_worn()
+            await self._declarer.rpc.close_if_worn()
         return found.has_restored
 
     def _report(self, found: "_Findings") -> None:
@@ -133,37 +127,44 @@ class TopologyKeeper:
                 log.error("topology incomplete", problem=problem, advice=ADVICE)
         if self.problems and not found.problems:
             log.info("topology complete again")
+        for difference in found.differences - self._differences:
+            log.warning("limit differs from the settings", problem=str(difference))
+        self._differences = found.differences
         self.problems, self.missing_queues = tuple(found.problems), found.missing_queues
 
     async def _check_object(self, spec: ExchangeSpec | QueueSpec, found: "_Findings") -> None:
         """Declare an exchange, queue or stream again if it is missing; compare its arguments."""
-        kind = _kind(spec)
         is_missing = await self._is_missing(spec)
+
+        async def declare() -> None:
+            found.differences.update(await self._declarer.declare(spec))
+
         try:
-            is_declared = await self._declared(
-                (kind, spec.name), partial(_declare, spec), is_missing=is_missing
-            )
-        except ChannelPreconditionFailed as error:
-            found.problems.append(str(mismatch(kind.capitalize(), spec.name, error)))
+            is_declared = await self._declared((spec.kind, spec.name), declare, is_missing=is_missing)
+        except TopologyMismatch as error:
+            found.problems.append(str(error))
             return
         if is_missing:
-            found.add_missing(kind, spec.name, is_restored=is_declared)
+            found.add_missing(spec.kind, spec.name, is_restored=is_declared)
 
     async def _check_binding(self, binding: BindingSpec, found: "_Findings", *, is_missing: bool) -> None:
         """Bind a queue again, whether or not the binding is known to be missing."""
+        bind = partial(self._declarer.bind, binding)
         try:
-            is_bound = await self._declared(binding, partial(_bind, binding), is_missing=is_missing)
+            is_bound = await self._declared(binding, bind, is_missing=is_missing)
         except ChannelNotFoundEntity:
             return  # its queue or exchange is missing, which is reported
         if is_missing:
             found.add_missing("binding", str(binding), is_restored=is_bound)
 
-    async def _declared(self, what: Hashable, call: Call, *, is_missing: bool) -> bool:
+    async def _declared(
+        self, what: Hashable, declare: Callable[[], Awaitable[None]], *, is_missing: bool
+    ) -> bool:
         """Declare what is in place or missing; return False if settings or permissions forbid it."""
         if not self._settings.declare or (what in self._refused and not is_missing):
             return False
         try:
-            await self._rpc.call(call)
+            await declare()
         except ChannelAccessRefused:
             self._refused.add(what)
             return False
@@ -171,15 +172,11 @@ class TopologyKeeper:
         return True
 
     async def _is_missing(self, spec: ExchangeSpec | QueueSpec) -> bool:
-        looking = ("look", _kind(spec), spec.name)  # a permission of its own from RabbitMQ 4.3 on
+        looking = ("look", spec.kind, spec.name)  # a permission of its own from RabbitMQ 4.3 on
         if looking in self._refused:
             return False
         try:
-            await self._rpc.call(partial(_declare, spec, passive=True))
-        except ChannelNotFoundEntity as error:
-            if is_down(error):
-                raise BrokerUnavailable(str(error)) from error
-            return True
+            return not await self._declarer.exists(spec)
         except ChannelAccessRefused:
             self._refused.add(looking)
         return False
@@ -198,7 +195,8 @@ class TopologyKeeper:
     async def _remove_obsolete(self) -> None:
         for binding in self._topology.obsolete:
             try:
-                await self._declared(("without", binding), partial(_unbind, binding), is_missing=False)
+                unbind = partial(self._declarer.unbind, binding)
+                await self._declared(("without", binding), unbind, is_missing=False)
             except ChannelNotFoundEntity:
                 continue
 
@@ -209,6 +207,7 @@ class _Findings:
 
     problems: list[str] = field(default_factory=list)
     missing_queues: set[str] = field(default_factory=set)
+    differences: set[Difference] = field(default_factory=set)
     has_restored: bool = False
 
     def add_missing(self, kind: str, name: str, *, is_restored: bool) -> None:
@@ -221,72 +220,3 @@ class _Findings:
         self.problems.append(f"{name} is missing" if kind == "binding" else f"{kind} {name} is missing")
         if kind == "queue":
             self.missing_queues.add(name)
-
-
-class _Rpc:
-    """Calls on a channel of its own. An answer that closes the channel costs a new channel, not the connection."""
-
-    def __init__(self, url: URL) -> None:
-        self._url = url
-        self._connection: AbstractConnection | None = None
-        self._channel: AbstractChannel | None = None
-        self._channels = 0
-
-    async def call(self, work: Call) -> None:
-        """Run one call. Raises the errors in `_ANSWERS`, AccessRefused or BrokerUnavailable."""
-        try:
-            await work(await self._open_channel())
-        except _ANSWERS:
-            raise
-        except BROKEN as error:
-            raise BrokerUnavailable(f"RabbitMQ did not answer: {error}") from error
-        except asyncio.CancelledError:
-            if is_cancelled():
-                raise
-            raise BrokerUnavailable("The connection to RabbitMQ was stuck.") from None
-
-    async def _open_channel(self) -> AbstractChannel:
-        if self._connection is None or self._connection.is_closed:
-            self._connection, self._channel, self._channels = await open_connection(self._url), None, 0
-        if self._channel is None or self._channel.is_closed:
-            opened = await self._connection.channel(publisher_confirms=False)
-            self._channel = await opened.get_underlay_channel()
-            self._channels += 1
-        return self._channel
-
-    async def close_if_worn(self) -> None:
-        """Close the connection if it has had several channels: the library frees what they hold only with it."""
-        if self._channels > 1:
-            await self.close()
-
-    async def close(self) -> None:
-        """Close the connection; the next call opens another one."""
-        connection, self._connection, self._channel = self._connection, None, None
-        if connection is not None:
-            await close(connection)
-
-
-def _kind(spec: ExchangeSpec | QueueSpec) -> str:
-    if isinstance(spec, ExchangeSpec):
-        return "exchange"
-    return "stream" if spec.arguments.get("x-queue-type") == "stream" else "queue"
-
-
-async def _declare(
-    spec: ExchangeSpec | QueueSpec, channel: AbstractChannel, *, passive: bool = False
-) -> None:
-    how: dict[str, Any] = {"passive": passive, "timeout": ANSWER_SECONDS}
-    if not passive:
-        how |= {"durable": True, "arguments": spec.arguments}
-    if isinstance(spec, ExchangeSpec):
-        await channel.exchange_declare(spec.name, exchange_type=spec.type, **how)
-    else:
-        await channel.queue_declare(spec.name, **how)
-
-
-async def _bind(binding: BindingSpec, channel: AbstractChannel) -> None:
-    await channel.queue_bind(binding.queue, binding.exchange, binding.key, timeout=ANSWER_SECONDS)
-
-
-async def _unbind(binding: BindingSpec, channel: AbstractChannel) -> None:
-    await channel.queue_unbind(binding.queue, binding.exchange, binding.key, timeout=ANSWER_SECONDS)

@@ -11,10 +11,10 @@ from rabbit2docker.cli.output import say
 from rabbit2docker.settings.constants import DEFAULT_TENANTS, DEFAULT_VHOST, is_configured
 
 if TYPE_CHECKING:
-    from rabbit2docker.settings import Settings
+    from rabbit2docker.settings import Settings, TopologySettings
 
 app = typer.Typer(
-    help="Declare, check or export exchanges, queues, streams and policies of RabbitMQ.",
+    help="Declare, check or export exchanges, queues, streams and bindings of RabbitMQ.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -34,31 +34,38 @@ def _settings(tenants: list[str] | None) -> "Settings":
 
 @app.command()
 def declare(tenant: Tenants = None) -> None:
-    """Create what is missing. Of existing objects, only policies are changed.
+    """Create what is missing. What exists is left as it is; limits that differ from the settings are listed.
 
-    Policies need RABBIT2DOCKER_AMQP__MANAGEMENT_URL.
+    Policies are never created or changed.
     """
     from rabbit2docker.amqp.declare import declare as declare_topology
     from rabbit2docker.cli.session import run
 
     with errors_explained():
         settings = _settings(tenant)
-    for line in run(lambda: declare_topology(settings)):
-        say(line)
+    differences = run(lambda: declare_topology(settings))
+    for difference in differences:
+        say(str(difference))
+    say("All exchanges, queues, streams and bindings exist.")
 
 
 @app.command()
 def check(tenant: Tenants = None) -> None:
-    """Compare RabbitMQ with the required topology; exit with 1 if something is missing or differs."""
+    """Compare RabbitMQ with the required topology; exit with 1 if something is missing or differs.
+
+    Bindings and policies are compared only with RABBIT2DOCKER_AMQP__MANAGEMENT_URL.
+    """
     from rabbit2docker.amqp.declare import check as check_topology
     from rabbit2docker.cli.session import run
 
     with errors_explained():
         settings = _settings(tenant)
-    problems = run(lambda: check_topology(settings))
-    for problem in problems:
+    report = run(lambda: check_topology(settings))
+    for problem in report.problems:
         say(problem)
-    if problems:
+    for note in report.notes:
+        say(f"note: {note}")
+    if report.problems:
         say("Create what is missing with `rabbit2docker topology declare`.", err=True)
         raise typer.Exit(Exit.FAILED)
     say("The topology is complete.")
@@ -75,16 +82,18 @@ def export(tenant: Tenants = None) -> None:
     from rabbit2docker.amqp.topology import make_topology
 
     with errors_explained():
-        tenants, vhost = _export_settings(tenant)
-        definitions = as_definitions(make_topology(tenants), vhost=vhost)
+        tenants, limits, vhost = _export_settings(tenant)
+        definitions = as_definitions(make_topology(tenants, limits), vhost=vhost)
     say(json.dumps(definitions, indent=2))
 
 
-def _export_settings(tenants: list[str] | None) -> tuple[list[str], str]:
-    """Return tenants and virtual host. The settings, slow to import, are read only if there are any."""
+def _export_settings(tenants: list[str] | None) -> tuple[list[str], "TopologySettings", str]:
+    """Return tenants, limits and virtual host. The settings, slow to import, are read only if there are any."""
     if not is_configured(os.environ):
-        return tenants or list(DEFAULT_TENANTS), DEFAULT_VHOST
-    from rabbit2docker.amqp.declare import vhost_of
+        from rabbit2docker.settings.topology import TopologySettings
+
+        return tenants or list(DEFAULT_TENANTS), TopologySettings(), DEFAULT_VHOST
+    from rabbit2docker.amqp.connection import vhost_of
 
     settings = _settings(tenants)
-    return settings.tenants, vhost_of(settings.amqp)
+    return settings.tenants, settings.topology, vhost_of(settings.amqp)

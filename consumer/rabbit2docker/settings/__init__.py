@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         load_settings,
         unknown_variables,
     )
+    from rabbit2docker.settings.topology import TopologySettings
 
 __all__ = [
     "CONFIG_FILE_VARIABLE",
@@ -50,11 +51,12 @@ __all__ = [
     "ProviderSettings",
     "Settings",
     "TenantCredentials",
+    "TopologySettings",
     "load_settings",
     "unknown_variables",
 ]
 
-_MODULES: Final = ("constants", "base", "amqp", "consumer", "kubernetes", "hub", "loading")
+_MODULES: Final = ("constants", "base", "amqp", "topology", "consumer", "kubernetes", "hub", "loading")
 """From the cheapest import to the dearest."""
 
 

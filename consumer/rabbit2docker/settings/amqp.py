@@ -11,7 +11,7 @@ class AmqpSettings(Group):
     url: SecretStr = SecretStr("amqp://guest:guest@127.0.0.1:5672/")
     """amqp:// or amqps:// URL with user, password and virtual host."""
     management_url: SecretStr | None = None
-    """http(s) URL of the management API with user and password; needed only to set policies."""
+    """http(s) URL of the management API with user and password; needed only to see bindings and policies."""
     heartbeat: int = Field(default=15, ge=5, le=120)
     """Seconds between heartbeats. A connection that went silent is detected after about three of them."""
     prefetch: int = Field(default=8, ge=1, le=100)
@@ -25,4 +25,4 @@ class AmqpSettings(Group):
     watchdog_after: Seconds = 30.0
     """Seconds that a channel may be dead on a living connection before both are opened anew."""
     declare: bool = True
-    """Declare exchanges, queues and policies at start if the user may; otherwise run `topology declare` beforehand."""
+    """Declare exchanges, queues and streams at start if the user may; otherwise run `topology declare` beforehand."""

@@ -37,6 +37,7 @@ from rabbit2docker.settings.consumer import (
 )
 from rabbit2docker.settings.hub import HubSettings
 from rabbit2docker.settings.kubernetes import KubernetesSettings
+from rabbit2docker.settings.topology import TopologySettings
 
 
 class Settings(BaseSettings):
@@ -59,6 +60,7 @@ class Settings(BaseSettings):
     executor: ExecutorKind = ExecutorKind.LOCAL
     """local or kubernetes."""
     amqp: AmqpSettings = AmqpSettings()
+    topology: TopologySettings = TopologySettings()
     local: LocalSettings = LocalSettings()
     docker: DockerSettings = DockerSettings()
     images: ImageSettings = ImageSettings()

@@ -1,0 +1,35 @@
+"""Settings of the queues and streams in RabbitMQ."""
+
+from pydantic import Field
+
+from rabbit2docker.settings.base import Group
+
+
+class TopologySettings(Group):
+    """Limits of the queues and streams in RabbitMQ. They apply to what is declared from now on; what exists keeps its own."""
+
+    requests_length: int = Field(default=10_000, ge=1)
+    """Messages that may wait in each of `builds.requests`, `builds.requests.bulk`, `builds.cancels` and `builds.unrouted`.
+    RabbitMQ does not confirm more."""
+    retry_length: int = Field(default=100_000, ge=1)
+    """Messages that may wait on each rung of the retry ladder."""
+    delivery_limit: int = Field(default=20, ge=3)
+    """Deliveries of one message that end without an answer, as by a crash, before it becomes a dead letter."""
+    dead_letters_length: int = Field(default=100_000, ge=1)
+    """Messages that `builds.dead` may hold."""
+    dead_letters_days: int = Field(default=14, ge=1, le=3650)
+    """Days after which a dead letter is deleted."""
+    request_log_days: int = Field(default=30, ge=1)
+    """Days for which `builds.requests.log` keeps requests for replay."""
+    request_log_bytes: int = Field(default=1_000_000_000, ge=1_000_000)
+    """Bytes that this stream may have; the oldest requests are deleted first."""
+    events_days: int = Field(default=7, ge=1)
+    """Days for which the stream of each tenant, `builds.results.log.<tenant>`, keeps events."""
+    events_bytes: int = Field(default=5_000_000_000, ge=1_000_000)
+    """Bytes that each of these streams may have; the oldest events are deleted first."""
+    segment_bytes: int = Field(default=20_000_000, ge=1_000_000, le=500_000_000)
+    """Bytes of one segment of a stream. Age and size limits delete whole segments, and never the last one."""
+    quorum_replicas: int | None = Field(default=None, ge=1)
+    """Nodes of a RabbitMQ cluster that hold a copy of each queue; unset: RabbitMQ's default, which is three."""
+    stream_replicas: int | None = Field(default=None, ge=1)
+    """The same for each stream."""
