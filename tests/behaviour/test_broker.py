@@ -11,8 +11,9 @@ import pytest
 from rabbit2docker import metrics
 from rabbit2docker.amqp import declare
 from rabbit2docker.amqp.broker import Broker, publishing
-from rabbit2docker.amqp.connection import BROKEN, close, open_connection, parse_url
+from rabbit2docker.amqp.connection import BROKEN, close, open_connection
 from rabbit2docker.amqp.dead_letters import dead_letters
+from rabbit2docker.amqp.endpoint import Endpoint
 from rabbit2docker.client import History
 from rabbit2docker.consumer.intake.parsing import sender_of
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable
@@ -104,7 +105,7 @@ class TestDeliveries:
     ) -> None:
         async with running(settings) as broker:
             await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
-            connection = await open_connection(parse_url(settings.amqp, "test"))
+            connection = await open_connection(Endpoint(settings.amqp, "test"))
             try:
                 exchange = await (await connection.channel()).get_exchange(routing.REQUESTS_EXCHANGE)
                 await exchange.publish(aio_pika.Message(b"{}"), "request.default.interactive")
@@ -246,7 +247,7 @@ class TestConnections:
     async def test_what_waits_for_a_connection_that_closes_without_a_reason_gets_a_broken_connection(
         self, settings: Settings
     ) -> None:
-        connection = await open_connection(parse_url(settings.amqp, "test"))
+        connection = await open_connection(Endpoint(settings.amqp, "test"))
         channel = await connection.channel()
         pending = (await channel.get_underlay_channel()).create_future()
         assert connection.transport is not None

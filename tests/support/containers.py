@@ -5,11 +5,14 @@ of that directory as a label; the process that began the run removes what carrie
 """
 
 import fcntl
+import io
 import json
 import os
 import shutil
+import tarfile
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -73,20 +76,23 @@ class Container:
         *,
         command: str | None = None,
         environment: Mapping[str, str] | None = None,
+        files: Mapping[str, bytes] | None = None,
     ) -> "Container":
-        """Start one; return before it is ready."""
+        """Start one with these files in it; return before it is ready."""
         published = {inside: free_port() for inside in ports}
         engine, run = _engine(), run_directory()
         (run / _USED).touch()
-        started = engine.containers.run(
+        made = engine.containers.create(
             image,
             command,
-            detach=True,
             environment=dict(environment or {}),
             labels={_LABEL: run.name},
             ports={f"{inside}/tcp": ("127.0.0.1", outside) for inside, outside in published.items()},
         )
-        return cls(str(started.id), published)
+        if files:
+            made.put_archive("/", _archive(files))
+        made.start()
+        return cls(str(made.id), published)
 
     @property
     def _container(self) -> Any:
@@ -110,14 +116,31 @@ class Container:
         self._container.remove(force=True, v=True)
 
 
+def _archive(files: Mapping[str, bytes]) -> bytes:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for path, content in files.items():
+            entry = tarfile.TarInfo(path.lstrip("/"))
+            entry.size, entry.mode = len(content), 0o644
+            tar.addfile(entry, io.BytesIO(content))
+    return archive.getvalue()
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Keep the other workers of a run out, who would make the same thing."""
+    with path.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def shared(name: str, start: Callable[[], Container]) -> Container:
     """Return the run's container of that name; the first worker that asks starts it and the others wait.
 
     `start` returns once the container is ready. It must not be stopped before the run ends.
     """
     note = run_directory() / f"{name}.json"
-    with note.with_suffix(".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(note):
         if not note.exists():
             note.write_text(json.dumps(asdict(start())))
         data = json.loads(note.read_text())

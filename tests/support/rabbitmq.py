@@ -8,13 +8,43 @@ import uuid
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from tests.support.containers import Container, shared
+from tests.support.certificates import write_certificates
+from tests.support.containers import Container, exclusive, run_directory, shared
 from tests.support.waiting import PATIENCE, eventually_blocking
 
 IMAGE = os.environ.get("RABBIT2DOCKER_TEST_RABBITMQ_IMAGE", "rabbitmq:4-management")
+_CONFIGURATION = """
+loopback_users = none
+listeners.tcp.default = 5672
+listeners.ssl.default = 5671
+ssl_options.cacertfile = /tests/ca.pem
+ssl_options.certfile = /tests/server.pem
+ssl_options.keyfile = /tests/server-key.pem
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = false
+ssl_cert_login_from = common_name
+auth_mechanisms.1 = PLAIN
+auth_mechanisms.2 = EXTERNAL
+management.tcp.port = 15672
+management.ssl.port = 15671
+management.ssl.cacertfile = /tests/ca.pem
+management.ssl.certfile = /tests/server.pem
+management.ssl.keyfile = /tests/server-key.pem
+"""
+_PLUGINS = "[rabbitmq_management, rabbitmq_auth_mechanism_ssl].\n"
+
+
+def certificates() -> Path:
+    """Return the directory of the certificates that all brokers of a run have."""
+    directory = run_directory() / "certificates"
+    with exclusive(directory):
+        if not directory.exists():
+            write_certificates(directory)
+    return directory
 
 
 class Management:
@@ -61,7 +91,17 @@ class RabbitMQ(Management):
     @classmethod
     def start(cls) -> "RabbitMQ":
         """Start one and wait until it is ready."""
-        broker = cls(Container.start(IMAGE, [5672, 15672]))
+        files = {f"/tests/{file.name}": file.read_bytes() for file in certificates().glob("*.pem")}
+        files |= {
+            "/tests/rabbitmq.conf": _CONFIGURATION.encode(),
+            "/tests/enabled_plugins": _PLUGINS.encode(),
+        }
+        environment = {
+            "RABBITMQ_CONFIG_FILE": "/tests/rabbitmq.conf",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": "/tests/enabled_plugins",
+        }
+        ports = [5672, 5671, 15672, 15671]
+        broker = cls(Container.start(IMAGE, ports, environment=environment, files=files))
         broker.wait_until_ready()
         return broker
 

@@ -144,7 +144,7 @@ def test_settings_of_the_environment_apply_to_exported_definitions(
 
 
 def test_commands_that_skip_the_settings_know_their_defaults() -> None:
-    from rabbit2docker.amqp.connection import vhost_of
+    from rabbit2docker.amqp.endpoint import vhost_of
 
     settings = load_settings()
     assert settings.images.prefix == DEFAULT_IMAGE_PREFIX

@@ -22,9 +22,9 @@ class Report:
     """The result of a comparison, one sentence each."""
 
     problems: list[str] = field(default_factory=list)
-    """What is missing or differs."""
+    """Objects that are missing or differ."""
     notes: list[str] = field(default_factory=list)
-    """What operators have set beyond it, and what could not be seen."""
+    """Policies of operators, and objects that could not be seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """What RabbitMQ has."""
+    """The objects and policies in RabbitMQ."""
 
     exchanges: Mapping[str, Mapping[str, Any]]
     queues: Mapping[str, Mapping[str, Any]]

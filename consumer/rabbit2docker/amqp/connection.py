@@ -7,7 +7,6 @@ watchdog finds a channel that died without a notice.
 
 import asyncio
 import logging
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
@@ -26,6 +25,7 @@ from aiormq.exceptions import (
 from yarl import URL
 
 from rabbit2docker import metrics
+from rabbit2docker.amqp.endpoint import Endpoint, address_of
 from rabbit2docker.amqp.screened_transport import ScreenedTransportFactory
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, ConfigurationError, TopologyMismatch
 from rabbit2docker.logs import get_logger
@@ -65,39 +65,13 @@ def is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def address_of(url: URL) -> str:
-    """Return host and port of a URL for texts, without user and password."""
-    return f"{url.host}:{url.port or (5671 if url.scheme == 'amqps' else 5672)}"
-
-
-def parse_url(settings: AmqpSettings, role: str) -> URL:
-    """Return the URL to connect to; raises ConfigurationError."""
-    try:
-        url = URL(settings.url.get_secret_value())
-    except ValueError:
-        url = URL()
-    if url.scheme not in ("amqp", "amqps") or not url.host:
-        raise ConfigurationError(
-            "RABBIT2DOCKER_AMQP__URL must be amqp://user:password@host:port/vhost or amqps://…"
-        )
-    return url.update_query(heartbeat=settings.heartbeat, name=f"rabbit2docker {role} {socket.gethostname()}")
-
-
-def vhost_of(settings: AmqpSettings) -> str:
-    """Return the virtual host of the AMQP URL, `/` where it names none. Raises ConfigurationError."""
-    return parse_url(settings, "topology").path.removeprefix("/") or "/"
-
-
 @contextmanager
 def translated(url: URL) -> Iterator[None]:
     """Translate the library's errors of connecting and declaring."""
     try:
         yield
     except (AuthenticationError, ProbableAuthenticationError) as error:
-        raise AccessRefused(
-            f"RabbitMQ at {address_of(url)} refuses user {url.user!r}: check user and password "
-            "in RABBIT2DOCKER_AMQP__URL."
-        ) from error
+        raise AccessRefused(_login_refused(url)) from error
     except InvalidFrameError as error:
         # A broker that is starting closes the connection in the same way, so another try is worth it.
         raise BrokerUnavailable(
@@ -114,6 +88,18 @@ def translated(url: URL) -> Iterator[None]:
         raise BrokerUnavailable(f"RabbitMQ at {address_of(url)} is not reachable: {_reply(error)}") from error
 
 
+def _login_refused(url: URL) -> str:
+    if url.query.get("auth", "").lower() == "external":
+        return (
+            f"RabbitMQ at {address_of(url)} refuses the login by client certificate: does a user have the name in it, and "
+            "is the plugin rabbitmq_auth_mechanism_ssl enabled?"
+        )
+    return (
+        f"RabbitMQ at {address_of(url)} refuses user {url.user!r}: check user and password in RABBIT2DOCKER_AMQP__URL or "
+        "the files in its place."
+    )
+
+
 def is_down(error: ChannelNotFoundEntity) -> bool:
     """Return whether the queue exists, but not at the moment: RabbitMQ's reply for a moment after its start."""
     return "is down or inaccessible" in str(error)
@@ -124,8 +110,25 @@ def _reply(error: BaseException) -> str:
     return text.removeprefix("NOT_FOUND - ").removeprefix("ACCESS_REFUSED - ")
 
 
-async def open_connection(url: URL) -> AbstractConnection:
-    """Connect once; raises AccessRefused or BrokerUnavailable."""
+async def open_connection(endpoint: Endpoint) -> aio_pika.Connection:
+    """Connect to the first node that answers, as the settings' files say now.
+
+    Raises AccessRefused, or BrokerUnavailable with the reason of each node.
+    """
+    problems = []
+    try:
+        urls = await asyncio.to_thread(endpoint.urls)
+    except ConfigurationError as error:  # valid at the start: a file is being replaced
+        raise BrokerUnavailable(str(error)) from error
+    for url in urls:
+        try:
+            return await _connect(url)
+        except BrokerUnavailable as error:
+            problems.append(error)
+    raise BrokerUnavailable(" ".join(map(str, problems))) from problems[-1]
+
+
+async def _connect(url: URL) -> aio_pika.Connection:
     connection = aio_pika.Connection(url)
     # aio-pika hands these on to aiormq; its constructor leaves out the ones that it does not know.
     connection.kwargs["transport_factory"] = ScreenedTransportFactory()
@@ -178,7 +181,9 @@ class ManagedChannel:
         """
         quiet_library_loggers()
         self.role = role
-        self.url = parse_url(settings, role)
+        self._endpoint = Endpoint(settings, role)
+        self.url = self._endpoint.url
+        """The address of the present connection or the last one."""
         self.generation = 0
         """Grows with each channel: what belongs to an older one is stale."""
         self.problem = "not connected yet"
@@ -253,7 +258,8 @@ class ManagedChannel:
     @asynccontextmanager
     async def _open_channel(self) -> AsyncIterator[None]:
         self._reconnect_requested.clear()
-        connection = await open_connection(self.url)
+        connection = await open_connection(self._endpoint)
+        self.url = connection.url
         try:
             with translated(self.url):
                 channel = await connection.channel(publisher_confirms=True, on_return_raises=True)

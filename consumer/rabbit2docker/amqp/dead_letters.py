@@ -10,7 +10,8 @@ from typing import Any
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 
-from rabbit2docker.amqp.connection import open_connection, parse_url, translated
+from rabbit2docker.amqp.connection import open_connection, translated
+from rabbit2docker.amqp.endpoint import Endpoint
 from rabbit2docker.amqp.frame_screen import UNDECODABLE_HEADER
 from rabbit2docker.amqp.publisher import make_message
 from rabbit2docker.amqp.request_consumer import MESSAGE_HEADER, as_short_string, header_text
@@ -136,10 +137,9 @@ class DeadLetters:
 @asynccontextmanager
 async def dead_letters(settings: AmqpSettings) -> AsyncIterator[DeadLetters]:
     """Open the dead-letter queue. Raises BrokerUnavailable, AccessRefused, TopologyMismatch."""
-    url = parse_url(settings, "dead letters")
-    connection = await open_connection(url)
+    connection = await open_connection(Endpoint(settings, "dead letters"))
     try:
-        with translated(url):
+        with translated(connection.url):
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
             queue = await channel.get_queue(DEAD_QUEUE, ensure=False)
             exchange = await channel.get_exchange(REQUESTS_EXCHANGE, ensure=False)

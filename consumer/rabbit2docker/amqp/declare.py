@@ -3,8 +3,9 @@
 from functools import partial
 
 from rabbit2docker.amqp.comparison import Report
-from rabbit2docker.amqp.connection import RECONNECT_PAUSES, parse_url, translated
+from rabbit2docker.amqp.connection import RECONNECT_PAUSES, translated
 from rabbit2docker.amqp.declarer import Declarer, Difference
+from rabbit2docker.amqp.endpoint import Endpoint
 from rabbit2docker.amqp.management import Management
 from rabbit2docker.amqp.topology import Topology, make_topology
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
@@ -25,10 +26,11 @@ async def declare(settings: Settings) -> list[Difference]:
 
     Raises TopologyMismatch when something exists with other arguments, AccessRefused, BrokerUnavailable.
     """
-    topology, url = make_topology(settings.tenants, settings.topology), parse_url(settings.amqp, "topology")
+    topology = make_topology(settings.tenants, settings.topology)
+    endpoint = Endpoint(settings.amqp, "topology")
     differences: list[Difference] = []
-    async with Declarer(url) as declarer:
-        with translated(url):
+    async with Declarer(endpoint) as declarer:
+        with translated(endpoint.url):
             for spec in topology.objects:
                 differences += await declarer.declare(spec)
             for binding in topology.bindings:
@@ -64,12 +66,12 @@ async def _declare_if_allowed(settings: Settings) -> None:
 async def check(settings: Settings) -> Report:
     """Compare RabbitMQ with the topology. Raises AccessRefused, BrokerUnavailable."""
     topology = make_topology(settings.tenants, settings.topology)
-    if settings.amqp.management_url is not None:
+    if settings.amqp.has_management:
         async with Management(settings.amqp) as management:
             return await management.compare(topology)
-    url = parse_url(settings.amqp, "topology")
-    async with Declarer(url) as declarer:
-        with translated(url):
+    endpoint = Endpoint(settings.amqp, "topology")
+    async with Declarer(endpoint) as declarer:
+        with translated(endpoint.url):
             return Report(await _problems(declarer, topology), [UNSEEN])
 
 

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
-from yarl import URL
 
+from rabbit2docker.amqp.endpoint import Endpoint
 from rabbit2docker.amqp.rpc import Rpc
 from rabbit2docker.amqp.topology import Arguments, BindingSpec, ExchangeSpec, QueueSpec
 from rabbit2docker.errors import TopologyMismatch
@@ -55,9 +55,9 @@ def _shown(value: Any) -> str:
 class Declarer:
     """Declares over a connection of its own."""
 
-    def __init__(self, url: URL) -> None:
-        """Take the URL; the first call connects."""
-        self.rpc = Rpc(url)
+    def __init__(self, endpoint: Endpoint) -> None:
+        """Take the addresses; the first call connects."""
+        self.rpc = Rpc(endpoint)
         self._present: dict[str, Arguments] = {}
         """Arguments as RabbitMQ has them, by queue: each comparison that fails closes a channel."""
 

@@ -1,5 +1,6 @@
 """RabbitMQ's management API: what AMQP does not show, for comparisons. It changes nothing."""
 
+import ssl
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -7,7 +8,7 @@ import aiohttp
 from yarl import URL
 
 from rabbit2docker.amqp.comparison import Policy, Present, Report, compare
-from rabbit2docker.amqp.connection import vhost_of
+from rabbit2docker.amqp.endpoint import secret_of, vhost_of
 from rabbit2docker.amqp.topology import BindingSpec, Topology
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, ConfigurationError
 from rabbit2docker.settings import AmqpSettings
@@ -20,18 +21,19 @@ class Management:
 
     def __init__(self, settings: AmqpSettings) -> None:
         """Take the URL and the virtual host of the settings. Raises ConfigurationError."""
-        assert settings.management_url is not None
-        url = URL(settings.management_url.get_secret_value())
+        url = URL(secret_of(settings.management_url, settings.management_url_file))
         if url.scheme not in ("http", "https") or not url.host:
             raise ConfigurationError(
                 "RABBIT2DOCKER_AMQP__MANAGEMENT_URL must be http(s)://user:password@host:port/"
             )
+        self._vhost = quote(vhost_of(settings), safe="")
         self._url = url.with_user(None)
+        tls = _tls(settings)
         self._session = aiohttp.ClientSession(
             headers={"Authorization": aiohttp.encode_basic_auth(url.user or "guest", url.password or "")},
             timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
+            connector=aiohttp.TCPConnector(ssl=tls),
         )
-        self._vhost = quote(vhost_of(settings), safe="")
 
     async def __aenter__(self) -> "Management":
         """Return itself."""
@@ -89,6 +91,15 @@ class Management:
         report = compare(topology, present)
         report.notes += unseen
         return report
+
+
+def _tls(settings: AmqpSettings) -> ssl.SSLContext | bool:
+    if settings.ca_file is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=settings.ca_file)
+    except OSError as error:
+        raise ConfigurationError(f"{settings.ca_file} is no file of certificates: {error}.") from error
 
 
 def _policy(kind: str, item: dict[str, Any]) -> Policy:

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from rabbit2docker.amqp.connection import close, is_cancelled, open_connection, parse_url, translated
+from rabbit2docker.amqp.connection import close, is_cancelled, open_connection, translated
+from rabbit2docker.amqp.endpoint import Endpoint
 from rabbit2docker.errors import BrokerUnavailable
 from rabbit2docker.settings import AmqpSettings
 
@@ -24,15 +25,14 @@ async def depth_reader(settings: AmqpSettings, queue: str) -> AsyncIterator[Dept
     it takes a permission on the queue, which hubs do not get: it would open the requests of other tenants to them.
     Entering and calling raise AccessRefused, TopologyMismatch when the queue does not exist, or BrokerUnavailable.
     """
-    url = parse_url(settings, "queue position")
-    connection = await open_connection(url)
+    connection = await open_connection(Endpoint(settings, "queue position"))
     try:
-        with translated(url):
+        with translated(connection.url):
             channel = await (await connection.channel(publisher_confirms=False)).get_underlay_channel()
 
         async def depth() -> int:
             try:
-                with translated(url):
+                with translated(connection.url):
                     # Passive: changes nothing.
                     found = await channel.queue_declare(queue, passive=True, timeout=ANSWER_SECONDS)
             except asyncio.CancelledError:

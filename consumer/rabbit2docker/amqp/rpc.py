@@ -7,9 +7,9 @@ from typing import Any, Final
 from aio_pika.abc import AbstractConnection
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
-from yarl import URL
 
 from rabbit2docker.amqp.connection import BROKEN, close, is_cancelled, is_down, open_connection
+from rabbit2docker.amqp.endpoint import Endpoint
 from rabbit2docker.errors import BrokerUnavailable
 
 Call = Callable[[AbstractChannel], Awaitable[Any]]
@@ -20,9 +20,9 @@ _ANSWERS: Final = (ChannelNotFoundEntity, ChannelAccessRefused, ChannelPrecondit
 class Rpc:
     """Calls on a channel of its own. An answer that closes the channel costs a new channel, not the connection."""
 
-    def __init__(self, url: URL) -> None:
-        """Take the URL; the first call connects."""
-        self._url = url
+    def __init__(self, endpoint: Endpoint) -> None:
+        """Take the addresses; the first call connects."""
+        self._endpoint = endpoint
         self._connection: AbstractConnection | None = None
         self._channel: AbstractChannel | None = None
         self._channels = 0
@@ -44,7 +44,7 @@ class Rpc:
 
     async def _open_channel(self) -> AbstractChannel:
         if self._connection is None or self._connection.is_closed:
-            self._connection, self._channel, self._channels = await open_connection(self._url), None, 0
+            self._connection, self._channel, self._channels = await open_connection(self._endpoint), None, 0
         if self._channel is None or self._channel.is_closed:
             opened = await self._connection.channel(publisher_confirms=False)
             self._channel = await opened.get_underlay_channel()

@@ -14,8 +14,8 @@ from typing import Final
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 
 from rabbit2docker import metrics
-from rabbit2docker.amqp.connection import parse_url
 from rabbit2docker.amqp.declarer import Declarer, Difference
+from rabbit2docker.amqp.endpoint import Endpoint
 from rabbit2docker.amqp.management import Management
 from rabbit2docker.amqp.topology import BindingSpec, ExchangeSpec, QueueSpec, make_topology
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, Rabbit2DockerError, TopologyMismatch
@@ -61,7 +61,7 @@ class TopologyKeeper:
         self._refused: set[Hashable] = set()
         """What the user may not declare: each refusal closes a channel, so it is not tried at every check."""
         self._tasks = TaskSet()
-        self._declarer = Declarer(parse_url(settings.amqp, "topology"))
+        self._declarer = Declarer(Endpoint(settings.amqp, "topology"))
         self._differences: set[Difference] = set()
 
     @property
@@ -183,7 +183,7 @@ class TopologyKeeper:
 
     async def _unbound(self) -> set[BindingSpec]:
         """Return the missing bindings if the management API is configured: AMQP does not show bindings."""
-        if self._settings.management_url is None:
+        if not self._settings.has_management:
             return set()
         try:
             async with Management(self._settings) as management:

@@ -93,7 +93,7 @@ def _export_settings(tenants: list[str] | None) -> tuple[list[str], "TopologySet
         from rabbit2docker.settings.topology import TopologySettings
 
         return tenants or list(DEFAULT_TENANTS), TopologySettings(), DEFAULT_VHOST
-    from rabbit2docker.amqp.connection import vhost_of
+    from rabbit2docker.amqp.endpoint import vhost_of
 
     settings = _settings(tenants)
     return settings.tenants, settings.topology, vhost_of(settings.amqp)

@@ -1,5 +1,7 @@
 """Settings of the connection to RabbitMQ."""
 
+from pathlib import Path
+
 from pydantic import Field, SecretStr
 
 from rabbit2docker.settings.base import Group, Seconds
@@ -10,8 +12,25 @@ class AmqpSettings(Group):
 
     url: SecretStr = SecretStr("amqp://guest:guest@127.0.0.1:5672/")
     """amqp:// or amqps:// URL with user, password and virtual host."""
+    url_file: Path | None = None
+    """File with that URL, in place of `url`. Like all files here, it is read again at each connect: a new content needs no
+    restart."""
+    password_file: Path | None = None
+    """File with the password, in place of the one in the URL."""
+    nodes: list[str] = []
+    """host or host:port of each node of a RabbitMQ cluster, in place of the one in the URL. They are tried in random order."""
+    ca_file: Path | None = None
+    """PEM file of the certificate authority for amqps:// and https://; unset: those of the system."""
+    certificate_file: Path | None = None
+    """PEM file of the client certificate for amqps://."""
+    key_file: Path | None = None
+    """PEM file of its key; unset: the key is in `certificate_file`."""
+    external: bool = False
+    """Log in with the client certificate (EXTERNAL) instead of user and password."""
     management_url: SecretStr | None = None
     """http(s) URL of the management API with user and password; needed only to see bindings and policies."""
+    management_url_file: Path | None = None
+    """File with that URL, in place of `management_url`."""
     heartbeat: int = Field(default=15, ge=5, le=120)
     """Seconds between heartbeats. A connection that went silent is detected after about three of them."""
     prefetch: int = Field(default=8, ge=1, le=100)
@@ -26,3 +45,8 @@ class AmqpSettings(Group):
     """Seconds that a channel may be dead on a living connection before both are opened anew."""
     declare: bool = True
     """Declare exchanges, queues and streams at start if the user may; otherwise run `topology declare` beforehand."""
+
+    @property
+    def has_management(self) -> bool:
+        """Return whether the management API is configured."""
+        return self.management_url is not None or self.management_url_file is not None
