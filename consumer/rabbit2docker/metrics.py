@@ -20,6 +20,7 @@ CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 _BUILD_BUCKETS: Final = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0)
 _BINDERHUB_BUCKETS: Final = (60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0)
+_QUEUED_BUCKETS: Final = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
 _FAST_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 REQUESTS_RECEIVED = Counter(
@@ -113,6 +114,39 @@ TOPOLOGY_RESTORED = Counter(
 TOPOLOGY_PROBLEMS = Gauge(
     "rabbit2docker_topology_problems",
     "Exchanges, queues, streams and bindings that are missing or differ and were not restored.",
+    registry=REGISTRY,
+)
+QUEUE_MESSAGES = Gauge(
+    "rabbit2docker_queue_messages",
+    "Messages that wait in each queue, those in hand aside, as the last check of the topology has seen it: requests, rungs "
+    "of the retry ladder, dead letters, unrouted requests.",
+    ["queue"],
+    registry=REGISTRY,
+)
+MESSAGES_LOST = Counter(
+    "rabbit2docker_messages_lost_total",
+    "Messages that waited in a queue, as last seen, before it was deleted. Their senders must send them again.",
+    ["queue"],
+    registry=REGISTRY,
+)
+QUEUED_SECONDS = Histogram(
+    "rabbit2docker_request_queued_seconds",
+    "Seconds from the publication of a request, by its timestamp, to its first delivery to intake, by queue.",
+    ["queue"],
+    registry=REGISTRY,
+    buckets=_QUEUED_BUCKETS,
+)
+DEAD_LETTERED = Counter(
+    "rabbit2docker_dead_lettered_total",
+    "Messages that became dead letters, by reason. Those that RabbitMQ itself moves are only in "
+    "rabbit2docker_queue_messages.",
+    ["reason"],
+    registry=REGISTRY,
+)
+PUBLISH_NACKS = Counter(
+    "rabbit2docker_publish_nacks_total",
+    "Messages that RabbitMQ refused, by exchange: a queue is full or has no majority of its copies.",
+    ["exchange"],
     registry=REGISTRY,
 )
 REQUESTS_UNROUTED = Counter(

@@ -100,6 +100,24 @@ class TestRestoring:
             assert broker.topology_problems() == []
 
     @pytest.mark.usefixtures("often")
+    async def test_messages_that_are_lost_with_their_queue_are_counted_and_named(
+        self, settings: Settings, losses: Losses
+    ) -> None:
+        queue = "builds.requests"
+        async with running(settings) as broker:
+            before = count("messages_lost_total", queue=queue)
+            await submit(settings, REQUEST, REQUEST, REQUEST)
+            await eventually(lambda: count("queue_messages", queue=queue) == 3)
+            assert broker.topology_losses() == []
+            losses.queue(queue)
+            [loss] = await eventually(broker.topology_losses)
+            assert f"queue {queue} was found deleted" in loss
+            assert "with about 3 messages in it" in loss
+            assert count("messages_lost_total", queue=queue) == before + 3
+            await eventually(partial(is_complete, settings))
+            assert broker.topology_problems() == []
+
+    @pytest.mark.usefixtures("often")
     async def test_everything_that_disappears_without_a_notice_is_declared_again(
         self, settings: Settings, losses: Losses
     ) -> None:

@@ -69,6 +69,10 @@ class Broker:
             )
         return problems
 
+    def topology_losses(self) -> list[str]:
+        """Return the queues that were deleted with messages in them of late, one sentence each."""
+        return self._keeper.losses
+
 
 @asynccontextmanager
 async def publishing(settings: Settings, *, wait_seconds: float) -> AsyncIterator[ConfirmedPublisher]:

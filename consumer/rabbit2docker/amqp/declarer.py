@@ -58,6 +58,8 @@ class Declarer:
     def __init__(self, endpoint: Endpoint) -> None:
         """Take the addresses; the first call connects."""
         self.rpc = Rpc(endpoint)
+        self.waiting: dict[str, int] = {}
+        """Messages that waited in each queue when it was last seen; those that a consumer had in hand are not counted."""
         self._present: dict[str, Arguments] = {}
         """Arguments as RabbitMQ has them, by queue: each comparison that fails closes a channel."""
 
@@ -72,10 +74,13 @@ class Declarer:
     async def exists(self, spec: ExchangeSpec | QueueSpec) -> bool:
         """Return whether there is one of this name."""
         try:
-            await self.rpc.call(partial(_look, spec))
+            waiting = await self.rpc.call(partial(_look, spec))
         except ChannelNotFoundEntity:
             self._present.pop(spec.name, None)  # the next one gets the limits of the settings
+            self.waiting.pop(spec.name, None)
             return False
+        if spec.kind == "queue":
+            self.waiting[spec.name] = waiting
         return True
 
     async def declare(self, spec: ExchangeSpec | QueueSpec) -> list[Difference]:
@@ -142,11 +147,13 @@ def present_limit(spec: QueueSpec, answer: str) -> tuple[str | None, Any]:
     return named[1], int(value) if value and value.isdigit() else value
 
 
-async def _look(spec: ExchangeSpec | QueueSpec, channel: AbstractChannel) -> None:
+async def _look(spec: ExchangeSpec | QueueSpec, channel: AbstractChannel) -> int:
+    """Return how many messages wait in it."""
     if isinstance(spec, ExchangeSpec):
         await channel.exchange_declare(spec.name, passive=True, timeout=ANSWER_SECONDS)
-    else:
-        await channel.queue_declare(spec.name, passive=True, timeout=ANSWER_SECONDS)
+        return 0
+    found = await channel.queue_declare(spec.name, passive=True, timeout=ANSWER_SECONDS)
+    return found.message_count or 0
 
 
 async def _declare(spec: ExchangeSpec | QueueSpec, arguments: Arguments, channel: AbstractChannel) -> None:

@@ -205,6 +205,7 @@ class ConfirmedPublisher:
                 f"No queue takes messages with the key {key} of {exchange}. `rabbit2docker topology check` says more."
             ) from error
         except DeliveryError as error:
+            metrics.PUBLISH_NACKS.labels(exchange=exchange).inc()
             raise BrokerUnavailable(
                 "RabbitMQ does not take the message: a queue is full or has no majority."
             ) from error

@@ -16,6 +16,7 @@ from rabbit2docker.amqp.frame_screen import UNDECODABLE_HEADER
 from rabbit2docker.amqp.ports import Delivery, RequestMessage, anonymous_id
 from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
 from rabbit2docker.amqp.request_log import RequestLog
+from rabbit2docker.clock import utc_now
 from rabbit2docker.logs import get_logger
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker.tasks import TaskSet
@@ -80,6 +81,13 @@ def request_message_from(message: AbstractIncomingMessage, queue: str) -> Reques
         tries=tries,
         undecodable=header_text(headers.get(UNDECODABLE_HEADER, "")),
     )
+
+
+def _observe_wait(received: RequestMessage) -> None:
+    """Measure the wait of a message that comes for the first time. The sender's timestamp may be any."""
+    if received.timestamp is not None and not received.tries and not received.redelivered:
+        seconds = (utc_now() - received.timestamp).total_seconds()
+        metrics.QUEUED_SECONDS.labels(queue=received.queue).observe(max(0.0, seconds))
 
 
 class AmqpDelivery:
@@ -149,6 +157,7 @@ class AmqpDelivery:
             ROUTING_KEY_HEADER: received.routing_key,
         }
         await self._publish_copy(DEAD_LETTER_EXCHANGE, received.routing_key, headers)
+        metrics.DEAD_LETTERED.labels(reason=str(reason)).inc()
         await self.ack()
 
     async def _publish_copy(self, exchange: str, key: str, headers: dict[str, Any]) -> None:
@@ -244,6 +253,7 @@ class RequestConsumer:
     async def _on_message(self, queue: str, message: AbstractIncomingMessage) -> None:
         # This runs in a task that ends with the channel, so the work is done elsewhere.
         delivery = AmqpDelivery(message, queue, self.connection, self._publisher, self._request_log)
+        _observe_wait(delivery.received)
         self._incoming.put_nowait(delivery)
 
     async def _restore(self, channel: AbstractChannel) -> None:

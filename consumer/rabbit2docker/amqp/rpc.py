@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final, TypeVar
 
 from aio_pika.abc import AbstractConnection
 from aiormq.abc import AbstractChannel
@@ -12,7 +12,7 @@ from rabbit2docker.amqp.connection import BROKEN, close, is_cancelled, is_down, 
 from rabbit2docker.amqp.endpoint import Endpoint
 from rabbit2docker.errors import BrokerUnavailable
 
-Call = Callable[[AbstractChannel], Awaitable[Any]]
+T = TypeVar("T")
 
 _ANSWERS: Final = (ChannelNotFoundEntity, ChannelAccessRefused, ChannelPreconditionFailed)
 
@@ -27,10 +27,10 @@ class Rpc:
         self._channel: AbstractChannel | None = None
         self._channels = 0
 
-    async def call(self, work: Call) -> None:
-        """Run one call. Raises the library's errors of `_ANSWERS`, AccessRefused or BrokerUnavailable."""
+    async def call(self, work: Callable[[AbstractChannel], Awaitable[T]]) -> T:
+        """Run one call and return its result. Raises the library's errors of `_ANSWERS`, AccessRefused, BrokerUnavailable."""
         try:
-            await work(await self._open_channel())
+            return await work(await self._open_channel())
         except _ANSWERS as error:
             if isinstance(error, ChannelNotFoundEntity) and is_down(error):
                 raise BrokerUnavailable(str(error)) from error

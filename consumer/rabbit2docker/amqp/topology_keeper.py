@@ -8,6 +8,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import Final
 
@@ -18,6 +19,7 @@ from rabbit2docker.amqp.declarer import Declarer, Difference
 from rabbit2docker.amqp.endpoint import Endpoint
 from rabbit2docker.amqp.management import Management
 from rabbit2docker.amqp.topology import BindingSpec, ExchangeSpec, QueueSpec, make_topology
+from rabbit2docker.clock import utc_now
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, Rabbit2DockerError, TopologyMismatch
 from rabbit2docker.logs import get_logger
 from rabbit2docker.retry import Backoff, doubling
@@ -37,9 +39,12 @@ JITTER: Final = 0.3
 ADVICE: Final = (
     "run `rabbit2docker topology declare` as a user who may configure it; `topology check` lists everything"
 )
+LOSS_ADVICE: Final = "they are gone, and nothing has a copy: their senders must send them again"
+LOSS_SECONDS: Final = 3600.0
+"""How long readiness reports messages that were lost with their queue."""
 _AFTER_RESTORING: Final = {
     "exchange": "find out what deletes it; its bindings are restored, hubs restore their own when they reconnect",
-    "queue": "find out what deletes it; messages that waited in it are gone, and their senders must send them again",
+    "queue": "find out what deletes it; its limits and bindings are restored",
     "stream": "find out what deletes it; its history is gone",
     "binding": "find out what removes it",
 }
@@ -63,11 +68,18 @@ class TopologyKeeper:
         self._tasks = TaskSet()
         self._declarer = Declarer(Endpoint(settings.amqp, "topology"))
         self._differences: set[Difference] = set()
+        self._losses: dict[str, _Loss] = {}
 
     @property
     def may_restore(self) -> bool:
         """True unless the settings or RabbitMQ forbid the service to declare."""
         return self._settings.declare and not self._refused
+
+    @property
+    def losses(self) -> list[str]:
+        """Return the queues that were deleted with messages in them of late, one sentence each."""
+        now = asyncio.get_running_loop().time()
+        return [str(loss) for loss in self._losses.values() if now - loss.seen_at < LOSS_SECONDS]
 
     def check_soon(self) -> None:
         """Check at once instead of at the next turn, because something seems to be missing."""
@@ -122,6 +134,8 @@ class TopologyKeeper:
 
     def _report(self, found: "_Findings") -> None:
         metrics.TOPOLOGY_PROBLEMS.set(len(found.problems))
+        for queue, waiting in self._declarer.waiting.items():
+            metrics.QUEUE_MESSAGES.labels(queue=queue).set(waiting)
         for problem in found.problems:
             if problem not in self.problems:
                 log.error("topology incomplete", problem=problem, advice=ADVICE)
@@ -134,7 +148,10 @@ class TopologyKeeper:
 
     async def _check_object(self, spec: ExchangeSpec | QueueSpec, found: "_Findings") -> None:
         """Declare an exchange, queue or stream again if it is missing; compare its arguments."""
+        waiting = self._declarer.waiting.get(spec.name, 0)
         is_missing = await self._is_missing(spec)
+        if is_missing and waiting:
+            self._add_loss(spec.name, waiting)
 
         async def declare() -> None:
             found.differences.update(await self._declarer.declare(spec))
@@ -146,6 +163,12 @@ class TopologyKeeper:
             return
         if is_missing:
             found.add_missing(spec.kind, spec.name, is_restored=is_declared)
+
+    def _add_loss(self, queue: str, messages: int) -> None:
+        self._losses[queue] = _Loss(queue, messages, asyncio.get_running_loop().time(), utc_now())
+        metrics.QUEUE_MESSAGES.labels(queue=queue).set(0)
+        metrics.MESSAGES_LOST.labels(queue=queue).inc(messages)
+        log.error("queue deleted with messages in it", queue=queue, messages=messages, advice=LOSS_ADVICE)
 
     async def _check_binding(self, binding: BindingSpec, found: "_Findings", *, is_missing: bool) -> None:
         """Bind a queue again, whether or not the binding is known to be missing."""
@@ -199,6 +222,22 @@ class TopologyKeeper:
                 await self._declared(("without", binding), unbind, is_missing=False)
             except ChannelNotFoundEntity:
                 continue
+
+
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """A queue that disappeared while messages waited in it."""
+
+    queue: str
+    messages: int
+    """Those that waited when it was last seen."""
+    seen_at: float
+    time: datetime
+
+    def __str__(self) -> str:
+        """Name queue, time and number."""
+        noun = "message" if self.messages == 1 else "messages"
+        return f"queue {self.queue} was found deleted at {self.time:%H:%M} UTC, with about {self.messages} {noun} in it"
 
 
 @dataclass(slots=True)

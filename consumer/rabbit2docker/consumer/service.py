@@ -10,7 +10,7 @@ import structlog
 
 from rabbit2docker import metrics
 from rabbit2docker.amqp.broker import Broker
-from rabbit2docker.amqp.topology_keeper import ADVICE
+from rabbit2docker.amqp.topology_keeper import ADVICE, LOSS_ADVICE
 from rabbit2docker.consumer.attempt_cache import AttemptCache
 from rabbit2docker.consumer.cleaner import Cleaner
 from rabbit2docker.consumer.event_publisher import EventPublisher
@@ -165,15 +165,20 @@ class Service:
             await self._broker.source.set_prefetch(queue, 0)
         await self._intake.drain(DRAIN_SECONDS)
 
+    def _topology_check(self) -> Check:
+        broken, losses = self._broker.topology_problems(), self._broker.topology_losses()
+        if broken:
+            return Check("topology", False, f"{'; '.join([*broken, *losses])}. {ADVICE}")
+        return Check(
+            "topology", True, f"complete, but {'; '.join(losses)}: {LOSS_ADVICE}" if losses else "complete"
+        )
+
     def _checks(self) -> list[Check]:
         checks = [
             Check(f"broker ({role})", not problem, problem or "connected")
             for role, problem in self._broker.problems().items()
         ]
-        broken = self._broker.topology_problems()
-        checks.append(
-            Check("topology", not broken, f"{'; '.join(broken)}. {ADVICE}" if broken else "complete")
-        )
+        checks.append(self._topology_check())
         synced = self._attempts.synced.is_set()
         checks.append(Check("executor", synced, "records are read" if synced else "reading records"))
         checks += [
