@@ -7,7 +7,7 @@ CHROMIUM := .run/chromium
 # Most tests wait, for processes and services: more of them at a time than there are cores.
 WORKERS ?= 4
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo hub-demo test test-fast test-hub test-cluster cluster-prepare cluster-up cluster-down lint docs docs-reference docs-screenshots corpus fuzz chaos serve bench bench-cluster clean
+.PHONY: help venv up down status demo hub-demo test test-fast test-hub test-rabbitmq-cluster test-cluster cluster-prepare cluster-up cluster-down lint docs docs-reference docs-screenshots corpus fuzz chaos serve bench bench-cluster clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 21
@@ -46,6 +46,9 @@ test-fast: venv  ## run the tests that need no service
 
 test-cluster: venv  ## run the tests that need Kubernetes; KUBECONFIG chooses a cluster, without it one is made
 	@$(BIN)/python -m tests.cluster.harness test -- $(ARGS)
+
+test-rabbitmq-cluster: venv  ## run the tests on a RabbitMQ of three nodes, which die during builds
+	@$(BIN)/python -m deploy.dev run -- $(BIN)/pytest -m rabbitmq_cluster tests/rabbitmq_cluster $(ARGS)
 
 test-hub: venv $(NODE)/.complete $(CHROMIUM)/.complete  ## run the tests that need a JupyterHub, its proxy, BinderHub's client and Chromium
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/pytest --numprocesses 2 -m hub tests/hub $(ARGS)

@@ -77,8 +77,9 @@ class Container:
         command: str | None = None,
         environment: Mapping[str, str] | None = None,
         files: Mapping[str, bytes] | None = None,
+        on_host_network: bool = False,
     ) -> "Container":
-        """Start one with these files in it; return before it is ready."""
+        """Start one with these files in it; return before it is ready. On the host's network it publishes no ports."""
         published = {inside: free_port() for inside in ports}
         engine, run = _engine(), run_directory()
         (run / _USED).touch()
@@ -87,6 +88,7 @@ class Container:
             command,
             environment=dict(environment or {}),
             labels={_LABEL: run.name},
+            network_mode="host" if on_host_network else None,
             ports={f"{inside}/tcp": ("127.0.0.1", outside) for inside, outside in published.items()},
         )
         if files:

@@ -1,0 +1,70 @@
+"""Nodes of a RabbitMQ cluster that die during builds."""
+
+import asyncio
+
+import pytest
+
+from rabbit2docker.settings import AmqpSettings, Settings
+from rabbit2docker_schemas.events import Completed
+from tests.faults.conftest import MakeConsumer, ask
+from tests.support.consumer import a_request
+from tests.support.promises import check_promises, lines_of, until_ended
+from tests.support.rabbitmq_cluster import Cluster
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.rabbitmq_cluster
+
+LINES = 200
+
+
+async def test_each_node_dies_during_builds_and_none_is_lost(
+    cluster: Cluster, amqp: AmqpSettings, make_consumer: MakeConsumer
+) -> None:
+    settings = Settings(amqp=amqp)
+    consumer = make_consumer(RABBIT2DOCKER_AMQP__NODES=cluster.addresses)
+    await asyncio.to_thread(consumer.start_and_wait)
+    names: list[str] = []
+
+    async def build(moment: str, count: int = 3) -> None:
+        new = [f"{moment}-{n}" for n in range(count)]
+        await ask(settings, *[a_request(name, lines=LINES, every=0.02) for name in new])
+        names.extend(new)
+
+    for number, node in enumerate(cluster.nodes):
+        await build(f"before-{number}")
+        await eventually(lambda: len(consumer.records()) == len(names))
+        await asyncio.to_thread(node.kill)
+        await build(f"without-{number}")
+        await eventually(lambda: len(consumer.records()) == len(names))
+        await eventually(lambda: asyncio.to_thread(consumer.is_ready))
+        await asyncio.to_thread(node.start_again)
+        await asyncio.to_thread(cluster.wait_until_whole)
+    events = await until_ended(amqp, len(names))
+    ends = check_promises(events, names)
+    assert all(isinstance(end, Completed) for end in ends.values())
+    assert all(
+        len([line for line in log if line.startswith("line ")]) == LINES for log in lines_of(events).values()
+    )
+    assert not consumer.has_ended()
+
+
+async def test_with_a_majority_away_requests_wait_and_nothing_is_lost(
+    cluster: Cluster, amqp: AmqpSettings, make_consumer: MakeConsumer
+) -> None:
+    settings = Settings(amqp=amqp)
+    consumer = make_consumer(RABBIT2DOCKER_AMQP__NODES=cluster.addresses)
+    await asyncio.to_thread(consumer.start_and_wait)
+    await ask(settings, a_request("before", lines=LINES, every=0.02))
+    await eventually(lambda: len(consumer.records()) == 1)
+    lost = cluster.nodes[1:]
+    for node in lost:
+        await asyncio.to_thread(node.kill)
+    asking = asyncio.create_task(ask(settings, a_request("during", lines=LINES, every=0.02)))
+    await eventually(lambda: asyncio.to_thread(lambda: not consumer.is_ready()))
+    for node in lost:
+        await asyncio.to_thread(node.start_again)
+    await asyncio.to_thread(cluster.wait_until_whole)
+    await asking
+    events = await until_ended(amqp, 2)
+    ends = check_promises(events, ["before", "during"])
+    assert all(isinstance(end, Completed) for end in ends.values())
