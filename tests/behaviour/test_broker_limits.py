@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from rabbit2docker import metrics
 from rabbit2docker.amqp import declare, topology_keeper
+from rabbit2docker.errors import BrokerUnavailable
 from rabbit2docker.settings import Settings, TopologySettings
 from rabbit2docker_schemas import routing
-from tests.support.broker import running, with_amqp
+from tests.support.broker import REQUEST, running, submit, take, with_amqp
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.waiting import eventually
 
@@ -20,6 +22,10 @@ A_YEAR: dict[str, Any] = {"pattern": "^builds", "definition": {"max-age": "365D"
 
 def with_limits(settings: Settings, **limits: object) -> Settings:
     return settings.model_copy(update={"topology": TopologySettings.model_validate(limits)})
+
+
+def count(name: str, **labels: str) -> float:
+    return metrics.REGISTRY.get_sample_value(f"rabbit2docker_{name}", labels) or 0.0
 
 
 def arguments(rabbitmq: RabbitMQ, vhost: str, queue: str) -> dict[str, Any]:
@@ -39,6 +45,33 @@ async def test_every_queue_and_stream_has_a_limit_without_the_management_api(
     assert arguments(rabbitmq, vhost, "builds.requests")["x-quorum-initial-group-size"] == 1
     assert arguments(rabbitmq, vhost, "builds.dead")["x-message-ttl"] == 2 * 24 * 3600 * 1000
     assert arguments(rabbitmq, vhost, STREAM)["x-max-age"] == "3D"
+
+
+async def test_a_full_queue_refuses_requests_which_is_counted(settings: Settings) -> None:
+    limited = with_limits(settings, requests_length=1)
+    await declare.declare(limited)
+    before = count("publish_nacks_total", exchange="builds")
+
+    async def fill() -> None:
+        for _ in range(50):  # RabbitMQ may take some more than the limit
+            await submit(limited, REQUEST)
+
+    with pytest.raises(BrokerUnavailable, match="a queue is full"):
+        await fill()
+    assert count("publish_nacks_total", exchange="builds") > before
+
+
+async def test_the_wait_of_requests_and_dead_letters_are_measured(settings: Settings) -> None:
+    queue, reason = routing.REQUESTS_QUEUE, "measured"
+    async with running(settings) as broker:
+        waits = count("request_queued_seconds_count", queue=queue)
+        letters = count("dead_lettered_total", reason=reason)
+        await broker.source.set_prefetch(queue, 1)
+        await submit(settings, REQUEST)
+        [delivery] = await take(broker)
+        assert count("request_queued_seconds_count", queue=queue) == waits + 1
+        await delivery.dead_letter(reason, "A test.")
+        assert count("dead_lettered_total", reason=reason) == letters + 1
 
 
 async def test_a_policy_of_an_operator_is_left_alone_and_named(
