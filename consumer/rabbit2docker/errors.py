@@ -14,6 +14,7 @@
      ├── AccessRefused            no: RabbitMQ denies the user, password, virtual host or permission
      ├── TopologyMismatch         no: an exchange or queue is missing or differs; names it
      └── ConfigurationError       no: the settings cannot work; ends the program
+          └── StateConflict           a consumer with other records works on the virtual host
 
 Exceptions of libraries are translated where the library is called, with `raise … from`, and go no further.
 """
@@ -100,3 +101,7 @@ class TopologyMismatch(Rabbit2DockerError):
 
 class ConfigurationError(Rabbit2DockerError):
     """The settings cannot work; the message states what to change."""
+
+
+class StateConflict(ConfigurationError):
+    """A consumer with other records works on the same virtual host: both would end the same builds, differently."""

@@ -20,6 +20,8 @@ UNROUTED_QUEUE: Final = "builds.unrouted"
 """Messages that `builds` could route nowhere, until a consumer puts each into its queue or among the dead letters."""
 DEAD_QUEUE: Final = "builds.dead"
 REQUEST_LOG_STREAM: Final = "builds.requests.log"
+STATE_QUEUE: Final = "builds.state"
+"""Always empty: its arguments name the records that the consumers of this virtual host share."""
 
 TENANT_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 """A tenant is one word of a routing key and part of queue names."""

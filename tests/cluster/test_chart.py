@@ -298,6 +298,7 @@ def test_the_consumer_may_do_what_it_does_and_nothing_else() -> None:
         "events": ["list"],
         "configmaps": ["list", "create", "delete"],
         "coordination.k8s.io/leases": ["list", "watch", "create", "patch", "delete"],
+        "namespaces": ["get"],
     }
     assert not {kind for kind, _ in objects} & {"ClusterRole", "ClusterRoleBinding"}
     [subject] = objects["RoleBinding", NAME]["subjects"]

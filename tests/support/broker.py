@@ -24,9 +24,9 @@ def with_amqp(settings: Settings, **changes: object) -> Settings:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Broker]:
+async def running(settings: Settings, state_id: str | None = None) -> AsyncIterator[Broker]:
     broker = Broker(settings)
-    task = asyncio.create_task(broker.run())
+    task = asyncio.create_task(broker.run(state_id))
     try:
         await eventually(lambda: task.done() or not any(broker.problems().values()))
         if task.done():

@@ -243,6 +243,9 @@ class MemoryExecutor:
         yield Members("memory", frozenset(["memory"]))
         await asyncio.Event().wait()
 
+    async def state_id(self) -> str:
+        return "memory"
+
     def problems(self) -> Mapping[str, str | None]:
         return {}
 

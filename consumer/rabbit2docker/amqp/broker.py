@@ -11,6 +11,7 @@ from rabbit2docker.amqp.connection import ManagedChannel, connected
 from rabbit2docker.amqp.declare import declare_if_allowed
 from rabbit2docker.amqp.publisher import ConfirmedPublisher, record_blocked
 from rabbit2docker.amqp.request_consumer import RequestConsumer
+from rabbit2docker.amqp.state_claim import StateClaim
 from rabbit2docker.amqp.topology_keeper import TopologyKeeper
 from rabbit2docker.amqp.unrouted import UnroutedRequests
 from rabbit2docker.logs import get_logger
@@ -34,8 +35,13 @@ class Broker:
         self.source = RequestConsumer(settings.amqp, self.publisher, on_loss)
         self._unrouted = UnroutedRequests(settings.amqp, self.publisher, on_loss)
 
-    async def run(self) -> None:
-        """Stay connected until cancelled. Raises AccessRefused or TopologyMismatch at the start."""
+    async def run(self, state_id: str | None = None) -> None:
+        """Stay connected until cancelled. Raises AccessRefused or TopologyMismatch at the start.
+
+        With `state_id`, requests are consumed only while no consumer with other records holds the virtual host. Raises
+        StateConflict once one does.
+        """
+        self.source.claim = StateClaim(state_id) if state_id else None
         if self._settings.amqp.declare:
             await declare_if_allowed(self._settings)
         async with asyncio.TaskGroup() as group:

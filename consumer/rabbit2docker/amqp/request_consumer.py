@@ -16,6 +16,7 @@ from rabbit2docker.amqp.frame_screen import UNDECODABLE_HEADER
 from rabbit2docker.amqp.ports import Delivery, RequestMessage, anonymous_id
 from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
 from rabbit2docker.amqp.request_log import RequestLog
+from rabbit2docker.amqp.state_claim import StateClaim
 from rabbit2docker.clock import utc_now
 from rabbit2docker.logs import get_logger
 from rabbit2docker.settings import AmqpSettings
@@ -189,6 +190,8 @@ class RequestConsumer:
 
         `on_loss` is called when a queue turns out to be missing. The others are still consumed.
         """
+        self.claim: StateClaim | None = None
+        """The claim to hold while requests are consumed; set before `run`."""
         self.missing: set[str] = set()
         """Queues that did not exist when they were last to be consumed."""
         self._on_loss = on_loss
@@ -259,6 +262,8 @@ class RequestConsumer:
     async def _restore(self, channel: AbstractChannel) -> None:
         async with self._changing:
             self._consumers.clear()
+            if self.claim is not None:
+                await self.claim.hold(channel)
             for queue in self._prefetch:
                 await self._apply(channel, queue)
 

@@ -22,6 +22,7 @@ from rabbit2docker_schemas.routing import (
     RESULTS_EXCHANGE,
     RETRY_EXCHANGE,
     RETRY_LADDER,
+    STATE_QUEUE,
     UNROUTED_EXCHANGE,
     UNROUTED_QUEUE,
     Priority,
@@ -36,6 +37,8 @@ KEPT_DELIVERY_LIMIT: Final = 1_000_000_000
 """For dead letters, as listing delivers them, and for unrouted requests, which are held until their queue exists again.
 RabbitMQ 3 has no value for `unlimited`."""
 HUB_QUEUE_EXPIRES_MS: Final = 600_000
+STATE_EXPIRES_MS: Final = 600_000
+"""Time after the last consumer has gone until consumers with other records may take over the virtual host."""
 HUB_QUEUE_LENGTH: Final = 100_000
 DEFAULTS: Final = TopologySettings()
 QUORUM: Final = {"x-queue-type": "quorum", "x-overflow": "reject-publish"}
@@ -168,6 +171,20 @@ def _kept_queues(settings: TopologySettings) -> Iterable[QueueSpec]:
 def _stream(name: str, settings: TopologySettings, limits: Mapping[str, str]) -> QueueSpec:
     arguments = {"x-queue-type": "stream", "x-stream-filter-size-bytes": 64}
     return _queue(name, arguments, settings, {**limits, **STREAM_LIMITS})
+
+
+def state_queue(state_id: str) -> QueueSpec:
+    """Return the queue that consumers with the records `state_id` declare and hold, and that others cannot declare."""
+    arguments = {
+        # Replicated, so that it can be declared while one node of a cluster is away.
+        "x-queue-type": "quorum",
+        "x-expires": STATE_EXPIRES_MS,
+        "x-overflow": "reject-publish",
+        # Of the arguments that RabbitMQ compares, the one that holds a text. It has no effect on an empty queue.
+        "x-dead-letter-exchange": DEAD_LETTER_EXCHANGE,
+        "x-dead-letter-routing-key": state_id,
+    }
+    return QueueSpec(STATE_QUEUE, arguments)
 
 
 def hub_queue_arguments() -> Arguments:

@@ -22,9 +22,9 @@ def make_users(tenants: Iterable[str]) -> Iterable[UserSpec]:
     """Yield the users of the service and of each tenant."""
     yield UserSpec(
         "rabbit2docker-worker",
-        configure="^$",
+        configure=r"^builds\.state$",
         write=r"^builds\.(results|retry|dlx|log)$",
-        read=r"^builds\.(requests|requests\.bulk|cancels|unrouted)$",
+        read=r"^builds\.(requests|requests\.bulk|cancels|unrouted|state)$",
         topics=((RESULTS_EXCHANGE, r"^(build|request)\.", "^$"),),
     )
     for tenant in tenants:

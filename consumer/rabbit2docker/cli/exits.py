@@ -34,7 +34,7 @@ class Exit(IntEnum):
 
 EXIT_HELP: Final = (
     "Exit codes: 0 completed · 1 failed · 2 rejected · 3 cancelled · 4 RabbitMQ unreachable or access refused · "
-    "5 id not found · 64 wrong usage · 78 wrong settings · 130 interrupted."
+    "5 id not found · 64 wrong usage · 78 wrong settings or state · 130 interrupted."
 )
 
 

@@ -10,6 +10,7 @@ import structlog
 
 from rabbit2docker import metrics
 from rabbit2docker.amqp.broker import Broker
+from rabbit2docker.amqp.state_claim import NOT_CLAIMED
 from rabbit2docker.amqp.topology_keeper import ADVICE, LOSS_ADVICE
 from rabbit2docker.consumer.attempt_cache import AttemptCache
 from rabbit2docker.consumer.cleaner import Cleaner
@@ -27,7 +28,8 @@ from rabbit2docker.consumer.intake.worker import IntakeWorker
 from rabbit2docker.consumer.ownership import Ownership
 from rabbit2docker.consumer.providers.catalog import Providers
 from rabbit2docker.consumer.providers.http import open_session
-from rabbit2docker.errors import ConfigurationError
+from rabbit2docker.errors import ConfigurationError, ExecutorUnavailable
+from rabbit2docker.retry import retry_forever
 from rabbit2docker.settings import ExecutorKind, Settings
 from rabbit2docker.tasks import cancel_and_wait, first_set, root_cause
 from rabbit2docker_schemas.routing import BULK_QUEUE, CANCEL_QUEUE, REQUESTS_QUEUE
@@ -36,6 +38,7 @@ log = structlog.get_logger()
 
 DRAIN_SECONDS: Final = 8.0
 """Time that deliveries in hand have to finish at a SIGTERM: intake takes seconds. Builds are not waited for."""
+STATE_PAUSES: Final = (1.0, 2.0, 5.0)
 
 
 def make_executor(settings: Settings) -> Executor:
@@ -130,7 +133,7 @@ class Service:
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set, then shut down in order: intake, followers, connections.
 
-        Raises an error that retries cannot cure: ConfigurationError, AccessRefused, TopologyMismatch.
+        Raises an error that retries cannot cure: ConfigurationError, AccessRefused, TopologyMismatch, StateConflict.
         """
         async with asyncio.TaskGroup() as group:
 
@@ -139,7 +142,7 @@ class Service:
 
             base = [
                 start("health", self._health.run()),
-                start("broker", self._broker.run()),
+                start("broker", self._run_broker()),
                 start("attempts", self._attempts.run()),
                 start("ownership", self._ownership.run()),
             ]
@@ -156,6 +159,15 @@ class Service:
             await self._drain(intake)
             await cancel_and_wait([supervisor])
             await cancel_and_wait(base)
+
+    async def _run_broker(self) -> None:
+        state_id = await retry_forever(
+            self._executor.state_id,
+            on=ExecutorUnavailable,
+            pauses=STATE_PAUSES,
+            report=lambda error, _: log.warning("executor unavailable, retrying", reason=str(error)),
+        )
+        await self._broker.run(state_id)
 
     async def _drain(self, intake: Sequence[asyncio.Task[None]]) -> None:
         self._stopping = True
@@ -179,6 +191,9 @@ class Service:
             for role, problem in self._broker.problems().items()
         ]
         checks.append(self._topology_check())
+        claim = self._broker.source.claim
+        is_free = claim is not None and claim.is_refused
+        checks.append(Check("state", True, NOT_CLAIMED if is_free else "no other state is served here"))
         synced = self._attempts.synced.is_set()
         checks.append(Check("executor", synced, "records are read" if synced else "reading records"))
         checks += [

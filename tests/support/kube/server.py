@@ -74,6 +74,7 @@ class KubeServer:
         """All requests in order, including those hit by faults."""
         self.token = token
         self.bookmark_seconds = 60.0
+        self.namespace_uid = "6ff6a1e4-0c5b-4d9e-9d3a-3d6f0a1b2c3d"
         self._streams: set[Stream] = set()
         self._runner: web.AppRunner | None = None
         # Bound but not listening: the port is reserved, and connections are refused.
@@ -243,6 +244,9 @@ class KubeServer:
                 return _json(VERSION)
             if request.path in ("/livez", "/readyz", "/healthz"):
                 return web.Response(text="ok")
+            if request.path == f"/api/v1/namespaces/{self.cluster.namespace}":
+                metadata = {"name": self.cluster.namespace, "uid": self.namespace_uid}
+                return _json({"kind": "Namespace", "apiVersion": "v1", "metadata": metadata})
             raise _unknown_path()
         resource = _PATHS.get((match["prefix"], match["plural"]))
         if resource is None or (match["sub"] and resource is not PODS):

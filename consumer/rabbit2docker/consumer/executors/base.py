@@ -5,11 +5,12 @@ a part that never changes (`AttemptSpec`), a part that the service writes (`Atte
 executor observes (state, result, node).
 """
 
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, NewType, Protocol, Self
+from typing import Any, Final, NewType, Protocol, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
@@ -20,6 +21,18 @@ from rabbit2docker_schemas.requests import BuildRequest
 
 AttemptName = NewType("AttemptName", str)
 """Name of a record, a DNS label of at most 63 characters; `attempt_names` forms it from the build name."""
+
+
+def state_name(identity: str, place: str) -> str:
+    """Return the name of a set of records: its unique `identity`, and as much of its place as fits for operators.
+
+    RabbitMQ cuts the reply that names two of them at 255 bytes.
+    """
+    readable = "".join(character if _READABLE.match(character) else "-" for character in place)
+    return f"{identity[:12]}@{readable}"[:40]
+
+
+_READABLE: Final = re.compile(r"[A-Za-z0-9_./-]")
 
 
 class Stored(BaseModel):
@@ -289,6 +302,12 @@ class Executor(AttemptStore, LogSource, Membership, Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close it. Builders continue to run."""
+
+    async def state_id(self) -> str:
+        """Return a name for the set of records, as `state_name` forms it. Raises ExecutorUnavailable.
+
+        It is the same in all replicas that share the records, and in every later run on them.
+        """
 
     def problems(self) -> Mapping[str, str | None]:
         """Return the conditions for readiness by name: None for each that holds, else a description of the problem."""

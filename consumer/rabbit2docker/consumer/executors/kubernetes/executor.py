@@ -1,6 +1,7 @@
 """The kubernetes executor: a pod per attempt that is also its record, a watch that knows them all, atomic writes."""
 
 import asyncio
+import hashlib
 import re
 import secrets
 import socket
@@ -20,6 +21,7 @@ from rabbit2docker.consumer.executors.base import (
     Change,
     Lines,
     Members,
+    state_name,
 )
 from rabbit2docker.consumer.executors.kubernetes.client import ApiClient, ApiStatusError, as_unavailable
 from rabbit2docker.consumer.executors.kubernetes.config_objects import BuildConfigObjects
@@ -27,10 +29,11 @@ from rabbit2docker.consumer.executors.kubernetes.gc import GarbageCollector
 from rabbit2docker.consumer.executors.kubernetes.informer import PODS, Informer
 from rabbit2docker.consumer.executors.kubernetes.leases import Leases
 from rabbit2docker.consumer.executors.kubernetes.logs import LogReader
-from rabbit2docker.consumer.executors.kubernetes.models import Pod
+from rabbit2docker.consumer.executors.kubernetes.models import Owned, Pod
 from rabbit2docker.consumer.executors.kubernetes.placement import least_loaded, ready_nodes
 from rabbit2docker.consumer.executors.kubernetes.pod_records import PodRecords
 from rabbit2docker.consumer.executors.kubernetes.pods import BuildPods
+from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority
 from rabbit2docker.errors import ExecutorUnavailable
 from rabbit2docker.settings import Settings
 from rabbit2docker.tasks import TaskSet
@@ -96,6 +99,28 @@ class KubernetesExecutor:
         if self._leases is not None:
             await self._leases.release()
         await self._api.close()
+
+    async def state_id(self) -> str:
+        """Return a name that follows from cluster, namespace and instance."""
+        namespace, instance = self._settings.kubernetes.namespace, self._settings.instance
+        uid = await self._namespace_uid(namespace)
+        identity = hashlib.sha256(f"{uid}/{namespace}/{instance}".encode()).hexdigest()
+        return state_name(identity, f"{namespace}/{instance}")
+
+    async def _namespace_uid(self, namespace: str) -> str:
+        """Return the uid of the namespace, which is unique among clusters; empty if it is not readable."""
+        try:
+            data = await self._api.call(
+                "GET", f"/api/v1/namespaces/{namespace}", priority=CallPriority.RECORD
+            )
+        except ApiStatusError as error:
+            if error.status not in (403, 404):
+                raise as_unavailable(error) from error
+            log.warning(
+                "namespace not readable: a consumer in another cluster would not be noticed", error=str(error)
+            )
+            return ""
+        return Owned.model_validate_json(data).metadata.uid
 
     def problems(self) -> Mapping[str, str | None]:
         """Return the errors of the watches and the Lease."""

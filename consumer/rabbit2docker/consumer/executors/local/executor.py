@@ -291,6 +291,10 @@ class LocalExecutor:
         yield Members(self._node, frozenset([self._node]))
         await asyncio.Event().wait()
 
+    async def state_id(self) -> str:
+        """Return the name that the state directory was given when it was created."""
+        return self._state.id
+
     def problems(self) -> Mapping[str, str | None]:
         """Return no conditions: what can fail here fails in the call that needs it."""
         return {}

@@ -3,6 +3,8 @@
 Everything here blocks and is called in threads. Each attempt has one folder, which is complete as soon as it has the
 attempt's name; folders that are being created or removed have names that begin with a dot.
 
+Beside the attempts, `id` holds the name of the whole set of records, which stays when the directory is moved.
+
     build.json    AttemptSpec, never changed
     status.json   AttemptStatus, replaced as a whole
     builder.json  specification of the builder
@@ -19,6 +21,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,13 +31,20 @@ from typing import Any, Final
 import structlog
 from pydantic import ValidationError
 
-from rabbit2docker.consumer.executors.base import AttemptName, AttemptSpec, AttemptStatus, BuilderResult
+from rabbit2docker.consumer.executors.base import (
+    AttemptName,
+    AttemptSpec,
+    AttemptStatus,
+    BuilderResult,
+    state_name,
+)
 from rabbit2docker.errors import ConfigurationError, ExecutorUnavailable
 
 log = structlog.get_logger()
 
 ATTEMPTS: Final = "attempts"
 LOCK: Final = "lock"
+ID: Final = "id"
 SPEC: Final = "build.json"
 STATUS: Final = "status.json"
 BUILDER_SPEC: Final = "builder.json"
@@ -100,6 +110,8 @@ class StateDirectory:
         """Store the path; nothing is read or written before `open`."""
         self.root = root
         self.attempts = root / ATTEMPTS
+        self.id = ""
+        """Name of the set of records; known once it is open."""
         self._lock: int | None = None
 
     def path(self, name: AttemptName) -> Path:
@@ -117,6 +129,7 @@ class StateDirectory:
             self.attempts.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._take_lock()
             self._clear_leftovers()
+            self.id = self._read_id()
             return self._load_all()
         except OSError as error:
             self.close()
@@ -145,6 +158,18 @@ class StateDirectory:
             os.pwrite(self._lock, str(os.getpid()).encode(), 0)
         except OSError as error:
             log.warning("process id not written to the lock file", error=str(error))
+
+    def _read_id(self) -> str:
+        """Return the name of this set of records; a new one names the machine that created it."""
+        path = self.root / ID
+        try:
+            if found := path.read_text("utf-8").strip():
+                return found
+        except (FileNotFoundError, UnicodeDecodeError):
+            pass
+        created = state_name(uuid.uuid4().hex, socket.gethostname())
+        write_atomically(path, created + "\n")
+        return created
 
     def close(self) -> None:
         """Release the lock."""
