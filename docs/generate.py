@@ -160,7 +160,7 @@ def messages() -> str:
     """Return the page on requests and events."""
     parts = [
         "# Messages",
-        "Bodies are JSON. Readers of events ignore unknown fields; a request with an unknown field is rejected. "
+        "Bodies are JSON. Unknown fields are ignored; those of a request are named in the `notice` of its `accepted` event. "
         "`rabbit2docker schema NAME` prints the JSON Schema, `rabbit2docker schema --asyncapi` the AsyncAPI document. "
         "Routing keys and delivery are in [](../how-to/use-from-a-program.md).",
     ]

@@ -93,7 +93,7 @@ def _input(ce_type: str, model: type[Message], example: Message) -> dict[str, An
         "name": ce_type,
         "title": model.__name__,
         "summary": (model.__doc__ or "").splitlines()[0],
-        "description": f"At most {MAX_BYTES} bytes of JSON; unknown fields are refused.",
+        "description": f"At most {MAX_BYTES} bytes of JSON; unknown fields are ignored.",
         "contentType": CONTENT_TYPE,
         "headers": _input_headers(ce_type),
         "payload": _ref("components", "schemas", model.__name__),

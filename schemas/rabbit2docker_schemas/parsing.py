@@ -12,7 +12,14 @@ from pydantic import ValidationError
 
 from rabbit2docker_schemas.ids import routable_request_id
 from rabbit2docker_schemas.reasons import RejectReason
-from rabbit2docker_schemas.requests import CANCEL_TYPE, REQUEST_TYPE, BuildRequest, CancelRequest, Message
+from rabbit2docker_schemas.requests import (
+    CANCEL_TYPE,
+    REQUEST_TYPE,
+    BuildRequest,
+    CancelRequest,
+    Message,
+    with_unknown_fields,
+)
 from rabbit2docker_schemas.validation_messages import describe, kind_of, shown
 
 MAX_BYTES: Final = 65_536
@@ -246,12 +253,19 @@ def _data(event: dict[str, Any]) -> dict[str, Any]:
 
 def _validated(model: type[_MessageT], value: dict[str, Any], event_id: str | None) -> _MessageT:
     try:
-        # Strict mode accepts a string as a time only from JSON, and converts nothing else.
-        return model.model_validate_json(json.dumps(value), strict=True)
+        return with_unknown_fields(model, value, strict=True)
     except ValidationError as error:
-        raise InvalidMessage(
-            RejectReason.INVALID_REQUEST, describe(error, model.model_fields), _named_id(value) or event_id
-        ) from error
+        problem = describe(_with_unknown_names(model, value) or error, model.model_fields)
+        raise InvalidMessage(RejectReason.INVALID_REQUEST, problem, _named_id(value) or event_id) from error
+
+
+def _with_unknown_names(model: type[Message], value: dict[str, Any]) -> ValidationError | None:
+    """Return all problems of an invalid message, unknown names among them: one may be a missing field, misspelt."""
+    try:
+        model.model_validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        return error
+    return None
 
 
 def _named_id(value: object) -> str | None:

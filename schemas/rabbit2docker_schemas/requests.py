@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from typing import Annotated, Final, Literal, Self
+from functools import cache
+from typing import Annotated, Any, Final, Literal, Self, TypeVar, cast
 
 from pydantic import (
     AwareDatetime,
@@ -13,6 +14,7 @@ from pydantic import (
     Field,
     StringConstraints,
     WithJsonSchema,
+    create_model,
     field_validator,
     model_validator,
 )
@@ -43,10 +45,26 @@ _LABEL_NAME = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$")
 _INSIDE = re.compile(r"^(?![/-])(?!([^/]*/)*\.\.(/|$))")
 
 
-class Message(BaseModel):
-    """A message to the service. An unknown field is an error, because a typo must not be ignored."""
+def _open_to_additions(schema: dict[str, Any]) -> None:
+    # Validators of this version must pass messages of later ones.
+    schema.pop("additionalProperties", None)
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+class Message(BaseModel):
+    """A message to the service.
+
+    A publisher that makes one may not misspell a field. The service reads messages of later versions, too: it ignores the
+    fields that it does not know, see `with_unknown_fields`.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, json_schema_extra=_open_to_additions
+    )
+
+    @property
+    def unknown_fields(self) -> tuple[str, ...]:
+        """The names of the fields that this version does not know, sorted."""
+        return tuple(sorted(self.model_extra or ()))
 
     @field_validator("*")
     @classmethod
@@ -130,21 +148,22 @@ class BuildRequest(Message):
 
     def digest(self) -> str:
         """Return a digest of everything except the request_id: equal digests mean equal requests."""
-        content = self.model_dump(mode="json", exclude={"request_id"})
+        # Without defaults, a field that a later version adds changes the digest only where it is used.
+        content = self.model_dump(mode="json", exclude={"request_id"}, exclude_defaults=True)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _one_id(schema: dict[str, Any]) -> None:
+    _open_to_additions(schema)
+    schema["oneOf"] = [
+        {"required": [name], "properties": {name: {"type": "string"}}} for name in ("build_id", "request_id")
+    ]
 
 
 class CancelRequest(Message):
     """A request to end a build, or to withdraw a request that has not started one. Give exactly one of the two ids."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "oneOf": [
-                {"required": [name], "properties": {name: {"type": "string"}}}
-                for name in ("build_id", "request_id")
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra=_one_id)
 
     build_id: Annotated[str, StringConstraints(pattern=REQUEST_ID_PATTERN)] | None = None
     """The build to end, for all requests that share it."""
@@ -160,3 +179,28 @@ class CancelRequest(Message):
         if (self.build_id is None) == (self.request_id is None):
             raise ValueError("name either build_id or request_id")
         return self
+
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+class _Open(Message):
+    """A message that keeps unknown fields."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+@cache
+def _open(model: type[MessageT]) -> type[MessageT]:
+    # Of two bases, the last one decides the configuration.
+    bases = cast("tuple[type[MessageT], ...]", (model, _Open))
+    return create_model(model.__name__, __base__=bases, __module__=model.__module__)
+
+
+def with_unknown_fields(model: type[MessageT], value: dict[str, Any], *, strict: bool = False) -> MessageT:
+    """Validate a message, perhaps of a later version: fields that this one does not know are kept and have no effect.
+
+    Raises ValidationError. In `strict` mode values are those of JSON, and none is converted.
+    """
+    chosen = _open(model) if value.keys() - model.model_fields.keys() else model
+    return chosen.model_validate_json(json.dumps(value), strict=strict)

@@ -96,10 +96,23 @@ _SENTENCE_OF: Final[Mapping[str, Callable[[ErrorDetails], str]]] = {
 
 
 def _unknown_field(problem: ErrorDetails, known: Sequence[str]) -> str:
-    name = str(problem["loc"][-1])
+    return _unknown_name(str(problem["loc"][-1]), known)
+
+
+def _unknown_name(name: str, known: Sequence[str]) -> str:
     similar = get_close_matches(name[:SHOWN_CHARACTERS], known, n=1)
     hint = f"; did you mean `{similar[0]}`?" if similar else ""
     return f"unknown field `{shown(name)}`{hint}"
+
+
+def ignored_fields(names: Sequence[str], fields: Mapping[str, Any]) -> str | None:
+    """Return the notice for fields that a message has and this version does not know; None without any."""
+    if not names:
+        return None
+    sentences = [_unknown_name(name, list(fields)) for name in names[:LISTED]]
+    if len(names) > LISTED:
+        sentences.append(f"and {len(names) - LISTED} more")
+    return _ended(f"Ignored: {', '.join(sentences)}")
 
 
 def _sentence(problem: ErrorDetails, known: Sequence[str]) -> str:

@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from pydantic import ValidationError
 
+from rabbit2docker_schemas import documents
 from rabbit2docker_schemas.parsing import MAX_BYTES, STRUCTURED, InvalidMessage, read_cancel, read_request
 from rabbit2docker_schemas.reasons import RejectReason
-from rabbit2docker_schemas.requests import CANCEL_TYPE, REQUEST_TYPE
+from rabbit2docker_schemas.requests import CANCEL_TYPE, REQUEST_TYPE, BuildRequest
+from rabbit2docker_schemas.validation_messages import ignored_fields
 
 GOOD: dict[str, Any] = {"provider": "gh", "spec": "binder-examples/requirements/HEAD"}
 
@@ -104,10 +108,37 @@ def test_an_invalid_field_is_named_with_the_expected_value(fields: dict[str, Any
     assert message in error.message
 
 
-def test_an_unknown_field_is_reported_with_the_most_similar_one() -> None:
-    error = refusal_to(b'{"provider": "gh", "spec": "a/b/c", "subdri": "x"}')
-    assert error.message.startswith("Unknown field `subdri`; did you mean `subdir`? Known fields: provider, ")
-    assert error.message.endswith("replay_of.")
+class TestMessagesOfLaterVersions:
+    def test_an_unknown_field_is_ignored_and_named(self) -> None:
+        request = read_request(json.dumps(GOOD | {"subdri": "x", "colour": {"of": ["wall"]}}).encode())
+        assert (request.provider, request.subdir) == ("gh", None)
+        assert request.unknown_fields == ("colour", "subdri")
+        assert ignored_fields(request.unknown_fields, BuildRequest.model_fields) == (
+            "Ignored: unknown field `colour`, unknown field `subdri`; did you mean `subdir`?"
+        )
+        cancel = read_cancel(b'{"request_id": "r1", "spare_everyone": true}')
+        assert (cancel.request_id, cancel.unknown_fields) == ("r1", ("spare_everyone",))
+
+    def test_a_field_that_was_added_changes_the_digest_only_where_it_is_used(self) -> None:
+        class Later(BuildRequest):
+            colour: str = "white"
+
+        plain, red = json.dumps(GOOD).encode(), json.dumps(GOOD | {"colour": "red"}).encode()
+        for body in (plain, red):
+            assert read_request(body).digest() == Later.model_validate_json(body).digest()
+        assert read_request(plain).digest() != read_request(red).digest()
+
+    def test_a_publisher_that_misspells_a_field_gets_an_error(self) -> None:
+        with pytest.raises(ValidationError, match="subdri"):
+            BuildRequest.model_validate(GOOD | {"subdri": "x"})
+
+    def test_the_published_schemas_pass_them(self) -> None:
+        schemas = documents.json_schemas()
+        for name, message in (
+            ("build.requested.v1", GOOD | {"colour": "red"}),
+            ("build.cancel.v1", {"build_id": "b1", "colour": "red"}),
+        ):
+            Draft202012Validator(schemas[name]).validate(message)
 
 
 def test_several_problems_are_reported_together() -> None:

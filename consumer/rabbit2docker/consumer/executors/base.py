@@ -12,15 +12,18 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Any, Final, NewType, Protocol, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, SerializeAsAny, field_validator
 
 from rabbit2docker_schemas.events import Kind, Phase
 from rabbit2docker_schemas.ids import BuildId, RequestId
 from rabbit2docker_schemas.reasons import FailureReason
-from rabbit2docker_schemas.requests import BuildRequest
+from rabbit2docker_schemas.requests import BuildRequest, with_unknown_fields
 
 AttemptName = NewType("AttemptName", str)
 """Name of a record, a DNS label of at most 63 characters; `attempt_names` forms it from the build name."""
+RECORD_VERSION: Final = "1.0"
+"""Version of the records that this service writes. The major version grows when an older service must not touch them."""
+_READABLE: Final = re.compile(r"[A-Za-z0-9_./-]")
 
 
 def state_name(identity: str, place: str) -> str:
@@ -32,16 +35,22 @@ def state_name(identity: str, place: str) -> str:
     return f"{identity[:12]}@{readable}"[:40]
 
 
-_READABLE: Final = re.compile(r"[A-Za-z0-9_./-]")
-
-
 class Stored(BaseModel):
-    """A stored part of a record. Unknown fields are ignored, so that an older version reads what a newer one wrote."""
+    """A part of a record as it is read. Unknown fields are ignored, so that an older version reads what a newer one wrote."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class AttemptSpec(Stored):
+class VersionedPart(Stored):
+    """A part of a record that services write, as `record_format` stores it. Unknown fields are kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    version: str = RECORD_VERSION
+    """Version with which the part was created, as major.minor."""
+
+
+class AttemptSpec(VersionedPart):
     """The build to run; fixed when the record is created."""
 
     name: AttemptName
@@ -51,7 +60,7 @@ class AttemptSpec(Stored):
     tenant: str
     request_id: RequestId
     """The request that started the build; others may have joined it since."""
-    request: BuildRequest
+    request: SerializeAsAny[BuildRequest]
     repo_url: str
     resolved_ref: str
     source_ref: str | None = None
@@ -70,16 +79,23 @@ class AttemptSpec(Stored):
     generation: str = ""
     """Distinguishes this build from an earlier one of the same request that was forgotten. Part of event ids."""
 
+    @field_validator("request", mode="before")
+    @classmethod
+    def _keep_unknown_fields(cls, value: object) -> object:
+        return with_unknown_fields(BuildRequest, value) if isinstance(value, dict) else value
+
 
 class StoredOutcome(Stored):
     """The outcome of an attempt, decided once: kind and data of the terminal event, or that another attempt follows."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     kind: str
     """`completed`, `failed`, `cancelled` or `retry`."""
     data: dict[str, Any]
 
 
-class AttemptStatus(Stored):
+class AttemptStatus(VersionedPart):
     """The part of a record that the service writes."""
 
     requests: dict[str, str] = {}

@@ -13,6 +13,7 @@ from rabbit2docker.consumer.providers.base import Repository
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Accepted, BuildOptions
 from rabbit2docker_schemas.requests import BuildRequest
+from rabbit2docker_schemas.validation_messages import ignored_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,10 @@ def accepted(
         cached=cached,
         requester=request.requester,
         options=options_of(request),
-        notice=notice,
+        notice=" ".join(
+            filter(None, (notice, ignored_fields(request.unknown_fields, BuildRequest.model_fields)))
+        )
+        or None,
     )
 
 

@@ -147,6 +147,8 @@ class IntakeWorker:
         return outcome
 
     async def _settle_cancel(self, delivery: Delivery, incoming: IncomingCancel) -> str:
+        if unknown := incoming.cancel.unknown_fields:
+            log.warning("unknown fields ignored", fields=unknown, tenant=incoming.tenant)
         try:
             found = await self._cancellation.cancel(incoming)
         except TransientError as error:

@@ -34,6 +34,7 @@ from rabbit2docker.consumer.executors.kubernetes.placement import least_loaded, 
 from rabbit2docker.consumer.executors.kubernetes.pod_records import PodRecords
 from rabbit2docker.consumer.executors.kubernetes.pods import BuildPods
 from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority
+from rabbit2docker.consumer.executors.record_format import newer_text
 from rabbit2docker.errors import ExecutorUnavailable
 from rabbit2docker.settings import Settings
 from rabbit2docker.tasks import TaskSet
@@ -127,6 +128,7 @@ class KubernetesExecutor:
         found = {
             "watch of builds": _problem_of(self._records.informer),
             "watch of docker-api": _problem_of(self._docker_api),
+            "records": newer_text(self._records.newer),
         }
         if self._leases is not None:
             found["lease"] = self._leases.problem()

@@ -11,6 +11,7 @@ from rabbit2docker.consumer.executors.kubernetes import manifest
 from rabbit2docker.consumer.executors.kubernetes.client import JSON_PATCH, ApiClient, ApiStatusError
 from rabbit2docker.consumer.executors.kubernetes.models import Metadata, Owned, OwnedList, Pod
 from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority
+from rabbit2docker.consumer.executors.record_format import NewerRecord
 from rabbit2docker.settings import Settings
 
 log = structlog.get_logger()
@@ -120,7 +121,11 @@ def is_stuck(pod: Pod, now: datetime) -> bool:
 
 def is_orphan(pod: Pod, now: datetime) -> bool:
     """Return whether a pod with our labels holds no record and is too old to be still in creation."""
-    return manifest.read_spec(pod) is None and _age(pod.metadata, now) > ORPHAN_AFTER
+    try:
+        holds_none = manifest.read_spec(pod) is None
+    except NewerRecord:
+        return False
+    return holds_none and _age(pod.metadata, now) > ORPHAN_AFTER
 
 
 def _age(metadata: Metadata, now: datetime) -> timedelta:

@@ -7,13 +7,12 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
-from pydantic import ValidationError
-
 from rabbit2docker.consumer.executors.base import AttemptSpec, AttemptStatus
 from rabbit2docker.consumer.executors.builder_io import builder_spec
 from rabbit2docker.consumer.executors.kubernetes.models import Manifest, Pod
 from rabbit2docker.consumer.executors.kubernetes.placement import affinity, tolerations
 from rabbit2docker.consumer.executors.kubernetes.pod_status import BUILDER_CONTAINER
+from rabbit2docker.consumer.executors.record_format import decode, encode
 from rabbit2docker.settings import Settings
 
 PREFIX: Final = "rabbit2docker.io/"
@@ -136,7 +135,7 @@ def build_pod(
                 f"{PREFIX}ref": spec.resolved_ref,
                 f"{PREFIX}image": spec.image,
                 BUILDER_MAP: builder_map,
-                SPEC: spec.model_dump_json(exclude_defaults=True),
+                SPEC: encode(spec, exclude_defaults=True),
                 STATUS: encode_status(status),
                 STATUS_VERSION: "0",
             },
@@ -290,23 +289,23 @@ def _pod_security_context(settings: Settings) -> Manifest:
 
 def encode_status(status: AttemptStatus) -> str:
     """Return the status as its annotation holds it."""
-    return status.model_dump_json(exclude_defaults=True)
+    return encode(status, exclude_defaults=True)
 
 
 def read_spec(pod: Pod) -> AttemptSpec | None:
-    """Return the AttemptSpec that the pod holds; None if the pod is not a record of this service."""
+    """Return the AttemptSpec that the pod holds; None if the pod is not a record of this service. Raises NewerRecord."""
     try:
-        spec = AttemptSpec.model_validate_json(pod.metadata.annotations.get(SPEC, ""))
-    except ValidationError:
+        spec = decode(AttemptSpec, pod.metadata.annotations.get(SPEC, ""))
+    except ValueError:
         return None
     return spec if spec.name == pod.metadata.name else None
 
 
 def read_status(pod: Pod) -> AttemptStatus:
-    """Return the AttemptStatus that the pod holds; an empty one if the annotation is invalid."""
+    """Return the AttemptStatus that the pod holds; an empty one if the annotation is invalid. Raises NewerRecord."""
     try:
-        return AttemptStatus.model_validate_json(pod.metadata.annotations.get(STATUS, "{}"))
-    except ValidationError:
+        return decode(AttemptStatus, pod.metadata.annotations.get(STATUS, "{}"))
+    except ValueError:
         return AttemptStatus()
 
 

@@ -30,6 +30,7 @@ from rabbit2docker.consumer.executors.kubernetes.pod_status import (
     sort_events,
 )
 from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority
+from rabbit2docker.consumer.executors.record_format import NewerRecord
 from rabbit2docker.errors import ExecutorUnavailable
 from rabbit2docker.settings import Settings
 from rabbit2docker.tasks import TaskSet
@@ -132,6 +133,8 @@ class PodRecords:
         self._deleted: TTLCache[str, bool] = TTLCache(REMEMBERED_UIDS, 3600)
         self._unreadable: TTLCache[str, bool] = TTLCache(REMEMBERED_UIDS, 3600)
         self._docker_api_pods = 0
+        self.newer: dict[str, str] = {}
+        """Versions of the records that are left alone, by name, because a newer service wrote them."""
         self.informer = Informer(
             api,
             PODS,
@@ -197,6 +200,7 @@ class PodRecords:
 
     def handle_removed(self, pod: Pod) -> None:
         """Keep the record of a removed pod if its end was reported, else drop it."""
+        self.newer.pop(pod.metadata.name, None)
         record = self._by_name.get(AttemptName(pod.metadata.name))
         if record is None or record.uid != pod.metadata.uid or record.is_pod_gone:
             return
@@ -245,13 +249,20 @@ class PodRecords:
         self._observe(record)
 
     def _read_record(self, pod: Pod) -> PodRecord | None:
-        spec = manifest.read_spec(pod)
+        try:
+            spec, status = manifest.read_spec(pod), manifest.read_status(pod)
+        except NewerRecord as error:
+            if pod.metadata.name not in self.newer:
+                log.error("pod left alone: newer record", name=pod.metadata.name, error=str(error))
+            self.newer[pod.metadata.name] = error.version
+            return None
+        self.newer.pop(pod.metadata.name, None)
         if spec is None:
             if pod.metadata.uid not in self._unreadable:
                 self._unreadable[pod.metadata.uid] = True
                 log.error("pod without a valid record ignored", name=pod.metadata.name)
             return None
-        return PodRecord(spec, pod, manifest.read_status(pod), observe_pod(pod, self._context(None)))
+        return PodRecord(spec, pod, status, observe_pod(pod, self._context(None)))
 
     def _context(self, record: PodRecord | None) -> ObservationContext:
         return ObservationContext(

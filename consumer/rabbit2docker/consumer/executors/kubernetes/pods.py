@@ -15,6 +15,7 @@ from rabbit2docker.consumer.executors.kubernetes.config_objects import BuildConf
 from rabbit2docker.consumer.executors.kubernetes.models import Manifest, Pod
 from rabbit2docker.consumer.executors.kubernetes.pod_records import PodRecord, PodRecords
 from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority
+from rabbit2docker.consumer.executors.record_format import waits_for_newer
 from rabbit2docker.errors import ExecutorUnavailable, NameTaken, RecordMissing
 from rabbit2docker.settings import Settings
 
@@ -93,6 +94,8 @@ class BuildPods:
         record = self._records.put(pod)
         if record is None and self._records.was_deleted(pod):
             raise ExecutorUnavailable(f"An earlier pod {name} is still being removed.")
+        if record is None and (version := self._records.newer.get(name)):
+            raise ExecutorUnavailable(waits_for_newer(name, version))
         if record is None:
             raise NameTaken(f"A pod {name} that is not a build of this service exists already.")
         return record

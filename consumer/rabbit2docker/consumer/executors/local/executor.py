@@ -34,7 +34,8 @@ from rabbit2docker.consumer.executors.local.log_reader import LogReader
 from rabbit2docker.consumer.executors.local.records import Record, Records, record_gone
 from rabbit2docker.consumer.executors.local.supervisor import BuilderSupervisor
 from rabbit2docker.consumer.executors.local.threads import StateThreads
-from rabbit2docker.errors import ConfigurationError
+from rabbit2docker.consumer.executors.record_format import newer_text, waits_for_newer
+from rabbit2docker.errors import ConfigurationError, ExecutorUnavailable
 from rabbit2docker.settings import ENV_PREFIX, Settings
 from rabbit2docker.tasks import TaskSet
 
@@ -180,6 +181,8 @@ class LocalExecutor:
     async def _existing(self, name: AttemptName) -> Attempt:
         """Adopt a folder that appeared since the directory was opened, or that was damaged then."""
         found = await self._threads.call("read a record", self._state.load, name)
+        if found is None and (version := self._state.newer.get(name)):
+            raise ExecutorUnavailable(waits_for_newer(name, version))
         if found is None:
             raise state_directory.unavailable(
                 OSError(f"{name} is damaged"), "create a record", self._state.root
@@ -296,8 +299,8 @@ class LocalExecutor:
         return self._state.id
 
     def problems(self) -> Mapping[str, str | None]:
-        """Return no conditions: what can fail here fails in the call that needs it."""
-        return {}
+        """Return whether all records are readable; anything else that fails here fails in the call that needs it."""
+        return {"records": newer_text(self._state.newer)}
 
     # -- records
 

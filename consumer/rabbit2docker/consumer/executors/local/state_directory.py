@@ -38,6 +38,7 @@ from rabbit2docker.consumer.executors.base import (
     BuilderResult,
     state_name,
 )
+from rabbit2docker.consumer.executors.record_format import NewerRecord, decode, encode
 from rabbit2docker.errors import ConfigurationError, ExecutorUnavailable
 
 log = structlog.get_logger()
@@ -112,6 +113,8 @@ class StateDirectory:
         self.attempts = root / ATTEMPTS
         self.id = ""
         """Name of the set of records; known once it is open."""
+        self.newer: dict[str, str] = {}
+        """Versions of the records that are left alone, by name, because a newer service wrote them."""
         self._lock: int | None = None
 
     def path(self, name: AttemptName) -> Path:
@@ -189,16 +192,24 @@ class StateDirectory:
     def _load(self, path: Path) -> StoredRecord | None:
         """Read a record. A damaged one is logged and left where it is, so that it does not block the others."""
         try:
-            spec = AttemptSpec.model_validate_json((path / SPEC).read_bytes())
-        except (OSError, ValidationError) as error:
+            return self._read(path)
+        except NewerRecord as error:
+            log.error("record skipped: newer version", path=str(path), error=str(error))
+            self.newer[path.name] = error.version
+            return None
+
+    def _read(self, path: Path) -> StoredRecord | None:
+        try:
+            spec = decode(AttemptSpec, (path / SPEC).read_bytes())
+        except (OSError, ValueError) as error:
             log.error("record skipped: unreadable", path=str(path), error=str(error))
             return None
         if spec.name != path.name:
             log.error("record skipped: folder has another name", path=str(path), name=spec.name)
             return None
         try:
-            status = AttemptStatus.model_validate_json((path / STATUS).read_bytes())
-        except (OSError, ValidationError) as error:
+            status = decode(AttemptStatus, (path / STATUS).read_bytes())
+        except (OSError, ValueError) as error:
             log.error("record status reset: unreadable", path=str(path), error=str(error))
             status = AttemptStatus()
         return StoredRecord(spec, status)
@@ -211,8 +222,8 @@ class StateDirectory:
         temporary = self.attempts / f"{_TEMPORARY}new-{uuid.uuid4().hex}"
         try:
             temporary.mkdir(mode=0o700, parents=True)
-            write_atomically(temporary / SPEC, spec.model_dump_json())
-            write_atomically(temporary / STATUS, status.model_dump_json())
+            write_atomically(temporary / SPEC, encode(spec))
+            write_atomically(temporary / STATUS, encode(status))
             write_atomically(temporary / BUILDER_SPEC, json.dumps(builder_spec))
             (temporary / LINES).touch(mode=0o600)
             os.mkfifo(temporary / RUNNING, 0o600)
@@ -230,7 +241,7 @@ class StateDirectory:
 
     def write_status(self, name: AttemptName, status: AttemptStatus) -> None:
         """Replace the status. Raises FileNotFoundError if the record is gone."""
-        write_atomically(self.path(name) / STATUS, status.model_dump_json())
+        write_atomically(self.path(name) / STATUS, encode(status))
 
     def remove(self, name: AttemptName) -> None:
         """Remove a record, atomically for a service that reads the directory after a crash. Ignores unknown names."""
