@@ -20,6 +20,8 @@ UNROUTED_QUEUE: Final = "builds.unrouted"
 """Messages that `builds` could route nowhere, until a consumer puts each into its queue or among the dead letters."""
 DEAD_QUEUE: Final = "builds.dead"
 REQUEST_LOG_STREAM: Final = "builds.requests.log"
+CANCEL_LOG_STREAM: Final = "builds.cancels.log"
+"""Cancels of requests that are no builds yet."""
 STATE_QUEUE: Final = "builds.state"
 """Always empty: its arguments name the records that the consumers of this virtual host share."""
 

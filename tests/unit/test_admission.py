@@ -18,6 +18,7 @@ from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Completed
 from rabbit2docker_schemas.ids import RequestId, terminal_event_id
 from rabbit2docker_schemas.requests import BuildRequest, Force
+from tests.support.cancel_log import MemoryCancelLog
 from tests.support.memory_executor import MemoryExecutor, MemoryWorld
 from tests.support.publishing import RecordingPublisher
 from tests.support.records import NOW, REPOSITORY
@@ -47,6 +48,7 @@ class Intake:
         self.executor = MemoryExecutor(self.world)
         self.publisher = RecordingPublisher()
         self.image: ImageInfo | None = None
+        self.cancels = MemoryCancelLog()
         attempts = AttemptCache(self.executor)
         self.admission = Admission(
             AdmissionContext(
@@ -56,7 +58,7 @@ class Intake:
                 providers=cast("Providers", OneRepository()),
                 find_image=self.find_image,
                 settings=Settings(),
-                cancellation=Cancellation(self.executor, attempts),
+                cancellation=Cancellation(self.executor, attempts, self.cancels),
                 before_ack=self.before_ack,
             )
         )

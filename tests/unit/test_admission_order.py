@@ -12,6 +12,7 @@ from rabbit2docker.consumer.intake.parsing import IncomingRequest
 from rabbit2docker.consumer.providers.catalog import Providers
 from rabbit2docker.settings import ProviderSettings, Settings
 from rabbit2docker_schemas.ids import RequestId
+from tests.support.cancel_log import MemoryCancelLog
 from tests.support.consumer import a_request
 from tests.support.memory_executor import MemoryExecutor, MemoryWorld
 from tests.support.publishing import RecordingPublisher
@@ -46,7 +47,7 @@ async def test_nothing_is_published_of_a_new_build_before_its_acceptance() -> No
         providers=Providers(ProviderSettings(allow_private_addresses=True)),
         find_image=find_image,
         settings=Settings(),
-        cancellation=Cancellation(executor, attempts),
+        cancellation=Cancellation(executor, attempts, MemoryCancelLog()),
         before_ack=before_ack,
     )
     assert await Admission(context).admit(INCOMING) is AdmissionOutcome.ACCEPTED

@@ -1,4 +1,4 @@
-"""The connections of a consumer: one to take requests, one to publish, and two that guard against a broken topology.
+"""The connections of a consumer: to take requests, to publish, to follow cancels, and two that guard the topology.
 
 RabbitMQ stops reading from a connection that publishes during an alarm; acknowledgements would be stuck behind.
 """
@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from rabbit2docker.amqp.cancel_log import CancelLog
 from rabbit2docker.amqp.connection import ManagedChannel, connected
 from rabbit2docker.amqp.declare import declare_if_allowed
 from rabbit2docker.amqp.publisher import ConfirmedPublisher, record_blocked
@@ -33,6 +34,7 @@ class Broker:
         self._publishing = ManagedChannel("publish", settings.amqp, probe=record_blocked)
         self.publisher = ConfirmedPublisher(self._publishing, settings.amqp, on_loss)
         self.source = RequestConsumer(settings.amqp, self.publisher, on_loss)
+        self.cancels = CancelLog(settings, self.publisher, on_loss)
         self._unrouted = UnroutedRequests(settings.amqp, self.publisher, on_loss)
 
     async def run(self, state_id: str | None = None) -> None:
@@ -47,6 +49,7 @@ class Broker:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._publishing.run(), name="publishing connection")
             group.create_task(self.source.connection.run(), name="consuming connection")
+            group.create_task(self.cancels.run(), name="log of cancels")
             group.create_task(self._unrouted.run(), name="unrouted requests")
             group.create_task(self._keeper.run(), name="topology keeper")
 

@@ -1,7 +1,7 @@
 """The interface of the broker for intake, following and the command line; test doubles implement it."""
 
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -76,6 +76,16 @@ class RequestSource(Protocol):
 
     async def set_prefetch(self, queue: str, count: int) -> None:
         """Hold at most `count` deliveries of a queue at once; 0 pauses it. Kept across reconnects."""
+
+
+class CancelLog(Protocol):
+    """Cancels of requests that are no builds yet, shared by all replicas."""
+
+    def subscribe(self, on_cancel: Callable[[str, str, str], None]) -> None:
+        """Have `on_cancel` called with tenant, build id and requester of each cancel, whichever replica recorded it."""
+
+    async def record(self, tenant: str, build_id: str, by: str) -> None:
+        """Keep a cancel, confirmed. Raises BrokerUnavailable."""
 
 
 class Publisher(Protocol):

@@ -12,6 +12,7 @@ from rabbit2docker.amqp.users import UserSpec, make_users
 from rabbit2docker.settings.topology import TopologySettings
 from rabbit2docker_schemas.routing import (
     BULK_QUEUE,
+    CANCEL_LOG_STREAM,
     CANCEL_QUEUE,
     DEAD_LETTER_EXCHANGE,
     DEAD_QUEUE,
@@ -212,6 +213,8 @@ def _request_bindings() -> Iterable[BindingSpec]:
         yield BindingSpec(RETRY_EXCHANGE, queue, queue)
     yield BindingSpec(DEAD_LETTER_EXCHANGE, DEAD_QUEUE, "")
     yield BindingSpec(REQUEST_LOG_EXCHANGE, REQUEST_LOG_STREAM, "")
+    # Not to `builds`: with a copy for the log, RabbitMQ would confirm a cancel that no queue of work has taken.
+    yield BindingSpec(RETRY_EXCHANGE, CANCEL_LOG_STREAM, CANCEL_LOG_STREAM)
 
 
 def _obsolete_bindings() -> Iterable[BindingSpec]:
@@ -230,6 +233,11 @@ def make_topology(tenants: Iterable[str], settings: TopologySettings = DEFAULTS)
             REQUEST_LOG_STREAM,
             settings,
             {"x-max-age": "request_log_days", "x-max-length-bytes": "request_log_bytes"},
+        ),
+        _stream(
+            CANCEL_LOG_STREAM,
+            settings,
+            {"x-max-age": "cancel_log_days", "x-max-length-bytes": "cancel_log_bytes"},
         ),
         *(
             _stream(

@@ -73,7 +73,7 @@ class Service:
         self._events = EventPublisher(self._broker.publisher, instance=settings.instance)
         self._ownership = Ownership(self._executor)
         self._capacity = Capacity(self._broker.source, self._attempts, self._ownership, settings)
-        self._cancellation = Cancellation(self._executor, self._attempts)
+        self._cancellation = Cancellation(self._executor, self._attempts, self._broker.cancels)
         self._cleaner = Cleaner(
             self._executor,
             self._attempts,
@@ -149,6 +149,8 @@ class Service:
             for known in (self._attempts.synced, self._ownership.known):
                 await first_set(known, stop)
             supervisor = start("supervisor", self._supervisor.run())
+            # A request that was cancelled earlier must not be taken before that is known. Builds are followed already.
+            await first_set(self._broker.cancels.caught_up, stop)
             intake = [
                 start("capacity", self._capacity.run()),
                 start("intake", self._intake.run()),
@@ -194,6 +196,8 @@ class Service:
         claim = self._broker.source.claim
         is_free = claim is not None and claim.is_refused
         checks.append(Check("state", True, NOT_CLAIMED if is_free else "no other state is served here"))
+        cancels = self._broker.cancels
+        checks.append(Check("cancels", cancels.caught_up.is_set(), cancels.problem or "known"))
         synced = self._attempts.synced.is_set()
         checks.append(Check("executor", synced, "records are read" if synced else "reading records"))
         checks += [

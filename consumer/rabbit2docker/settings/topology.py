@@ -23,6 +23,10 @@ class TopologySettings(Group):
     """Days for which `builds.requests.log` keeps requests for replay."""
     request_log_bytes: int = Field(default=1_000_000_000, ge=1_000_000)
     """Bytes that this stream may have; the oldest requests are deleted first."""
+    cancel_log_days: int = Field(default=7, ge=1)
+    """Days for which a cancel of a request that waits is known, in `builds.cancels.log`."""
+    cancel_log_bytes: int = Field(default=200_000_000, ge=1_000_000)
+    """Bytes that this stream may have, almost a million cancels by default; the oldest are deleted first."""
     events_days: int = Field(default=7, ge=1)
     """Days for which the stream of each tenant, `builds.results.log.<tenant>`, keeps events."""
     events_bytes: int = Field(default=5_000_000_000, ge=1_000_000)

@@ -75,6 +75,7 @@ class Admission:
             return AdmissionOutcome.DUPLICATE
         self._check_current(incoming)
         plan = await self._plan(incoming)
+        self._check_current(incoming)  # the repository's host may have taken its time
         notice = plan.repository.notice
         if await self._join_unfinished(lambda spec: spec.fingerprint == plan.fingerprint, incoming, notice):
             return AdmissionOutcome.ATTACHED
@@ -127,7 +128,7 @@ class Admission:
 
     def _check_current(self, incoming: IncomingRequest) -> None:
         """Raise RequestRejected when the request was cancelled or has expired."""
-        if by := self._context.cancellation.withdrawn_by(incoming.tenant, incoming.request_id):
+        if by := self._context.cancellation.withdrawn_by(incoming.tenant, incoming.build_id):
             raise RequestRejected(
                 RejectReason.CANCELLED, f"The request was cancelled by {by} before its build started."
             )

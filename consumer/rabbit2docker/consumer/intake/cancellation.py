@@ -1,35 +1,32 @@
 """Cancel messages: a running build is ended; a request that is not a build yet is rejected when it arrives."""
 
-from typing import Final
-
 import structlog
-from cachetools import TTLCache
 
+from rabbit2docker.amqp.ports import CancelLog
 from rabbit2docker.consumer.attempt_cache import AttemptCache, is_reported
 from rabbit2docker.consumer.executors.base import Attempt, AttemptStatus, AttemptStore
 from rabbit2docker.consumer.intake.parsing import IncomingCancel
+from rabbit2docker.consumer.intake.withdrawn import UNNAMED_REQUESTER, WithdrawnRequests
 from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.requests import CancelRequest
 
 log = structlog.get_logger()
 
-MAX_WITHDRAWN: Final = 10_000
-WITHDRAWN_SECONDS: Final = 3600.0
-UNNAMED_REQUESTER: Final = "an unnamed requester"
-
 
 class Cancellation:
     """Carries out cancel messages."""
 
-    def __init__(self, executor: AttemptStore, attempts: AttemptCache) -> None:
-        """Start with no withdrawn requests."""
+    def __init__(self, executor: AttemptStore, attempts: AttemptCache, cancels: CancelLog) -> None:
+        """Start with no withdrawn requests; `cancels` adds those of other replicas and earlier runs."""
         self._executor = executor
         self._attempts = attempts
-        self._withdrawn: TTLCache[tuple[str, str], str] = TTLCache(MAX_WITHDRAWN, WITHDRAWN_SECONDS)
+        self._cancels = cancels
+        self._withdrawn = WithdrawnRequests()
+        cancels.subscribe(self._withdrawn.add)
 
-    def withdrawn_by(self, tenant: str, request_id: str) -> str | None:
-        """Return the requester that cancelled a request before it became a build; None if no one did."""
-        return self._withdrawn.get((tenant, request_id))
+    def withdrawn_by(self, tenant: str, build_id: str) -> str | None:
+        """Return the requester that cancelled a request before it became this build; None if no one did."""
+        return self._withdrawn.by(tenant, build_id)
 
     async def cancel(self, incoming: IncomingCancel) -> bool:
         """End the build; return False if there is none (yet). Raises ExecutorUnavailable."""
@@ -37,8 +34,7 @@ class Cancellation:
         by = cancel.requester or UNNAMED_REQUESTER
         attempt = self._find(tenant, cancel)
         if attempt is None:
-            if cancel.request_id:
-                self._withdrawn[tenant, cancel.request_id] = by
+            await self._withdraw(tenant, _build_id(tenant, cancel), by)
             return False
         if cancel.spare_joined and cancel.request_id and not _started(attempt, tenant, cancel.request_id):
             log.info("cancel ignored", reason="joined a shared build", request_id=cancel.request_id)
@@ -51,6 +47,12 @@ class Cancellation:
         if newest is not None and newest.name != attempt.name:
             await self._end(newest, by)  # a further attempt was created in the meantime
         return True
+
+    async def _withdraw(self, tenant: str, build_id: str, by: str) -> None:
+        """Remember the cancel, here and durably, for a request that is met later."""
+        if self._withdrawn.by(tenant, build_id) is None:
+            await self._cancels.record(tenant, build_id, by)
+            self._withdrawn.add(tenant, build_id, by)
 
     def _find(self, tenant: str, cancel: CancelRequest) -> Attempt | None:
         if cancel.request_id:
@@ -67,6 +69,11 @@ class Cancellation:
         self._attempts.put(await self._executor.update_status(attempt.name, cancelled))
         await self._executor.cancel(attempt.name)
         log.info("build cancelled", build_id=attempt.spec.build_id, by=by)
+
+
+def _build_id(tenant: str, cancel: CancelRequest) -> str:
+    """Return the id of the build that the request would start."""
+    return cancel.build_id or build_id_of(tenant, cancel.request_id or "")
 
 
 def _started(attempt: Attempt, tenant: str, request_id: str) -> bool:
