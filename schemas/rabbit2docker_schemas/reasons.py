@@ -25,7 +25,8 @@ class RejectReason(StrEnum):
     )
     INVALID_IMAGE_NAME = "invalid_image_name"
     REQUEST_ID_REUSED = "request_id_reused"  # an earlier request with this id has other content
-    EXPIRED = "expired"  # not_after has passed
+    EXPIRED = "expired"  # not_after has passed, or the operator's limit for a request that waits
+    DELIVERY_LIMIT = "delivery_limit"  # taken again and again, and the service failed each time
     CANCELLED = "cancelled"  # cancelled before a build started
     UNAVAILABLE = "unavailable"  # a service that is needed stayed unavailable until the last retry
     INTERNAL = "internal"

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import pytest
+
 from rabbit2docker.amqp.ports import RequestMessage
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.intake.admission import Admission, AdmissionOutcome
@@ -28,7 +30,7 @@ class FakeDelivery:
 
     is_stale = False
 
-    def __init__(self, body: object, *, key: str, tries: int) -> None:
+    def __init__(self, body: object, *, key: str, tries: int, dropped: str) -> None:
         self.received = RequestMessage(
             body=json.dumps(body).encode(),
             routing_key=key,
@@ -39,6 +41,7 @@ class FakeDelivery:
             timestamp=None,
             redelivered=False,
             tries=tries,
+            dropped=dropped,
         )
         self.settled: list[str] = []
         self.recorded = 0
@@ -70,6 +73,9 @@ class Intake:
             raise self.outcome
         return self.outcome
 
+    async def answer_dropped(self, incoming: IncomingRequest) -> bool:
+        return await self.admit(incoming) is AdmissionOutcome.DUPLICATE
+
     async def cancel(self, incoming: IncomingCancel) -> bool:
         return self.found
 
@@ -80,9 +86,14 @@ class Intake:
         self.in_hand -= 1
 
     async def settle(
-        self, body: object = REQUEST, *, key: str = "request.ada.interactive", tries: int = 0
+        self,
+        body: object = REQUEST,
+        *,
+        key: str = "request.ada.interactive",
+        tries: int = 0,
+        dropped: str = "",
     ) -> list[str]:
-        delivery = FakeDelivery(body, key=key, tries=tries)
+        delivery = FakeDelivery(body, key=key, tries=tries, dropped=dropped)
 
         class Source:
             async def deliveries(self) -> AsyncIterator[FakeDelivery]:
@@ -171,6 +182,34 @@ async def test_a_cancel_without_a_build_is_requeued_until_the_last_rung() -> Non
     cancel = {"request_id": "one"}
     assert await intake.settle(cancel, key="cancel.ada") == [f"retry {RETRY_LADDER[0].name}"]
     assert await intake.settle(cancel, key="cancel.ada", tries=len(RETRY_LADDER)) == ["ack"]
+
+
+@pytest.mark.parametrize(
+    ("dropped", "reason"),
+    [
+        ("expired", "expired"),
+        ("delivery_limit", "delivery_limit"),
+        ("maxlen", "unavailable"),
+        ("new", "unavailable"),
+    ],
+)
+async def test_a_request_that_rabbitmq_dropped_is_rejected_and_dead_lettered(
+    dropped: str, reason: str
+) -> None:
+    intake = Intake()
+    assert await intake.settle(dropped=dropped) == [f"dead {dropped}"]
+    [rejected] = intake.events
+    assert isinstance(rejected, Rejected)
+    assert (rejected.request_id, rejected.reason, rejected.retryable) == ("one", reason, True)
+
+
+async def test_a_dropped_message_that_has_an_answer_or_a_defect_is_only_dead_lettered() -> None:
+    for outcome in (AdmissionOutcome.DUPLICATE, RuntimeError("a defect")):
+        intake = Intake(outcome)
+        assert await intake.settle(dropped="expired") == ["dead expired"]
+        assert intake.events == []
+    intake = Intake()
+    assert await intake.settle({"request_id": "one"}, key="cancel.ada", dropped="expired") == ["dead expired"]
 
 
 async def test_a_message_with_an_unknown_routing_key_is_dead_lettered() -> None:

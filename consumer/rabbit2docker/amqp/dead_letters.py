@@ -81,7 +81,10 @@ def _reason(headers: dict[str, Any]) -> tuple[str, str]:
         return header_text(headers[REASON_HEADER]), header_text(headers.get(MESSAGE_HEADER, ""))
     if "x-first-death-reason" in headers:
         reason = header_text(headers["x-first-death-reason"])
-        return reason, "RabbitMQ dropped it: it was delivered too often without being settled."
+        return (
+            reason,
+            "RabbitMQ dropped it: it was delivered too often without being settled, even as a dropped message.",
+        )
     return "unroutable", "No queue takes messages with this routing key."
 
 

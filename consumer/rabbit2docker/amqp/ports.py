@@ -39,6 +39,8 @@ class RequestMessage:
     """Number of times that intake has requeued it on the retry ladder."""
     undecodable: str = ""
     """The properties that could not be decoded and are missing here, and why; empty for a good message."""
+    dropped: str = ""
+    """RabbitMQ's reason for dropping it from its queue, such as `expired`; empty for a message that is to be processed."""
 
 
 class Delivery(Protocol):

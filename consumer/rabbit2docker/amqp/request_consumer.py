@@ -1,7 +1,7 @@
 """Requests and cancel messages from their queues, each queue with a prefetch of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -17,6 +17,7 @@ from rabbit2docker.amqp.ports import Delivery, RequestMessage, anonymous_id
 from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
 from rabbit2docker.amqp.request_log import RequestLog
 from rabbit2docker.amqp.state_claim import StateClaim
+from rabbit2docker.amqp.topology import WORK_QUEUES
 from rabbit2docker.clock import utc_now
 from rabbit2docker.logs import get_logger
 from rabbit2docker.settings import AmqpSettings
@@ -24,6 +25,8 @@ from rabbit2docker.tasks import TaskSet
 from rabbit2docker_schemas.routing import (
     ATTEMPT_HEADER,
     DEAD_LETTER_EXCHANGE,
+    DROPPED_EXCHANGE,
+    DROPPED_QUEUE,
     MESSAGE_ID_HEADER,
     QUEUE_HEADER,
     REASON_HEADER,
@@ -54,13 +57,31 @@ def _number(value: Any) -> int:
     return value if isinstance(value, int) and 0 <= value < 1000 else 0
 
 
+def _is_own_copy(message: AbstractIncomingMessage) -> bool:
+    """Return whether the service itself published the message, so that its headers count.
+
+    Only the ladder's queues deliver through the default exchange. Requesters may write to `builds` alone, so a header
+    cannot make a message look like another tenant's.
+    """
+    if message.exchange == DROPPED_EXCHANGE:
+        # RabbitMQ keeps the key: the requester's, or the name of the queue for a copy.
+        return message.routing_key in WORK_QUEUES
+    return message.exchange != REQUESTS_EXCHANGE
+
+
+def _dropped_because(headers: Mapping[str, Any]) -> str:
+    """Return RabbitMQ's reason for dropping a message, such as `expired`."""
+    deaths = headers.get("x-death")
+    if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) and deaths[0].get("reason"):
+        return header_text(deaths[0]["reason"])
+    return header_text(headers.get("x-first-death-reason") or "dropped")
+
+
 def request_message_from(message: AbstractIncomingMessage, queue: str) -> RequestMessage:
     """Return the content of a message. Headers of the retry ladder count only if the message came from there."""
     headers, key = dict(message.headers), message.routing_key or ""
     tries, message_id = 0, message.message_id
-    if message.exchange != REQUESTS_EXCHANGE:
-        # Only the ladder's queues deliver through the default exchange. Requesters may write to `builds` alone, so a
-        # header cannot make a message look like another tenant's.
+    if _is_own_copy(message):
         key = as_short_string(headers.get(ROUTING_KEY_HEADER, key))
         tries = _number(headers.get(ATTEMPT_HEADER))
         message_id = (
@@ -81,6 +102,7 @@ def request_message_from(message: AbstractIncomingMessage, queue: str) -> Reques
         redelivered=bool(message.redelivered),
         tries=tries,
         undecodable=header_text(headers.get(UNDECODABLE_HEADER, "")),
+        dropped=_dropped_because(headers) if queue == DROPPED_QUEUE else "",
     )
 
 

@@ -16,6 +16,8 @@ from rabbit2docker_schemas.routing import (
     CANCEL_QUEUE,
     DEAD_LETTER_EXCHANGE,
     DEAD_QUEUE,
+    DROPPED_EXCHANGE,
+    DROPPED_QUEUE,
     REQUEST_LOG_EXCHANGE,
     REQUEST_LOG_STREAM,
     REQUESTS_EXCHANGE,
@@ -132,10 +134,10 @@ def _value(argument: str, setting: Any) -> Any:
             return setting
 
 
-def _work_queue(name: str, settings: TopologySettings) -> QueueSpec:
+def _work_queue(name: str, settings: TopologySettings, dropped: str = DROPPED_EXCHANGE) -> QueueSpec:
     arguments = {
         **QUORUM,
-        "x-dead-letter-exchange": DEAD_LETTER_EXCHANGE,
+        "x-dead-letter-exchange": dropped,
         # At-least-once is silently at-most-once unless the overflow is reject-publish.
         "x-dead-letter-strategy": "at-least-once",
     }
@@ -212,6 +214,7 @@ def _request_bindings() -> Iterable[BindingSpec]:
     for queue in WORK_QUEUES:
         yield BindingSpec(RETRY_EXCHANGE, queue, queue)
     yield BindingSpec(DEAD_LETTER_EXCHANGE, DEAD_QUEUE, "")
+    yield BindingSpec(DROPPED_EXCHANGE, DROPPED_QUEUE, "")
     yield BindingSpec(REQUEST_LOG_EXCHANGE, REQUEST_LOG_STREAM, "")
     # Not to `builds`: with a copy for the log, RabbitMQ would confirm a cancel that no queue of work has taken.
     yield BindingSpec(RETRY_EXCHANGE, CANCEL_LOG_STREAM, CANCEL_LOG_STREAM)
@@ -252,6 +255,7 @@ def make_topology(tenants: Iterable[str], settings: TopologySettings = DEFAULTS)
         exchanges=(
             ExchangeSpec(UNROUTED_EXCHANGE, "fanout"),
             ExchangeSpec(DEAD_LETTER_EXCHANGE, "fanout"),
+            ExchangeSpec(DROPPED_EXCHANGE, "fanout"),
             ExchangeSpec(REQUEST_LOG_EXCHANGE, "fanout"),
             # Only work queues are bound to it, so that a message which no consumer would receive counts as unroutable.
             # Most publishers do not publish with `mandatory`: the alternate exchange catches their messages.
@@ -261,6 +265,7 @@ def make_topology(tenants: Iterable[str], settings: TopologySettings = DEFAULTS)
         ),
         queues=(
             *_kept_queues(settings),
+            _work_queue(DROPPED_QUEUE, settings, DEAD_LETTER_EXCHANGE),
             *(_work_queue(name, settings) for name in WORK_QUEUES),
             *(queue for queue, _ in retry),
             *streams,

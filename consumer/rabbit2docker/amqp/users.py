@@ -24,7 +24,7 @@ def make_users(tenants: Iterable[str]) -> Iterable[UserSpec]:
         "rabbit2docker-worker",
         configure=r"^builds\.state$",
         write=r"^builds\.(results|retry|dlx|log)$",
-        read=r"^builds\.(requests|requests\.bulk|cancels|cancels\.log|unrouted|state)$",
+        read=r"^builds\.(requests|requests\.bulk|cancels|cancels\.log|dropped|unrouted|state)$",
         topics=((RESULTS_EXCHANGE, r"^(build|request)\.", "^$"),),
     )
     for tenant in tenants:

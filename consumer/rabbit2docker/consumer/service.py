@@ -32,7 +32,7 @@ from rabbit2docker.errors import ConfigurationError, ExecutorUnavailable
 from rabbit2docker.retry import retry_forever
 from rabbit2docker.settings import ExecutorKind, Settings
 from rabbit2docker.tasks import cancel_and_wait, first_set, root_cause
-from rabbit2docker_schemas.routing import BULK_QUEUE, CANCEL_QUEUE, REQUESTS_QUEUE
+from rabbit2docker_schemas.routing import BULK_QUEUE, CANCEL_QUEUE, DROPPED_QUEUE, REQUESTS_QUEUE
 
 log = structlog.get_logger()
 
@@ -175,7 +175,7 @@ class Service:
         self._stopping = True
         log.info("service stopping")
         await cancel_and_wait(intake)
-        for queue in (REQUESTS_QUEUE, BULK_QUEUE, CANCEL_QUEUE):
+        for queue in (REQUESTS_QUEUE, BULK_QUEUE, CANCEL_QUEUE, DROPPED_QUEUE):
             await self._broker.source.set_prefetch(queue, 0)
         await self._intake.drain(DRAIN_SECONDS)
 

@@ -87,6 +87,16 @@ class Admission:
         with self._context.attempts.answering(plan.build_id):
             return await self._create(plan)
 
+    async def answer_dropped(self, incoming: IncomingRequest) -> bool:
+        """Answer a request that will not be taken again, if a build has it; return False if none has.
+
+        Raises RequestRejected if it was cancelled or has expired.
+        """
+        if await self._answer_duplicate(incoming):
+            return True
+        self._check_current(incoming)
+        return False
+
     async def _answer_duplicate(self, incoming: IncomingRequest) -> bool:
         """Repeat the answer to a request id that a build has already; return False if no build has it."""
         known = self._context.attempts.of_request(incoming.tenant, incoming.request_id)

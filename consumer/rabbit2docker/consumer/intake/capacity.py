@@ -16,7 +16,7 @@ from rabbit2docker.amqp.ports import RequestSource
 from rabbit2docker.consumer.attempt_cache import AttemptCache
 from rabbit2docker.consumer.ownership import Ownership, Slots
 from rabbit2docker.settings import Settings
-from rabbit2docker_schemas.routing import BULK_QUEUE, CANCEL_QUEUE, REQUESTS_QUEUE
+from rabbit2docker_schemas.routing import BULK_QUEUE, CANCEL_QUEUE, DROPPED_QUEUE, REQUESTS_QUEUE
 
 log = structlog.get_logger()
 
@@ -83,7 +83,8 @@ class Capacity:
         """Adjust the prefetch whenever a slot is taken or freed, until cancelled."""
         self._attempts.subscribe(lambda _: self._changed.set())
         self._ownership.subscribe(self._changed.set)
-        await self._source.set_prefetch(CANCEL_QUEUE, self._max_prefetch)
+        for queue in (CANCEL_QUEUE, DROPPED_QUEUE):  # neither starts builds
+            await self._source.set_prefetch(queue, self._max_prefetch)
         self._changed.set()
         while True:
             is_quiet = await self._wait_for_change()

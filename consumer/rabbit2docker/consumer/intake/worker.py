@@ -16,6 +16,7 @@ from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.intake.admission import Admission
 from rabbit2docker.consumer.intake.cancellation import Cancellation
 from rabbit2docker.consumer.intake.capacity import Capacity
+from rabbit2docker.consumer.intake.dropped import rejection_of_dropped
 from rabbit2docker.consumer.intake.parsing import (
     IncomingCancel,
     IncomingRequest,
@@ -112,6 +113,8 @@ class IntakeWorker:
             self._capacity.release(received.queue)
 
     async def _settle(self, delivery: Delivery, parsed: ParsedDelivery) -> str:
+        if delivery.received.dropped and isinstance(parsed, IncomingRequest | IncomingCancel):
+            return await self._settle_dropped(delivery, parsed)
         match parsed:
             case IncomingRequest() as incoming:
                 return await self._settle_request(delivery, incoming)
@@ -160,9 +163,32 @@ class IntakeWorker:
         await delivery.ack()
         return "cancelled" if found else "nothing_to_cancel"
 
+    async def _settle_dropped(self, delivery: Delivery, incoming: IncomingRequest | IncomingCancel) -> str:
+        """Answer a request that RabbitMQ dropped, and put the message among the dead letters."""
+        reason = delivery.received.dropped
+        rejection = rejection_of_dropped(reason)
+        if isinstance(incoming, IncomingRequest):
+            try:
+                is_answered = await self._admission.answer_dropped(incoming)
+            except RequestRejected as found:
+                is_answered, rejection = False, found
+            if not is_answered:
+                await self._publish_rejected(incoming.tenant, incoming.request_id, rejection)
+        log.warning("message dropped by RabbitMQ", reason=reason, tenant=incoming.tenant)
+        await delivery.dead_letter(reason, rejection.message)
+        return REJECTED
+
     async def _reject(
-        self, delivery: Delivery, tenant: str, request_id: str, rejection: RequestRejected
+        self, delivery: Delivery, tenant: str, request_id: RequestId, rejection: RequestRejected
     ) -> str:
+        await self._publish_rejected(tenant, request_id, rejection)
+        if rejection.reason in _DEAD_LETTERED:
+            await delivery.dead_letter(rejection.reason, rejection.message)
+        else:
+            await delivery.ack()
+        return REJECTED
+
+    async def _publish_rejected(self, tenant: str, request_id: RequestId, rejection: RequestRejected) -> None:
         metrics.REQUESTS_REJECTED.labels(reason=rejection.reason).inc()
         log.info(
             "request rejected",
@@ -179,11 +205,6 @@ class IntakeWorker:
                 retryable=rejection.retryable,
             ),
         )
-        if rejection.reason in _DEAD_LETTERED:
-            await delivery.dead_letter(rejection.reason, rejection.message)
-        else:
-            await delivery.ack()
-        return REJECTED
 
     async def _requeue_request(
         self, delivery: Delivery, incoming: IncomingRequest, error: TransientError
@@ -220,6 +241,9 @@ class IntakeWorker:
         `parsed` is None where parsing itself failed: then the request has the id of its envelope.
         """
         received = delivery.received
+        if received.dropped:
+            await delivery.dead_letter(received.dropped, rejection_of_dropped(received.dropped).message)
+            return
         if isinstance(parsed, IncomingRequest | InvalidRequest):
             sender: tuple[str, RequestId] | None = parsed.tenant, parsed.request_id
         else:
