@@ -152,6 +152,27 @@ async def test_a_forced_build_is_looked_up_by_its_own_digest(bench: Bench) -> No
     assert bench.end.image == f"{record.spec.image}@{DIGEST}"
 
 
+@pytest.mark.parametrize("denials", [1, 2])
+async def test_an_image_that_the_registry_shows_only_after_a_moment_is_not_built_again(
+    bench: Bench, denials: int
+) -> None:
+    bench.answers = [*([None] * denials), IMAGE]
+    bench.world.end(NAME, digest=DIGEST)
+    await bench.follow()
+    assert isinstance(bench.end, Completed)
+    assert bench.end.attempt == 1
+    assert len(bench.looked_up) == denials + 1
+
+
+async def test_an_image_that_the_registry_denies_again_and_again_is_built_again(bench: Bench) -> None:
+    bench.answers = [None]
+    bench.world.end(NAME, digest=DIGEST)
+    await bench.follow()
+    outcome = (await status_of(bench)).outcome
+    assert outcome is not None
+    assert outcome.kind == "retry"
+
+
 async def test_two_followers_at_once_publish_the_same_end(bench: Bench) -> None:
     bench.write("one")
     bench.answers = [IMAGE, ImageInfo(f"sha256:{'b' * 64}", 7)]

@@ -55,6 +55,8 @@ RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses while RabbitMQ or the executor is away."""
 REGISTRY_RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
 """Pauses between lookups of a pushed image; after the last one the push itself has to suffice."""
+ABSENT_PAUSES: Final = (1.0, 3.0)
+"""Pauses before a registry is asked again for an image that was pushed and is not found: its absence costs a build."""
 TAIL_BYTES: Final = 16_384
 """An outcome is also written into the record, which in a cluster may hold no more than 256 KiB in all."""
 
@@ -244,7 +246,7 @@ class Follower:
             return ImageCheck.UNKNOWN, None
         try:
             image = await retry(
-                lambda: self._context.find_image(image_name),
+                lambda: self._find_pushed(image_name),
                 on=TransientError,
                 pauses=REGISTRY_RETRY_SECONDS,
                 report=_log_unchecked,
@@ -253,6 +255,18 @@ class Follower:
             _log_unchecked(error)
             return ImageCheck.UNKNOWN, None
         return (ImageCheck.THERE if image else ImageCheck.ABSENT), image
+
+    async def _find_pushed(self, image_name: str) -> ImageInfo | None:
+        """Return the image; None only if the registry denies it several times. Raises RegistryUnavailable.
+
+        A replica or cache of the registry may not have at once what was pushed a moment ago.
+        """
+        for pause in ABSENT_PAUSES:
+            if (image := await self._context.find_image(image_name)) is not None:
+                return image
+            log.info("pushed image not found, looking again", image=image_name, delay_seconds=pause)
+            await asyncio.sleep(pause)
+        return await self._context.find_image(image_name)
 
     async def _record_outcome(self, attempt: Attempt, evidence: Evidence) -> Outcome:
         """Record the outcome unless the record has one, so that two followers cannot disagree; return the recorded."""
