@@ -2,18 +2,18 @@
 
 import asyncio
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any, Final
 
 import pytest
 
 from rabbit2docker.consumer.attempt_cache import AttemptCache
-from rabbit2docker.consumer.cleaner import Cleaner, due_end, is_overdue
+from rabbit2docker.consumer.cleaner import Cleaner, due_end
 from rabbit2docker.consumer.executors.base import (
     Attempt,
     AttemptName,
     AttemptState,
     AttemptStatus,
+    ExternalEnd,
     PendingDeadline,
 )
 from rabbit2docker.consumer.following.outcome import Evidence, ImageCheck, decide
@@ -28,12 +28,19 @@ from tests.support.records import NOW, a_spec, an_attempt
 LATER = NOW + timedelta(hours=2)
 
 
+def end_at(attempt: Attempt, now: datetime) -> ExternalEnd | None:
+    return due_end(attempt, lambda moment: now >= moment)
+
+
 def test_an_attempt_is_overdue_a_minute_after_its_own_limit() -> None:
     attempt = an_attempt(timeout_seconds=600)
-    assert not is_overdue(attempt, NOW + timedelta(seconds=650))
-    assert is_overdue(attempt, NOW + timedelta(seconds=661))
-    assert not is_overdue(an_attempt(state=AttemptState.ENDED, timeout_seconds=600), LATER)
-    assert not is_overdue(an_attempt(status=AttemptStatus(cancelled_by="ada"), timeout_seconds=600), LATER)
+    assert end_at(attempt, NOW + timedelta(seconds=650)) is None
+    end = end_at(attempt, NOW + timedelta(seconds=661))
+    assert end is not None
+    assert end.reason is FailureReason.TIMEOUT
+    assert end_at(an_attempt(state=AttemptState.ENDED, timeout_seconds=600), LATER) is None
+    cancelled = an_attempt(status=AttemptStatus(cancelled_by="ada"), timeout_seconds=600)
+    assert end_at(cancelled, LATER) is None
 
 
 async def test_reported_builds_are_deleted_after_the_keep_time_and_no_sooner() -> None:
@@ -75,15 +82,15 @@ def stuck(attempt: Attempt, **changes: Any) -> Attempt:
 
 def test_a_stuck_attempt_is_ended_at_its_deadline_and_not_before() -> None:
     attempt = stuck(an_attempt())
-    assert due_end(attempt, DEADLINE.at - timedelta(microseconds=1)) is None
-    assert due_end(attempt, DEADLINE.at) == DEADLINE
+    assert end_at(attempt, DEADLINE.at - timedelta(microseconds=1)) is None
+    assert end_at(attempt, DEADLINE.at) == DEADLINE
 
 
 def test_a_running_ended_or_cancelled_attempt_has_no_deadline() -> None:
     late = DEADLINE.at + timedelta(seconds=1)
-    assert due_end(stuck(an_attempt(), pending_deadline=None), late) is None
-    assert due_end(stuck(an_attempt(), state=AttemptState.ENDED), late) is None
-    assert due_end(stuck(an_attempt(), status=AttemptStatus(cancelled_by="ada")), late) is None
+    assert end_at(stuck(an_attempt(), pending_deadline=None), late) is None
+    assert end_at(stuck(an_attempt(), state=AttemptState.ENDED), late) is None
+    assert end_at(stuck(an_attempt(), status=AttemptStatus(cancelled_by="ada")), late) is None
 
 
 class CleaningReplica:
@@ -94,11 +101,13 @@ class CleaningReplica:
         self.executor = SharedExecutor(self.world, "a")
         self.attempts = AttemptCache(self.executor)
         self.live = live or ("a",)
+        self.jump = timedelta()
+        """Difference of the wall clock to the time that has passed."""
         self._began = asyncio.get_running_loop().time()
         self._tasks: list[asyncio.Task[None]] = []
 
     def now(self) -> datetime:
-        return NOW + timedelta(seconds=asyncio.get_running_loop().time() - self._began)
+        return NOW + self.jump + timedelta(seconds=asyncio.get_running_loop().time() - self._began)
 
     async def start(self) -> None:
         ownership = await ownership_of("a", *self.live)
@@ -135,6 +144,31 @@ async def test_a_stuck_attempt_fails_with_the_message_of_its_deadline() -> None:
     found = decide(attempt, Evidence(ImageCheck.THERE, (), 0, 5))
     assert isinstance(found, Failed)
     assert (found.reason, found.message) == (DEADLINE.reason, DEADLINE.message)
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("jump", [timedelta(days=1), timedelta(days=-1)])
+async def test_a_jump_of_the_wall_clock_neither_ends_nor_spares_an_attempt(jump: timedelta) -> None:
+    replica = CleaningReplica()
+    await replica.start()
+    await replica.create("stuck")
+    running = {"state": AttemptState.RUNNING, "started_at": NOW, "pending_deadline": None}
+    await replica.create("running", **running)
+    await replica.until(30)
+    replica.jump = jump
+    await replica.until(80)
+    assert replica.world.cancels == []
+    await replica.until(95)
+    assert replica.world.cancels == ["stuck"]
+    # Started after the jump, by the wall clock of then.
+    await replica.create("later", **{**running, "started_at": replica.now()})
+    await replica.until(3600)
+    assert replica.world.cancels == ["stuck"]
+    await replica.until(3700)
+    assert replica.world.cancels == ["stuck", "running"]
+    await replica.until(3800)
+    assert replica.world.cancels == ["stuck", "running", "later"]
+    await replica.end()
 
 
 @pytest.mark.looptime
@@ -236,22 +270,16 @@ async def test_a_cleaner_touches_only_the_builds_that_its_replica_owns() -> None
     assert touched["b"]
 
 
+@pytest.mark.looptime
 async def test_one_replica_sweeps_for_all() -> None:
     swept = []
     for me in ("a", "b", "c"):
         executor = SharedExecutor(MemoryWorld(), me)
         ownership = await ownership_of(me, "a", "b", "c")
-        clock = [NOW]
-        cleaner = Cleaner(
-            executor,
-            AttemptCache(executor),
-            ownership,
-            keep_seconds=600,
-            now=partial(clock.__getitem__, 0),
-        )
+        cleaner = Cleaner(executor, AttemptCache(executor), ownership, keep_seconds=600)
         await cleaner.clean()
         assert executor.sweeps == 0
-        clock[0] += timedelta(hours=1)
+        await asyncio.sleep(3600)
         await cleaner.clean()
         swept.append(executor.sweeps)
     assert sorted(swept) == [0, 0, 1]
