@@ -1,6 +1,7 @@
 """A follower publishes every line and one end, whatever state it starts from."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -246,6 +247,27 @@ async def test_a_cancel_between_two_attempts_reaches_the_second(bench: Bench) ->
 
     bench.executor.create = cancelled_first  # type: ignore[method-assign]
     await bench.follow()
+    second = next(attempt for attempt in bench.attempts if attempt.spec.attempt == 2)
+    await bench.follow(second.name)
+    assert isinstance(bench.end, Cancelled)
+    assert bench.end.by == "ada"
+
+
+async def test_a_cancel_right_before_the_hand_over_is_recorded_reaches_the_second_attempt(
+    bench: Bench,
+) -> None:
+    bench.world.kill(NAME)
+    update = bench.executor.update_status
+
+    async def cancelled_first(name: AttemptName, change: Callable[[AttemptStatus], AttemptStatus]) -> Attempt:
+        if name == NAME and change(await status_of(bench)).reported:
+            bench.executor.update_status = update  # type: ignore[method-assign]
+            await update(NAME, lambda old: old.model_copy(update={"cancelled_by": "ada"}))
+        return await update(name, change)
+
+    bench.executor.update_status = cancelled_first  # type: ignore[method-assign]
+    await bench.follow()
+    assert (await status_of(bench)).reported
     second = next(attempt for attempt in bench.attempts if attempt.spec.attempt == 2)
     await bench.follow(second.name)
     assert isinstance(bench.end, Cancelled)

@@ -202,15 +202,18 @@ class Follower:
         outcome = await self._retry_forever(
             "record the outcome", lambda: self._record_outcome(attempt, evidence)
         )
+        following: Attempt | None = None
         match outcome:
             case Retry() as failure:
-                await self._retry_forever("create the next attempt", lambda: self._create_next(failure))
+                following = await self._retry_forever(
+                    "create the next attempt", lambda: self._create_next(failure)
+                )
             case Completed() | Failed() | Cancelled() as terminal:
                 await self._retry_forever("publish the end", lambda: self._publish_end(terminal))
             case unhandled:
                 assert_never(unhandled)
         with suppress(RecordMissing):
-            await self._retry_forever("record the report", self._record_reported)
+            await self._retry_forever("record the report", lambda: self._record_reported(following))
 
     async def _read_record(self) -> Attempt | None:
         return await self._context.executor.get(self._spec.name)
@@ -284,7 +287,7 @@ class Follower:
         assert recorded is not None
         return restored(recorded)
 
-    async def _create_next(self, failure: Retry) -> None:
+    async def _create_next(self, failure: Retry) -> Attempt:
         """Create the next attempt, which inherits the requests. Safe to repeat."""
         executor, attempts = self._context.executor, self._context.attempts
         current = await executor.get(self._spec.name) or self._last_seen
@@ -301,7 +304,7 @@ class Follower:
         if is_new:
             metrics.ATTEMPTS_RETRIED.labels(reason=failure.reason).inc()
             log.warning("attempt retried", reason=failure.reason, attempt=spec.attempt)
-        await self._pass_on_cancel(created)
+        return created
 
     def _next_spec(self, *, avoid: str | None) -> AttemptSpec:
         number = self._spec.attempt + 1
@@ -314,18 +317,15 @@ class Follower:
             }
         )
 
-    async def _pass_on_cancel(self, created: Attempt) -> None:
-        """Cancel the next attempt if a cancel reached this one after its outcome was decided."""
+    async def _pass_on_cancel(self, status: AttemptStatus, following: Attempt) -> None:
+        """Cancel the next attempt, because a cancel reached this one after its outcome was decided."""
         executor = self._context.executor
-        before = await executor.get(self._spec.name)
-        if before is None or before.status.cancelled_by is None:
-            return
-        cancel = {"cancelled_by": before.status.cancelled_by, "cancel_reason": before.status.cancel_reason}
+        cancel = {"cancelled_by": status.cancelled_by, "cancel_reason": status.cancel_reason}
         cancelled = await executor.update_status(
-            created.name, lambda status: status.model_copy(update=cancel)
+            following.name, lambda status: status.model_copy(update=cancel)
         )
         self._context.attempts.put(cancelled)
-        await executor.cancel(created.name)
+        await executor.cancel(following.name)
 
     async def _publish_end(self, end: TerminalEventData) -> None:
         await self._context.events.publish_terminal(self._spec.tenant, end, generation=self._spec.generation)
@@ -335,13 +335,25 @@ class Follower:
         metrics.BUILD_SECONDS.labels(result=result).observe(max(0.0, seconds))
         log.info("build ended", result=str(result), seconds=round(seconds, 1), attempt=self._spec.attempt)
 
-    async def _record_reported(self) -> None:
-        number = self._confirmed
-        await self._update_status(
-            lambda status: status.model_copy(
-                update={"reported": True, "reported_at": utc_now(), "confirmed_line": number}
-            )
-        )
+    async def _record_reported(self, following: Attempt | None) -> None:
+        """Record that the end is reported, or that the attempt `following` exists.
+
+        Its compare-and-swap decides about a cancel at the same moment: either it is here and passed on first, or it finds
+        this attempt handed over.
+        """
+        number, is_passed_on = self._confirmed, following is None
+
+        def reported(status: AttemptStatus) -> AttemptStatus:
+            if status.cancelled_by is not None and not is_passed_on:
+                return status
+            report = {"reported": True, "reported_at": utc_now(), "confirmed_line": number}
+            return status.model_copy(update=report)
+
+        attempt = await self._update_status(reported)
+        if following is not None and not attempt.status.reported:
+            await self._pass_on_cancel(attempt.status, following)
+            is_passed_on = True
+            await self._update_status(reported)
 
     async def _retry_forever(self, action: str, step: Callable[[], Awaitable[T]]) -> T:
         """Repeat a step that is safe to repeat until its dependencies are back."""

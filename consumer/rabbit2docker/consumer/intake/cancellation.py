@@ -7,6 +7,7 @@ from rabbit2docker.consumer.attempt_cache import AttemptCache, is_reported
 from rabbit2docker.consumer.executors.base import Attempt, AttemptStatus, AttemptStore
 from rabbit2docker.consumer.intake.parsing import IncomingCancel
 from rabbit2docker.consumer.intake.withdrawn import UNNAMED_REQUESTER, WithdrawnRequests
+from rabbit2docker_schemas.events import TERMINAL_KINDS
 from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.requests import CancelRequest
 
@@ -39,13 +40,15 @@ class Cancellation:
         if cancel.spare_joined and cancel.request_id and not _started(attempt, tenant, cancel.request_id):
             log.info("cancel ignored", reason="joined a shared build", request_id=cancel.request_id)
             return True
-        if is_reported(attempt):
-            log.info("cancel ignored", reason="build has ended", build_id=attempt.spec.build_id)
-            return True
-        await self._end(attempt, by)
+        ended = attempt if is_reported(attempt) else await self._end(attempt, by)
         newest = self._attempts.newest_of_build(attempt.spec.build_id)
         if newest is not None and newest.name != attempt.name:
             await self._end(newest, by)  # a further attempt was created in the meantime
+            return True
+        if _is_handed_over(ended):
+            return False  # to a further attempt that is not known here yet
+        if ended.status.reported:
+            log.info("cancel ignored", reason="build has ended", build_id=attempt.spec.build_id)
         return True
 
     async def _withdraw(self, tenant: str, build_id: str, by: str) -> None:
@@ -60,15 +63,25 @@ class Cancellation:
         attempt = self._attempts.newest_of_build(cancel.build_id or "")
         return attempt if attempt and attempt.spec.tenant == tenant else None
 
-    async def _end(self, attempt: Attempt, by: str) -> None:
+    async def _end(self, attempt: Attempt, by: str) -> Attempt:
+        """Cancel the attempt unless its end is reported; return it as it is then."""
+
         def cancelled(status: AttemptStatus) -> AttemptStatus:
             if status.cancelled_by or status.reported:
                 return status
             return status.model_copy(update={"cancelled_by": by})
 
-        self._attempts.put(await self._executor.update_status(attempt.name, cancelled))
-        await self._executor.cancel(attempt.name)
-        log.info("build cancelled", build_id=attempt.spec.build_id, by=by)
+        updated = self._attempts.put(await self._executor.update_status(attempt.name, cancelled))
+        if not is_reported(updated):
+            await self._executor.cancel(attempt.name)
+            log.info("build cancelled", build_id=attempt.spec.build_id, by=by)
+        return updated
+
+
+def _is_handed_over(attempt: Attempt) -> bool:
+    """Return whether another attempt follows that this one passes no cancel to any more."""
+    outcome = attempt.status.outcome
+    return attempt.status.reported and outcome is not None and outcome.kind not in TERMINAL_KINDS
 
 
 def _build_id(tenant: str, cancel: CancelRequest) -> str:
