@@ -2,6 +2,7 @@
 
     Rabbit2DockerError
      ├── RequestRejected          never: the request is invalid or not allowed; has a text for the requester
+     │    └── RegistryDenied          the registry does not accept the operator's credentials
      ├── TransientError           yes: a dependency is away; names what is being waited for
      │    ├── ProviderUnavailable     a repository host did not answer, or limits the rate
      │    ├── RegistryUnavailable     it is unknown whether the registry has an image
@@ -19,6 +20,8 @@
 Exceptions of libraries are translated where the library is called, with `raise … from`, and go no further.
 """
 
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 from rabbit2docker_schemas.reasons import RejectReason
@@ -42,17 +45,66 @@ class RequestRejected(Rabbit2DockerError):
         self.retryable = retryable
 
 
+class RegistryDenied(RequestRejected):
+    """The registry refuses the configured credentials, or there are none; only the operator can change that."""
+
+    def __init__(self, message: str) -> None:
+        """Take the `message` for users."""
+        super().__init__(RejectReason.REGISTRY_DENIED, message, retryable=True)
+
+
+class DependencyKind(StrEnum):
+    """Kinds of what a request or a build depends on, as metrics label them."""
+
+    HOST = "host"
+    REPOSITORY = "repository"
+    REGISTRY = "registry"
+    EXECUTOR = "executor"
+    ENGINE = "engine"
+
+
+@dataclass(frozen=True, slots=True)
+class Dependency:
+    """Something outside the service that requests and builds need, and that may be away for hours."""
+
+    kind: DependencyKind
+    name: str = ""
+    """Host name or address; empty where there is only one."""
+
+    @property
+    def title(self) -> str:
+        """The name for people."""
+        match self.kind:
+            case DependencyKind.HOST | DependencyKind.REPOSITORY:
+                return self.name
+            case DependencyKind.REGISTRY:
+                return f"the registry {self.name}"
+            case DependencyKind.EXECUTOR:
+                return "the executor"
+            case DependencyKind.ENGINE:
+                return "the Docker engine"
+
+
+ENGINE: Final = Dependency(DependencyKind.ENGINE)
+EXECUTOR: Final = Dependency(DependencyKind.EXECUTOR)
+
+
 class TransientError(Rabbit2DockerError):
     """A dependency is away for now; the message names it."""
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
-        """Take the `message` for users; `retry_after`: seconds until a retry makes sense, if the other side named them.
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, outage_of: Dependency | None = None
+    ) -> None:
+        """Take the `message` for users.
 
-        The other side may name any number; it is limited to LONGEST_RETRY_AFTER.
+        `retry_after`: seconds until a retry makes sense, if the other side named them, which may be any number; it is
+        limited to LONGEST_RETRY_AFTER. `outage_of`: the dependency that
+        is away, where that is the cause: requests wait for its return, however often they are tried until then.
         """
         super().__init__(message)
         self.message = message
         self.retry_after = None if retry_after is None else min(max(0.0, retry_after), LONGEST_RETRY_AFTER)
+        self.outage_of = outage_of
 
 
 class ProviderUnavailable(TransientError):

@@ -28,7 +28,7 @@ REQUESTS_RECEIVED = Counter(
 )
 REQUESTS_SETTLED = Counter(
     "rabbit2docker_requests_settled_total",
-    "Deliveries settled by intake, by outcome: accepted, attached, cached, rejected, retried, stale, error.",
+    "Deliveries settled by intake, by outcome: accepted, attached, cached, rejected, retried, waiting (for the end of an outage), stale, error.",
     ["outcome"],
     registry=REGISTRY,
 )
@@ -181,6 +181,12 @@ KUBERNETES_WATCH_AGE = Gauge(
 )
 KUBERNETES_LOG_STREAMS = Gauge(
     "rabbit2docker_kubernetes_log_streams", "Logs of build pods being followed.", registry=REGISTRY
+)
+DEPENDENCIES_AWAY = Gauge(
+    "rabbit2docker_dependencies_away",
+    "What requests or builds need and wait for, by kind: engine, executor, registry, host (of repositories).",
+    ["kind"],
+    registry=REGISTRY,
 )
 REPLICAS = Gauge("rabbit2docker_replicas", "Live replicas, as seen by this one.", registry=REGISTRY)
 HUB_VIEWERS = Gauge(

@@ -127,6 +127,8 @@ class ProgressDetail(EventData):
     retry_in_seconds: float | None = None
     retry_at: AwareDatetime | None = None
     """Time of the next try, such as the end of a rate limit."""
+    gives_up_at: AwareDatetime | None = None
+    """Time at which the request is rejected if what it waits for is still away."""
     failed_reason: AnyFailureReason | None = None
     """Failure reason of the previous attempt."""
 

@@ -24,11 +24,12 @@ class RejectReason(StrEnum):
         "repository_private"  # the host asks for credentials; it may hide that there is no repository
     )
     INVALID_IMAGE_NAME = "invalid_image_name"
+    REGISTRY_DENIED = "registry_denied"  # the registry refuses the operator's credentials, or needs some
     REQUEST_ID_REUSED = "request_id_reused"  # an earlier request with this id has other content
     EXPIRED = "expired"  # not_after has passed, or the operator's limit for a request that waits
     DELIVERY_LIMIT = "delivery_limit"  # taken again and again, and the service failed each time
     CANCELLED = "cancelled"  # cancelled before a build started
-    UNAVAILABLE = "unavailable"  # a service that is needed stayed unavailable until the last retry
+    UNAVAILABLE = "unavailable"  # a service that is needed stayed away for as long as requests wait
     INTERNAL = "internal"
 
 
@@ -143,6 +144,16 @@ AGAIN_OF: Final[dict[FailureReason, Again]] = {
     FailureReason.PUSH_FAILED: Again.HERE,
     FailureReason.DOCKER_UNAVAILABLE: Again.HERE,
 }
+
+INTERRUPTIONS: Final = frozenset(
+    {
+        FailureReason.DOCKER_UNAVAILABLE,
+        FailureReason.EVICTED,
+        FailureReason.NODE_LOST,
+        FailureReason.NODE_REFUSED,
+    }
+)
+"""Ends of an attempt that are the platform's own doing: a further attempt does not use up those of the build."""
 
 HINT_OF: Final[dict[FailureReason, str]] = {
     FailureReason.FETCH_FAILED: "Check that the repository can be cloned from outside, then build again.",

@@ -289,13 +289,19 @@ class TestBuildEnds:
         assert isinstance(end, Failed)
         assert (end.reason, end.category) == ("idle", "timeout")
 
-    async def test_an_unreachable_engine_fails_the_build_after_a_second_attempt(
-        self, make_consumer: MakeConsumer, amqp: AmqpSettings, settings: Settings
+    async def test_an_engine_that_stays_away_for_longer_than_builds_wait_fails_the_build(
+        self, make_consumer: MakeConsumer, amqp: AmqpSettings, settings: Settings, tmp_path: Path
     ) -> None:
-        consumer = make_consumer(RABBIT2DOCKER_BUILDER__DOCKER_WAIT_SECONDS="2")
-        (consumer.fake_docker / "away").touch()
+        consumer = make_consumer(
+            RABBIT2DOCKER_BUILDER__DOCKER_WAIT_SECONDS="1",
+            RABBIT2DOCKER_BUILDER__PUSH_RETRIES="0",
+            RABBIT2DOCKER_LIMITS__OUTAGE_SECONDS="1",
+        )
         await asyncio.to_thread(consumer.start_and_wait)
-        await ask(settings, a_request("one"))
+        await ask(settings, a_request("one", hold=tmp_path / "release"))
+        await answers(amqp)
+        (consumer.fake_docker / "away").touch()
+        (tmp_path / "release").touch()
         [end] = (await ends(amqp)).values()
         assert isinstance(end, Failed)
         assert (end.reason, end.category, end.attempt) == ("docker_unavailable", "infrastructure", 2)

@@ -68,6 +68,8 @@ class MemoryWorld:
         self.obeys_cancel = obeys_cancel
         self.failure: TransientError | None = None
         """Raised by every call to an executor while it is set."""
+        self.engine_problem: str | None = None
+        """Why builds would find no engine."""
         self.cancels: list[AttemptName] = []
         self.feeds: list[ChangeFeed] = []
         """One per executor ever created for this world."""
@@ -151,6 +153,7 @@ class MemoryExecutor:
     """Implements `Executor` on a world that may outlive it."""
 
     checkpoint_seconds = 2.0
+    engine_check_seconds = 60.0
 
     def __init__(self, world: MemoryWorld | None = None) -> None:
         """Store the world, or create one."""
@@ -248,6 +251,9 @@ class MemoryExecutor:
 
     def problems(self) -> Mapping[str, str | None]:
         return {}
+
+    async def engine_problem(self) -> str | None:
+        return self.world.engine_problem
 
     async def sweep(self) -> None:
         pass

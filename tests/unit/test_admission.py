@@ -5,6 +5,7 @@ from typing import cast
 import pytest
 
 from rabbit2docker.consumer.attempt_cache import AttemptCache
+from rabbit2docker.consumer.breakers import Breakers, DependencyAway
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.executors.base import AttemptStatus, StoredOutcome
 from rabbit2docker.consumer.following.outcome import stored
@@ -14,6 +15,7 @@ from rabbit2docker.consumer.intake.cancellation import Cancellation
 from rabbit2docker.consumer.intake.parsing import IncomingRequest
 from rabbit2docker.consumer.providers.base import Repository
 from rabbit2docker.consumer.providers.catalog import Providers
+from rabbit2docker.errors import ENGINE
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Completed
 from rabbit2docker_schemas.ids import RequestId, terminal_event_id
@@ -50,6 +52,7 @@ class Intake:
         self.image: ImageInfo | None = None
         self.cancels = MemoryCancelLog()
         attempts = AttemptCache(self.executor)
+        self.breakers = Breakers()
         self.admission = Admission(
             AdmissionContext(
                 executor=self.executor,
@@ -60,6 +63,7 @@ class Intake:
                 settings=Settings(),
                 cancellation=Cancellation(self.executor, attempts, self.cancels),
                 before_ack=self.before_ack,
+                breakers=self.breakers,
             )
         )
 
@@ -185,3 +189,15 @@ async def test_an_existing_image_is_answered_with_the_same_end_at_each_delivery(
     intake.image = ImageInfo("sha256:" + "2" * 64, 1)
     await intake.ask("one")
     assert len({event.id for event in intake.publisher.events if event.is_terminal}) == 2
+
+
+async def test_while_the_engine_is_away_no_build_is_created_but_images_are_found(intake: Intake) -> None:
+    intake.breakers.open(ENGINE, "The engine is away.")
+    with pytest.raises(DependencyAway, match="The engine is away"):
+        await intake.ask("needs the engine")
+    assert not intake.world.records
+    intake.image = ImageInfo(DIGEST, 1)
+    assert await intake.ask("has its image") == AdmissionOutcome.CACHED
+    intake.image = None
+    intake.breakers.close(ENGINE)
+    assert await intake.ask("needs the engine") == AdmissionOutcome.ACCEPTED

@@ -2,15 +2,19 @@
 
 import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from rabbit2docker.consumer.attempt_cache import AttemptCache
+from rabbit2docker.consumer.breakers import Breakers
+from rabbit2docker.consumer.engine_watch import EngineWatch
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.executors.base import Attempt, AttemptName, AttemptStatus
 from rabbit2docker.consumer.following.follower import Follower, FollowerContext
+from rabbit2docker.consumer.following.recovery import Recovery
 from rabbit2docker.consumer.images.base import ImageInfo
-from rabbit2docker.errors import RegistryUnavailable
+from rabbit2docker.errors import ENGINE, Dependency, DependencyKind, RegistryUnavailable
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Cancelled, Completed, Failed, Log, Phase, Progress
 from tests.support.memory_executor import MemoryExecutor, MemoryWorld
@@ -20,6 +24,7 @@ from tests.support.records import a_spec
 
 pytestmark = pytest.mark.looptime
 NAME = AttemptName("build-1")
+REGISTRY = Dependency(DependencyKind.REGISTRY, "registry.example.org")
 DIGEST = f"sha256:{'a' * 64}"
 
 
@@ -34,6 +39,7 @@ class Bench:
         self.executor = MemoryExecutor(self.world)
         self.attempts = AttemptCache(self.executor)
         self.publisher = RecordingPublisher()
+        self.breakers = Breakers()
         self.answers: list[ImageInfo | RegistryUnavailable | None] = []
         """Answers of the registry, the last one repeated; if empty, the image is there."""
         self.looked_up: list[str] = []
@@ -50,7 +56,8 @@ class Bench:
     @property
     def context(self) -> FollowerContext:
         events = EventPublisher(self.publisher, instance="test")
-        return FollowerContext(self.executor, self.attempts, events, self.find_image, Settings())
+        recovery = Recovery(EngineWatch(self.executor, self.breakers), self.find_image, Settings())
+        return FollowerContext(self.executor, self.attempts, events, self.find_image, Settings(), recovery)
 
     async def create(self, **status: object) -> Attempt:
         attempt, _ = await self.executor.create(
@@ -272,6 +279,66 @@ async def test_a_cancel_right_before_the_hand_over_is_recorded_reaches_the_secon
     await bench.follow(second.name)
     assert isinstance(bench.end, Cancelled)
     assert bench.end.by == "ada"
+
+
+def waits(bench: Bench) -> list[Progress]:
+    events = [event.data for event in bench.publisher.events]
+    return [data for data in events if isinstance(data, Progress) and data.detail.gives_up_at]
+
+
+async def test_a_build_that_lost_the_engine_waits_for_it_and_is_tried_again(bench: Bench) -> None:
+    bench.world.engine_problem = "The engine is away."
+    bench.world.end(NAME, "docker_unavailable")
+    following = asyncio.create_task(bench.follow())
+    await asyncio.sleep(600)
+    assert len(bench.world.records) == 1
+    assert not following.done()
+    [wait] = waits(bench)
+    assert wait.message.startswith("The engine is away. The build waits and is tried again once that is over")
+    assert (wait.attempt, wait.detail.failed_reason) == (2, "docker_unavailable")
+    assert bench.breakers.outage_of(ENGINE)
+    bench.world.engine_problem = None
+    await asyncio.sleep(10)
+    await following
+    assert not bench.breakers.outage_of(ENGINE)
+    second = bench.world.records[AttemptName("build-1-a2")].spec
+    assert (second.attempt, second.interruptions, second.is_last) == (2, 1, False)
+
+
+async def test_a_build_whose_registry_went_away_during_the_push_waits_for_it(bench: Bench) -> None:
+    bench.answers = [RegistryUnavailable("The registry is away.", outage_of=REGISTRY)] * 20 + [None]
+    bench.world.end(NAME, "push_failed")
+    await bench.follow()
+    assert len(waits(bench)) == 1
+    assert bench.world.records[AttemptName("build-1-a2")].spec.interruptions == 1
+
+
+async def test_a_build_that_waits_for_the_engine_can_be_cancelled(bench: Bench) -> None:
+    bench.world.engine_problem = "The engine is away."
+    bench.world.end(NAME, "docker_unavailable")
+    following = asyncio.create_task(bench.follow())
+    await asyncio.sleep(60)
+    cancelled = await bench.executor.update_status(
+        NAME, lambda status: status.model_copy(update={"cancelled_by": "ada"})
+    )
+    bench.attempts.put(cancelled)
+    await asyncio.sleep(10)
+    assert following.done()
+    await bench.follow(AttemptName("build-1-a2"))
+    assert isinstance(bench.end, Cancelled)
+
+
+async def test_an_engine_that_stays_away_fails_the_build_in_the_end(bench: Bench) -> None:
+    bench.world.engine_problem = "The engine is away."
+    bench.world.end(NAME, "docker_unavailable", message="It did not answer.")
+    record = bench.world.records[NAME]
+    record.ended_at = datetime.now(UTC) - timedelta(hours=7)
+    await bench.follow()
+    last = AttemptName("build-1-a2")
+    bench.world.end(last, "docker_unavailable", message="It did not answer.")
+    await bench.follow(last)
+    assert isinstance(bench.end, Failed)
+    assert (bench.end.reason, bench.end.attempt) == ("docker_unavailable", 2)
 
 
 async def test_lost_lines_are_published_as_a_gap(bench: Bench) -> None:

@@ -8,20 +8,32 @@ from typing import Any, cast
 
 import pytest
 
-from rabbit2docker.amqp.ports import RequestMessage
+from rabbit2docker.amqp.ports import RequestMessage, Waiting
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.intake.admission import Admission, AdmissionOutcome
 from rabbit2docker.consumer.intake.cancellation import Cancellation
 from rabbit2docker.consumer.intake.capacity import Capacity
 from rabbit2docker.consumer.intake.parsing import IncomingCancel, IncomingRequest
-from rabbit2docker.consumer.intake.waiting import LONGEST_KNOWN_WAIT, next_rung, next_try_text, plan_wait
+from rabbit2docker.consumer.intake.waiting import Wait, next_rung, next_try_text, plan_wait
 from rabbit2docker.consumer.intake.worker import IntakeWorker
-from rabbit2docker.errors import BrokerUnavailable, ProviderUnavailable, RequestRejected
+from rabbit2docker.errors import (
+    BrokerUnavailable,
+    Dependency,
+    DependencyKind,
+    ProviderUnavailable,
+    RegistryUnavailable,
+    RequestRejected,
+    TransientError,
+)
 from rabbit2docker_schemas.events import Progress, Rejected
 from rabbit2docker_schemas.reasons import RejectReason
 from rabbit2docker_schemas.routing import RETRY_LADDER, RetryRung
 from tests.support.publishing import RecordingPublisher
 
+NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
+PATIENCE = timedelta(hours=6)
+REGISTRY = Dependency(DependencyKind.REGISTRY, "registry.example.org")
+HOST = Dependency(DependencyKind.HOST, "git.example.org:443")
 REQUEST = {"provider": "gh", "spec": "o/r/HEAD", "request_id": "one"}
 
 
@@ -30,7 +42,15 @@ class FakeDelivery:
 
     is_stale = False
 
-    def __init__(self, body: object, *, key: str, tries: int, dropped: str) -> None:
+    def __init__(
+        self,
+        body: object,
+        *,
+        key: str = "",
+        tries: int = 0,
+        dropped: str = "",
+        waiting: Waiting | None = None,
+    ) -> None:
         self.received = RequestMessage(
             body=json.dumps(body).encode(),
             routing_key=key,
@@ -42,8 +62,10 @@ class FakeDelivery:
             redelivered=False,
             tries=tries,
             dropped=dropped,
+            waiting=waiting,
         )
         self.settled: list[str] = []
+        self.returns_with: Waiting | None = None
         self.recorded = 0
 
     async def record(self) -> None:
@@ -52,8 +74,9 @@ class FakeDelivery:
     async def ack(self) -> None:
         self.settled.append("ack")
 
-    async def retry(self, rung: RetryRung, *, counts: bool = True) -> None:
+    async def retry(self, rung: RetryRung, *, counts: bool = True, waiting: Waiting | None = None) -> None:
         self.settled.append(f"retry {rung.name}" if counts else f"wait {rung.name}")
+        self.returns_with = waiting
 
     async def dead_letter(self, reason: str, message: str) -> None:
         self.settled.append(f"dead {reason}")
@@ -67,6 +90,9 @@ class Intake:
         self.found = True
         self.publisher = RecordingPublisher()
         self.in_hand = 0
+        self.waiting: Waiting | None = None
+        """The wait that the next delivery brings along from the ladder."""
+        self.time = NOW
 
     async def admit(self, incoming: IncomingRequest) -> AdmissionOutcome:
         if isinstance(self.outcome, Exception):
@@ -93,7 +119,7 @@ class Intake:
         tries: int = 0,
         dropped: str = "",
     ) -> list[str]:
-        delivery = FakeDelivery(body, key=key, tries=tries, dropped=dropped)
+        delivery = FakeDelivery(body, key=key, tries=tries, dropped=dropped, waiting=self.waiting)
 
         class Source:
             async def deliveries(self) -> AsyncIterator[FakeDelivery]:
@@ -106,11 +132,14 @@ class Intake:
             cancellation=cast("Cancellation", self),
             capacity=cast("Capacity", self),
             max_bytes=1000,
+            patience=PATIENCE,
+            now=lambda: self.time,
         )
         await worker.run()
         await worker.drain(10)
         await asyncio.sleep(0)
         assert self.in_hand == 0
+        self.waiting = delivery.returns_with
         return delivery.settled
 
     @property
@@ -223,30 +252,75 @@ def test_a_request_waits_on_a_rung_at_least_as_long_as_the_error_asks_for() -> N
     assert next_rung(len(RETRY_LADDER), None) is None
 
 
-NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
+def planned(error: TransientError, *, now: datetime = NOW, waiting: Waiting | None = None) -> Wait | None:
+    return plan_wait(FakeDelivery({}, waiting=waiting).received, error, now=now, patience=PATIENCE)
 
 
 def test_a_known_wait_is_split_into_rungs_and_is_said_anew_only_when_its_end_changes() -> None:
-    end, now, waits = NOW + timedelta(seconds=725), NOW, []
+    end, now, waits = NOW + timedelta(seconds=725), NOW, list[Wait]()
     while (seconds := (end - now).total_seconds()) > 0:
-        error = ProviderUnavailable("limited", retry_after=seconds)
-        wait = plan_wait(0, error, queued_at=NOW, now=now)
+        known = waits[-1].waiting if waits else None
+        # The other side rounds: its end is a little earlier or later each time.
+        wait = planned(
+            ProviderUnavailable("limited", retry_after=seconds + len(waits)), now=now, waiting=known
+        )
         assert wait is not None
         waits.append(wait)
         now += timedelta(seconds=wait.rung.seconds)
     assert [wait.rung.name for wait in waits] == ["10m", "1m", "1m", "10s"]
     assert [wait.counts for wait in waits] == [False, False, False, True]
-    assert len({wait.about for wait in waits if not wait.counts}) == 1
-    later = plan_wait(0, ProviderUnavailable("limited", retry_after=3000), queued_at=NOW, now=NOW)
+    assert len({wait.waiting.about for wait in waits if not wait.counts}) == 1
+    later = planned(ProviderUnavailable("limited", retry_after=3000), waiting=waits[0].waiting)
     assert later is not None
-    assert later.about != waits[0].about
+    assert later.waiting.about != waits[0].waiting.about
 
 
-def test_a_host_that_asks_for_patience_forever_is_given_up_after_the_ladder() -> None:
+def test_a_host_that_asks_for_patience_forever_is_given_up_in_the_end() -> None:
     error = ProviderUnavailable("limited", retry_after=3600)
-    late = NOW + LONGEST_KNOWN_WAIT + timedelta(seconds=1)
-    waits = [plan_wait(tries, error, queued_at=NOW, now=late) for tries in range(4)]
-    assert [wait and wait.counts for wait in waits] == [True, True, True, None]
+    waiting = Waiting(NOW, "until")
+    assert planned(error, now=NOW + PATIENCE - timedelta(seconds=1), waiting=waiting) is not None
+    assert planned(error, now=NOW + PATIENCE, waiting=waiting) is None
+
+
+def test_an_outage_costs_no_try_and_its_rounds_grow_with_its_age() -> None:
+    def rung(dependency: Dependency, **age: float) -> str:
+        waiting = Waiting(NOW, "outage")
+        wait = planned(
+            TransientError("away", outage_of=dependency), now=NOW + timedelta(**age), waiting=waiting
+        )
+        assert wait is not None
+        assert not wait.counts
+        return wait.rung.name
+
+    assert [rung(REGISTRY, seconds=30), rung(REGISTRY, minutes=2), rung(REGISTRY, hours=5)] == [
+        "10s",
+        "1m",
+        "1m",
+    ]
+    # Requests name hosts, also such as never answer.
+    assert [rung(HOST, minutes=2), rung(HOST, hours=5)] == ["1m", "10m"]
+
+
+async def test_an_outage_is_announced_once_and_waited_for_across_many_rounds() -> None:
+    intake = Intake(RegistryUnavailable("The registry is away.", outage_of=REGISTRY))
+    for _ in range(300):
+        assert (await intake.settle())[0].startswith("wait ")
+        intake.time += timedelta(minutes=1)
+    [progress] = intake.events
+    assert isinstance(progress, Progress)
+    assert progress.message == (
+        "The registry is away. The request waits and goes on by itself once the registry registry.example.org is "
+        "back, until 2026-01-01 18:00 UTC at the latest."
+    )
+    assert progress.detail.gives_up_at == NOW + PATIENCE
+    intake.outcome = ProviderUnavailable("The host is away.", outage_of=HOST)
+    await intake.settle()
+    assert len(intake.events) == 2
+    intake.time = NOW + PATIENCE
+    assert await intake.settle() == ["dead unavailable"]
+    rejected = intake.events[-1]
+    assert isinstance(rejected, Rejected)
+    assert rejected.message.startswith("The host is away. The request has waited 6 hours for it;")
 
 
 def test_the_next_try_is_named_by_time_and_by_the_length_of_the_wait() -> None:

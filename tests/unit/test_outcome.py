@@ -1,5 +1,7 @@
 """The outcome of an attempt, from its record and the evidence beside it."""
 
+from typing import Any
+
 import pytest
 
 from rabbit2docker.consumer.executors.base import AttemptState, AttemptStatus, BuilderResult
@@ -15,7 +17,7 @@ from rabbit2docker.consumer.following.outcome import (
 )
 from rabbit2docker.consumer.images.base import ImageInfo
 from rabbit2docker_schemas.events import Cancelled, Completed, Failed
-from rabbit2docker_schemas.reasons import CATEGORY_OF, Category, FailureReason
+from rabbit2docker_schemas.reasons import CATEGORY_OF, HINT_OF, Category, FailureReason
 from tests.support.records import REQUEST, an_attempt
 
 DIGEST = f"sha256:{'1' * 64}"
@@ -121,6 +123,33 @@ def test_an_unknown_reason_of_the_builder_is_a_builder_error() -> None:
 def test_only_infrastructure_failures_are_retried(reason: FailureReason) -> None:
     found = outcome(BuilderResult(reason=reason, exit_code=1), attempts=2)
     assert isinstance(found, Retry) == (CATEGORY_OF[reason] is Category.INFRASTRUCTURE)
+
+
+def a_retry(reason: str = "docker_unavailable", *, is_outage: bool = False, **spec: Any) -> Outcome:
+    attempt = an_attempt(state=AttemptState.ENDED, result=BuilderResult(reason=reason, exit_code=75), **spec)
+    evidence = Evidence(ImageCheck.UNKNOWN, (), 0, 2, interruptions_allowed=3, is_outage=is_outage)
+    return decide(attempt, evidence)
+
+
+def test_the_loss_of_the_engine_does_not_count_as_an_attempt_up_to_a_limit() -> None:
+    found = [a_retry(attempt=n + 1, interruptions=n) for n in range(4)]
+    assert [isinstance(each, Retry) and each.is_interruption for each in found] == [True, True, True, False]
+    assert isinstance(found[-1], Retry)  # the first of its own two attempts
+    assert isinstance(a_retry(attempt=5, interruptions=3), Failed)
+    # Interruptions leave the build's own attempts untouched.
+    assert isinstance(a_retry("engine_error", attempt=4, interruptions=3), Retry)
+    assert isinstance(a_retry("engine_error", attempt=2), Failed)
+
+
+def test_a_failed_push_is_an_interruption_only_while_the_registry_is_away() -> None:
+    assert isinstance(a_retry("push_failed", attempt=2), Failed)
+    assert a_retry("push_failed", attempt=2, is_outage=True) == Retry(
+        FailureReason.PUSH_FAILED, HINT_OF[FailureReason.PUSH_FAILED], is_interruption=True
+    )
+
+
+def test_after_an_outage_that_was_too_long_no_attempt_follows() -> None:
+    assert isinstance(a_retry(is_last=True), Failed)
 
 
 def test_an_attempt_without_a_record_fails_and_is_not_retried() -> None:

@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestServer
 
 from rabbit2docker.consumer.images.base import ImageInfo
 from rabbit2docker.consumer.images.registry import Reference, Registry, parse_image
-from rabbit2docker.errors import RegistryUnavailable
+from rabbit2docker.errors import RegistryDenied, RegistryUnavailable
 from rabbit2docker.settings import DockerSettings, ImageSettings
 
 MANIFEST = json.dumps(
@@ -283,8 +283,11 @@ async def test_missing_or_wrong_credentials_raise_an_error_with_advice(
 ) -> None:
     fake.auth = auth
     async with asking(tmp_path, entry, host=fake.host) as registry:
-        with pytest.raises(RegistryUnavailable, match=r"operator must"):
+        with pytest.raises(RegistryDenied, match=r"operator must") as caught:
             await registry.find(f"{fake.host}/r2d-a:1")
+    # Trying again would not help, so the request is rejected at once.
+    assert (caught.value.reason, caught.value.retryable) == ("registry_denied", True)
+    assert entry is None or "refuses the configured credentials" in caught.value.message
 
 
 async def test_a_denial_is_not_absence_except_at_registries_known_to_deny_absent_images(

@@ -7,9 +7,12 @@ from typing import Final
 import pytest
 
 from rabbit2docker.consumer.attempt_cache import AttemptCache
+from rabbit2docker.consumer.breakers import Breakers
+from rabbit2docker.consumer.engine_watch import EngineWatch
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.executors.base import AttemptStatus
 from rabbit2docker.consumer.following.follower import FollowerContext
+from rabbit2docker.consumer.following.recovery import Recovery
 from rabbit2docker.consumer.following.supervisor import FollowerSupervisor
 from rabbit2docker.consumer.images.base import ImageInfo
 from rabbit2docker.consumer.ownership import Ownership
@@ -34,7 +37,10 @@ class Replica:
         self.attempts = AttemptCache(self.executor)
         self.ownership = Ownership(self.executor)
         events = EventPublisher(publisher, instance="test")
-        context = FollowerContext(self.executor, self.attempts, events, self._find_image, Settings())
+        recovery = Recovery(EngineWatch(self.executor, Breakers()), self._find_image, Settings())
+        context = FollowerContext(
+            self.executor, self.attempts, events, self._find_image, Settings(), recovery
+        )
         self.supervisor = FollowerSupervisor(context, self.ownership)
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -21,6 +21,15 @@ def anonymous_id(body: bytes, timestamp: datetime | None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """The wait of a message on the retry ladder, which goes with it from round to round."""
+
+    since: datetime
+    about: str
+    """Name of the wait as it was announced last."""
+
+
+@dataclass(frozen=True, slots=True)
 class RequestMessage:
     """The content of a delivery."""
 
@@ -36,7 +45,9 @@ class RequestMessage:
     """Time of publication according to the publisher, in whole seconds."""
     redelivered: bool
     tries: int
-    """Number of times that intake has requeued it on the retry ladder."""
+    """Number of times that intake has requeued it on the retry ladder, without the waits that do not count."""
+    waiting: Waiting | None = None
+    """Set if it came from the retry ladder and waits there for something."""
     undecodable: str = ""
     """The properties that could not be decoded and are missing here, and why; empty for a good message."""
     dropped: str = ""
@@ -60,10 +71,10 @@ class Delivery(Protocol):
     async def ack(self) -> None:
         """Acknowledge. A channel closed in between is no error: the redelivery changes nothing."""
 
-    async def retry(self, rung: RetryRung, *, counts: bool = True) -> None:
-        """Publish a copy to a rung of the ladder, confirmed, then acknowledge; `counts`: as one more try.
+    async def retry(self, rung: RetryRung, *, counts: bool = True, waiting: Waiting | None = None) -> None:
+        """Publish a copy to a rung of the ladder, confirmed, then acknowledge.
 
-        Raises BrokerUnavailable.
+        `counts`: as one more try; `waiting`: what it brings along when it returns. Raises BrokerUnavailable.
         """
 
     async def dead_letter(self, reason: str, message: str) -> None:

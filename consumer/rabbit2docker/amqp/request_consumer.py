@@ -13,7 +13,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from rabbit2docker import metrics
 from rabbit2docker.amqp.connection import BROKEN, ManagedChannel, is_down
 from rabbit2docker.amqp.frame_screen import UNDECODABLE_HEADER
-from rabbit2docker.amqp.ports import Delivery, RequestMessage, anonymous_id
+from rabbit2docker.amqp.ports import Delivery, RequestMessage, Waiting, anonymous_id
 from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
 from rabbit2docker.amqp.request_log import RequestLog
 from rabbit2docker.amqp.state_claim import StateClaim
@@ -33,6 +33,8 @@ from rabbit2docker_schemas.routing import (
     REQUESTS_EXCHANGE,
     RETRY_EXCHANGE,
     ROUTING_KEY_HEADER,
+    WAITING_FOR_HEADER,
+    WAITING_SINCE_HEADER,
     RetryRung,
     retry_queue,
 )
@@ -77,13 +79,25 @@ def _dropped_because(headers: Mapping[str, Any]) -> str:
     return header_text(headers.get("x-first-death-reason") or "dropped")
 
 
+def _waiting(headers: Mapping[str, Any]) -> Waiting | None:
+    """Return the wait that the headers of a message from the retry ladder describe."""
+    try:
+        since = datetime.fromisoformat(header_text(headers[WAITING_SINCE_HEADER]))
+    except (KeyError, ValueError):
+        return None
+    return Waiting(
+        since if since.tzinfo else since.replace(tzinfo=UTC), header_text(headers.get(WAITING_FOR_HEADER, ""))
+    )
+
+
 def request_message_from(message: AbstractIncomingMessage, queue: str) -> RequestMessage:
     """Return the content of a message. Headers of the retry ladder count only if the message came from there."""
     headers, key = dict(message.headers), message.routing_key or ""
-    tries, message_id = 0, message.message_id
+    tries, message_id, waiting = 0, message.message_id, None
     if _is_own_copy(message):
         key = as_short_string(headers.get(ROUTING_KEY_HEADER, key))
         tries = _number(headers.get(ATTEMPT_HEADER))
+        waiting = _waiting(headers)
         message_id = (
             as_short_string(headers[MESSAGE_ID_HEADER]) if MESSAGE_ID_HEADER in headers else message_id
         )
@@ -101,6 +115,7 @@ def request_message_from(message: AbstractIncomingMessage, queue: str) -> Reques
         timestamp=timestamp,
         redelivered=bool(message.redelivered),
         tries=tries,
+        waiting=waiting,
         undecodable=header_text(headers.get(UNDECODABLE_HEADER, "")),
         dropped=_dropped_because(headers) if queue == DROPPED_QUEUE else "",
     )
@@ -156,10 +171,18 @@ class AmqpDelivery:
             metrics.ACK_FAILURES.inc()
             log.info("acknowledgement lost, RabbitMQ will redeliver the message")
 
-    async def retry(self, rung: RetryRung, *, counts: bool = True) -> None:
+    async def retry(self, rung: RetryRung, *, counts: bool = True, waiting: Waiting | None = None) -> None:
         """Publish a copy to the ladder, then acknowledge."""
         received = self._received
-        headers = {ATTEMPT_HEADER: received.tries + counts, ROUTING_KEY_HEADER: received.routing_key}
+        headers: dict[str, Any] = {
+            ATTEMPT_HEADER: received.tries + counts,
+            ROUTING_KEY_HEADER: received.routing_key,
+        }
+        if waiting is not None:
+            headers |= {
+                WAITING_SINCE_HEADER: waiting.since.isoformat(),
+                WAITING_FOR_HEADER: waiting.about,
+            }
         await self._publish_copy(RETRY_EXCHANGE, retry_queue(rung, received.queue), headers)
         await self.ack()
 
@@ -185,7 +208,12 @@ class AmqpDelivery:
 
     async def _publish_copy(self, exchange: str, key: str, headers: dict[str, Any]) -> None:
         received = self._received
-        kept = {name: value for name, value in received.headers.items() if not name.startswith("x-")}
+        dropped = (WAITING_SINCE_HEADER, WAITING_FOR_HEADER)  # a requester may have set them
+        kept = {
+            name: value
+            for name, value in received.headers.items()
+            if not name.startswith("x-") and name not in dropped
+        }
         kept[MESSAGE_ID_HEADER] = received.message_id  # it may name the request
 
         def message() -> aio_pika.Message:

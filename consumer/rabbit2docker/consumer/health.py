@@ -32,9 +32,15 @@ class Check:
 class Health:
     """The HTTP server for health and metrics."""
 
-    def __init__(self, bind: str, readiness: Callable[[], Sequence[Check]]) -> None:
+    def __init__(
+        self,
+        bind: str,
+        readiness: Callable[[], Sequence[Check]],
+        degraded: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
         """Listen on `bind`, as host:port with port 0 for a free one; `readiness` returns the current checks.
 
+        `degraded` returns what does not work although the service is ready, as sentences.
         Raises ConfigurationError when `bind` has another form.
         """
         host, separator, port = bind.rpartition(":")
@@ -42,6 +48,7 @@ class Health:
             raise ConfigurationError(f"http.bind must be host:port, such as 127.0.0.1:8090, not {bind!r}.")
         self._host, self._port = host.strip("[]"), int(port)
         self._readiness = readiness
+        self._degraded = degraded
         self._ticked = time.monotonic()
         self.address = ""
         self.started = asyncio.Event()
@@ -91,6 +98,7 @@ class Health:
             {
                 "ok": ok,
                 "checks": [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in checks],
+                "degraded": list(self._degraded()),
             },
             status=200 if ok else 503,
         )

@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from typing import Any, Final, Self
 
 import structlog
@@ -13,10 +14,13 @@ from rabbit2docker.amqp.broker import Broker
 from rabbit2docker.amqp.state_claim import NOT_CLAIMED
 from rabbit2docker.amqp.topology_keeper import ADVICE, LOSS_ADVICE
 from rabbit2docker.consumer.attempt_cache import AttemptCache
+from rabbit2docker.consumer.breakers import Breakers
 from rabbit2docker.consumer.cleaner import Cleaner
+from rabbit2docker.consumer.engine_watch import EngineWatch
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.executors.base import Executor
 from rabbit2docker.consumer.following.follower import FollowerContext
+from rabbit2docker.consumer.following.recovery import Recovery
 from rabbit2docker.consumer.following.supervisor import FollowerSupervisor
 from rabbit2docker.consumer.health import Check, Health
 from rabbit2docker.consumer.images.base import FindImage
@@ -80,7 +84,10 @@ class Service:
             self._ownership,
             keep_seconds=settings.limits.keep_ended_seconds,
         )
-        self._health = Health(settings.http.bind, self._checks)
+        self._breakers = Breakers()
+        self._breakers.export()
+        self._engine = EngineWatch(self._executor, self._breakers)
+        self._health = Health(settings.http.bind, self._checks, self._breakers.sentences)
         self._stack = AsyncExitStack()
         self._stopping = False
         metrics.preset(AdmissionOutcome)
@@ -89,8 +96,8 @@ class Service:
         """Open the executor; raises ConfigurationError when another service holds its records."""
         await self._stack.__aenter__()
         session = await self._stack.enter_async_context(open_session(self._settings.providers))
-        registry = Registry(session, self._settings.images, self._settings.docker)
-        providers = Providers(self._settings.providers, session)
+        registry = Registry(session, self._settings.images, self._settings.docker, self._breakers)
+        providers = Providers(self._settings.providers, session, self._breakers)
         self._supervisor = self._make_supervisor(registry.find)
         self._intake = self._make_intake(providers, registry.find)
         await self._stack.enter_async_context(self._executor)
@@ -107,6 +114,7 @@ class Service:
             events=self._events,
             find_image=find_image,
             settings=self._settings,
+            recovery=Recovery(self._engine, find_image, self._settings),
         )
         return FollowerSupervisor(context, self._ownership)
 
@@ -120,6 +128,7 @@ class Service:
             settings=self._settings,
             cancellation=self._cancellation,
             before_ack=self._capacity.before_ack,
+            breakers=self._breakers,
         )
         return IntakeWorker(
             source=self._broker.source,
@@ -128,6 +137,7 @@ class Service:
             cancellation=self._cancellation,
             capacity=self._capacity,
             max_bytes=self._settings.limits.message_bytes,
+            patience=timedelta(seconds=self._settings.limits.outage_seconds),
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -155,6 +165,7 @@ class Service:
                 start("capacity", self._capacity.run()),
                 start("intake", self._intake.run()),
                 start("cleaner", self._cleaner.run()),
+                start("engine", self._engine.run()),
             ]
             log.info("ready to take requests", executor=self._settings.executor.value)
             await stop.wait()

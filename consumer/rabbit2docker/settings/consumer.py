@@ -50,6 +50,10 @@ class LimitSettings(Group):
     """Seconds that an attempt may run without a new log line."""
     attempts: int = Field(default=2, ge=1, le=5)
     """Attempts at one build if the infrastructure fails."""
+    interruptions: int = Field(default=6, ge=0)
+    """Further attempts at one build that lost its Docker engine, node or registry; they do not count as `attempts`."""
+    outage_seconds: Seconds = 21_600.0
+    """Seconds that a request or a build waits for the return of a host, registry, Docker engine or executor."""
     message_bytes: int = Field(default=65_536, ge=1024)
     """Largest request body in bytes."""
     keep_ended_seconds: Seconds = 600.0

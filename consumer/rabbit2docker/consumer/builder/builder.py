@@ -2025,6 +2025,14 @@ class Engine:
         code, output = self._call("version", "--format", "{{.Server.Version}}", seconds=seconds)
         return None if code == 0 else " ".join(output)
 
+    def problem(self, seconds: float) -> str | None:
+        """Return a sentence if the engine does not answer within `seconds`."""
+        found = self.ping(seconds)
+        if found is None:
+            return None
+        detail = found[-300:] or f"no answer within {seconds:.0f} seconds"
+        return sentence(f"The {self.title} at {self.address} does not answer: {detail}")
+
     def build_arguments(self, spec: Spec) -> list[str]:
         """Return the arguments that repo2docker passes on to the command that builds."""
         # Not through repo2docker: it writes labels into a Dockerfile that it generates, without quoting them.
@@ -2231,7 +2239,7 @@ class Attempt:
         limits = Limits(spec)
         log.give_up = lambda: limits.stopped_by is not None
         self._runner = Runner(self._environment(), self._workdir, limits)
-        self._engine = Engine(spec, self._runner)
+        self.engine = Engine(spec, self._runner)
         self._fetched: str | None = None
         self.warnings: list[str] = []
         self._secrets = known_secrets(spec, os.environ)
@@ -2259,7 +2267,7 @@ class Attempt:
         self.wait_for_engine()
         self.fetch()
         self.build()
-        size = self._engine.image_size()
+        size = self.engine.image_size()
         digest = self.push() if self.spec.get("push", True) else None
         return {"digest": digest, "size": size}
 
@@ -2297,14 +2305,12 @@ class Attempt:
         patience = self.spec.get("docker_wait_seconds", 60)
         give_up = time.monotonic() + patience
         is_reported = False
-        while (problem := self._engine.ping(max(1.0, give_up - time.monotonic()))) is not None:
+        while (problem := self.engine.ping(max(1.0, give_up - time.monotonic()))) is not None:
             if not is_reported:
-                self.write(
-                    f"Waiting for the {self._engine.title} at {self._engine.address}: {problem[-300:]}"
-                )
+                self.write(f"Waiting for the {self.engine.title} at {self.engine.address}: {problem[-300:]}")
                 is_reported = True
             if time.monotonic() >= give_up:
-                message = f"The {self._engine.title} did not answer for {patience} seconds."
+                message = f"The {self.engine.title} did not answer for {patience} seconds."
                 raise AttemptEnded("docker_unavailable", message)
             self._runner.pause(min(1.0, max(0.0, give_up - time.monotonic())))
 
@@ -2337,20 +2343,20 @@ class Attempt:
         """Run repo2docker and return its exit code; once more where a base image exists in the engine alone."""
         code = self._run_repo2docker_once()
         base = self._unresolved_base
-        if code == 0 or base is None or not self._engine.is_local_only(base):
+        if code == 0 or base is None or not self.engine.is_local_only(base):
             return code
         self.write(
-            f"The base image {base} exists in the {self._engine.title} alone and cannot be pulled. "
+            f"The base image {base} exists in the {self.engine.title} alone and cannot be pulled. "
             "Building once more, with the base images that the engine has."
         )
-        self._engine.pulls_bases = False
+        self.engine.pulls_bases = False
         return self._run_repo2docker_once()
 
     def _run_repo2docker_once(self) -> int:
         self._output, self._unresolved_base = BuildOutput(), None
         environment = caged(self._runner.environment, self._workdir)
         try:
-            with self._engine.watched_disk() as self._disk:
+            with self.engine.watched_disk() as self._disk:
                 return self._runner.run(
                     self._repo2docker_command(), self._on_build_line, environment=environment
                 )
@@ -2399,7 +2405,7 @@ class Attempt:
         origin = ("repo_url", "repo2docker.repo"), ("ref", "repo2docker.ref")
         # repo2docker labels the image of a directory as `local`.
         labels = [f"--label={label}={self.spec.get(name) or 'HEAD'}" for name, label in origin]
-        return [*configured, *(labels if self._fetched else []), *self._engine.build_arguments(self.spec)]
+        return [*configured, *(labels if self._fetched else []), *self.engine.build_arguments(self.spec)]
 
     def _on_build_line(self, raw: str) -> None:
         record = parse_record(raw)
@@ -2420,7 +2426,7 @@ class Attempt:
         clipped = _CLIPPED.match(text)
         if clipped:
             self.write(
-                f"{clipped[1]}[The {self._engine.title} dropped output of this step: an unknown number of lines is missing "
+                f"{clipped[1]}[The {self.engine.title} dropped output of this step: an unknown number of lines is missing "
                 f"here. Its limit is {clipped[2]}, which the operator can raise.]",
                 is_clipped=True,
             )
@@ -2437,7 +2443,7 @@ class Attempt:
         self.enter("pushing")
         retries = self.spec.get("push_retries", 4)
         return self._runner.repeat(
-            lambda: self._engine.push(self.write), pauses(PUSH_PAUSES, retries), self.write
+            lambda: self.engine.push(self.write), pauses(PUSH_PAUSES, retries), self.write
         )
 
 
@@ -2504,6 +2510,18 @@ def attempt_result(arguments: argparse.Namespace) -> Result:
     return result
 
 
+def check_engine(seconds: float) -> int:
+    """Print the problem if the engine does not answer within `seconds`, and return the exit code."""
+    attempt = Attempt({"image": ""}, Log(os.devnull))
+    try:
+        problem = attempt.engine.problem(seconds)
+    finally:
+        attempt.close()
+    if problem:
+        sys.stdout.write(f"{problem}\n")
+    return EXIT_CODES["docker_unavailable" if problem else "ok"]
+
+
 def _defect(error: BaseException) -> Result:
     """Return reason and message for an exception that no step expects."""
     if is_full(error):
@@ -2519,6 +2537,12 @@ def make_parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--spec", metavar="FILE", help="JSON file that specifies the build")
     source.add_argument("--spec-env", metavar="NAME", help="environment variable with that JSON, for pods")
+    source.add_argument(
+        "--check-engine",
+        metavar="SECONDS",
+        type=float,
+        help="build nothing: only ask whether the engine answers",
+    )
     parser.add_argument("--log", metavar="FILE", help="append lines to this file instead of standard output")
     parser.add_argument(
         "--result", metavar="FILE", help="write the result to this file (default: /dev/termination-log)"
@@ -2530,6 +2554,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Parse the arguments, run the attempt, write the result, and return the exit code."""
     arguments = make_parser().parse_args()
+    if arguments.check_engine is not None:
+        return check_engine(arguments.check_engine)
     default = "/dev/termination-log" if os.path.exists("/dev/termination-log") else None
     result_file = ResultFile(arguments.result or default)
     result = attempt_result(arguments)

@@ -76,6 +76,10 @@ class AttemptSpec(VersionedPart):
     created_at: AwareDatetime
     avoid: tuple[str, ...] = ()
     """Nodes on which earlier attempts of the build failed because of the infrastructure."""
+    interruptions: int = 0
+    """Earlier attempts that ended because an engine, a node or the registry went away. They are not the build's doing."""
+    is_last: bool = False
+    """True if no further attempt may follow: what the build needs was away for too long."""
     generation: str = ""
     """Distinguishes this build from an earlier one of the same request that was forgotten. Part of event ids."""
 
@@ -308,8 +312,18 @@ class Membership(Protocol):
         """Yield the live replicas, at once and after each change, until closed. For one reader at a time."""
 
 
-class Executor(AttemptStore, LogSource, Membership, Protocol):
-    """A place where attempts run: a context manager that is all three."""
+class EngineCheck(Protocol):
+    """Knows whether builds would find a Docker engine."""
+
+    engine_check_seconds: float
+    """Pause between two checks while the engine answers."""
+
+    async def engine_problem(self) -> str | None:
+        """Return why no build can reach a Docker engine now, as a sentence for people; None if one can."""
+
+
+class Executor(AttemptStore, LogSource, Membership, EngineCheck, Protocol):
+    """A place where attempts run: a context manager that is all four."""
 
     async def __aenter__(self) -> Self:
         """Open it. Raises ConfigurationError if it cannot work as configured."""

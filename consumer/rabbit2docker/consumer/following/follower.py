@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final, TypeVar, assert_never
 
 import structlog
@@ -33,8 +34,9 @@ from rabbit2docker.consumer.following.outcome import (
     stored,
 )
 from rabbit2docker.consumer.following.progress import ProgressReader, as_log_events, last_of
+from rabbit2docker.consumer.following.recovery import Recovery
 from rabbit2docker.consumer.images.base import FindImage, ImageInfo, pinned
-from rabbit2docker.errors import RecordMissing, TransientError
+from rabbit2docker.errors import RecordMissing, RequestRejected, TransientError
 from rabbit2docker.retry import retry, retry_forever
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import (
@@ -70,6 +72,7 @@ class FollowerContext:
     events: EventPublisher
     find_image: FindImage
     settings: Settings
+    recovery: Recovery
 
 
 class Follower:
@@ -221,17 +224,22 @@ class Follower:
     async def _gather_evidence(self, attempt: Attempt | None) -> Evidence:
         """Complete the log tail, which an adopted attempt lacks, and look up the pushed image."""
         lines = self._confirmed + 1
-        check, image = ImageCheck.UNKNOWN, None
+        check, image, problem = ImageCheck.UNKNOWN, None, None
         if attempt is not None:
             if not self._tail:
                 await self._read_tail()
             if attempt.result is not None and attempt.result.reason == "ok":
                 check, image = await self._check_image(attempt.result.digest)
+            elif attempt.result is not None:
+                problem = await self._context.recovery.problem(attempt.result.reason, self._spec)
+        limits = self._context.settings.limits
         return Evidence(
             image_check=check,
             tail=last_of(self._tail, max_bytes=TAIL_BYTES),
             lines=lines,
-            attempts_allowed=self._context.settings.limits.attempts,
+            attempts_allowed=limits.attempts,
+            interruptions_allowed=limits.interruptions,
+            is_outage=problem is not None,
             image=image,
         )
 
@@ -254,7 +262,7 @@ class Follower:
                 pauses=REGISTRY_RETRY_SECONDS,
                 report=_log_unchecked,
             )
-        except TransientError as error:
+        except (TransientError, RequestRejected) as error:
             _log_unchecked(error)
             return ImageCheck.UNKNOWN, None
         return (ImageCheck.THERE if image else ImageCheck.ABSENT), image
@@ -291,7 +299,7 @@ class Follower:
         """Create the next attempt, which inherits the requests. Safe to repeat."""
         executor, attempts = self._context.executor, self._context.attempts
         current = await executor.get(self._spec.name) or self._last_seen
-        spec = self._next_spec(avoid=current.node)
+        spec = self._next_spec(failure, avoid=current.node)
         await self._publish_progress(
             Phase.WAITING,
             f"Attempt {self._spec.attempt} failed: {failure.message} Trying again.",
@@ -299,6 +307,8 @@ class Follower:
             attempt=spec.attempt,
             detail=ProgressDetail(failed_reason=failure.reason),
         )
+        if not await self._until_back(failure, current):
+            spec = spec.model_copy(update={"is_last": True})
         created, is_new = await executor.create(spec, AttemptStatus(requests=current.status.requests))
         attempts.put(created)
         if is_new:
@@ -306,11 +316,35 @@ class Follower:
             log.warning("attempt retried", reason=failure.reason, attempt=spec.attempt)
         return created
 
-    def _next_spec(self, *, avoid: str | None) -> AttemptSpec:
+    async def _until_back(self, failure: Retry, attempt: Attempt) -> bool:
+        """Wait until what the attempt has lost is back; return False if it is away for longer than builds wait."""
+        ended_at, limits = attempt.ended_at or utc_now(), self._context.settings.limits
+        until = ended_at + timedelta(seconds=limits.outage_seconds)
+
+        def is_cancelled() -> bool:
+            known = self._context.attempts.get(self._spec.name)
+            return known is not None and known.status.cancelled_by is not None
+
+        async def announce(problem: str) -> None:
+            await self._publish_progress(
+                Phase.WAITING,
+                f"{problem} The build waits and is tried again once that is over, "
+                f"until {until:%Y-%m-%d %H:%M} UTC at the latest.",
+                about="outage",
+                attempt=self._spec.attempt + 1,
+                detail=ProgressDetail(waiting_for=problem, failed_reason=failure.reason, gives_up_at=until),
+            )
+
+        return await self._context.recovery.wait(
+            failure.reason, self._spec, until=until, is_cancelled=is_cancelled, announce=announce
+        )
+
+    def _next_spec(self, failure: Retry, *, avoid: str | None) -> AttemptSpec:
         number = self._spec.attempt + 1
         return self._spec.model_copy(
             update={
                 "attempt": number,
+                "interruptions": self._spec.interruptions + failure.is_interruption,
                 "name": next_attempt_name(self._spec.name, number),
                 "created_at": utc_now(),
                 "avoid": (*self._spec.avoid, *([avoid] if avoid else [])),

@@ -1,6 +1,6 @@
 """The outcome of an attempt that has ended, decided from its record and the evidence beside it. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Final
 
@@ -8,7 +8,7 @@ from rabbit2docker.consumer.attempt_cache import terminal_event_of
 from rabbit2docker.consumer.executors.base import Attempt, BuilderResult, StoredOutcome
 from rabbit2docker.consumer.images.base import ImageInfo, pinned
 from rabbit2docker_schemas.events import Cancelled, Completed, Failed, TerminalEventData, Timings
-from rabbit2docker_schemas.reasons import AGAIN_OF, CATEGORY_OF, HINT_OF, Again, FailureReason
+from rabbit2docker_schemas.reasons import AGAIN_OF, CATEGORY_OF, HINT_OF, INTERRUPTIONS, Again, FailureReason
 
 RETRY: Final = "retry"
 CANCELLED: Final = "cancelled"
@@ -29,6 +29,8 @@ class Retry:
 
     reason: FailureReason
     message: str
+    is_interruption: bool = False
+    """True if this attempt does not count as one of the build's."""
 
 
 Outcome = TerminalEventData | Retry
@@ -46,6 +48,9 @@ class Evidence:
     attempts_allowed: int
     image: ImageInfo | None = None
     """The pushed image, as the registry describes it."""
+    interruptions_allowed: int = 0
+    is_outage: bool = False
+    """True if what the attempt has lost is still away."""
 
 
 _DEFAULT_MESSAGES: Final = {
@@ -120,7 +125,13 @@ def _failed_or_retry(
     attempt: Attempt, reason: FailureReason, evidence: Evidence, *, message: str | None = None
 ) -> Failed | Retry:
     message = message or _message(attempt, reason)
-    if AGAIN_OF[reason] is not Again.NEVER and attempt.spec.attempt < evidence.attempts_allowed:
+    spec = attempt.spec
+    if AGAIN_OF[reason] is Again.NEVER or spec.is_last:
+        return _failed(attempt, reason, evidence, message)
+    is_interruption = reason in INTERRUPTIONS or evidence.is_outage
+    if is_interruption and spec.interruptions < evidence.interruptions_allowed:
+        return Retry(reason, message, is_interruption=True)
+    if spec.attempt - spec.interruptions < evidence.attempts_allowed:
         return Retry(reason, message)
     return _failed(attempt, reason, evidence, message)
 
@@ -167,12 +178,13 @@ def timings_of(attempt: Attempt) -> Timings:
 def stored(outcome: Outcome) -> StoredOutcome:
     """Return the outcome as it is written into the record."""
     if isinstance(outcome, Retry):
-        return StoredOutcome(kind=RETRY, data={"reason": outcome.reason, "message": outcome.message})
+        return StoredOutcome(kind=RETRY, data=asdict(outcome))
     return StoredOutcome(kind=outcome.kind, data=outcome.model_dump(mode="json", exclude_none=True))
 
 
 def restored(outcome: StoredOutcome) -> Outcome:
     """Return the outcome that a record holds."""
     if outcome.kind == RETRY:
-        return Retry(FailureReason(outcome.data["reason"]), outcome.data["message"])
+        data = outcome.data
+        return Retry(FailureReason(data["reason"]), data["message"], bool(data.get("is_interruption")))
     return terminal_event_of(outcome)

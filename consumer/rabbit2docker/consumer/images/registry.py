@@ -19,9 +19,10 @@ import aiohttp
 from cachetools import TLRUCache
 from yarl import URL
 
+from rabbit2docker.consumer.breakers import Breakers
 from rabbit2docker.consumer.images.base import ImageInfo
 from rabbit2docker.consumer.images.docker_config import Credentials, DockerConfig
-from rabbit2docker.errors import RegistryUnavailable
+from rabbit2docker.errors import Dependency, DependencyKind, RegistryDenied, RegistryUnavailable
 from rabbit2docker.registry_urls import DOCKER_HUB, api_url, split_registry
 from rabbit2docker.settings import DockerSettings, ImageSettings
 
@@ -82,8 +83,15 @@ def parse_image(image: str) -> Reference:
 class Registry:
     """A client for image lookups in any registry."""
 
-    def __init__(self, session: aiohttp.ClientSession, images: ImageSettings, docker: DockerSettings) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        images: ImageSettings,
+        docker: DockerSettings,
+        breakers: Breakers | None = None,
+    ) -> None:
         """Use the caller's `session`, which stays open, and the credentials of the docker configuration."""
+        self._breakers = breakers or Breakers()
         self._session = session
         self._timeout = aiohttp.ClientTimeout(total=images.registry_timeout)
         self._override = images.registry_url
@@ -93,9 +101,14 @@ class Registry:
     async def find(self, image: str) -> ImageInfo | None:
         """Return the image; None when the registry confirms that it is absent.
 
-        Raises RegistryUnavailable in every other case: no answer, an error, a refusal, an unclear answer.
+        Raises RegistryDenied if the credentials are refused or missing, and RegistryUnavailable in every other case:
+        no answer, an error, an unclear answer.
         """
         reference = parse_image(image)
+        with self._breakers.guard(self._dependency(reference)):
+            return await self._find(reference)
+
+    async def _find(self, reference: Reference) -> ImageInfo | None:
         answer = await self._request("HEAD", reference)
         if answer.status == 200:
             return await self._found(reference, answer)
@@ -131,41 +144,51 @@ class Registry:
             "Docker-Distribution-Api-Version" in answer.headers or _codes(answer.body) & _ABSENT_CODES
         ):
             return
-        raise RegistryUnavailable(
+        raise self._away(
+            reference,
             f"{self._base(reference)} does not answer like an image registry (status {answer.status}). "
-            "The operator should check images.prefix and images.registry_url."
+            "The operator should check images.prefix and images.registry_url.",
         )
 
     async def _confirm_denial_means_absent(self, reference: Reference, answer: _Answer) -> None:
-        """Raise RegistryUnavailable unless this registry denies access to absent repositories."""
+        """Raise RegistryDenied or RegistryUnavailable unless this registry denies access to absent repositories."""
         credentials = await self._credentials(reference)
+        is_accepted = self._token_key(reference) in self._tokens
+        if credentials is not None and is_accepted and reference.registry in _DENIES_WHAT_IS_ABSENT:
+            return
         if credentials is None:
-            raise RegistryUnavailable(
+            message = (
                 f"{reference.registry} requires credentials for {reference.repository}, and none are configured. "
                 "The operator must add them to the docker configuration (docker.config)."
             )
-        is_accepted = self._token_key(reference) in self._tokens
-        if is_accepted and reference.registry in _DENIES_WHAT_IS_ABSENT:
-            return
-        raise RegistryUnavailable(
-            f"{reference.registry} does not let the configured account read {reference.repository} "
-            f"(status {answer.status}). The operator must grant it the right to pull, or set images.check_registry to false."
-        )
+        elif answer.status == 401 and not is_accepted:
+            message = (
+                f"{reference.registry} refuses the configured credentials for {reference.repository} (status 401). "
+                "The operator must check the docker configuration (docker.config)."
+            )
+        else:
+            raise RegistryUnavailable(
+                f"{reference.registry} does not let the configured account read {reference.repository} "
+                f"(status {answer.status}). The operator must grant it the right to pull, or set images.check_registry to false."
+            )
+        if answer.status == 401:
+            raise RegistryDenied(message)
+        raise RegistryUnavailable(message)
 
     async def _request(self, method: str, reference: Reference) -> _Answer:
         """Request the manifest; authenticate on a challenge."""
         url = f"{self._base(reference)}/v2/{reference.repository}/manifests/{reference.version}"
         key = self._token_key(reference)
         if (token := self._tokens.get(key)) is not None:
-            answer = await self._send(method, url, _ACCEPT | _bearer(token.text))
+            answer = await self._send(reference, method, url, _ACCEPT | _bearer(token.text))
             if answer.status != 401:
                 return answer
             self._tokens.pop(key, None)
-        answer = await self._send(method, url, _ACCEPT)
+        answer = await self._send(reference, method, url, _ACCEPT)
         if answer.status != 401:
             return answer
         header = await self._authorization(reference, answer)
-        return await self._send(method, url, _ACCEPT | header) if header else answer
+        return await self._send(reference, method, url, _ACCEPT | header) if header else answer
 
     async def _authorization(self, reference: Reference, refusal: _Answer) -> dict[str, str]:
         """Return the headers that answer the challenge; none where that is impossible."""
@@ -189,9 +212,11 @@ class Registry:
         realm = challenge.get("realm", "")
         base = self._base(reference)
         if urlsplit(realm).scheme not in ("http", "https"):
-            raise RegistryUnavailable(f"{base} names no address to request a token from.")
+            raise self._away(reference, f"{base} names no address to request a token from.")
         if credentials and base.startswith("https:") and not realm.startswith("https:"):
-            raise RegistryUnavailable(f"{base} demands credentials unencrypted at {realm}, which is refused.")
+            raise self._away(
+                reference, f"{base} demands credentials unencrypted at {realm}, which is refused."
+            )
         wanted = {"service": challenge.get("service", "")} if "service" in challenge else {}
         wanted["scope"] = challenge.get("scope") or f"repository:{reference.repository}:pull"
         if credentials and credentials.identity_token:
@@ -200,10 +225,10 @@ class Registry:
                 "refresh_token": credentials.identity_token,
                 "client_id": "rabbit2docker",
             }
-            answer = await self._send("POST", realm, {}, form=form)
+            answer = await self._send(reference, "POST", realm, {}, form=form)
         else:
             header = _basic(credentials) if credentials and credentials.username else {}
-            answer = await self._send("GET", realm, header, query=wanted)
+            answer = await self._send(reference, "GET", realm, header, query=wanted)
         return self._read_token(reference, realm, answer, is_known=credentials is not None)
 
     def _read_token(self, reference: Reference, realm: str, answer: _Answer, *, is_known: bool) -> _Token:
@@ -213,7 +238,8 @@ class Registry:
                 if is_known
                 else "issues no token without credentials, and none are configured"
             )
-            raise RegistryUnavailable(
+            error = RegistryDenied if answer.status == 401 else RegistryUnavailable
+            raise error(
                 f"{urlsplit(realm).netloc} {what} for {reference.registry}/{reference.repository} "
                 f"(status {answer.status}). The operator must check the docker configuration (docker.config)."
             )
@@ -222,12 +248,13 @@ class Registry:
         content = _object(answer.body)
         text = content.get("token") or content.get("access_token")
         if not isinstance(text, str) or not text.isascii() or not text.isprintable():
-            raise RegistryUnavailable(f"{realm} answered without a token.")
+            raise self._away(reference, f"{realm} answered without a token.")
         seconds = content.get("expires_in")
         return _Token(text, float(seconds) if isinstance(seconds, int | float) else _TOKEN_SECONDS)
 
     async def _send(
         self,
+        reference: Reference,
         method: str,
         url: str,
         headers: dict[str, str],
@@ -244,12 +271,13 @@ class Registry:
                 body = await _read(response)
                 return _Answer(response.status, response.headers.copy(), body)
         except TimeoutError as error:
-            raise RegistryUnavailable(
-                f"{host} did not answer within {self._timeout.total:g} seconds: waiting for the registry."
+            raise self._away(
+                reference,
+                f"{host} did not answer within {self._timeout.total:g} seconds: waiting for the registry.",
             ) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise RegistryUnavailable(
-                f"{host} cannot be reached: {error}. Waiting for the registry."
+            raise self._away(
+                reference, f"{host} cannot be reached: {error}. Waiting for the registry."
             ) from error
 
     async def _credentials(self, reference: Reference) -> Credentials | None:
@@ -257,6 +285,14 @@ class Registry:
         if found is None and self._override:
             found = await self._config.credentials(urlsplit(self._override).netloc.rpartition("@")[2])
         return found
+
+    def _dependency(self, reference: Reference) -> Dependency:
+        return Dependency(DependencyKind.REGISTRY, urlsplit(self._base(reference)).netloc)
+
+    def _away(
+        self, reference: Reference, message: str, retry_after: float | None = None
+    ) -> RegistryUnavailable:
+        return RegistryUnavailable(message, retry_after=retry_after, outage_of=self._dependency(reference))
 
     def _base(self, reference: Reference) -> str:
         return api_url(reference.registry, self._override)
@@ -267,14 +303,13 @@ class Registry:
     def _unclear(self, reference: Reference, answer: _Answer, url: str | None = None) -> RegistryUnavailable:
         host = urlsplit(url or self._base(reference)).netloc
         if answer.status == 429:
-            return RegistryUnavailable(
-                f"{host} limits the rate of requests.", retry_after=_retry_after(answer.headers)
-            )
+            return self._away(reference, f"{host} limits the rate of requests.", _retry_after(answer.headers))
         codes = ", ".join(sorted(_codes(answer.body)))
-        return RegistryUnavailable(
+        return self._away(
+            reference,
             f"{host} did not answer clearly whether {reference.repository} exists: status {answer.status}"
             f"{f' ({codes})' if codes else ''}.",
-            retry_after=_retry_after(answer.headers),
+            _retry_after(answer.headers),
         )
 
 

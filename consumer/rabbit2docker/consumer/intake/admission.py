@@ -1,7 +1,7 @@
 """Admission of requests: a repeated answer, a joined build, the existing image, or a new attempt."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Final
@@ -11,6 +11,7 @@ from cachetools import TTLCache
 
 from rabbit2docker.clock import utc_now
 from rabbit2docker.consumer.attempt_cache import AttemptCache, terminal_event_of
+from rabbit2docker.consumer.breakers import Breakers
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.executors.attempt_names import fallback_name
 from rabbit2docker.consumer.executors.base import Attempt, AttemptSpec, AttemptStatus, AttemptStore
@@ -19,7 +20,14 @@ from rabbit2docker.consumer.intake.cancellation import Cancellation
 from rabbit2docker.consumer.intake.parsing import IncomingRequest
 from rabbit2docker.consumer.intake.plan import Plan, accepted, make_plan
 from rabbit2docker.consumer.providers.catalog import Providers
-from rabbit2docker.errors import ExecutorUnavailable, NameTaken, RecordMissing, RequestRejected
+from rabbit2docker.errors import (
+    ENGINE,
+    EXECUTOR,
+    ExecutorUnavailable,
+    NameTaken,
+    RecordMissing,
+    RequestRejected,
+)
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import TERMINAL_KINDS, Completed
 from rabbit2docker_schemas.reasons import RejectReason
@@ -53,6 +61,7 @@ class AdmissionContext:
     cancellation: Cancellation
     before_ack: Callable[[], Awaitable[None]]
     """Called after a slot was taken and before the delivery is acknowledged."""
+    breakers: Breakers = field(default_factory=Breakers)
     now: Callable[[], datetime] = utc_now
 
 
@@ -207,13 +216,15 @@ class Admission:
     async def _create(self, plan: Plan) -> AdmissionOutcome:
         """Create the attempt, or join the same build if another request created it first."""
         incoming, context = plan.incoming, self._context
+        context.breakers.check(ENGINE)
         spec = plan.spec(context.settings, now=context.now())
         status = AttemptStatus(requests={incoming.request_id: incoming.request.digest()})
         for name in (spec.name, fallback_name(spec)):
             try:
-                attempt, is_new = await context.executor.create(
-                    spec.model_copy(update={"name": name}), status
-                )
+                with context.breakers.guard(EXECUTOR):
+                    attempt, is_new = await context.executor.create(
+                        spec.model_copy(update={"name": name}), status
+                    )
             except NameTaken as error:
                 log.warning("record name taken", name=name, error=str(error))
                 continue

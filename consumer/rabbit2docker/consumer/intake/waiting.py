@@ -2,17 +2,22 @@
 
 import math
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from rabbit2docker.errors import TransientError
+from rabbit2docker.amqp.ports import RequestMessage, Waiting
+from rabbit2docker.errors import Dependency, DependencyKind, TransientError
 from rabbit2docker_schemas.events import Phase, Progress, ProgressDetail
 from rabbit2docker_schemas.ids import BuildId
 from rabbit2docker_schemas.routing import RETRY_LADDER, RetryRung
 
-LONGEST_KNOWN_WAIT: Final = timedelta(hours=2)
-"""Age up to which a request waits for a time that the other side names, such as the end of a rate limit, without that
-counting as one of its tries. GitHub's limits end within an hour."""
+_UNTIL: Final = "until"
+_SAME_END: Final = timedelta(seconds=60)
+"""Two ends of a wait that differ by less are the same end, which the other side gives in whole seconds."""
+_SHORT_ROUNDS: Final = timedelta(seconds=RETRY_LADDER[1].seconds)
+"""Age of a wait up to which an outage is taken for a short one."""
+_MEDIUM_ROUNDS: Final = timedelta(minutes=30)
+"""Age of a wait from which the return of a repository host, which requests name, is awaited in long rounds."""
 
 
 def next_rung(tries: int, retry_after: float | None) -> RetryRung | None:
@@ -30,37 +35,101 @@ class Wait:
     """Where it waits now. A longer wait takes several rungs, one after the other."""
     counts: bool
     """True if this uses up one of the request's tries."""
-    seconds: float
-    """Seconds until the next try."""
-    about: str
-    """What is said of it: the same while the end of the wait does not change."""
+    waiting: Waiting
+    """Since when it waits, and what is said of it: the same while nothing changes."""
+    seconds: float | None
+    """Seconds until the next try; None if they depend on an outage."""
+    gives_up_at: datetime | None = None
+    """Set if the request may wait until then, however often it is tried."""
 
 
-def plan_wait(tries: int, error: TransientError, *, queued_at: datetime, now: datetime) -> Wait | None:
-    """Return the wait after an error; None if the request has waited long enough and is to be rejected."""
-    named = error.retry_after
+def plan_wait(
+    received: RequestMessage, error: TransientError, *, now: datetime, patience: timedelta
+) -> Wait | None:
+    """Return the wait after an error; None if the request has waited long enough and is to be rejected.
+
+    An outage and a time that the other side names are waited for up to `patience`; other errors go down the ladder.
+    """
+    tries = received.tries
+    named = None if error.retry_after is None else min(error.retry_after, patience.total_seconds())
+    known = received.waiting
+    since = min(known.since, now) if known else now
     regular = RETRY_LADDER[min(tries, len(RETRY_LADDER) - 1)]
-    if named is not None and named > regular.seconds and now - queued_at <= LONGEST_KNOWN_WAIT:
+    if named is not None and named > regular.seconds:
         fitting = [rung for rung in RETRY_LADDER if rung.seconds <= named]
-        until = now + timedelta(seconds=named)
-        return Wait(fitting[-1], False, named, f"try{tries}:until{until:%Y%m%dT%H%M}")
-    rung = next_rung(tries, named)
-    return Wait(rung, True, float(rung.seconds), f"try{tries}") if rung else None
+        about = _named_end(now + timedelta(seconds=named), known.about if known else "")
+        return _uncounted(fitting[-1], since, about, named, now, patience)
+    if error.outage_of is not None:
+        rung, about = _outage_rung(error.outage_of, now - since), _outage_name(error.outage_of)
+        return _uncounted(rung, since, about, None, now, patience)
+    if (next_one := next_rung(tries, named)) is None:
+        return None
+    return Wait(next_one, True, Waiting(since, f"try{tries}"), float(next_one.seconds))
+
+
+def _uncounted(
+    rung: RetryRung, since: datetime, about: str, seconds: float | None, now: datetime, patience: timedelta
+) -> Wait | None:
+    gives_up_at = since + patience
+    if now >= gives_up_at:
+        return None
+    return Wait(rung, False, Waiting(since, about), seconds, gives_up_at)
+
+
+def _named_end(until: datetime, announced: str) -> str:
+    """Return the name of a wait with a known end: that of the announced wait if it has the same end."""
+    name = f"{_UNTIL}{until:%Y%m%dT%H%M%SZ}"
+    try:
+        end = datetime.strptime(announced, f"{_UNTIL}%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    except ValueError:
+        return name
+    return announced if abs(until - end) <= _SAME_END else name
+
+
+def _outage_name(dependency: Dependency) -> str:
+    return f"outage:{dependency.kind}:{dependency.name}"[:200]
+
+
+def _outage_rung(dependency: Dependency, waited: timedelta) -> RetryRung:
+    """Return the rung for a further round of an outage: the longer it lasts, the longer the rounds."""
+    if waited < _SHORT_ROUNDS:
+        return RETRY_LADDER[0]
+    is_named_by_request = dependency.kind in (DependencyKind.HOST, DependencyKind.REPOSITORY)
+    return RETRY_LADDER[2 if is_named_by_request and waited > _MEDIUM_ROUNDS else 1]
 
 
 def waiting_progress(build_id: BuildId, error: TransientError, wait: Wait, *, now: datetime) -> Progress:
     """Return the event that says what a request waits for, and until when."""
+    seconds, outage = wait.seconds, error.outage_of
+    if seconds is not None:
+        text = next_try_text(seconds, now)
+    else:
+        what = outage.title if outage else "it"
+        text = (
+            f"The request waits and goes on by itself once {what} is back, "
+            f"until {wait.gives_up_at:%Y-%m-%d %H:%M} UTC at the latest."
+        )
     return Progress(
         build_id=build_id,
         attempt=0,
         phase=Phase.WAITING,
-        message=f"{error.message} {next_try_text(wait.seconds, now)}",
+        message=f"{error.message} {text}",
         detail=ProgressDetail(
             waiting_for=error.message,
-            retry_in_seconds=round(wait.seconds, 3),
-            retry_at=now + timedelta(seconds=wait.seconds),
+            retry_in_seconds=None if seconds is None else round(seconds, 3),
+            retry_at=None if seconds is None else now + timedelta(seconds=seconds),
+            gives_up_at=wait.gives_up_at,
         ),
     )
+
+
+def waited_text(seconds: float) -> str:
+    """Return for how long a request has waited, as a part of a sentence."""
+    if seconds < 3600:
+        minutes = max(1, round(seconds / 60))
+        return f"{minutes} minute{'' if minutes == 1 else 's'}"
+    hours = round(seconds / 3600)
+    return f"{hours} hour{'' if hours == 1 else 's'}"
 
 
 def next_try_text(seconds: float, now: datetime) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, assert_never
 from weakref import WeakValueDictionary
 
@@ -26,7 +26,7 @@ from rabbit2docker.consumer.intake.parsing import (
     parse_delivery,
     sender_of,
 )
-from rabbit2docker.consumer.intake.waiting import next_rung, plan_wait, waiting_progress
+from rabbit2docker.consumer.intake.waiting import next_rung, plan_wait, waited_text, waiting_progress
 from rabbit2docker.errors import BrokerUnavailable, RequestRejected, TransientError
 from rabbit2docker.tasks import TaskSet
 from rabbit2docker_schemas.events import Rejected
@@ -37,6 +37,7 @@ log = structlog.get_logger()
 
 REJECTED: Final = "rejected"
 RETRIED: Final = "retried"
+WAITING: Final = "waiting"
 # Rejections that an operator may want to look at: the message is malformed or forbidden, or the service failed.
 _DEAD_LETTERED: Final = frozenset(
     {
@@ -46,6 +47,7 @@ _DEAD_LETTERED: Final = frozenset(
         RejectReason.UNSUPPORTED_TYPE,
         RejectReason.NOT_ALLOWED,
         RejectReason.REFUSED_URL,
+        RejectReason.REGISTRY_DENIED,
         RejectReason.UNAVAILABLE,
         RejectReason.INTERNAL,
     }
@@ -64,15 +66,20 @@ class IntakeWorker:
         cancellation: Cancellation,
         capacity: Capacity,
         max_bytes: int,
+        patience: timedelta,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
-        """Accept bodies of at most `max_bytes`; nothing is consumed before `run`."""
+        """Accept bodies of at most `max_bytes`; nothing is consumed before `run`.
+
+        `patience`: how long a request waits for the end of an outage.
+        """
         self._source = source
         self._events = events
         self._admission = admission
         self._cancellation = cancellation
         self._capacity = capacity
         self._max_bytes = max_bytes
+        self._patience = patience
         self._now = now
         self._tasks = TaskSet()
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
@@ -209,21 +216,23 @@ class IntakeWorker:
     async def _requeue_request(
         self, delivery: Delivery, incoming: IncomingRequest, error: TransientError
     ) -> str:
-        """Put a request on the retry ladder and publish why; reject it after the last rung."""
-        now = self._now()
-        wait = plan_wait(delivery.received.tries, error, queued_at=incoming.queued_at, now=now)
+        """Put a request on the retry ladder and publish why, once; reject it when its patience is used up."""
+        now, known = self._now(), delivery.received.waiting
+        wait = plan_wait(delivery.received, error, now=now, patience=self._patience)
         if wait is None:
+            waited = waited_text((now - known.since).total_seconds()) if known else "some time"
             rejection = RequestRejected(
                 RejectReason.UNAVAILABLE,
-                f"{error.message} Several tries have failed; send the request again later.",
+                f"{error.message} The request has waited {waited} for it; send the request again later.",
                 retryable=True,
             )
             return await self._reject(delivery, incoming.tenant, incoming.request_id, rejection)
-        log.warning("request requeued", reason=error.message, delay_seconds=round(wait.seconds))
-        progress = waiting_progress(incoming.build_id, error, wait, now=now)
-        await self._events.publish_progress(incoming.tenant, progress, about=wait.about)
-        await delivery.retry(wait.rung, counts=wait.counts)
-        return RETRIED
+        if known is None or known.about != wait.waiting.about:
+            log.warning("request requeued", reason=error.message, delay_seconds=wait.rung.seconds)
+            progress = waiting_progress(incoming.build_id, error, wait, now=now)
+            await self._events.publish_progress(incoming.tenant, progress, about=wait.waiting.about)
+        await delivery.retry(wait.rung, counts=wait.counts, waiting=wait.waiting)
+        return RETRIED if wait.counts else WAITING
 
     async def _requeue(self, delivery: Delivery, message: str, retry_after: float | None) -> str:
         """Put a message on the retry ladder without an event; dead-letter it after the last rung."""

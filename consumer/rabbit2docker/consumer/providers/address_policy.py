@@ -16,7 +16,7 @@ from typing import Any, Final
 from urllib.parse import SplitResult
 
 from rabbit2docker.consumer.providers.git_urls import DEFAULT_PORTS, refused, shown, split_url
-from rabbit2docker.errors import ProviderUnavailable, RequestRejected
+from rabbit2docker.errors import Dependency, DependencyKind, ProviderUnavailable, RequestRejected
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.reasons import RejectReason
 
@@ -106,7 +106,8 @@ class AddressPolicy:
                 found = await _addresses(target)
         except TimeoutError as error:
             raise ProviderUnavailable(
-                f"DNS did not resolve {target.host} within {self._timeout:g} seconds."
+                f"DNS did not resolve {target.host} within {self._timeout:g} seconds.",
+                outage_of=Dependency(DependencyKind.HOST, f"{target.host}:{target.port}"),
             ) from error
         except (socket.gaierror, UnicodeError) as error:
             if _says_unknown(error):
@@ -114,7 +115,10 @@ class AddressPolicy:
                     RejectReason.REPOSITORY_NOT_FOUND,
                     f"There is no host {target.host}. Check the address of the repository.",
                 ) from error
-            raise ProviderUnavailable(f"DNS cannot resolve {target.host} at the moment.") from error
+            raise ProviderUnavailable(
+                f"DNS cannot resolve {target.host} at the moment.",
+                outage_of=Dependency(DependencyKind.HOST, f"{target.host}:{target.port}"),
+            ) from error
         # A link-local address carries its interface: `fe80::1%eth0`.
         return list(dict.fromkeys(ip_address(str(entry[4][0]).partition("%")[0]) for entry in found))
 

@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 import aiohttp
 
+from rabbit2docker.consumer.breakers import Breakers
 from rabbit2docker.consumer.providers.bans import spellings
 from rabbit2docker.consumer.providers.base import Provider
 from rabbit2docker.consumer.providers.gh import GitHubProvider
@@ -23,13 +24,18 @@ _PROVIDERS: Final = (GitHubProvider, GitProvider)
 class Providers:
     """The providers, each with its settings."""
 
-    def __init__(self, settings: ProviderSettings, session: aiohttp.ClientSession | None = None) -> None:
+    def __init__(
+        self,
+        settings: ProviderSettings,
+        session: aiohttp.ClientSession | None = None,
+        breakers: Breakers | None = None,
+    ) -> None:
         """Create all providers; without `session` they can check and pin, but not resolve.
 
         Raises ConfigurationError when a pattern for specs is not a regular expression.
         """
         self._providers: dict[str, Provider] = {
-            provider.prefix: provider(settings, session) for provider in _PROVIDERS
+            provider.prefix: provider(settings, session, breakers) for provider in _PROVIDERS
         }
         self._github_hostname = settings.github_hostname
         self._banned = _compiled("banned_specs", settings.banned_specs)

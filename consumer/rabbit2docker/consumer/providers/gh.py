@@ -11,6 +11,7 @@ import aiohttp
 from cachetools import LRUCache
 from yarl import URL
 
+from rabbit2docker.consumer.breakers import Breakers
 from rabbit2docker.consumer.providers.base import Repository
 from rabbit2docker.consumer.providers.refs import (
     HEAD,
@@ -21,7 +22,7 @@ from rabbit2docker.consumer.providers.refs import (
     is_short_commit,
 )
 from rabbit2docker.consumer.providers.specs import GitHubSpec, pin_github, ref_hint
-from rabbit2docker.errors import ProviderUnavailable, RequestRejected
+from rabbit2docker.errors import Dependency, DependencyKind, ProviderUnavailable, RequestRejected
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.providers import PROVIDERS
 from rabbit2docker_schemas.reasons import RejectReason
@@ -65,9 +66,16 @@ class GitHubProvider:
 
     prefix = _DESCRIPTOR.prefix
 
-    def __init__(self, settings: ProviderSettings, session: aiohttp.ClientSession | None = None) -> None:
+    def __init__(
+        self,
+        settings: ProviderSettings,
+        session: aiohttp.ClientSession | None = None,
+        breakers: Breakers | None = None,
+    ) -> None:
         """Take host, token and timeout from the settings. Without `session`, `resolve` is not possible."""
+        self._breakers = breakers or Breakers()
         self._host = settings.github_hostname
+        self._dependency = Dependency(DependencyKind.HOST, self._host)
         derived = (
             f"https://api.{self._host}" if self._host == _DESCRIPTOR.host else f"https://{self._host}/api/v3"
         )
@@ -85,7 +93,10 @@ class GitHubProvider:
     async def resolve(self, spec: str) -> Repository:
         """Return the repository at the commit that a branch, tag, pull request or (short) commit id names now."""
         self.check(spec)
-        parsed = GitHubSpec.parse(spec)
+        with self._breakers.guard(self._dependency):
+            return await self._resolve(spec, GitHubSpec.parse(spec))
+
+    async def _resolve(self, spec: str, parsed: GitHubSpec) -> Repository:
         found = await self._find(parsed, parsed.ref)
         notice = None
         if found is None and parsed.ref in _OLD_DEFAULTS:
@@ -214,15 +225,18 @@ class GitHubProvider:
                         raise ProviderUnavailable(f"{self._host} sent a response that is too large.")
                 return _Response(response.status, response.headers.copy(), body.decode(errors="replace"))
         except TimeoutError as error:
-            raise ProviderUnavailable(
+            raise self._away(
                 f"{self._host} did not answer within {self._timeout.total:g} seconds: waiting for it."
             ) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise ProviderUnavailable(f"{self._host} cannot be reached: {error}. Waiting for it.") from error
+            raise self._away(f"{self._host} cannot be reached: {error}. Waiting for it.") from error
+
+    def _away(self, message: str, retry_after: float | None = None) -> ProviderUnavailable:
+        return ProviderUnavailable(message, retry_after=retry_after, outage_of=self._dependency)
 
     def _limited(self, wait: float) -> ProviderUnavailable:
         advice = "" if self._token else " The operator can raise the limit by setting providers.github_token."
-        return ProviderUnavailable(f"{self._host} limits this service's requests.{advice}", retry_after=wait)
+        return self._away(f"{self._host} limits this service's requests.{advice}", wait)
 
     def _translated(self, parsed: GitHubSpec, answer: _Response) -> RequestRejected | ProviderUnavailable:
         status, detail = answer.status, answer.message
@@ -230,7 +244,7 @@ class GitHubProvider:
             self._limited_until = time.time() + wait
             return self._limited(wait)
         if status == 401:
-            return ProviderUnavailable(
+            return self._away(
                 f"{self._host} rejects the token in providers.github_token. The operator must renew it."
             )
         if status in (403, 451):
@@ -243,9 +257,9 @@ class GitHubProvider:
             return RequestRejected(
                 RejectReason.REF_NOT_FOUND, f"{parsed.path} on {self._host} no longer has {parsed.ref!r}."
             )
-        return ProviderUnavailable(
+        return self._away(
             f"{self._host} answered with status {status}{f' ({detail})' if detail else ''}: waiting for it.",
-            retry_after=_seconds(answer.headers.get("Retry-After")),
+            _seconds(answer.headers.get("Retry-After")),
         )
 
 

@@ -12,6 +12,7 @@ from urllib.parse import urljoin
 import aiohttp
 from yarl import URL
 
+from rabbit2docker.consumer.breakers import Breakers
 from rabbit2docker.consumer.providers.address_policy import AddressPolicy, literal_address
 from rabbit2docker.consumer.providers.base import Repository
 from rabbit2docker.consumer.providers.git_urls import DEFAULT_PORTS, shown
@@ -24,7 +25,7 @@ from rabbit2docker.consumer.providers.refs import (
     is_object_id,
 )
 from rabbit2docker.consumer.providers.specs import GitSpec, pin_git, ref_hint
-from rabbit2docker.errors import ProviderUnavailable, RequestRejected
+from rabbit2docker.errors import Dependency, DependencyKind, ProviderUnavailable, RequestRejected
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.providers import PROVIDERS
 from rabbit2docker_schemas.reasons import RejectReason
@@ -32,6 +33,11 @@ from rabbit2docker_schemas.reasons import RejectReason
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 MAX_REDIRECTS: Final = 3
 
+_UNREACHABLE = re.compile(
+    r"Failed to connect|Connection (?:refused|timed out|reset)|Could not resolve|unable to (?:connect|look ?up)|"
+    r"No route to host|Network is unreachable|Empty reply from server|returned error: 50[234]\b",
+    re.IGNORECASE,
+)
 _SERVICE = "/info/refs?service=git-upload-pack"
 _REDIRECTED = re.compile(r"returned error: 30[12378]\b")
 _PASSED_ON = re.compile(
@@ -66,8 +72,14 @@ class GitProvider:
 
     prefix = PROVIDERS["git"].prefix
 
-    def __init__(self, settings: ProviderSettings, session: aiohttp.ClientSession | None = None) -> None:
+    def __init__(
+        self,
+        settings: ProviderSettings,
+        session: aiohttp.ClientSession | None = None,
+        breakers: Breakers | None = None,
+    ) -> None:
         """Take limits from the settings. `session` is needed only to follow redirects."""
+        self._breakers = breakers or Breakers()
         self._policy = AddressPolicy(settings)
         self._timeout = settings.timeout
         self._session = session
@@ -106,11 +118,12 @@ class GitProvider:
     async def _list_refs(self, url: str, patterns: list[str], addresses: list[str]) -> dict[str, str]:
         """Return the refs that match the patterns, following redirects to allowed addresses only."""
         for _ in range(MAX_REDIRECTS + 1):
-            code, stdout, stderr = await self._run(self._command(url, addresses, patterns), url)
+            with self._breakers.guard(self._host_of(url)):
+                code, stdout, stderr = await self._run(self._command(url, addresses, patterns), url)
+                if code and not _REDIRECTED.search(stderr):
+                    raise self._translated(url, stderr)
             if code == 0:
                 return _read_refs(stdout)
-            if not _REDIRECTED.search(stderr):
-                raise self._translated(url, stderr)
             url = await self._redirected(url)
             addresses = await self._policy.resolve(url)
         raise RequestRejected(
@@ -153,7 +166,8 @@ class GitProvider:
                 code = await process.wait()
         except TimeoutError as error:
             raise ProviderUnavailable(
-                f"{shown(url)} did not answer within {self._timeout:g} seconds: waiting for its host."
+                f"{shown(url)} did not answer within {self._timeout:g} seconds: waiting for its host.",
+                outage_of=self._host_of(url),
             ) from error
         except _TooMuch as error:
             raise ProviderUnavailable(
@@ -205,7 +219,17 @@ class GitProvider:
                     reason, f"There is no git repository at {shown(url)}. Check the address."
                 )
             return RequestRejected(reason, f"git refuses {shown(url)}: {detail}")
-        return ProviderUnavailable(f"{shown(url)} cannot be read at the moment: {detail}")
+        # A host that answers may have a problem with this repository alone.
+        is_unreachable = _UNREACHABLE.search(stderr) is not None
+        repository = Dependency(DependencyKind.REPOSITORY, shown(url))
+        return ProviderUnavailable(
+            f"{shown(url)} cannot be read at the moment: {detail}",
+            outage_of=self._host_of(url) if is_unreachable else repository,
+        )
+
+    def _host_of(self, url: str) -> Dependency:
+        target = self._policy.check(url)
+        return Dependency(DependencyKind.HOST, f"{target.host}:{target.port}")
 
 
 class _TooMuch(Exception):

@@ -23,7 +23,7 @@ from kubernetes_asyncio.client.rest import RESTClientObject
 
 from rabbit2docker import metrics
 from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority, RateLimiter
-from rabbit2docker.errors import ConfigurationError, ExecutorUnavailable, Rabbit2DockerError
+from rabbit2docker.errors import EXECUTOR, ConfigurationError, ExecutorUnavailable, Rabbit2DockerError
 from rabbit2docker.settings import KubernetesSettings
 
 log = structlog.get_logger()
@@ -58,7 +58,7 @@ class ApiTemporarilyUnavailable(ExecutorUnavailable):
 
     def __init__(self, message: str, *, status: int = 500, retry_after: float | None = None) -> None:
         """Store the HTTP status in addition to the fields of a TransientError."""
-        super().__init__(message, retry_after=retry_after)
+        super().__init__(message, retry_after=retry_after, outage_of=EXECUTOR)
         self.status = status
 
 
@@ -201,7 +201,7 @@ class ApiClient:
             found = await self._configuration.auth_settings()
         except (OSError, config.ConfigException) as error:
             raise ExecutorUnavailable(
-                f"Cannot read the credentials for the Kubernetes API server: {error}"
+                f"Cannot read the credentials for the Kubernetes API server: {error}", outage_of=EXECUTOR
             ) from error
         return {auth["key"]: auth["value"] for auth in found.values() if auth["in"] == "header"}
 
@@ -244,14 +244,22 @@ class ApiClient:
 
     def _no_answer(self, error: BaseException) -> ExecutorUnavailable:
         detail = str(error) or type(error).__name__
-        return ExecutorUnavailable(f"The Kubernetes API server at {self.host} does not answer: {detail}")
+        return ExecutorUnavailable(
+            f"The Kubernetes API server at {self.host} does not answer: {detail}", outage_of=EXECUTOR
+        )
 
 
 def as_unavailable(error: ApiStatusError) -> ExecutorUnavailable:
     """Return the rejection as a temporary error: an operator can remove its cause, so the request is requeued."""
     if error.status == 403 and "exceeded quota" in error.message:
-        return ExecutorUnavailable(f"Waiting for free quota in the cluster: {error.message}")
-    return ExecutorUnavailable(f"The Kubernetes API server rejected the call: {error.message}")
+        return ExecutorUnavailable(
+            f"Waiting for free quota in the cluster: {error.message}", outage_of=EXECUTOR
+        )
+    return ExecutorUnavailable(
+        f"The Kubernetes API server rejected the call: {error.message}",
+        # A rejected object is one request's matter, missing permissions or a missing namespace are everyone's.
+        outage_of=EXECUTOR if error.status in (401, 403, 404) else None,
+    )
 
 
 async def _read_error(response: aiohttp.ClientResponse) -> bytes:

@@ -52,6 +52,7 @@ class KubernetesExecutor:
 
     # Each checkpoint is a call, and lines can be read again at any time, as readers skip those they have seen.
     checkpoint_seconds = 60.0
+    engine_check_seconds = 2.0
 
     def __init__(self, settings: Settings, *, builder_text: str | None = None) -> None:
         """Prepare an executor; entering it connects. `builder_text` replaces the builder's program in tests."""
@@ -207,6 +208,12 @@ class KubernetesExecutor:
             raise as_unavailable(error) from error
         if self._leases is not None:
             await self._leases.sweep()
+
+    async def engine_problem(self) -> str | None:
+        """Return a problem if no node has a ready docker-api; None if that is unknown."""
+        if self._docker_api.problem is not None or self._docker_api.age() is None or self.ready_nodes():
+            return None
+        return "No node of the cluster has a ready docker-api."
 
     def ready_nodes(self) -> list[str]:
         """Return the nodes with a ready docker-api."""

@@ -29,6 +29,7 @@ from rabbit2docker.consumer.executors.base import (
 )
 from rabbit2docker.consumer.executors.builder_io import builder_spec
 from rabbit2docker.consumer.executors.local import state_directory
+from rabbit2docker.consumer.executors.local.engine_check import check_engine
 from rabbit2docker.consumer.executors.local.inotify import DirectoryWatch
 from rabbit2docker.consumer.executors.local.log_reader import LogReader
 from rabbit2docker.consumer.executors.local.records import Record, Records, record_gone
@@ -49,6 +50,7 @@ class LocalExecutor:
     """Implements `Executor` on a state directory that belongs to one service at a time."""
 
     checkpoint_seconds = 2.0
+    engine_check_seconds = 60.0
 
     def __init__(
         self,
@@ -286,6 +288,12 @@ class LocalExecutor:
         with record.missing_if_gone():
             self._watch.notify_once(record.path / state_directory.LINES, record.wake_readers)
         return await self._threads.call("read a log", reader.read, record=record)
+
+    async def engine_problem(self) -> str | None:
+        """Have the builder ask the engine, as it would before a build."""
+        if not self._own_builder:
+            return None
+        return await check_engine(self._settings.docker.host, self._builders.environment)
 
     # -- replicas and readiness
 

@@ -39,7 +39,7 @@ from rabbit2docker.consumer.executors.base import (
     state_name,
 )
 from rabbit2docker.consumer.executors.record_format import NewerRecord, decode, encode
-from rabbit2docker.errors import ConfigurationError, ExecutorUnavailable
+from rabbit2docker.errors import EXECUTOR, ConfigurationError, ExecutorUnavailable
 
 log = structlog.get_logger()
 
@@ -72,13 +72,16 @@ def unavailable(error: OSError, action: str, root: Path) -> ExecutorUnavailable:
     """Return the error for an action that failed in the state directory, with advice where there is any."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ExecutorUnavailable(
-            f"Cannot {action}: the disk of {root} is full. Free space there.", retry_after=10
+            f"Cannot {action}: the disk of {root} is full. Free space there.",
+            retry_after=10,
+            outage_of=EXECUTOR,
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ExecutorUnavailable(
-            f"Cannot {action}: {error.strerror} in {root}. Make the directory writable for the service."
+            f"Cannot {action}: {error.strerror} in {root}. Make the directory writable for the service.",
+            outage_of=EXECUTOR,
         )
-    return ExecutorUnavailable(f"Cannot {action} in {root}: {error}.")
+    return ExecutorUnavailable(f"Cannot {action} in {root}: {error}.", outage_of=EXECUTOR)
 
 
 def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:

@@ -1,0 +1,73 @@
+"""What a failed attempt has lost, whether that is still away, and the wait for its return."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import structlog
+
+from rabbit2docker.clock import utc_now
+from rabbit2docker.consumer.engine_watch import EngineWatch
+from rabbit2docker.consumer.executors.base import AttemptSpec
+from rabbit2docker.consumer.images.base import FindImage
+from rabbit2docker.errors import RequestRejected, TransientError
+from rabbit2docker.retry import Backoff, doubling
+from rabbit2docker.settings import Settings
+from rabbit2docker_schemas.reasons import INTERRUPTIONS, FailureReason
+
+log = structlog.get_logger()
+
+LOOK_SECONDS: Final = doubling(1.0, 5.0)
+"""Pauses between two looks at what a build waits for, and whether it is cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """Looks after what attempts have lost."""
+
+    engine: EngineWatch
+    find_image: FindImage
+    settings: Settings
+    now: Callable[[], datetime] = utc_now
+
+    async def problem(
+        self, reason: FailureReason | str | None, spec: AttemptSpec, *, max_age: float = 0.0
+    ) -> str | None:
+        """Return why what an attempt has lost is away now, for people; None if it is back or nothing was lost."""
+        if reason in INTERRUPTIONS:
+            return await self.engine.look(max_age=max_age)
+        if reason == FailureReason.PUSH_FAILED and self.settings.images.check_registry:
+            try:
+                await self.find_image(spec.image)
+            except TransientError as error:
+                return error.message if error.outage_of else None
+            except RequestRejected:
+                return None
+        return None
+
+    async def wait(
+        self,
+        reason: FailureReason,
+        spec: AttemptSpec,
+        *,
+        until: datetime,
+        is_cancelled: Callable[[], bool],
+        announce: Callable[[str], Awaitable[None]],
+    ) -> bool:
+        """Wait until what the attempt has lost is back; return False if it is still away at `until`.
+
+        `announce` is called once, with the problem. A cancelled build does not wait.
+        """
+        pauses, announced = Backoff(LOOK_SECONDS, jitter=0.1), False
+        while (problem := await self.problem(reason, spec, max_age=LOOK_SECONDS[-1] / 2)) is not None:
+            if is_cancelled():
+                break
+            if self.now() >= until:
+                return False
+            if not announced:
+                announced = True
+                log.warning("next attempt postponed", reason=problem)
+                await announce(problem)
+            await pauses.sleep()
+        return True
