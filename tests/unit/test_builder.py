@@ -584,6 +584,49 @@ exit 1"""
     assert result["message"] == "The step `RUN pip install nope` ended with exit code 1."
 
 
+@pytest.mark.parametrize("error", ["exit code: 1", "exit code: 137"])
+def test_a_step_that_fails_because_its_engine_died_is_not_the_users_fault(bench: Bench, error: str) -> None:
+    bench.docker(version="[ ! -e dead ] || { echo Cannot connect to the Docker daemon; exit 1; }")
+    bench.repo2docker(
+        JSON_LINE % ("Using", "building")
+        + f"""touch dead
+echo 'ERROR: failed to solve: process "/bin/sh -c pip install x" did not complete successfully: {error}'
+exit 1"""
+    )
+    result = bench.run()
+    assert (result["reason"], result["failed_step"]) == ("docker_unavailable", "RUN pip install x")
+    assert "Cannot connect to the Docker daemon. Because of that: The step `RUN pip" in result["message"]
+
+
+def test_a_step_that_fails_while_its_engine_is_restarted_is_not_the_users_fault(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The next engine answers at once, at another socket of the same name.
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{bench.directory}/engine.sock")
+    (bench.directory / "engine.sock").touch()
+    (bench.directory / "next.sock").touch()
+    failure = 'ERROR: failed to solve: process "/bin/sh -c x" did not complete successfully: exit code: 1'
+    bench.repo2docker(
+        JSON_LINE % ("Using", "building") + f"mv next.sock engine.sock\necho '{failure}'\nexit 1"
+    )
+    result = bench.run()
+    assert result["reason"] == "docker_unavailable"
+    assert result["message"].startswith("The Docker engine was restarted during the build. Because of that: ")
+
+
+def test_the_builder_only_asks_the_engine_if_that_is_all_it_is_to_do(bench: Bench) -> None:
+    command = [sys.executable, "-I", "-S", str(BUILDER_PATH), "--check-engine", "5"]
+    environment = {**os.environ, "PATH": f"{bench.bin}:{os.environ['PATH']}", "DOCKER_HOST": "tcp://engine:1"}
+
+    def check() -> tuple[int, str]:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout
+
+    assert check() == (0, "")
+    bench.docker(version="echo Cannot connect; exit 1")
+    assert check() == (75, "The Docker engine at tcp://engine:1 does not answer: Cannot connect.\n")
+
+
 @pytest.mark.parametrize(
     ("lines", "code", "reason"),
     [

@@ -121,6 +121,20 @@ def test_an_error_of_the_client_itself_is_not_the_users(error: str, reason: str)
     assert judged_build([record, f"ERROR: {error}"]).reason == reason
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        "failed to receive status: rpc error: code = Unavailable desc = error reading from server: EOF",
+        "read unix @->/run/docker.sock: connection reset by peer",
+        "failed to set key: dial unix /var/run/docker/libnetwork/0a1b.sock: connect: no such file or directory",
+    ],
+)
+def test_a_step_that_the_engine_could_not_finish_is_not_the_users(error: str) -> None:
+    failure = f'process "/bin/sh -c make" did not complete successfully: {error}'
+    record = '{"message": "Using DockerBuildPack builder\\n", "phase": "building"}'
+    assert judged_build([record, f"ERROR: failed to solve: {failure}"]).reason == "docker_unavailable"
+
+
 def test_an_unknown_error_while_the_image_is_exported_is_the_engines() -> None:
     messages = ["#9 exporting to image", "#9 ERROR: something odd", "ERROR: failed to solve: something odd"]
     lines = [json.dumps({"message": f"{message}\n", "phase": "building"}) for message in messages]

@@ -76,6 +76,7 @@ BASE_IMAGE_PAUSES = (
     15.0,
 )  # seconds before a build is repeated whose base image could not be pulled
 PUSH_PAUSES = (1.0, 3.0, 8.0, 20.0)  # seconds before a push is repeated; the last one recurs
+ENGINE_CHECK_SECONDS = 10.0  # time that the engine has to answer after a build has failed
 COMMAND_NOT_FOUND = 127  # as the shell returns it
 
 EXIT_CODES = {
@@ -376,6 +377,13 @@ def sentence(text: str) -> str:
 # that this program writes itself. Wording of repo2docker 2026.4, docker 26 to 28 and buildx 0.13 to 0.24.
 PASSING_PUSH_FAILURES = ("push_failed", "docker_unavailable")  # a push is repeated after these
 PASSING_BUILD_FAILURES = ("base_image_unavailable",)  # and a build after these
+# An engine that dies takes its steps along, which fail in any way that a network or a killed process can fail in.
+FAILURES_OF_A_LOST_ENGINE = (
+    "build_step_failed",
+    "build_out_of_memory",
+    "base_image_unavailable",
+    "engine_error",
+)
 STEP, BASE, ENGINE, CLIENT, PUSH = "step", "base image", "engine", "client", "push"
 _FULL = r"(?:no space left on device|disk quota exceeded)$"
 _LOST = (
@@ -388,6 +396,8 @@ SIGNALS = (
     (STEP, r"exit code: 137\b", "build_out_of_memory",
      "The step `{step}` was killed, most likely because it ran out of memory."),
     (STEP, r"exit code: (?P<code>\d+)\b", "build_step_failed", "The step `{step}` ended with exit code {code}."),
+    (STEP, _LOST + r"|/libnetwork/", "docker_unavailable",
+     "The connection to the Docker engine was lost while the step `{step}` ran: {error}"),
     (STEP, r"", "build_step_failed", "The step `{step}` could not be run: {error}."),
     (BASE, r"(?i)\b429 too many|toomanyrequests", "base_image_unavailable",
      "The registry limits how often it can be asked for the base image {image}: {error}"),
@@ -2025,6 +2035,16 @@ class Engine:
         code, output = self._call("version", "--format", "{{.Server.Version}}", seconds=seconds)
         return None if code == 0 else " ".join(output)
 
+    def instance(self) -> tuple[int, ...] | None:
+        """Return what identifies the engine that listens now; None if it cannot be known, or if none listens."""
+        address = self._runner.environment.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+        try:
+            found = os.stat(address[len("unix://") :] if address.startswith("unix://") else "")
+        except OSError:
+            return None
+        # Another engine makes another socket; owner and permissions of one may change.
+        return found.st_dev, found.st_ino, found.st_mtime_ns
+
     def problem(self, seconds: float) -> str | None:
         """Return a sentence if the engine does not answer within `seconds`."""
         found = self.ping(seconds)
@@ -2332,12 +2352,23 @@ class Attempt:
         self._runner.repeat(self._build_once, pauses(BASE_IMAGE_PAUSES, retries), self.write)
 
     def _build_once(self) -> None:
+        engine = self.engine.instance()
         code = self._run_repo2docker()
         if code != 0:
             verdict = self._output.judge(self.phase, code)
             if verdict.reason == "ref_not_found" and self.spec.get("ref"):
                 verdict.message = f"The repository has no branch, tag or commit {self.spec['ref']}."
-            raise BuildFailed(verdict)
+            raise BuildFailed(self._unless_engine_lost(verdict, engine))
+
+    def _unless_engine_lost(self, verdict: Verdict, before: tuple[int, ...] | None) -> Verdict:
+        """Return the verdict, or that the engine was lost if it is away or another one than `before`."""
+        if verdict.reason not in FAILURES_OF_A_LOST_ENGINE:
+            return verdict
+        problem = self.engine.problem(ENGINE_CHECK_SECONDS)
+        if problem is None and self.engine.instance() == before:
+            return verdict
+        found = problem or f"The {self.engine.title} was restarted during the build."
+        return Verdict("docker_unavailable", f"{found} Because of that: {verdict.message}", verdict.step)
 
     def _run_repo2docker(self) -> int:
         """Run repo2docker and return its exit code; once more where a base image exists in the engine alone."""
