@@ -109,15 +109,16 @@ class TestPodsThatNeverStart:
         assert story.failed.reason == "pod_misconfigured"
         assert "python3" in story.failed.message
 
-    async def test_a_build_without_docker_api_waits_and_then_fails_with_no_node(
+    async def test_a_request_without_docker_api_waits_and_is_rejected_in_the_end(
         self, site: Site, start: Start
     ) -> None:
         site.remove_docker_api()
         try:
-            start(**GIVES_UP)
+            consumer = start(RABBIT2DOCKER_LIMITS__OUTAGE_SECONDS="5")
+            await eventually(lambda: "has a ready docker-api" in consumer.get("/health/ready")[1])
             story = await build(site.amqp, site.quick("no-engine").spec())
-            assert story.failed.reason == "no_node"
-            assert "docker-api" in story.failed.message
+            assert story.rejected.reason == "unavailable"
+            assert "docker-api" in story.rejected.message
             assert any("docker-api" in text for text in waits(story))
         finally:
             site.provide_docker_api()

@@ -15,6 +15,7 @@ from rabbit2docker.amqp.request_publisher import RequestPublisher
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Accepted, Cancelled, Completed, Failed, Progress, Rejected
+from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.requests import BuildRequest, CancelRequest
 from rabbit2docker_schemas.routing import RESULTS_EXCHANGE, hub_bindings
 from tests.support.promises import check_message, ends_of, lines_of
@@ -80,7 +81,8 @@ class Asked:
         self._incoming: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
         self.request_id = request_id
         self.events: list[Event] = []
-        self._builds: set[str] = set()
+        # It may wait, and say so, before it is accepted.
+        self._builds: set[str] = {build_id_of("default", request_id)}
 
     async def on_message(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
         """Queue a message until `until` reads it."""

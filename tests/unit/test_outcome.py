@@ -6,6 +6,7 @@ import pytest
 
 from rabbit2docker.consumer.executors.base import AttemptState, AttemptStatus, BuilderResult
 from rabbit2docker.consumer.following.outcome import (
+    NO_ENGINE_HINT,
     Evidence,
     ImageCheck,
     Outcome,
@@ -150,6 +151,15 @@ def test_a_failed_push_is_an_interruption_only_while_the_registry_is_away() -> N
 
 def test_after_an_outage_that_was_too_long_no_attempt_follows() -> None:
     assert isinstance(a_retry(is_last=True), Failed)
+
+
+def test_steps_are_said_to_be_cached_only_if_there_ever_was_an_engine() -> None:
+    lost = BuilderResult(reason="docker_unavailable", exit_code=75, phase="building")
+    assert "cached" in failed(lost).hint
+    assert failed(lost.model_copy(update={"phase": "waiting"})).hint == NO_ENGINE_HINT
+    assert failed(None, status=AttemptStatus(cancelled_by="x", cancel_reason="docker_unavailable")).hint == (
+        NO_ENGINE_HINT
+    )
 
 
 def test_an_attempt_without_a_record_fails_and_is_not_retried() -> None:

@@ -100,7 +100,9 @@ def preferred_nodes(made: Json) -> list[tuple[int, str]]:
     node = made["spec"]["affinity"].get("nodeAffinity", {})
     found = []
     for item in node.get("preferredDuringSchedulingIgnoredDuringExecution", ()):
-        [field] = item["preference"]["matchFields"]
+        field = item["preference"]["matchFields"][0]
+        if field["operator"] == "NotIn":
+            continue
         assert (field["key"], field["operator"]) == ("metadata.name", "In")
         found.append((item["weight"], field["values"][0]))
     return found
@@ -108,9 +110,16 @@ def preferred_nodes(made: Json) -> list[tuple[int, str]]:
 
 def avoided_nodes(made: Json) -> list[str]:
     node = made["spec"]["affinity"].get("nodeAffinity", {})
-    if "requiredDuringSchedulingIgnoredDuringExecution" not in node:
+    # Never excluded: the node may be well again, and the only one that can take the pod.
+    assert "requiredDuringSchedulingIgnoredDuringExecution" not in node
+    found = [
+        item["preference"]
+        for item in node.get("preferredDuringSchedulingIgnoredDuringExecution", ())
+        if item["preference"]["matchFields"][0]["operator"] == "NotIn"
+    ]
+    if not found:
         return []
-    [term] = node["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    [term] = found
     # The API server takes exactly one value in each of these.
     assert all(
         (field["key"], field["operator"], len(field["values"])) == ("metadata.name", "NotIn", 1)

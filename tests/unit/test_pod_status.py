@@ -485,6 +485,7 @@ def test_the_lack_of_docker_api_pods_is_shown_before_the_schedulers_message() ->
     assert observation.waiting_for == "Waiting for a node with docker-api: the cluster has no docker-api pod"
     assert observation.pending_deadline is not None
     assert "The cluster has no docker-api pod" in observation.pending_deadline.message
+    assert observation.pending_deadline.reason is R.DOCKER_UNAVAILABLE, "it may come back"
 
 
 def test_a_pod_with_a_scheduling_gate_says_so() -> None:

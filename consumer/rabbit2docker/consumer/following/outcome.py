@@ -7,11 +7,13 @@ from typing import Final
 from rabbit2docker.consumer.attempt_cache import terminal_event_of
 from rabbit2docker.consumer.executors.base import Attempt, BuilderResult, StoredOutcome
 from rabbit2docker.consumer.images.base import ImageInfo, pinned
-from rabbit2docker_schemas.events import Cancelled, Completed, Failed, TerminalEventData, Timings
+from rabbit2docker_schemas.events import Cancelled, Completed, Failed, Phase, TerminalEventData, Timings
 from rabbit2docker_schemas.reasons import AGAIN_OF, CATEGORY_OF, HINT_OF, INTERRUPTIONS, Again, FailureReason
 
 RETRY: Final = "retry"
 CANCELLED: Final = "cancelled"
+NO_ENGINE_HINT: Final = "The operator must check that the Docker engine runs. Build again once it does."
+"""Hint for a build that never met an engine, of which no step can be cached."""
 
 
 class ImageCheck(StrEnum):
@@ -143,6 +145,14 @@ def _message(attempt: Attempt, reason: FailureReason) -> str:
     return own or _DEFAULT_MESSAGES.get(reason) or (result.message if result else "") or HINT_OF[reason]
 
 
+def _hint(attempt: Attempt, reason: FailureReason) -> str:
+    result = attempt.result
+    met_engine = result is not None and result.phase != Phase.WAITING
+    if reason is FailureReason.DOCKER_UNAVAILABLE and not met_engine:
+        return NO_ENGINE_HINT
+    return HINT_OF[reason]
+
+
 def _failed(attempt: Attempt, reason: FailureReason, evidence: Evidence, message: str) -> Failed:
     result = attempt.result
     return Failed(
@@ -150,7 +160,7 @@ def _failed(attempt: Attempt, reason: FailureReason, evidence: Evidence, message
         reason=reason,
         category=CATEGORY_OF[reason],
         message=message,
-        hint=HINT_OF[reason],
+        hint=_hint(attempt, reason),
         exit_code=result.exit_code if result else None,
         failed_step=result.failed_step if result else None,
         tail=list(evidence.tail),

@@ -39,7 +39,8 @@ def least_loaded(nodes: Sequence[str], running: Counter[str | None]) -> list[str
 def affinity(spec: AttemptSpec, settings: KubernetesSettings, nodes: Sequence[str]) -> Manifest:
     """Return the affinity of an attempt's pod: beside docker-api, preferably where its repository was built before.
 
-    `nodes` are those to prefer; nodes on which earlier attempts failed are excluded as long as another one is left.
+    `nodes` are those to prefer. Nodes on which earlier attempts failed are the last choice, as long as another one is
+    left: excluded, they would be missed if they are well again and the others cannot take the pod.
     """
     beside_docker_api = {
         "labelSelector": {"matchLabels": settings.docker_api_labels},
@@ -65,9 +66,10 @@ def _node_affinity(spec: AttemptSpec, candidates: Sequence[str]) -> Manifest:
         ]
     }
     if spec.avoid:
-        result["requiredDuringSchedulingIgnoredDuringExecution"] = {
-            "nodeSelectorTerms": [_node_selector_term("NotIn", sorted(set(spec.avoid)))]
-        }
+        avoided = _node_selector_term("NotIn", sorted(set(spec.avoid)))
+        result["preferredDuringSchedulingIgnoredDuringExecution"].append(
+            {"weight": PREFERENCE_WEIGHTS[0], "preference": avoided}
+        )
     return result
 
 

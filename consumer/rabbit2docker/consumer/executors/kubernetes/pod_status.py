@@ -259,7 +259,12 @@ def _observe_unscheduled(pod: Pod, context: ObservationContext, deadline: dateti
     return PodObservation(
         AttemptState.PENDING,
         waiting_for=waiting_for,
-        pending_deadline=PendingDeadline(reason=Reason.NO_NODE, message=message, at=deadline),
+        pending_deadline=PendingDeadline(
+            # A lost engine comes back by itself, a node that is too small does not.
+            reason=Reason.NO_NODE if context.docker_api_pods else Reason.DOCKER_UNAVAILABLE,
+            message=message,
+            at=deadline,
+        ),
     )
 
 
