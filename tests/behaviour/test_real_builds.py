@@ -27,7 +27,7 @@ from deploy.dev.machine import Ledger
 from docker.models.images import Image
 
 from rabbit2docker.settings import AmqpSettings
-from rabbit2docker_schemas.events import Cancelled, Completed, Failed, Log, Rejected
+from rabbit2docker_schemas.events import Cancelled, Completed, Failed, Log, Progress, Rejected
 from tests.support.consumer import Consumer
 from tests.support.git_http import cut_pack, git_http
 from tests.support.rabbitmq import RabbitMQ
@@ -768,7 +768,7 @@ async def test_all_output_of_a_loud_step_arrives_or_the_log_says_where_lines_are
     assert story.completed.digest
 
 
-async def test_a_build_is_retried_after_its_engine_was_killed(
+async def test_a_build_waits_for_its_killed_engine_and_is_tried_again(
     own_amqp: AmqpSettings,
     make_repository: MakeRepository,
     own_engine: tuple[MadeEngine, Ledger],
@@ -786,12 +786,17 @@ async def test_a_build_is_retried_after_its_engine_was_killed(
         [daemon] = processes_with(daemon_arguments)
         os.kill(daemon, signal.SIGKILL)
         await eventually(lambda: not processes_with(daemon_arguments))
+        await pending.until(lambda event: isinstance(event.data, Progress) and _waits(event.data))
         await asyncio.to_thread(made.start, ledger)
         story = await pending.story()
     assert story.completed.attempt == 2
     reasons = [item.detail.failed_reason for item in story.progress if item.detail.failed_reason]
     assert reasons == ["docker_unavailable"]
     assert story.completed.digest == registry_digest(story.completed.image)
+
+
+def _waits(progress: Progress) -> bool:
+    return progress.detail.gives_up_at is not None and "Docker engine" in progress.message
 
 
 def copy_base_image(host: str) -> None:

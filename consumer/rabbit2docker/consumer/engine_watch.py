@@ -28,6 +28,8 @@ class EngineWatch:
         self._checked_from = float("-inf")
         self._problem: str | None = None
         self._found_away = asyncio.Event()
+        self.checked = asyncio.Event()
+        """Set once the engine was checked for the first time."""
 
     async def look(self, *, max_age: float = 0.0) -> str | None:
         """Return why the engine is away; None if it is not. Callers share a check that is at most `max_age` seconds old."""
@@ -54,6 +56,7 @@ class EngineWatch:
                 await pauses.sleep()
 
     def _apply(self, problem: str | None) -> None:
+        self.checked.set()
         if problem is None:
             self._breakers.close(ENGINE)
         else:

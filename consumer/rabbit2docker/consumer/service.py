@@ -156,7 +156,9 @@ class Service:
                 start("attempts", self._attempts.run()),
                 start("ownership", self._ownership.run()),
             ]
-            for known in (self._attempts.synced, self._ownership.known):
+            # Requests that wait for the engine would otherwise be taken for its return.
+            base.append(start("engine", self._engine.run()))
+            for known in (self._attempts.synced, self._ownership.known, self._engine.checked):
                 await first_set(known, stop)
             supervisor = start("supervisor", self._supervisor.run())
             # A request that was cancelled earlier must not be taken before that is known. Builds are followed already.
@@ -165,7 +167,6 @@ class Service:
                 start("capacity", self._capacity.run()),
                 start("intake", self._intake.run()),
                 start("cleaner", self._cleaner.run()),
-                start("engine", self._engine.run()),
             ]
             log.info("ready to take requests", executor=self._settings.executor.value)
             await stop.wait()

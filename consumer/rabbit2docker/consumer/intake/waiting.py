@@ -12,6 +12,7 @@ from rabbit2docker_schemas.ids import BuildId
 from rabbit2docker_schemas.routing import RETRY_LADDER, RetryRung
 
 _UNTIL: Final = "until"
+_OUTAGE: Final = "outage:"
 _SAME_END: Final = timedelta(seconds=60)
 """Two ends of a wait that differ by less are the same end, which the other side gives in whole seconds."""
 _SHORT_ROUNDS: Final = timedelta(seconds=RETRY_LADDER[1].seconds)
@@ -37,8 +38,8 @@ class Wait:
     """True if this uses up one of the request's tries."""
     waiting: Waiting
     """Since when it waits, and what is said of it: the same while nothing changes."""
-    seconds: float | None
-    """Seconds until the next try; None if they depend on an outage."""
+    seconds: float
+    """Seconds until the next try."""
     gives_up_at: datetime | None = None
     """Set if the request may wait until then, however often it is tried."""
 
@@ -61,14 +62,14 @@ def plan_wait(
         return _uncounted(fitting[-1], since, about, named, now, patience)
     if error.outage_of is not None:
         rung, about = _outage_rung(error.outage_of, now - since), _outage_name(error.outage_of)
-        return _uncounted(rung, since, about, None, now, patience)
+        return _uncounted(rung, since, about, float(rung.seconds), now, patience)
     if (next_one := next_rung(tries, named)) is None:
         return None
     return Wait(next_one, True, Waiting(since, f"try{tries}"), float(next_one.seconds))
 
 
 def _uncounted(
-    rung: RetryRung, since: datetime, about: str, seconds: float | None, now: datetime, patience: timedelta
+    rung: RetryRung, since: datetime, about: str, seconds: float, now: datetime, patience: timedelta
 ) -> Wait | None:
     gives_up_at = since + patience
     if now >= gives_up_at:
@@ -87,7 +88,7 @@ def _named_end(until: datetime, announced: str) -> str:
 
 
 def _outage_name(dependency: Dependency) -> str:
-    return f"outage:{dependency.kind}:{dependency.name}"[:200]
+    return f"{_OUTAGE}{dependency.kind}:{dependency.name}"[:200]
 
 
 def _outage_rung(dependency: Dependency, waited: timedelta) -> RetryRung:
@@ -100,15 +101,15 @@ def _outage_rung(dependency: Dependency, waited: timedelta) -> RetryRung:
 
 def waiting_progress(build_id: BuildId, error: TransientError, wait: Wait, *, now: datetime) -> Progress:
     """Return the event that says what a request waits for, and until when."""
-    seconds, outage = wait.seconds, error.outage_of
-    if seconds is not None:
-        text = next_try_text(seconds, now)
-    else:
-        what = outage.title if outage else "it"
+    next_try = now + timedelta(seconds=wait.seconds)
+    is_outage = wait.waiting.about.startswith(_OUTAGE)
+    if is_outage and error.outage_of is not None:
         text = (
-            f"The request waits and goes on by itself once {what} is back, "
+            f"The request waits and goes on by itself once {error.outage_of.title} is back, "
             f"until {wait.gives_up_at:%Y-%m-%d %H:%M} UTC at the latest."
         )
+    else:
+        text = next_try_text(wait.seconds, now)
     return Progress(
         build_id=build_id,
         attempt=0,
@@ -116,8 +117,9 @@ def waiting_progress(build_id: BuildId, error: TransientError, wait: Wait, *, no
         message=f"{error.message} {text}",
         detail=ProgressDetail(
             waiting_for=error.message,
-            retry_in_seconds=None if seconds is None else round(seconds, 3),
-            retry_at=None if seconds is None else now + timedelta(seconds=seconds),
+            retry_in_seconds=round(wait.seconds, 3),
+            # Of the many tries during an outage only the first is announced.
+            retry_at=None if is_outage else next_try,
             gives_up_at=wait.gives_up_at,
         ),
     )
