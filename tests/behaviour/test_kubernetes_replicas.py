@@ -362,3 +362,21 @@ async def test_an_invalid_lease_is_ignored(kube: Replicas) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.Event().wait(), 0.5)
         assert replica.members == {replica.name}
+
+
+async def test_the_engine_is_away_while_no_node_has_a_ready_docker_api(kube: Replicas) -> None:
+    async with kube.executor() as executor:
+        assert await executor.engine_problem() is None
+        for node in kube.cluster.nodes:
+            kube.cluster.set_docker_api(node, ready=False)
+
+        async def problem() -> str | None:
+            return await executor.engine_problem()
+
+        assert await eventually(problem) == "No node of the cluster has a ready docker-api."
+        kube.cluster.set_docker_api(next(iter(kube.cluster.nodes)), ready=True)
+
+        async def is_back() -> bool:
+            return await executor.engine_problem() is None
+
+        assert await eventually(is_back)

@@ -6,6 +6,7 @@ import re
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
@@ -45,6 +46,8 @@ MAX_WATCH_AGE_SECONDS: Final = 120.0
 """A watch without data for longer than this, bookmarks included, makes the replica unready."""
 BUILDER_TEXT: Final = BUILDER_PATH.read_text("utf-8")
 CLOSE_SECONDS: Final = 5.0
+SYNC_SECONDS: Final = 5.0
+"""Time that the first list of docker-api pods may take before the engines count as unknown."""
 
 
 class KubernetesExecutor:
@@ -211,7 +214,11 @@ class KubernetesExecutor:
 
     async def engine_problem(self) -> str | None:
         """Return a problem if no node has a ready docker-api; None if that is unknown."""
-        if self._docker_api.problem is not None or self._docker_api.age() is None or self.ready_nodes():
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SYNC_SECONDS):
+                await self._docker_api.synced.wait()
+        is_known = self._docker_api.synced.is_set() and self._docker_api.problem is None
+        if not is_known or self.ready_nodes():
             return None
         return "No node of the cluster has a ready docker-api."
 
