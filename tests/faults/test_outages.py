@@ -1,4 +1,4 @@
-"""What requests need goes away and comes back: they wait, others go on, and all of them end."""
+"""Outages of what requests and builds need: they wait, others go on, and all of them end."""
 
 import asyncio
 import json

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
+from rabbit2docker.amqp.ports import RequestMessage
 from rabbit2docker.consumer.images.registry import Registry
 from rabbit2docker.consumer.intake.waiting import plan_wait, waiting_progress
 from rabbit2docker.consumer.providers.gh import GitHubProvider
 from rabbit2docker.consumer.providers.git import _read_refs
 from rabbit2docker.consumer.providers.refs import is_object_id
-from rabbit2docker.errors import RequestRejected, TransientError
+from rabbit2docker.errors import RegistryDenied, RequestRejected, TransientError
 from rabbit2docker.settings import DockerSettings, ImageSettings, ProviderSettings
 from rabbit2docker_schemas.events import Completed
 from rabbit2docker_schemas.ids import build_id_of
@@ -122,7 +123,8 @@ def has_words(error: RequestRejected) -> None:
 
 def can_be_waited_for(error: TransientError) -> None:
     """Plan the wait after an error, and make the event that announces it."""
-    wait = plan_wait(0, error, queued_at=NOW, now=NOW)
+    received = RequestMessage(b"", "", "builds.requests", {}, "m", None, None, redelivered=False, tries=0)
+    wait = plan_wait(received, error, now=NOW, patience=timedelta(hours=6))
     assert wait is not None
     assert waiting_progress(build_id_of("default", "r"), error, wait, now=NOW).model_dump_json()
 
@@ -145,13 +147,15 @@ def test_any_answer_of_github_is_a_commit_a_refusal_or_a_wait(
 
 @fuzzed()
 @given(sessions(REGISTRY))
-def test_any_answer_of_a_registry_is_an_image_none_or_a_wait(
+def test_any_answer_of_a_registry_is_an_image_none_a_denial_or_a_wait(
     runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory, session: aiohttp.ClientSession
 ) -> None:
     directory = tmp_path_factory.getbasetemp()
     registry = Registry(session, ImageSettings(), DockerSettings(config=directory))
     try:
         found = runner.run(registry.find("registry.example.org/image:1"))
+    except RegistryDenied as error:
+        has_words(error)
     except TransientError as error:
         can_be_waited_for(error)
     else:

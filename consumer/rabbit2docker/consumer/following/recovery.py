@@ -1,4 +1,4 @@
-"""What a failed attempt has lost, whether that is still away, and the wait for its return."""
+"""Recovery of builds: whether the thing that an attempt has lost is still away, and the wait for its return."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
