@@ -46,7 +46,7 @@ class Outage:
 
     @property
     def sentence(self) -> str:
-        """What operators read."""
+        """The outage, for operators."""
         return f"{self.message} This began at {self.since:%Y-%m-%d %H:%M} UTC; requests that need it wait."
 
 
