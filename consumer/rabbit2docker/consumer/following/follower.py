@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Final, TypeVar, assert_never
 
 import structlog
@@ -34,7 +33,7 @@ from rabbit2docker.consumer.following.outcome import (
     stored,
 )
 from rabbit2docker.consumer.following.progress import ProgressReader, as_log_events, last_of
-from rabbit2docker.consumer.following.recovery import Recovery
+from rabbit2docker.consumer.following.recovery import Recovery, waiting_text
 from rabbit2docker.consumer.images.base import FindImage, ImageInfo, pinned
 from rabbit2docker.errors import RecordMissing, RequestRejected, TransientError
 from rabbit2docker.retry import retry, retry_forever
@@ -318,8 +317,7 @@ class Follower:
 
     async def _until_back(self, failure: Retry, attempt: Attempt) -> bool:
         """Wait until what the attempt has lost is back; return False if it is away for longer than builds wait."""
-        ended_at, limits = attempt.ended_at or utc_now(), self._context.settings.limits
-        until = ended_at + timedelta(seconds=limits.outage_seconds)
+        until = self._context.recovery.deadline(attempt.ended_at)
 
         def is_cancelled() -> bool:
             known = self._context.attempts.get(self._spec.name)
@@ -328,8 +326,7 @@ class Follower:
         async def announce(problem: str) -> None:
             await self._publish_progress(
                 Phase.WAITING,
-                f"{problem} The build waits and is tried again once that is over, "
-                f"until {until:%Y-%m-%d %H:%M} UTC at the latest.",
+                waiting_text(problem, until),
                 about="outage",
                 attempt=self._spec.attempt + 1,
                 detail=ProgressDetail(waiting_for=problem, failed_reason=failure.reason, gives_up_at=until),

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
@@ -22,6 +22,14 @@ LOOK_SECONDS: Final = doubling(1.0, 5.0)
 """Pauses between two looks at what a build waits for, and whether it is cancelled."""
 
 
+def waiting_text(problem: str, until: datetime) -> str:
+    """Return what the requester learns of the wait."""
+    return (
+        f"{problem} The build waits and is tried again once that is over, "
+        f"until {until:%Y-%m-%d %H:%M} UTC at the latest."
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Recovery:
     """Looks after what attempts have lost."""
@@ -30,6 +38,10 @@ class Recovery:
     find_image: FindImage
     settings: Settings
     now: Callable[[], datetime] = utc_now
+
+    def deadline(self, ended_at: datetime | None) -> datetime:
+        """Return until when a build waits whose attempt ended at `ended_at`."""
+        return (ended_at or self.now()) + timedelta(seconds=self.settings.limits.outage_seconds)
 
     async def problem(
         self, reason: FailureReason | str | None, spec: AttemptSpec, *, max_age: float = 0.0
