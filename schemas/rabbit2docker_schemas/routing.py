@@ -7,6 +7,8 @@ from enum import StrEnum
 from typing import Final
 
 REQUESTS_EXCHANGE: Final = "builds"
+"""For requests and cancel messages of all tenants. Users that must be kept apart publish to entry exchanges instead."""
+ENTRY_PREFIX: Final = "builds.entry."
 RESULTS_EXCHANGE: Final = "builds.results"
 RETRY_EXCHANGE: Final = "builds.retry"
 DEAD_LETTER_EXCHANGE: Final = "builds.dlx"
@@ -63,6 +65,8 @@ QUEUE_HEADER: Final = "r2d-queue"
 """Queue that a dead letter came from."""
 REASON_HEADER: Final = "r2d-reason"
 """Reason for a message's place in the dead-letter queue."""
+FORGED: Final = "forged"
+"""Reason of a dead letter whose sender need not be the tenant that its routing key names. It is never redriven."""
 
 
 def request_key(tenant: str, priority: Priority | str) -> str:
@@ -73,6 +77,11 @@ def request_key(tenant: str, priority: Priority | str) -> str:
 def cancel_key(tenant: str) -> str:
     """Return the routing key of a cancel message on the `builds` exchange."""
     return f"cancel.{tenant}"
+
+
+def entry_exchange(tenant: str) -> str:
+    """Return the name of the exchange for a tenant's requests and cancel messages; no other tenant may write to it."""
+    return f"{ENTRY_PREFIX}{tenant}"
 
 
 def request_event_key(tenant: str, request_id: str, kind: str) -> str:

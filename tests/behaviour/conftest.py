@@ -11,12 +11,15 @@ from rabbit2docker.amqp.broker import publishing
 from rabbit2docker.amqp.publisher import ConfirmedPublisher
 from rabbit2docker.settings import AmqpSettings, Settings
 from tests.faults.conftest import make_consumer
+from tests.support.exported_users import ExportedUsers
 from tests.support.hub_service import HubService
 from tests.support.kube.replicas import Replicas
+from tests.support.rabbitmq import RabbitMQ
 
 __all__ = ["make_consumer"]
 
 MakeHub = Callable[..., HubService]
+ImportUsers = Callable[..., ExportedUsers]
 
 
 @pytest.fixture
@@ -52,3 +55,17 @@ async def publisher(settings: Settings) -> AsyncIterator[ConfirmedPublisher]:
     await declare.declare(settings)
     async with publishing(settings, wait_seconds=180) as found:
         yield found
+
+
+@pytest.fixture
+def import_users(rabbitmq: RabbitMQ, vhost: str) -> Iterator[ImportUsers]:
+    """Import what `topology export` prints for some tenants; the users are deleted afterwards."""
+    imported: list[ExportedUsers] = []
+
+    def import_(*tenants: str) -> ExportedUsers:
+        imported.append(ExportedUsers(rabbitmq, vhost, tenants))
+        return imported[-1]
+
+    yield import_
+    for users in imported:
+        users.delete()

@@ -1,7 +1,5 @@
 """The declared topology, and the walls between tenants, on a real RabbitMQ."""
 
-from collections.abc import Awaitable
-
 import aio_pika
 import pytest
 
@@ -62,52 +60,6 @@ class TestTopology:
 
 
 class TestTenants:
-    async def test_a_hub_can_neither_read_nor_write_messages_of_another_tenant(
-        self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
-    ) -> None:
-        """With the permissions as they are shipped."""
-        two = settings.model_copy(update={"tenants": ["one", "two"]})
-        definitions = as_definitions(make_topology(two.tenants), vhost=vhost)
-        definitions.pop("vhosts")
-        rabbitmq.api("POST", "definitions", definitions)
-        rabbitmq.api("PUT", "users/hub-one", {"password": "hub-one", "tags": ""})
-        connection = await aio_pika.connect(rabbitmq.url(vhost, user="hub-one:hub-one"))
-
-        async def refused(work: Awaitable[object]) -> None:
-            with pytest.raises(aio_pika.exceptions.ChannelClosed):
-                await work
-
-        async def ignore(message: object) -> None: ...
-
-        async with connection:
-            channel = await connection.channel()
-            own = await channel.declare_queue("hub.one.events", durable=True)
-            for key in routing.hub_bindings("one"):
-                await own.bind("builds.results", key)
-            exchange = await channel.get_exchange("builds", ensure=False)
-            await exchange.publish(aio_pika.Message(b"{}"), "request.one.interactive")
-            for key in ("build.two.#", "#", "build.#", "build.*.x.log", "request.two.#"):
-                channel = await connection.channel()
-                queue = await channel.get_queue("hub.one.events", ensure=False)
-                await refused(queue.bind("builds.results", key))
-            for name in ("builds.results.log.two", "builds.requests", "builds.dead", "builds.requests.log"):
-                channel = await connection.channel()
-                await channel.set_qos(1)
-                queue = await channel.get_queue(name, ensure=False)
-                await refused(queue.consume(ignore))
-            for target, key in (
-                ("builds", "request.two.interactive"),
-                ("builds.results", "build.one.x.completed"),
-                ("", "builds.requests"),
-            ):
-                channel = await connection.channel()
-                exchange = (
-                    await channel.get_exchange(target, ensure=False) if target else channel.default_exchange
-                )
-                await refused(exchange.publish(aio_pika.Message(b"{}"), key))
-            channel = await connection.channel()
-            await refused(channel.declare_queue("hub.two.events", durable=True))
-
     async def test_a_header_cannot_make_a_message_look_like_another_tenants(self, settings: Settings) -> None:
         """Only the retry ladder may name the key of the first publication."""
         async with running(settings) as broker:

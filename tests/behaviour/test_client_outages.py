@@ -8,13 +8,12 @@ import pytest
 
 from rabbit2docker.amqp import declare
 from rabbit2docker.amqp.broker import publishing
-from rabbit2docker.amqp.definitions import as_definitions
 from rabbit2docker.amqp.publisher import ConfirmedPublisher
-from rabbit2docker.amqp.topology import make_topology
 from rabbit2docker.client import BuildEvents
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas import ids, routing
+from tests.behaviour.conftest import ImportUsers
 from tests.support.client_events import (
     BUILD,
     REQUEST,
@@ -269,13 +268,9 @@ class TestHub:
             assert len([event async for event in history.since(hour_ago)]) == 3
 
     async def test_the_shipped_permissions_are_enough(
-        self, settings: Settings, publisher: ConfirmedPublisher, rabbitmq: RabbitMQ, vhost: str
+        self, publisher: ConfirmedPublisher, import_users: ImportUsers
     ) -> None:
-        definitions = as_definitions(make_topology(["default"]), vhost=vhost)
-        definitions.pop("vhosts")
-        rabbitmq.api("POST", "definitions", definitions)
-        rabbitmq.api("PUT", "users/hub-default", {"password": "hub-default", "tags": ""})
-        url = rabbitmq.url(vhost, user="hub-default:hub-default")
+        url = import_users("default").url("hub-default")
         for name in (None, "default"):
             async with BuildEvents(url, name=name, wait_seconds=180) as events:
                 request_id = await events.submit(REQUEST)

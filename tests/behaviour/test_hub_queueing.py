@@ -9,15 +9,13 @@ import pytest
 
 from rabbit2docker.amqp import declare
 from rabbit2docker.amqp.broker import publishing
-from rabbit2docker.amqp.definitions import as_definitions
 from rabbit2docker.amqp.queue_depth import depth_reader
 from rabbit2docker.amqp.request_publisher import RequestPublisher
-from rabbit2docker.amqp.topology import make_topology
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.requests import CancelRequest
 from rabbit2docker_schemas.routing import CANCEL_QUEUE, REQUESTS_QUEUE
-from tests.behaviour.conftest import MakeHub
+from tests.behaviour.conftest import ImportUsers, MakeHub
 from tests.faults.conftest import MakeConsumer, ask
 from tests.support.consumer import a_request
 from tests.support.hub_service import HubService, Sent, build_path, texts
@@ -220,15 +218,10 @@ async def test_a_viewer_who_waits_while_the_service_is_killed_loses_neither_posi
 
 class TestDepth:
     async def test_hubs_can_read_the_queues_length_where_it_needs_no_permission_on_the_queue(
-        self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
+        self, settings: Settings, rabbitmq: RabbitMQ, import_users: ImportUsers
     ) -> None:
         await declare.declare(settings)
-        definitions = as_definitions(make_topology(["default"]), vhost=vhost)
-        definitions.pop("vhosts")
-        rabbitmq.api("POST", "definitions", definitions)
-        rabbitmq.api("PUT", "users/hub-default", {"password": "hub-default", "tags": ""})
-        url = rabbitmq.url(vhost, user="hub-default:hub-default")
-        hub = AmqpSettings.model_validate({"url": url})
+        hub = import_users("default").settings("hub-default")
         version = rabbitmq.api("GET", "overview")["rabbitmq_version"].split("-")[0]
         if [int(part) for part in version.split(".")] >= [4, 2, 6]:
             async with depth_reader(hub, REQUESTS_QUEUE) as depth:

@@ -120,3 +120,11 @@ def test_a_message_with_another_routing_key_is_unroutable(key: str) -> None:
 
 def test_the_sender_of_a_request_is_known_without_its_body() -> None:
     assert sender_of(received(b"no json")) == ("ada", "m1")
+
+
+@pytest.mark.parametrize("key", ["request.ada.interactive", "cancel.ada"])
+def test_a_forged_message_is_answered_to_no_tenant(key: str) -> None:
+    for body in (REQUEST, {"build_id": "b"}, b"\xff"):
+        message = received(body, key, forged="came through another exchange", undecodable="type: not UTF-8")
+        assert parsed(message) == UndeliverableMessage("forged", "came through another exchange")
+        assert sender_of(message) is None

@@ -1,45 +1,49 @@
 """Dead letters: requests that could not be processed, for an operator to list, redrive or discard."""
 
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
-import aio_pika
-from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
+from aio_pika.abc import AbstractConnection, AbstractExchange, AbstractIncomingMessage, AbstractQueue
 
 from rabbit2docker.amqp.connection import open_connection, translated
 from rabbit2docker.amqp.endpoint import Endpoint
 from rabbit2docker.amqp.frame_screen import UNDECODABLE_HEADER
 from rabbit2docker.amqp.publisher import make_message
-from rabbit2docker.amqp.request_consumer import MESSAGE_HEADER, as_short_string, header_text
+from rabbit2docker.amqp.request_consumer import MESSAGE_HEADER
+from rabbit2docker.amqp.senders import (
+    Origin,
+    SenderCheck,
+    as_short_string,
+    header_text,
+    publisher_headers,
+)
+from rabbit2docker.amqp.topology import WORK_QUEUES
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.routing import (
-    ATTEMPT_HEADER,
     DEAD_QUEUE,
+    FORGED,
     MESSAGE_ID_HEADER,
-    QUEUE_HEADER,
     REASON_HEADER,
     REQUESTS_EXCHANGE,
+    RETRY_EXCHANGE,
     ROUTING_KEY_HEADER,
-    WAITING_FOR_HEADER,
-    WAITING_SINCE_HEADER,
+    parse_request_key,
 )
 
-_OWN_HEADERS = frozenset(
-    {
-        ATTEMPT_HEADER,
-        MESSAGE_HEADER,
-        MESSAGE_ID_HEADER,
-        QUEUE_HEADER,
-        REASON_HEADER,
-        ROUTING_KEY_HEADER,
-        WAITING_FOR_HEADER,
-        WAITING_SINCE_HEADER,
-    }
-)
+FIRST_TRUSTED_MAJOR: Final = 4
+"""RabbitMQ 3 keeps the `x-death` header of a publisher, so it does not prove where a message has been."""
+_FORGED_DEATHS: Final = "RabbitMQ itself dropped the message, and RabbitMQ 3 cannot prove who sent it."
+_LOST_HEADERS: Final = "Its headers cannot be decoded, so they do not prove who sent it."
+_IF_TRUSTED: Final = "Have it sent again, or use --unverified if all users of the virtual host are trusted."
+_DROPS: Final = {
+    "delivery_limit": "it was delivered too often without being settled",
+    "expired": "it expired before the service took it",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +62,42 @@ class DeadLetter:
     """Headers set by the original publisher."""
     undecodable: str = ""
     """The properties that cannot be decoded and are missing here, and why."""
+    unverified: str = ""
+    """Why it may come from another place than it seems; empty if that is certain."""
+
+    def why_kept(self, *, unverified: bool = False) -> str:
+        """Return why it is not published again; empty if it may be, as one of `unverified` origin if need be."""
+        if self.reason == FORGED:
+            return f"It may be forged. {self.message}"
+        return f"{self.unverified} {_IF_TRUSTED}" if self.unverified and not unverified else ""
 
 
-def read_dead_letter(message: AbstractIncomingMessage) -> DeadLetter:
-    """Parse a message of the dead-letter queue."""
-    headers = dict(message.headers)
-    key = as_short_string(headers.get(ROUTING_KEY_HEADER) or message.routing_key or "")
-    reason, text = _reason(headers)
-    message_id = (
-        as_short_string(headers[MESSAGE_ID_HEADER]) if MESSAGE_ID_HEADER in headers else message.message_id
-    )
+@dataclass(frozen=True, slots=True)
+class _Drop:
+    """A move from a queue of requests to the dead letters that RabbitMQ itself made."""
+
+    origin: Origin
+    reason: str
+
+
+def read_dead_letter(
+    message: AbstractIncomingMessage, check: SenderCheck, *, are_deaths_trusted: bool = True
+) -> DeadLetter:
+    """Parse a message of the dead-letter queue.
+
+    A copy that the service made has been checked before, and carries the service's headers. A message that RabbitMQ
+    itself moved is checked here, and carries its publisher's headers.
+    """
+    headers, drop = dict(message.headers), _drop_of(message)
+    undecodable = header_text(headers.get(UNDECODABLE_HEADER, ""))
+    unverified = _FORGED_DEATHS if drop and not are_deaths_trusted else ""
+    if drop is None and ("headers:" in undecodable or "properties:" in undecodable):
+        unverified = _LOST_HEADERS
+    # None of these headers counts unless the service has set it.
+    own = headers if (drop.origin.is_copy if drop else not unverified) else {}
+    key = as_short_string(own.get(ROUTING_KEY_HEADER) or message.routing_key or "")
+    reason, text = _reason(own) if drop is None else _reason_of_drop(drop, check)
+    message_id = as_short_string(own[MESSAGE_ID_HEADER]) if MESSAGE_ID_HEADER in own else message.message_id
     identity = f"{message.message_id}/{key}/{message.timestamp}".encode() + message.body
     published = message.timestamp
     return DeadLetter(
@@ -78,65 +108,94 @@ def read_dead_letter(message: AbstractIncomingMessage) -> DeadLetter:
         message_id=message_id,
         published_at=published.replace(tzinfo=UTC) if published and published.tzinfo is None else published,
         body=message.body,
-        headers={
-            name: value
-            for name, value in headers.items()
-            if name not in _OWN_HEADERS and not name.startswith("x-")
-        },
-        undecodable=header_text(headers.get(UNDECODABLE_HEADER, "")),
+        headers=publisher_headers(headers),
+        undecodable=undecodable,
+        unverified=unverified,
     )
+
+
+def _drop_of(message: AbstractIncomingMessage) -> _Drop | None:
+    """Return RabbitMQ's move of this message; None for a copy, which has none of RabbitMQ's headers."""
+    deaths: Any = message.headers.get("x-death")
+    if deaths is None:
+        return None
+    of_requests: dict[str, Any] = next((death for death in deaths if death.get("queue") in WORK_QUEUES), {})
+    origin = replace(
+        Origin.of(message, header_text(of_requests.get("queue", ""))),
+        exchange=header_text(of_requests.get("exchange", "of an unknown name")),
+    )
+    return _Drop(origin, header_text(of_requests.get("reason", "")))
+
+
+def _reason_of_drop(drop: _Drop, check: SenderCheck) -> tuple[str, str]:
+    if problem := check.why_forged(drop.origin):
+        return FORGED, problem
+    return drop.reason, f"RabbitMQ dropped it: {_DROPS.get(drop.reason, drop.reason)}."
 
 
 def _reason(headers: dict[str, Any]) -> tuple[str, str]:
     if REASON_HEADER in headers:
         return header_text(headers[REASON_HEADER]), header_text(headers.get(MESSAGE_HEADER, ""))
-    if "x-first-death-reason" in headers:
-        reason = header_text(headers["x-first-death-reason"])
-        return (
-            reason,
-            "RabbitMQ dropped it: it was delivered too often without being settled, even as a dropped message.",
-        )
     return "unroutable", "No queue takes messages with this routing key."
 
 
 class DeadLetters:
     """The dead-letter queue on one connection; messages that were only read return to it when the connection closes."""
 
-    def __init__(self, queue: AbstractQueue, exchange: aio_pika.abc.AbstractExchange) -> None:
-        """Take the open queue, and the exchange that redriven messages are published to."""
+    def __init__(
+        self,
+        queue: AbstractQueue,
+        exchanges: Mapping[str, AbstractExchange],
+        check: SenderCheck,
+        *,
+        are_deaths_trusted: bool,
+    ) -> None:
+        """Take the open queue, and the exchanges that messages are redriven through, by name."""
         self._queue = queue
-        self._exchange = exchange
+        self._exchanges = exchanges
+        self._read = partial(read_dead_letter, check=check, are_deaths_trusted=are_deaths_trusted)
 
     async def _all(self) -> AsyncIterator[tuple[DeadLetter, AbstractIncomingMessage]]:
         """Yield the letters that are there at the start: those that return in the meantime are behind them."""
         rest: int | None = None
         while rest != 0 and (message := await self._queue.get(fail=False)) is not None:
             rest = (message.message_count or 0) if rest is None else rest - 1
-            yield read_dead_letter(message), message
+            yield self._read(message), message
 
     async def listed(self) -> list[DeadLetter]:
         """Return all dead letters, oldest first. They stay in the queue."""
         return [letter async for letter, _ in self._all()]
 
-    async def redrive(self, is_selected: Callable[[DeadLetter], bool]) -> list[DeadLetter]:
-        """Publish the selected letters under their first routing key, and remove each once that is confirmed.
+    async def redrive(
+        self, is_selected: Callable[[DeadLetter], bool], *, unverified: bool = False
+    ) -> list[DeadLetter]:
+        """Publish the selected letters again, and remove each once that is confirmed; return them.
 
-        Each letter is published once, even if it returns to the dead letters at once.
+        Each letter is published once, even if it returns to the dead letters at once. Those with a reason in `why_kept`
+        are returned as well, but stay where they are.
         """
         done = []
         async for letter, message in self._all():
-            if is_selected(letter):
-                again = make_message(
-                    letter.body,
-                    letter.headers,
-                    message_id=letter.message_id,
-                    content_type=message.content_type,
-                    timestamp=letter.published_at,
-                )
-                await self._exchange.publish(again, letter.routing_key, mandatory=True, timeout=10)
+            if not is_selected(letter):
+                continue
+            done.append(letter)
+            if not letter.why_kept(unverified=unverified):
+                await self._publish(letter, message.content_type)
                 await message.ack()
-                done.append(letter)
         return done
+
+    async def _publish(self, letter: DeadLetter, content_type: str | None) -> None:
+        # Not through `builds`: the sender has been checked, and the copy has lost the user who published it.
+        key = parse_request_key(letter.routing_key)
+        exchange, target = (RETRY_EXCHANGE, key.queue) if key else (REQUESTS_EXCHANGE, letter.routing_key)
+        again = make_message(
+            letter.body,
+            {**letter.headers, ROUTING_KEY_HEADER: letter.routing_key},
+            message_id=letter.message_id,
+            content_type=content_type,
+            timestamp=letter.published_at,
+        )
+        await self._exchanges[exchange].publish(again, target, mandatory=True, timeout=10)
 
     async def discard(self, is_selected: Callable[[DeadLetter], bool]) -> list[DeadLetter]:
         """Remove the selected letters."""
@@ -156,7 +215,23 @@ async def dead_letters(settings: AmqpSettings) -> AsyncIterator[DeadLetters]:
         with translated(connection.url):
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
             queue = await channel.get_queue(DEAD_QUEUE, ensure=False)
-            exchange = await channel.get_exchange(REQUESTS_EXCHANGE, ensure=False)
-            yield DeadLetters(queue, exchange)
+            exchanges = {
+                name: await channel.get_exchange(name, ensure=False)
+                for name in (REQUESTS_EXCHANGE, RETRY_EXCHANGE)
+            }
+            yield DeadLetters(
+                queue,
+                exchanges,
+                SenderCheck(settings.tenant_users),
+                are_deaths_trusted=_major_version(connection) >= FIRST_TRUSTED_MAJOR,
+            )
     finally:
         await connection.close()
+
+
+def _major_version(connection: AbstractConnection) -> int:
+    """Return RabbitMQ's major version, 0 if it names none."""
+    assert connection.transport is not None
+    properties: Any = connection.transport.connection.server_properties
+    major = header_text(properties.get("version", "")).split(".")[0]
+    return int(major) if major.isdigit() else 0

@@ -31,7 +31,7 @@ def _user_definition(user: UserSpec) -> dict[str, Any]:
         "name": user.name,
         "password_hash": "",
         "hashing_algorithm": "rabbit_password_hashing_sha256",
-        "tags": [],
+        "tags": list(user.tags),
     }
 
 

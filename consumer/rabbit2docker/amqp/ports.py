@@ -52,6 +52,8 @@ class RequestMessage:
     """The properties that could not be decoded and are missing here, and why; empty for a good message."""
     dropped: str = ""
     """RabbitMQ's reason for dropping it from its queue, such as `expired`; empty for a message that is to be processed."""
+    forged: str = ""
+    """Why another than the tenant in the routing key may have sent it; empty if the key is to be believed."""
 
 
 class Delivery(Protocol):

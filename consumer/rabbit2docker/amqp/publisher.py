@@ -48,6 +48,7 @@ def make_message(
     content_type: str | None = CONTENT_TYPE,
     type_: str | None = None,
     timestamp: datetime | None = None,
+    user_id: str | None = None,
 ) -> aio_pika.Message:
     """Return a persistent message, with a new `message_id` if none is given.
 
@@ -62,6 +63,7 @@ def make_message(
         correlation_id=correlation_id,
         type=type_,
         timestamp=timestamp or datetime.now(UTC),
+        user_id=user_id,
         app_id="rabbit2docker",
     )
 
@@ -93,6 +95,7 @@ class ConfirmedPublisher:
         on_loss: Callable[[], None] = lambda: None,
     ) -> None:
         """Publish on the connection's current channel; `on_loss` is called when an exchange or binding is missing."""
+        self.settings = settings
         self._connection = connection
         self._on_loss = on_loss
         self._timeout = settings.publish_timeout

@@ -16,8 +16,14 @@ from rabbit2docker.amqp.frame_screen import UNDECODABLE_HEADER
 from rabbit2docker.amqp.ports import Delivery, RequestMessage, Waiting, anonymous_id
 from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
 from rabbit2docker.amqp.request_log import RequestLog
+from rabbit2docker.amqp.senders import (
+    Origin,
+    SenderCheck,
+    as_short_string,
+    header_text,
+    publisher_headers,
+)
 from rabbit2docker.amqp.state_claim import StateClaim
-from rabbit2docker.amqp.topology import WORK_QUEUES
 from rabbit2docker.clock import utc_now
 from rabbit2docker.logs import get_logger
 from rabbit2docker.settings import AmqpSettings
@@ -30,7 +36,6 @@ from rabbit2docker_schemas.routing import (
     MESSAGE_ID_HEADER,
     QUEUE_HEADER,
     REASON_HEADER,
-    REQUESTS_EXCHANGE,
     RETRY_EXCHANGE,
     ROUTING_KEY_HEADER,
     WAITING_FOR_HEADER,
@@ -45,38 +50,8 @@ MESSAGE_HEADER: Final = "r2d-message"
 _MAX_REASON: Final = 1000
 
 
-def header_text(value: Any) -> str:
-    """Return a header's value as text."""
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-
-def as_short_string(value: Any) -> str:
-    """Return a header's value as a property or routing key can hold it, which have at most 255 bytes."""
-    return header_text(value).encode(errors="replace")[:255].decode(errors="ignore")
-
-
 def _number(value: Any) -> int:
     return value if isinstance(value, int) and 0 <= value < 1000 else 0
-
-
-def _is_own_copy(message: AbstractIncomingMessage) -> bool:
-    """Return whether the service itself published the message, so that its headers count.
-
-    Only the ladder's queues deliver through the default exchange. Requesters may write to `builds` alone, so a header
-    cannot make a message look like another tenant's.
-    """
-    if message.exchange == DROPPED_EXCHANGE:
-        # RabbitMQ keeps the key: the requester's, or the name of the queue for a copy.
-        return message.routing_key in WORK_QUEUES
-    return message.exchange != REQUESTS_EXCHANGE
-
-
-def _dropped_because(headers: Mapping[str, Any]) -> str:
-    """Return RabbitMQ's reason for dropping a message, such as `expired`."""
-    deaths = headers.get("x-death")
-    if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) and deaths[0].get("reason"):
-        return header_text(deaths[0]["reason"])
-    return header_text(headers.get("x-first-death-reason") or "dropped")
 
 
 def _waiting(headers: Mapping[str, Any]) -> Waiting | None:
@@ -90,12 +65,11 @@ def _waiting(headers: Mapping[str, Any]) -> Waiting | None:
     )
 
 
-def request_message_from(message: AbstractIncomingMessage, queue: str) -> RequestMessage:
-    """Return the content of a message. Headers of the retry ladder count only if the message came from there."""
-    headers, key = dict(message.headers), message.routing_key or ""
+def request_message_from(message: AbstractIncomingMessage, queue: str, check: SenderCheck) -> RequestMessage:
+    """Return the content of a message. Headers of the service count only on a copy that it made itself."""
+    headers, origin = dict(message.headers), Origin.of(message, queue)
     tries, message_id, waiting = 0, message.message_id, None
-    if _is_own_copy(message):
-        key = as_short_string(headers.get(ROUTING_KEY_HEADER, key))
+    if origin.is_copy:
         tries = _number(headers.get(ATTEMPT_HEADER))
         waiting = _waiting(headers)
         message_id = (
@@ -106,7 +80,7 @@ def request_message_from(message: AbstractIncomingMessage, queue: str) -> Reques
         timestamp = timestamp.replace(tzinfo=UTC)
     return RequestMessage(
         body=message.body,
-        routing_key=key,
+        routing_key=origin.routing_key,
         queue=queue,
         headers=headers,
         # Before the first copy, which has a timestamp and a message_id of its own.
@@ -118,6 +92,7 @@ def request_message_from(message: AbstractIncomingMessage, queue: str) -> Reques
         waiting=waiting,
         undecodable=header_text(headers.get(UNDECODABLE_HEADER, "")),
         dropped=_dropped_because(headers) if queue == DROPPED_QUEUE else "",
+        forged=check.why_forged(origin),
     )
 
 
@@ -138,6 +113,7 @@ class AmqpDelivery:
         connection: ManagedChannel,
         publisher: ConfirmedPublisher,
         request_log: RequestLog,
+        check: SenderCheck,
     ) -> None:
         """Bind the message to the connection's current channel."""
         self._message = message
@@ -145,7 +121,7 @@ class AmqpDelivery:
         self._generation = connection.generation
         self._publisher = publisher
         self._request_log = request_log
-        self._received = request_message_from(message, queue)
+        self._received = request_message_from(message, queue, check)
 
     @property
     def received(self) -> RequestMessage:
@@ -208,12 +184,7 @@ class AmqpDelivery:
 
     async def _publish_copy(self, exchange: str, key: str, headers: dict[str, Any]) -> None:
         received = self._received
-        dropped = (WAITING_SINCE_HEADER, WAITING_FOR_HEADER)  # a requester may have set them
-        kept = {
-            name: value
-            for name, value in received.headers.items()
-            if not name.startswith("x-") and name not in dropped
-        }
+        kept = publisher_headers(received.headers)
         kept[MESSAGE_ID_HEADER] = received.message_id  # it may name the request
 
         def message() -> aio_pika.Message:
@@ -246,6 +217,7 @@ class RequestConsumer:
         """Queues that did not exist when they were last to be consumed."""
         self._on_loss = on_loss
         self._request_log = RequestLog(publisher)
+        self._check = SenderCheck(settings.tenant_users)
         self.connection = ManagedChannel("consume", settings, setup=self._restore, probe=self._lost_consumer)
         self._publisher = publisher
         self._prefetch: dict[str, int] = {}
@@ -305,7 +277,9 @@ class RequestConsumer:
 
     async def _on_message(self, queue: str, message: AbstractIncomingMessage) -> None:
         # This runs in a task that ends with the channel, so the work is done elsewhere.
-        delivery = AmqpDelivery(message, queue, self.connection, self._publisher, self._request_log)
+        delivery = AmqpDelivery(
+            message, queue, self.connection, self._publisher, self._request_log, self._check
+        )
         _observe_wait(delivery.received)
         self._incoming.put_nowait(delivery)
 

@@ -13,6 +13,7 @@ import aio_pika
 from rabbit2docker import metrics
 from rabbit2docker.amqp.ports import RequestMessage
 from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
+from rabbit2docker.amqp.senders import publisher_headers
 from rabbit2docker.errors import AccessRefused, TopologyMismatch
 from rabbit2docker.logs import get_logger
 from rabbit2docker_schemas.routing import MESSAGE_ID_HEADER, REQUEST_LOG_EXCHANGE
@@ -41,7 +42,7 @@ class RequestLog:
         if now < self._paused_until:
             metrics.REQUESTS_NOT_LOGGED.inc()
             return
-        headers = {name: value for name, value in received.headers.items() if not name.startswith("x-")}
+        headers = publisher_headers(received.headers)
         headers[MESSAGE_ID_HEADER] = received.message_id  # it may name the request
 
         def message() -> aio_pika.Message:

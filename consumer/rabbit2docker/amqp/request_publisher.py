@@ -5,13 +5,37 @@ from datetime import UTC, datetime
 from typing import Final
 
 import aio_pika
+from aiormq.exceptions import ChannelPreconditionFailed
 
+from rabbit2docker.amqp.connection import parse_url
 from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
+from rabbit2docker.errors import AccessRefused, BrokerUnavailable
+from rabbit2docker.settings import AmqpSettings
+from rabbit2docker.settings.constants import DEFAULT_TENANTS
 from rabbit2docker_schemas.ids import RequestId
 from rabbit2docker_schemas.requests import CANCEL_TYPE, REQUEST_TYPE, BuildRequest, CancelRequest
-from rabbit2docker_schemas.routing import REQUESTS_EXCHANGE, Priority, cancel_key, request_key
+from rabbit2docker_schemas.routing import (
+    REQUESTS_EXCHANGE,
+    Priority,
+    cancel_key,
+    entry_exchange,
+    request_key,
+)
 
 SOURCE: Final = "/rabbit2docker/cli"
+
+
+def request_exchange(settings: AmqpSettings, tenant: str) -> str:
+    """Return the exchange that a tenant's requests and cancel messages are published to."""
+    is_own = tenant not in DEFAULT_TENANTS if settings.entry_exchange is None else settings.entry_exchange
+    return entry_exchange(tenant) if is_own else REQUESTS_EXCHANGE
+
+
+def _user_id(settings: AmqpSettings) -> str | None:
+    """Return the user that RabbitMQ knows the connection by, if the URL says so."""
+    url = parse_url(settings, "requester")
+    is_named = settings.send_user_id and url.query.get("auth", "plain").lower() == "plain"
+    return url.user or None if is_named else None
 
 
 class RequestPublisher:
@@ -21,6 +45,8 @@ class RequestPublisher:
         """Publish with `publisher`."""
         self._publisher = publisher
         self._tenant = tenant
+        self._exchange = request_exchange(publisher.settings, tenant)
+        self._user_id = _user_id(publisher.settings)
 
     async def request(self, request: BuildRequest, priority: Priority = Priority.INTERACTIVE) -> RequestId:
         """Request a build and return the request's id, a new one if the request has none."""
@@ -46,6 +72,21 @@ class RequestPublisher:
         }
 
         def message() -> aio_pika.Message:
-            return make_message(body, headers, type_=type_, timestamp=moment)
+            return make_message(body, headers, type_=type_, timestamp=moment, user_id=self._user_id)
 
-        await self._publisher.send(REQUESTS_EXCHANGE, key, message, until_confirmed=False)
+        try:
+            await self._publisher.send(self._exchange, key, message, until_confirmed=False)
+        except AccessRefused as error:
+            if self._exchange != REQUESTS_EXCHANGE:
+                raise
+            raise AccessRefused(
+                f"{error} A user of one of several tenants publishes to the tenant's own exchange: "
+                "set RABBIT2DOCKER_AMQP__ENTRY_EXCHANGE=true."
+            ) from error
+        except BrokerUnavailable as error:
+            if isinstance(error.__cause__, ChannelPreconditionFailed) and "user_id" in str(error):
+                raise AccessRefused(
+                    f"{error}. RabbitMQ knows the URL's user by another name: "
+                    "set RABBIT2DOCKER_AMQP__SEND_USER_ID=false."
+                ) from error
+            raise

@@ -30,6 +30,7 @@ from rabbit2docker_schemas.routing import (
     UNROUTED_QUEUE,
     Priority,
     cancel_key,
+    entry_exchange,
     hub_bindings,
     request_key,
     retry_queue,
@@ -220,6 +221,18 @@ def _request_bindings() -> Iterable[BindingSpec]:
     yield BindingSpec(RETRY_EXCHANGE, CANCEL_LOG_STREAM, CANCEL_LOG_STREAM)
 
 
+def _entry_exchange(tenant: str) -> ExchangeSpec:
+    return ExchangeSpec(entry_exchange(tenant), "topic", {"alternate-exchange": UNROUTED_EXCHANGE})
+
+
+def _entry_bindings(tenant: str) -> Iterable[BindingSpec]:
+    # Past `builds`, to which a tenant's user may not write, and by the tenant's own keys only.
+    entry = entry_exchange(tenant)
+    yield BindingSpec(entry, REQUESTS_QUEUE, request_key(tenant, Priority.INTERACTIVE))
+    yield BindingSpec(entry, BULK_QUEUE, request_key(tenant, Priority.BULK))
+    yield BindingSpec(entry, CANCEL_QUEUE, cancel_key(tenant))
+
+
 def _obsolete_bindings() -> Iterable[BindingSpec]:
     # With a copy for the log, RabbitMQ confirms a request that no queue of work has taken.
     for priority in Priority:
@@ -260,6 +273,7 @@ def make_topology(tenants: Iterable[str], settings: TopologySettings = DEFAULTS)
             # Only work queues are bound to it, so that a message which no consumer would receive counts as unroutable.
             # Most publishers do not publish with `mandatory`: the alternate exchange catches their messages.
             ExchangeSpec(REQUESTS_EXCHANGE, "topic", {"alternate-exchange": UNROUTED_EXCHANGE}),
+            *map(_entry_exchange, tenants),
             ExchangeSpec(RETRY_EXCHANGE, "direct"),
             ExchangeSpec(RESULTS_EXCHANGE, "topic"),
         ),
@@ -272,6 +286,7 @@ def make_topology(tenants: Iterable[str], settings: TopologySettings = DEFAULTS)
         ),
         bindings=(
             *_request_bindings(),
+            *(binding for tenant in tenants for binding in _entry_bindings(tenant)),
             *(binding for _, binding in retry),
             *(
                 BindingSpec(RESULTS_EXCHANGE, tenant_stream(tenant), key)

@@ -15,11 +15,12 @@ from rabbit2docker.amqp.connection import ManagedChannel
 from rabbit2docker.amqp.publisher import ConfirmedPublisher
 from rabbit2docker.amqp.request_consumer import AmqpDelivery
 from rabbit2docker.amqp.request_log import RequestLog
+from rabbit2docker.amqp.senders import SenderCheck
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable
 from rabbit2docker.logs import get_logger
 from rabbit2docker.retry import retry_forever
 from rabbit2docker.settings import AmqpSettings
-from rabbit2docker_schemas.routing import UNROUTED_QUEUE, parse_request_key
+from rabbit2docker_schemas.routing import FORGED, UNROUTED_QUEUE, parse_request_key
 
 log = get_logger()
 
@@ -38,6 +39,7 @@ class UnroutedRequests:
         self._connection = ManagedChannel("unrouted", settings, setup=self._consume)
         self._publisher = publisher
         self._request_log = RequestLog(publisher)
+        self._check = SenderCheck(settings.tenant_users)
         self._on_loss = on_loss
         self._latest: float | None = None
 
@@ -66,12 +68,18 @@ class UnroutedRequests:
         await queue.consume(self._move)
 
     async def _move(self, message: AbstractIncomingMessage) -> None:
-        delivery = AmqpDelivery(message, UNROUTED_QUEUE, self._connection, self._publisher, self._request_log)
+        delivery = AmqpDelivery(
+            message, UNROUTED_QUEUE, self._connection, self._publisher, self._request_log, self._check
+        )
         routing_key = delivery.received.routing_key
         try:
             if (key := parse_request_key(routing_key)) is None:
-                await delivery.dead_letter("unroutable", "No queue takes messages with this routing key.")
-                metrics.REQUESTS_UNROUTED.labels(outcome="dead_lettered").inc()
+                await self._dead_letter(
+                    delivery, "unroutable", "No queue takes messages with this routing key."
+                )
+                return
+            if delivery.received.forged:
+                await self._dead_letter(delivery, FORGED, delivery.received.forged)
                 return
             self._latest = asyncio.get_running_loop().time()
             self._on_loss()
@@ -80,3 +88,8 @@ class UnroutedRequests:
             metrics.REQUESTS_UNROUTED.labels(outcome="rerouted").inc()
         except BrokerUnavailable as error:  # unacknowledged, so RabbitMQ redelivers it
             log.info("unrouted request not moved", reason=str(error))
+
+    @staticmethod
+    async def _dead_letter(delivery: AmqpDelivery, reason: str, message: str) -> None:
+        await delivery.dead_letter(reason, message)
+        metrics.REQUESTS_UNROUTED.labels(outcome="dead_lettered").inc()

@@ -1,42 +1,76 @@
-"""The users that `topology export` creates, each with the least permissions that its role needs. No I/O."""
+"""The users that `topology export` creates, each with the least permissions that its role needs. No I/O.
+
+RabbitMQ checks the exchange when a client publishes to it, binds it or names it for dead letters or as an alternate; it
+checks the routing key only when a client publishes. So a tenant's user may write to no exchange that others use.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
-from rabbit2docker_schemas.routing import REQUESTS_EXCHANGE, RESULTS_EXCHANGE
+from rabbit2docker_schemas.routing import REQUESTS_EXCHANGE, RESULTS_EXCHANGE, entry_exchange, tenant_stream
+
+WORKER: Final = "rabbit2docker-worker"
+OPERATOR: Final = "rabbit2docker-operator"
+MONITORING: Final = "rabbit2docker-monitoring"
+HUB_PREFIX: Final = "hub-"
+_NOTHING: Final = "^$"
+_EVERYTHING: Final = ".*"
 
 
 @dataclass(frozen=True, slots=True)
 class UserSpec:
-    """Permissions of one role: regular expressions on names, and on routing keys of the two topic exchanges."""
+    """Permissions of one role: regular expressions on names, and on routing keys of topic exchanges."""
 
     name: str
     configure: str
     write: str
     read: str
-    topics: tuple[tuple[str, str, str], ...]
-    """Exchange, writable keys, readable keys."""
+    topics: tuple[tuple[str, str, str], ...] = ()
+    """Exchange, writable keys, readable keys. RabbitMQ allows all keys of an exchange that is not listed."""
+    tags: tuple[str, ...] = ()
+    """Roles in the management API."""
 
 
 def make_users(tenants: Iterable[str]) -> Iterable[UserSpec]:
-    """Yield the users of the service and of each tenant."""
+    """Yield the users of the service, its operators, its monitoring and each tenant."""
+    tenants = tuple(tenants)
     yield UserSpec(
-        "rabbit2docker-worker",
+        WORKER,
         configure=r"^builds\.state$",
         write=r"^builds\.(results|retry|dlx|log)$",
         read=r"^builds\.(requests|requests\.bulk|cancels|cancels\.log|dropped|unrouted|state)$",
-        topics=((RESULTS_EXCHANGE, r"^(build|request)\.", "^$"),),
+        topics=((RESULTS_EXCHANGE, r"^(build|request)\.", _NOTHING),),
     )
+    yield UserSpec(
+        OPERATOR, configure=_EVERYTHING, write=_EVERYTHING, read=_EVERYTHING, tags=("policymaker",)
+    )
+    yield UserSpec(MONITORING, configure=_NOTHING, write=_NOTHING, read=_NOTHING, tags=("monitoring",))
     for tenant in tenants:
-        own = rf"hub\.{tenant}\."
+        yield _hub(tenant, is_alone=len(tenants) == 1)
+
+
+def _hub(tenant: str, *, is_alone: bool) -> UserSpec:
+    own = rf"hub\.{tenant}\..*"
+    keys = rf"^(request\.{tenant}\.(interactive|bulk)|cancel\.{tenant})$"
+    # Without another tenant to protect, programs may publish to `builds`.
+    entries = [entry_exchange(tenant), *([REQUESTS_EXCHANGE] if is_alone else [])]
+    return UserSpec(
+        f"{HUB_PREFIX}{tenant}",
+        configure=f"^{own}$",
+        write=_any_of(own, *map(_literal, entries)),
         # Topic permissions do not apply to reading a stream, so each tenant has its own.
-        yield UserSpec(
-            f"hub-{tenant}",
-            configure=f"^{own}",
-            write=rf"^({own}.*|builds)$",
-            read=rf"^({own}.*|builds\.results|builds\.results\.log\.{tenant})$",
-            topics=(
-                (REQUESTS_EXCHANGE, rf"^(request\.{tenant}\.(interactive|bulk)|cancel\.{tenant})$", "^$"),
-                (RESULTS_EXCHANGE, "^$", rf"^(build|request)\.{tenant}\."),
-            ),
-        )
+        read=_any_of(own, _literal(RESULTS_EXCHANGE), _literal(tenant_stream(tenant))),
+        topics=(
+            *((exchange, keys, _NOTHING) for exchange in entries),
+            (RESULTS_EXCHANGE, _NOTHING, rf"^(build|request)\.{tenant}\."),
+        ),
+    )
+
+
+def _literal(name: str) -> str:
+    return name.replace(".", r"\.")
+
+
+def _any_of(*patterns: str) -> str:
+    return f"^({'|'.join(patterns)})$"

@@ -52,6 +52,7 @@ def _as_dict(letter: "DeadLetter") -> dict[str, Any]:
         "message_id": letter.message_id,
         "published_at": letter.published_at.isoformat() if letter.published_at else None,
         "undecodable": letter.undecodable,
+        "unverified": letter.unverified,
         "body": letter.body.decode(errors="replace"),
     }
 
@@ -107,21 +108,32 @@ def _selection(ids: list[str] | None, is_all: bool) -> "Callable[[DeadLetter], b
     return lambda letter: is_all or letter.id.startswith(tuple(ids or ()))
 
 
-def _report(letters: "list[DeadLetter]", what: str) -> None:
+def _report(letters: "list[DeadLetter]", outcome: "Callable[[DeadLetter], str]") -> None:
     for letter in letters:
-        say(f"{letter.id} {what}")
+        say(f"{letter.id} {outcome(letter)}")
     if not letters:
         fail("No dead letter matches. List them with `rabbit2docker dead-letters list`.", Exit.NOT_FOUND)
 
 
 @app.command()
-def redrive(ids: Ids = None, is_all: All = False) -> None:
+def redrive(
+    ids: Ids = None,
+    is_all: All = False,
+    unverified: Annotated[
+        bool,
+        typer.Option("--unverified", help="Also letters whose sender RabbitMQ cannot prove."),
+    ] = False,
+) -> None:
     """Publish dead letters again under their original routing key.
 
-    A message is removed from the dead letters once RabbitMQ has confirmed its copy.
+    A message is removed from the dead letters once RabbitMQ has confirmed its copy. A forged one stays.
     """
     is_selected = _selection(ids, is_all)
-    _report(_run(lambda letters: letters.redrive(is_selected)), "published again")
+    letters = _run(lambda letters: letters.redrive(is_selected, unverified=unverified))
+    kept = {letter.id: why for letter in letters if (why := letter.why_kept(unverified=unverified))}
+    _report(letters, lambda letter: f"kept: {kept[letter.id]}" if letter.id in kept else "published again")
+    if kept:
+        raise typer.Exit(Exit.FAILED)
 
 
 @app.command()
@@ -134,4 +146,4 @@ def discard(
     is_selected = _selection(ids, is_all)
     if not yes:
         typer.confirm("Delete them for good?", abort=True)
-    _report(_run(lambda letters: letters.discard(is_selected)), "deleted")
+    _report(_run(lambda letters: letters.discard(is_selected)), lambda _: "deleted")

@@ -31,6 +31,15 @@ class AmqpSettings(Group):
     """http(s) URL of the management API with user and password; needed only to see bindings and policies."""
     management_url_file: Path | None = None
     """File with that URL, in place of `management_url`."""
+    entry_exchange: bool | None = None
+    """Publish requests to the tenant's own exchange, `builds.entry.<tenant>`, instead of `builds`; unset: unless the tenant
+    is `default`."""
+    send_user_id: bool = True
+    """Name the user of the URL as `user_id` of requests, which RabbitMQ validates. Off where RabbitMQ knows the user by
+    another name, as with tokens or client certificates."""
+    tenant_users: dict[str, str] = {}
+    """For `rabbit2docker run`: the RabbitMQ user of a tenant, such as `{"alpha": "hub-alpha"}`. Messages of this tenant
+    without its validated `user_id` count as forged, as do those of other tenants with it."""
     heartbeat: int = Field(default=15, ge=5, le=120)
     """Seconds between heartbeats. A connection that went silent is detected after about three of them."""
     prefetch: int = Field(default=8, ge=1, le=100)

@@ -10,7 +10,7 @@ from rabbit2docker_schemas.ids import BuildId, RequestId, build_id_of, routable_
 from rabbit2docker_schemas.parsing import InvalidMessage, read_cancel, read_request
 from rabbit2docker_schemas.reasons import RejectReason
 from rabbit2docker_schemas.requests import BuildRequest, CancelRequest
-from rabbit2docker_schemas.routing import RequestKey, parse_request_key
+from rabbit2docker_schemas.routing import FORGED, RequestKey, parse_request_key
 
 CANCEL_ACTION = "cancel"
 
@@ -50,7 +50,7 @@ class InvalidRequest:
 
 @dataclass(frozen=True, slots=True)
 class UndeliverableMessage:
-    """A message without an event to answer it with: a bad routing key, or a cancel message that cannot be read."""
+    """A message without an event to answer it with: a bad or forged routing key, or an unreadable cancel message."""
 
     reason: str
     message: str
@@ -63,6 +63,9 @@ def parse_delivery(
     received: RequestMessage, *, max_bytes: int, now: Callable[[], datetime] = utc_now
 ) -> ParsedDelivery:
     """Parse a delivery of at most `max_bytes`; a request without a timestamp counts as queued `now`."""
+    if received.forged:
+        # An answer would go to the tenant that did not send it.
+        return UndeliverableMessage(FORGED, received.forged)
     parsed = _parse(received, max_bytes, now)
     if received.undecodable:
         return _refused_as_undecodable(parsed, received.undecodable)
@@ -92,9 +95,9 @@ def _parse(received: RequestMessage, max_bytes: int, now: Callable[[], datetime]
 
 
 def sender_of(received: RequestMessage) -> tuple[str, RequestId] | None:
-    """Return tenant and request id from the envelope alone, without the body; None unless it is a request."""
+    """Return tenant and request id from the envelope alone, without the body; None unless a tenant's request."""
     key = parse_request_key(received.routing_key)
-    if key is None or key.action == CANCEL_ACTION:
+    if key is None or received.forged or key.action == CANCEL_ACTION:
         return None
     return key.tenant, _request_id(received, None)
 
