@@ -20,6 +20,7 @@ from rabbit2docker_schemas.routing import (
     Priority,
     build_event_key,
     cancel_key,
+    entry_exchange,
     hub_queue,
     request_event_key,
     request_key,
@@ -167,11 +168,15 @@ def _channels() -> dict[str, Any]:
         "requests": _keyed(
             REQUESTS_EXCHANGE,
             request_key("{tenant}", "{priority}"),
-            "Requests to the service. The tenant is taken from this routing key only.",
+            "Requests to the service. The tenant is taken from this routing key only. One of several tenants publishes "
+            f"to {entry_exchange('{tenant}')} instead, with the same keys.",
             [REQUEST_TYPE],
         ),
         "cancels": _keyed(
-            REQUESTS_EXCHANGE, cancel_key("{tenant}"), "Cancel messages to the service.", [CANCEL_TYPE]
+            REQUESTS_EXCHANGE,
+            cancel_key("{tenant}"),
+            "Cancel messages to the service, published as requests are.",
+            [CANCEL_TYPE],
         ),
         "request_events": _keyed(
             RESULTS_EXCHANGE,

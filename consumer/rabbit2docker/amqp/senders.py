@@ -49,7 +49,7 @@ def publisher_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a message comes from, as RabbitMQ says."""
+    """The way of a message to the service, as RabbitMQ reports it."""
 
     exchange: str
     queue: str

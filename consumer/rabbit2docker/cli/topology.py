@@ -21,7 +21,10 @@ app = typer.Typer(
 
 Tenants = Annotated[
     list[str] | None,
-    typer.Option("--tenant", help="Tenant to give a stream; repeatable. Default: RABBIT2DOCKER_TENANTS."),
+    typer.Option(
+        "--tenant",
+        help="Tenant to give an exchange and a stream; repeatable. Default: RABBIT2DOCKER_TENANTS.",
+    ),
 ]
 
 
@@ -75,8 +78,9 @@ def check(tenant: Tenants = None) -> None:
 def export(tenant: Tenants = None) -> None:
     """Print the topology as RabbitMQ definitions, with users and permissions, without connecting.
 
-    Import it with `rabbitmqctl import_definitions`. The users have no password and cannot log in until you set one
-    with `rabbitmqctl change_password`.
+    Import it with `rabbitmqctl import_definitions`. There is a user for the service, its operators, its monitoring and
+    each tenant. They have no password and cannot log in until you set one with `rabbitmqctl change_password`. Several
+    tenants publish to exchanges of their own, a single one to `builds` as well.
     """
     from rabbit2docker.amqp.definitions import as_definitions
     from rabbit2docker.amqp.topology import make_topology
