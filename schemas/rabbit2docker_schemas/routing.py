@@ -69,6 +69,11 @@ FORGED: Final = "forged"
 """Reason of a dead letter whose sender need not be the tenant that its routing key names. It is never redriven."""
 
 
+def is_tenant(name: str) -> bool:
+    """Return whether a tenant may have this name."""
+    return _TENANT.fullmatch(name) is not None
+
+
 def request_key(tenant: str, priority: Priority | str) -> str:
     """Return the routing key of a request on the `builds` exchange; either part may be a placeholder."""
     return f"request.{tenant}.{priority}"
@@ -140,7 +145,7 @@ def parse_request_key(key: str) -> RequestKey | None:
         case _:
             return None
     # Events carry the tenant in their own routing keys, so an invalid one could not be answered.
-    return found if _TENANT.fullmatch(found.tenant) else None
+    return found if is_tenant(found.tenant) else None
 
 
 def hub_bindings(tenant: str) -> Iterable[str]:

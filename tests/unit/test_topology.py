@@ -2,7 +2,12 @@
 
 import re
 
+import pytest
+
+from rabbit2docker.amqp.broker import Broker
 from rabbit2docker.amqp.topology import WORK_QUEUES, make_topology
+from rabbit2docker.errors import ConfigurationError
+from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.routing import (
     DEAD_LETTER_EXCHANGE,
     REQUEST_LOG_EXCHANGE,
@@ -62,6 +67,37 @@ def test_each_work_queue_can_be_reached_past_the_bindings_of_requests() -> None:
     keys = ("request.one.interactive", "request.one.bulk", "cancel.one")
     parsed = [key for key in map(parse_request_key, keys) if key is not None]
     assert tuple(key.queue for key in parsed) == WORK_QUEUES
+
+
+@pytest.mark.parametrize("tenant", ["", "a.b", "a|.*", "A", "-a", "a" * 64, "a\n"])
+def test_an_invalid_tenant_gets_no_permissions(tenant: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be a tenant"):
+        make_topology(["one", tenant])
+
+
+def test_the_users_of_unknown_tenants_are_an_error() -> None:
+    amqp = AmqpSettings(tenant_users={"one": "hub-one", "two": "hub-two"})
+    with pytest.raises(ConfigurationError, match="names two, which RABBIT2DOCKER_TENANTS does not"):
+        Broker(Settings(tenants=["one"], amqp=amqp))
+
+
+def test_the_exchange_of_a_tenant_leads_its_keys_alone_to_queues_that_a_consumer_reads() -> None:
+    for tenant in ("one", "two"):
+        bound = [
+            (binding.key, binding.queue)
+            for binding in make_topology(["one", "two"]).bindings
+            if binding.exchange == f"builds.entry.{tenant}"
+        ]
+        keys = (f"request.{tenant}.interactive", f"request.{tenant}.bulk", f"cancel.{tenant}")
+        assert bound == list(zip(keys, WORK_QUEUES, strict=True))
+
+
+@pytest.mark.parametrize("tenants", [["one"], ["one", "two"], ["default", "one"]])
+def test_only_a_single_tenant_may_publish_to_the_exchange_of_all(tenants: list[str]) -> None:
+    hubs = [user for user in make_topology(tenants).users if user.name.startswith("hub-")]
+    assert len(hubs) == len(tenants)
+    for hub in hubs:
+        assert bool(re.search(hub.write, "builds")) == (len(tenants) == 1)
 
 
 def test_the_shipped_worker_may_read_and_write_what_the_service_uses() -> None:

@@ -15,6 +15,7 @@ from rabbit2docker.amqp.request_consumer import RequestConsumer
 from rabbit2docker.amqp.state_claim import StateClaim
 from rabbit2docker.amqp.topology_keeper import TopologyKeeper
 from rabbit2docker.amqp.unrouted import UnroutedRequests
+from rabbit2docker.errors import ConfigurationError
 from rabbit2docker.logs import get_logger
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.routing import UNROUTED_QUEUE
@@ -26,7 +27,12 @@ class Broker:
     """The service's view of RabbitMQ: requests in, events out."""
 
     def __init__(self, settings: Settings) -> None:
-        """Create the parts; nothing connects before `run`. Raises ConfigurationError for an invalid URL."""
+        """Create the parts; nothing connects before `run`. Raises ConfigurationError for an invalid URL or tenant."""
+        if unknown := settings.amqp.tenant_users.keys() - settings.tenants:
+            raise ConfigurationError(
+                f"RABBIT2DOCKER_AMQP__TENANT_USERS names {', '.join(sorted(unknown))}, which RABBIT2DOCKER_TENANTS does not: "
+                "correct one of the two."
+            )
         self._settings = settings
         self._was_incomplete = False
         self._keeper = TopologyKeeper(settings, on_checked=self._on_topology_checked)

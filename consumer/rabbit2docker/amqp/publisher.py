@@ -106,6 +106,12 @@ class ConfirmedPublisher:
         self._exchanges_generation = -1
         self._unrouted_since: LRUCache[str, float] = LRUCache(UNROUTED_TENANTS)
 
+    @property
+    def user(self) -> str | None:
+        """The user that RabbitMQ knows the present connection by; None where its URL does not say."""
+        url = self._connection.url
+        return (url.user or None) if url.query.get("auth", "plain").lower() == "plain" else None
+
     async def publish(self, event: Event) -> None:
         """Publish an event until it is confirmed; see amqp.ports.Publisher."""
         body, headers = event.body(), event.headers()

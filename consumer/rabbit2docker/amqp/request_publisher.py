@@ -7,7 +7,6 @@ from typing import Final
 import aio_pika
 from aiormq.exceptions import ChannelPreconditionFailed
 
-from rabbit2docker.amqp.connection import parse_url
 from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable
 from rabbit2docker.settings import AmqpSettings
@@ -31,13 +30,6 @@ def request_exchange(settings: AmqpSettings, tenant: str) -> str:
     return entry_exchange(tenant) if is_own else REQUESTS_EXCHANGE
 
 
-def _user_id(settings: AmqpSettings) -> str | None:
-    """Return the user that RabbitMQ knows the connection by, if the URL says so."""
-    url = parse_url(settings, "requester")
-    is_named = settings.send_user_id and url.query.get("auth", "plain").lower() == "plain"
-    return url.user or None if is_named else None
-
-
 class RequestPublisher:
     """Publishes for one tenant. Methods raise BrokerUnavailable, TopologyMismatch or AccessRefused."""
 
@@ -46,7 +38,6 @@ class RequestPublisher:
         self._publisher = publisher
         self._tenant = tenant
         self._exchange = request_exchange(publisher.settings, tenant)
-        self._user_id = _user_id(publisher.settings)
 
     async def request(self, request: BuildRequest, priority: Priority = Priority.INTERACTIVE) -> RequestId:
         """Request a build and return the request's id, a new one if the request has none."""
@@ -72,7 +63,8 @@ class RequestPublisher:
         }
 
         def message() -> aio_pika.Message:
-            return make_message(body, headers, type_=type_, timestamp=moment, user_id=self._user_id)
+            user_id = self._publisher.user if self._publisher.settings.send_user_id else None
+            return make_message(body, headers, type_=type_, timestamp=moment, user_id=user_id)
 
         try:
             await self._publisher.send(self._exchange, key, message, until_confirmed=False)

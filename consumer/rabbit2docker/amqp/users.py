@@ -8,7 +8,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from rabbit2docker_schemas.routing import REQUESTS_EXCHANGE, RESULTS_EXCHANGE, entry_exchange, tenant_stream
+from rabbit2docker.errors import ConfigurationError
+from rabbit2docker_schemas.routing import (
+    REQUESTS_EXCHANGE,
+    RESULTS_EXCHANGE,
+    entry_exchange,
+    is_tenant,
+    tenant_stream,
+)
 
 WORKER: Final = "rabbit2docker-worker"
 OPERATOR: Final = "rabbit2docker-operator"
@@ -33,8 +40,16 @@ class UserSpec:
 
 
 def make_users(tenants: Iterable[str]) -> Iterable[UserSpec]:
-    """Yield the users of the service, its operators, its monitoring and each tenant."""
+    """Yield the users of the service, its operators, its monitoring and each tenant.
+
+    Raises ConfigurationError for an invalid tenant, whose name would be part of regular expressions.
+    """
     tenants = tuple(tenants)
+    if invalid := [tenant for tenant in tenants if not is_tenant(tenant)]:
+        raise ConfigurationError(
+            f"{', '.join(map(repr, invalid))} cannot be a tenant: names have at most 63 lower-case letters, digits and "
+            "hyphens, no hyphen first or last. Correct RABBIT2DOCKER_TENANTS or --tenant."
+        )
     yield UserSpec(
         WORKER,
         configure=r"^builds\.state$",
