@@ -71,7 +71,9 @@ NEW_NAMES: Final = ("builds.entry.three", "builds.entry", "builds.x", "hub.two.x
 
 @contextmanager
 def connected(url: str) -> Iterator[pika.BlockingConnection]:
-    connection = pika.BlockingConnection(pika.URLParameters(url))
+    parameters = pika.URLParameters(url)
+    parameters.heartbeat = 0  # it answers none while the test does other things
+    connection = pika.BlockingConnection(parameters)
     try:
         yield connection
     finally:
@@ -360,6 +362,7 @@ def test_nothing_is_built_or_cancelled_as_another_tenant(
             lambda: all_of(redrive_by_command(operator.url.get_secret_value()), forged)
         )
         assert all("kept: It may be forged. The message " in line for line in said)
+    assert f'rabbit2docker_dead_lettered_total{{reason="forged"}} {forged - 1}.0' in consumer.get("/metrics")[1].splitlines()
     asyncio.run(withdraw(users, a_request("withdrawn", lines=1000, every=0.2)))
     of_one = asyncio.run(until_ended(amqp, 4, tenant="one"))
     of_two = asyncio.run(until_ended(amqp, 2, tenant="two"))

@@ -38,7 +38,7 @@ class ExportedUsers:
         return self._rabbitmq.management_url.replace("guest:guest", f"{name}:{name}")
 
     def settings(self, exported: str) -> AmqpSettings:
-        return AmqpSettings.model_validate({"url": self.url(exported), "heartbeat": 5})
+        return AmqpSettings.model_validate({"url": self.url(exported), "heartbeat": 60})
 
     def delete(self) -> None:
         for name in self.names:

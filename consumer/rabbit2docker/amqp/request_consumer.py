@@ -33,6 +33,7 @@ from rabbit2docker_schemas.routing import (
     DEAD_LETTER_EXCHANGE,
     DROPPED_EXCHANGE,
     DROPPED_QUEUE,
+    FORGED,
     MESSAGE_ID_HEADER,
     QUEUE_HEADER,
     REASON_HEADER,
@@ -178,6 +179,10 @@ class AmqpDelivery:
             ATTEMPT_HEADER: received.tries,
             ROUTING_KEY_HEADER: received.routing_key,
         }
+        if reason == FORGED:
+            log.warning(
+                "message forged", routing_key=received.routing_key, queue=received.queue, reason=message
+            )
         await self._publish_copy(DEAD_LETTER_EXCHANGE, received.routing_key, headers)
         metrics.DEAD_LETTERED.labels(reason=str(reason)).inc()
         await self.ack()
