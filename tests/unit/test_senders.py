@@ -134,7 +134,8 @@ def test_headers_of_a_publisher_do_not_rename_what_rabbitmq_dropped() -> None:
         "came through the exchange of the tenant one" in letter(dropped("builds.entry.one"), TWO).why_kept()
     )
     assert "must have the user_id hub-one" in letter(dropped("builds.entry.one")).why_kept()
-    assert letter({**NAMES_TWO, "x-death": []}).reason == FORGED
+    for deaths in ([], None, "no list", [None, {"queue": None}]):
+        assert letter({**NAMES_TWO, "x-death": deaths}).reason == FORGED
 
 
 def test_what_was_dropped_on_its_way_back_from_the_ladder_keeps_its_key() -> None:

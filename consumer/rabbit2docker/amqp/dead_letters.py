@@ -13,6 +13,7 @@ from aio_pika.abc import AbstractConnection, AbstractExchange, AbstractIncomingM
 from rabbit2docker.amqp.connection import open_connection, translated
 from rabbit2docker.amqp.endpoint import Endpoint
 from rabbit2docker.amqp.frame_screen import UNDECODABLE_HEADER
+from rabbit2docker.amqp.ports import anonymous_id
 from rabbit2docker.amqp.publisher import make_message
 from rabbit2docker.amqp.request_consumer import MESSAGE_HEADER
 from rabbit2docker.amqp.senders import (
@@ -116,10 +117,11 @@ def read_dead_letter(
 
 def _drop_of(message: AbstractIncomingMessage) -> _Drop | None:
     """Return RabbitMQ's move of this message; None for a copy, which has none of RabbitMQ's headers."""
-    deaths: Any = message.headers.get("x-death")
-    if deaths is None:
+    if "x-death" not in message.headers:
         return None
-    of_requests: dict[str, Any] = next((death for death in deaths if death.get("queue") in WORK_QUEUES), {})
+    deaths: Any = message.headers["x-death"]
+    entries = [one for one in deaths if isinstance(one, dict)] if isinstance(deaths, list) else []
+    of_requests: dict[str, Any] = next((one for one in entries if one.get("queue") in WORK_QUEUES), {})
     origin = replace(
         Origin.of(message, header_text(of_requests.get("queue", ""))),
         exchange=header_text(of_requests.get("exchange", "of an unknown name")),
@@ -191,7 +193,7 @@ class DeadLetters:
         again = make_message(
             letter.body,
             {**letter.headers, ROUTING_KEY_HEADER: letter.routing_key},
-            message_id=letter.message_id,
+            message_id=letter.message_id or anonymous_id(letter.body, letter.published_at),
             content_type=content_type,
             timestamp=letter.published_at,
         )
