@@ -19,6 +19,7 @@ from rabbit2docker.consumer.images.names import image_name
 from rabbit2docker.consumer.intake.parsing import (
     IncomingRequest,
     InvalidRequest,
+    UndeliverableMessage,
     parse_delivery,
     sender_of,
 )
@@ -55,7 +56,9 @@ BANNING = ProviderSettings(banned_specs={"gh": ["^banned/"], "git": [".*banned"]
 keys = st.sampled_from(
     ["request.default.interactive", "request.default.bulk", "cancel.default", "request.default", "a", ""]
 ) | byte_variants([b"request.default.interactive"]).map(lambda key: key.decode(errors="replace"))
-exchanges = st.sampled_from(["builds", "", "builds.retry", "other"])
+exchanges = st.sampled_from(
+    ["builds", "", "builds.retry", "builds.entry.default", "builds.entry.other", "builds.entry.", "other"]
+)
 
 
 def message(payload: bytes, body: bytes, key: str, exchange: str) -> Any:
@@ -79,6 +82,9 @@ def test_a_delivery_is_read_or_answered_with_an_event_that_can_be_published(
 ) -> None:
     request = request_message_from(message(payload, body, key, exchange), "builds.requests")
     parsed = parse_delivery(request, max_bytes=256 * 1024)
+    if exchange in ("builds.entry.other", "builds.entry.", "other"):
+        assert isinstance(parsed, UndeliverableMessage)
+        assert sender_of(request) is None
     if isinstance(parsed, IncomingRequest | InvalidRequest):
         assert sender_of(request) is not None
         data = events.Rejected(

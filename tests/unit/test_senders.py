@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from rabbit2docker.amqp.dead_letters import DeadLetter, read_dead_letter
-from rabbit2docker.amqp.senders import Origin, SenderCheck, publisher_headers
+from rabbit2docker.amqp.senders import ANY_USER, Origin, SenderCheck, publisher_headers
 from rabbit2docker_schemas.routing import FORGED
 
 ONE, TWO = "request.one.interactive", "request.two.interactive"
-ANY_USER, CHECK = SenderCheck(), SenderCheck({"one": "hub-one"})
+CHECK = SenderCheck({"one": "hub-one"})
 NAMES_TWO = {"r2d-routing-key": TWO, "r2d-message-id": "m", "r2d-reason": "unavailable"}
 
 

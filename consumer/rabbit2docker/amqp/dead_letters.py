@@ -17,6 +17,7 @@ from rabbit2docker.amqp.ports import anonymous_id
 from rabbit2docker.amqp.publisher import make_message
 from rabbit2docker.amqp.request_consumer import MESSAGE_HEADER
 from rabbit2docker.amqp.senders import (
+    ANY_USER,
     Origin,
     SenderCheck,
     as_short_string,
@@ -82,7 +83,7 @@ class _Drop:
 
 
 def read_dead_letter(
-    message: AbstractIncomingMessage, check: SenderCheck, *, are_deaths_trusted: bool = True
+    message: AbstractIncomingMessage, check: SenderCheck = ANY_USER, *, are_deaths_trusted: bool = True
 ) -> DeadLetter:
     """Parse a message of the dead-letter queue.
 

@@ -17,6 +17,7 @@ from rabbit2docker.amqp.ports import Delivery, RequestMessage, Waiting, anonymou
 from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
 from rabbit2docker.amqp.request_log import RequestLog
 from rabbit2docker.amqp.senders import (
+    ANY_USER,
     Origin,
     SenderCheck,
     as_short_string,
@@ -66,7 +67,9 @@ def _waiting(headers: Mapping[str, Any]) -> Waiting | None:
     )
 
 
-def request_message_from(message: AbstractIncomingMessage, queue: str, check: SenderCheck) -> RequestMessage:
+def request_message_from(
+    message: AbstractIncomingMessage, queue: str, check: SenderCheck = ANY_USER
+) -> RequestMessage:
     """Return the content of a message. Headers of the service count only on a copy that it made itself."""
     headers, origin = dict(message.headers), Origin.of(message, queue)
     tries, message_id, waiting = 0, message.message_id, None

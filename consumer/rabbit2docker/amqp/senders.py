@@ -107,6 +107,10 @@ class SenderCheck:
         return f"The message names the tenant {key.tenant} but {was}{expected}."
 
 
+ANY_USER: Final = SenderCheck()
+"""For services that know no tenant's user."""
+
+
 def _why_not_by(origin: Origin, key: RequestKey) -> str:
     own = entry_exchange(key.tenant)
     if origin.exchange in (own, REQUESTS_EXCHANGE):
