@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -18,13 +18,12 @@ from rabbit2docker.amqp.publisher import make_message
 from rabbit2docker.amqp.request_consumer import MESSAGE_HEADER
 from rabbit2docker.amqp.senders import (
     ANY_USER,
-    Origin,
+    Drop,
     SenderCheck,
     as_short_string,
     header_text,
     publisher_headers,
 )
-from rabbit2docker.amqp.topology import WORK_QUEUES
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.routing import (
     DEAD_QUEUE,
@@ -74,14 +73,6 @@ class DeadLetter:
         return f"{self.unverified} {_IF_TRUSTED}" if self.unverified and not unverified else ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Drop:
-    """A move from a queue of requests to the dead letters that RabbitMQ itself made."""
-
-    origin: Origin
-    reason: str
-
-
 def read_dead_letter(
     message: AbstractIncomingMessage, check: SenderCheck = ANY_USER, *, are_deaths_trusted: bool = True
 ) -> DeadLetter:
@@ -90,7 +81,7 @@ def read_dead_letter(
     A copy that the service made has been checked before, and carries the service's headers. A message that RabbitMQ
     itself moved is checked here, and carries its publisher's headers.
     """
-    headers, drop = dict(message.headers), _drop_of(message)
+    headers, drop = dict(message.headers), Drop.of(message)
     undecodable = header_text(headers.get(UNDECODABLE_HEADER, ""))
     unverified = _FORGED_DEATHS if drop and not are_deaths_trusted else ""
     if drop is None and ("headers:" in undecodable or "properties:" in undecodable):
@@ -116,21 +107,7 @@ def read_dead_letter(
     )
 
 
-def _drop_of(message: AbstractIncomingMessage) -> _Drop | None:
-    """Return RabbitMQ's move of this message; None for a copy, which has none of RabbitMQ's headers."""
-    if "x-death" not in message.headers:
-        return None
-    deaths: Any = message.headers["x-death"]
-    entries = [one for one in deaths if isinstance(one, dict)] if isinstance(deaths, list) else []
-    of_requests: dict[str, Any] = next((one for one in entries if one.get("queue") in WORK_QUEUES), {})
-    origin = replace(
-        Origin.of(message, header_text(of_requests.get("queue", ""))),
-        exchange=header_text(of_requests.get("exchange", "of an unknown name")),
-    )
-    return _Drop(origin, header_text(of_requests.get("reason", "")))
-
-
-def _reason_of_drop(drop: _Drop, check: SenderCheck) -> tuple[str, str]:
+def _reason_of_drop(drop: Drop, check: SenderCheck) -> tuple[str, str]:
     if problem := check.why_forged(drop.origin):
         return FORGED, problem
     return drop.reason, f"RabbitMQ dropped it: {_DROPS.get(drop.reason, drop.reason)}."

@@ -1,7 +1,7 @@
 """Requests and cancel messages from their queues, each queue with a prefetch of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -18,6 +18,7 @@ from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
 from rabbit2docker.amqp.request_log import RequestLog
 from rabbit2docker.amqp.senders import (
     ANY_USER,
+    Drop,
     Origin,
     SenderCheck,
     as_short_string,
@@ -32,7 +33,6 @@ from rabbit2docker.tasks import TaskSet
 from rabbit2docker_schemas.routing import (
     ATTEMPT_HEADER,
     DEAD_LETTER_EXCHANGE,
-    DROPPED_EXCHANGE,
     DROPPED_QUEUE,
     FORGED,
     MESSAGE_ID_HEADER,
@@ -71,7 +71,8 @@ def request_message_from(
     message: AbstractIncomingMessage, queue: str, check: SenderCheck = ANY_USER
 ) -> RequestMessage:
     """Return the content of a message. Headers of the service count only on a copy that it made itself."""
-    headers, origin = dict(message.headers), Origin.of(message, queue)
+    drop = Drop.of(message) if queue == DROPPED_QUEUE else None
+    headers, origin = dict(message.headers), drop.origin if drop else Origin.of(message, queue)
     tries, message_id, waiting = 0, message.message_id, None
     if origin.is_copy:
         tries = _number(headers.get(ATTEMPT_HEADER))
@@ -95,7 +96,7 @@ def request_message_from(
         tries=tries,
         waiting=waiting,
         undecodable=header_text(headers.get(UNDECODABLE_HEADER, "")),
-        dropped=_dropped_because(headers) if queue == DROPPED_QUEUE else "",
+        dropped=drop.reason if drop else "",
         forged=check.why_forged(origin),
     )
 

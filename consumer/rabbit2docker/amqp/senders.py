@@ -6,11 +6,12 @@ names the one that the message was last published to, or that a queue dead-lette
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from aio_pika.abc import AbstractIncomingMessage
 
+from rabbit2docker.amqp.topology import WORK_QUEUES
 from rabbit2docker_schemas.routing import (
     ENTRY_PREFIX,
     REQUESTS_EXCHANGE,
@@ -76,6 +77,29 @@ class Origin:
         if self.is_copy and ROUTING_KEY_HEADER in self.headers:
             return as_short_string(self.headers[ROUTING_KEY_HEADER])
         return self.delivered_key
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A message that RabbitMQ itself took out of a queue of requests."""
+
+    origin: Origin
+    """Of the message in that queue."""
+    reason: str
+
+    @classmethod
+    def of(cls, message: AbstractIncomingMessage) -> "Drop | None":
+        """Return the drop of a message; None for a copy of the service, which has none of RabbitMQ's headers."""
+        if "x-death" not in message.headers:
+            return None
+        deaths: Any = message.headers["x-death"]
+        entries = [one for one in deaths if isinstance(one, dict)] if isinstance(deaths, list) else []
+        of_requests: dict[str, Any] = next((one for one in entries if one.get("queue") in WORK_QUEUES), {})
+        origin = replace(
+            Origin.of(message, header_text(of_requests.get("queue", ""))),
+            exchange=header_text(of_requests.get("exchange", "of an unknown name")),
+        )
+        return cls(origin, header_text(of_requests.get("reason", "dropped")))
 
 
 class SenderCheck:
