@@ -1,7 +1,7 @@
 """Requests and cancel messages from their queues, each queue with a prefetch of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
