@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from rabbit2docker.consumer.executors.base import AttemptName, AttemptState, AttemptStatus
 from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor, gc, manifest
+from rabbit2docker.consumer.executors.kubernetes.containers import GIT_FILE
 from rabbit2docker.errors import ExecutorUnavailable
 from rabbit2docker.settings import Settings, TenantCredentials
 from rabbit2docker_schemas.ids import build_id_of
@@ -57,7 +58,7 @@ def a_map(name: str, *, settings: Settings | None = None) -> dict[str, Any]:
 
 
 def content(kube: Replicas, name: str = SECRET) -> str:
-    return base64.b64decode(data_of(kube, SECRETS, name)["data"][manifest.GIT_FILE]).decode()
+    return base64.b64decode(data_of(kube, SECRETS, name)["data"][GIT_FILE]).decode()
 
 
 async def made(executor: KubernetesExecutor, tenant: str = "physics") -> None:

@@ -52,6 +52,8 @@ class Consumer:
         if not real:
             self.variables |= {
                 "RABBIT2DOCKER_IMAGES__CHECK_REGISTRY": "false",
+                # The fakes read and write files of the test.
+                "RABBIT2DOCKER_LOCAL__CONFINE": "false",
                 "PATH": f"{TOOLS / 'bin'}:{os.environ['PATH']}",
                 "PYTHONPATH": str(TOOLS / "python"),
                 "DOCKER_FAKE_STATE": str(self.fake_docker),

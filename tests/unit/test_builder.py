@@ -1,6 +1,5 @@
 """The builder, run as a process with scripts in the place of repo2docker and docker."""
 
-import ast
 import json
 import os
 import signal
@@ -131,6 +130,11 @@ class Bench:
     def wait_for(self, text: str) -> None:
         eventually_blocking(lambda: self.log.exists() and text in self.log.read_text())
 
+    def calls(self) -> list[list[str]]:
+        """Return the arguments of each call of the fake docker that KEEP_CALLS has kept."""
+        kept = (self.directory / "calls").read_text().split("\0\n")
+        return [call.split("\0") for call in kept if call]
+
     def pids(self) -> list[int]:
         """Return the process ids that scripts have written to `pids`."""
         return [int(word) for word in (self.directory / "pids").read_text().split()]
@@ -248,6 +252,8 @@ def test_output_that_the_engine_dropped_is_reported_where_it_is_missing(bench: B
 
 OPTION = "--DockerEngine.extra_buildx_build_args"
 SHOW_CONFIG = 'while [ "$1" != --config ]; do shift; done; cat "$2"; echo; shift 2; printf "%s\\n" "$@"'
+BUILD = "docker buildx build --progress plain --load --tag any $PWD/bin\n"
+KEEP_CALLS = """printf "%s\\0" "$@" >> calls; echo >> calls"""
 
 
 @pytest.mark.parametrize(
@@ -257,7 +263,8 @@ SHOW_CONFIG = 'while [ "$1" != --config ]; do shift; done; cat "$2"; echo; shift
 def test_the_engine_gets_labels_the_operators_arguments_and_those_of_a_forced_build(
     bench: Bench, force: bool | str, arguments: list[str], builds_anew: bool
 ) -> None:
-    bench.repo2docker(SHOW_CONFIG)
+    bench.repo2docker(f"{SHOW_CONFIG}\n{BUILD}")
+    bench.docker(others=KEEP_CALLS)
     label = "a \"b\" 'c' $HOME\nd"
     operators = ["--DockerEngine.extra_buildx_build_args=['--network=host', '--quiet']", "--debug"]
     bench.run(
@@ -266,9 +273,12 @@ def test_the_engine_gets_labels_the_operators_arguments_and_those_of_a_forced_bu
         labels={"one": label},
         repo2docker_args=[*operators, "--DockerEngine.extra_buildx_build_args=--ssh=x"],
     )
-    [configured] = [line for line in bench.texts() if line.startswith("c.DockerEngine")]
-    expected = ["--network=host", "--quiet", "--ssh=x", "--label", f"one={label}", *arguments]
-    assert ast.literal_eval(configured.partition(" = ")[2])[: len(expected)] == expected
+    [build, *_] = bench.calls()
+    image = f"registry.example/one:{TAG}"
+    assert build[:7] == ["buildx", "build", "--progress", "plain", "--load", "--tag", image]
+    expected = ["--network=host", "--quiet", "--ssh=x", "--label", f"one={label}", *arguments, "--iidfile"]
+    assert build[7:-2] == expected
+    assert build[-1] == "-"
     assert ("Repo2Docker.find_image = lambda self: False" in bench.texts()) == builds_anew
     assert "--debug" in bench.texts()
     assert operators[0] not in bench.texts()
@@ -295,16 +305,15 @@ def test_an_argument_of_the_operator_that_is_no_list_is_reported() -> None:
 
 
 def test_each_push_is_of_the_image_that_was_built_whatever_has_its_name_by_then(bench: Bench) -> None:
-    find = r"""sed -n "s/.*'--iidfile', '\([^']*\)'.*/\1/p" """
-    bench.repo2docker(f'path=$({{ {SHOW_CONFIG}; }} | {find}); echo sha256:1234 > "$path"')
+    bench.repo2docker(BUILD)
+    id_file = """while [ $# -gt 0 ] && [ "$1" != --iidfile ]; do shift; done; [ -z "$2" ] || echo sha256:1234 > "$2" """
     bench.docker(
-        push=f'echo "$*" >> calls; [ -e once ] || {{ touch once; exit 1; }}\n{PUSHED}',
-        others='echo "$*" >> calls',
+        push=f"{KEEP_CALLS}; [ -e once ] || {{ touch once; exit 1; }}\n{PUSHED}",
+        others=f"{KEEP_CALLS}; {id_file}",
     )
-    bench.run(**bench.without_fetch())
-    calls = [line.split() for line in (bench.directory / "calls").read_text().splitlines()]
+    bench.run()
     image = f"registry.example/one:{TAG}"
-    assert [call for call in calls if call[0] in ("tag", "push")] == [
+    assert [call for call in bench.calls() if call[0] in ("tag", "push")] == [
         ["tag", "sha256:1234", image],
         ["push", image],
     ] * 2
@@ -312,21 +321,22 @@ def test_each_push_is_of_the_image_that_was_built_whatever_has_its_name_by_then(
 
 def test_a_forced_build_uses_a_base_image_that_the_engine_alone_has(bench: Bench) -> None:
     failure = "ERROR: failed to solve: base:1: failed to resolve source metadata for docker.io/library/base:1: not found"
-    bench.repo2docker(
-        f'{SHOW_CONFIG}\nif [ ! -e again ]; then touch again; echo "{failure}"; exit 1; fi; echo built'
+    bench.repo2docker(BUILD)
+    fails_once = (
+        f'{KEEP_CALLS}\nif [ ! -e again ]; then touch again; echo "{failure}"; exit 1; fi; echo built'
     )
-    command = bench.without_fetch()
-    bench.docker(images='echo [\\"base@sha256:0\\"]')
-    assert bench.run(**command, force=True)["reason"] != "ok"
+    bench.docker(images='echo [\\"base@sha256:0\\"]', others=fails_once)
+    assert bench.run(force=True)["reason"] != "ok"
     (bench.directory / "again").unlink()
-    bench.docker(images="echo []")
+    (bench.directory / "calls").unlink()
+    bench.docker(images="echo []", others=fails_once)
     bench.log.unlink()
     # An address given as a build argument is redacted, and found nevertheless.
     base = {"BASE": "docker.io/library/base:1"}
-    assert bench.run(**command, force=True, build_args=base)["reason"] == "ok"
-    configured = [line for line in bench.texts() if line.startswith("c.DockerEngine")]
-    assert ["--pull" in line for line in configured] == [True, False]
-    assert ["--no-cache" in line for line in configured] == [True, True]
+    assert bench.run(force=True, build_args=base)["reason"] == "ok"
+    builds = [call for call in bench.calls() if call[:2] == ["buildx", "build"]]
+    assert ["--pull" in build for build in builds] == [True, False]
+    assert ["--no-cache" in build for build in builds] == [True, True]
     assert any(line.startswith("The base image *** exists in") for line in bench.texts())
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import shlex
 from pathlib import Path
 from urllib.parse import quote
@@ -168,6 +169,66 @@ def test_credentials_of_registries_and_git_are_redacted(tmp_path: Path) -> None:
     secrets = known_secrets({}, environment)
     said = f"{PASSWORD} {pair} identity-1 git%2Fsecret git/secret netrc-secret header-secret ada"
     assert clean_text(said, secrets) == "*** *** *** *** *** *** *** ada"
+
+
+def test_credentials_in_the_configuration_of_git_are_redacted(tmp_path: Path) -> None:
+    (tmp_path / "stored").write_text("https://ada:stored-secret@git.example\n")
+    (tmp_path / "more").write_text(
+        '[http "https://a.example"]\n\textraHeader = "PRIVATE-TOKEN: included-secret"\n'
+    )
+    basic = base64.b64encode(b"x-access-token:basic-secret").decode()
+    (tmp_path / ".gitconfig").write_text(
+        f"""[include]
+    path = more
+[url "https://ada:instead-secret@git.example/"]
+    insteadOf = https://git.example/
+[url "https://ghp_0123456789abcdef@other.example/"]
+    insteadOf = https://other.example/
+[http "https://b.example"]
+    extraHeader = "Authorization: Basic {basic}"
+[credential]
+    helper = store --file {tmp_path / "stored"}
+    helper = "!f() {{ echo username=me; echo password=helper-secret; }}; f"
+"""
+    )
+    environment = {
+        "HOME": str(tmp_path),
+        "PATH": os.environ["PATH"],
+        "https_proxy": "http://me:proxy-secret@proxy",
+    }
+    secrets = known_secrets({}, environment)
+    said = [
+        "stored-secret",
+        "included-secret",
+        "instead-secret",
+        "ghp_0123456789abcdef",
+        "basic-secret",
+        basic,
+    ]
+    said += ["helper-secret", "proxy-secret"]
+    assert [clean_text(text, secrets) for text in said] == ["***"] * len(said)
+    assert clean_text("ada git.example", secrets) == "ada git.example"
+
+
+def test_credentials_that_helpers_of_docker_have_are_redacted(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        program = tmp_path / f"docker-credential-{name}"
+        program.write_text(
+            f'#!/bin/sh\nread server\necho "{{\\"Username\\": \\"me\\", \\"Secret\\": \\"{name}-$server-secret\\"}}"\n'
+        )
+        program.chmod(0o755)
+    config = {
+        "auths": {"a.example": {}, "b.example": {}},
+        "credsStore": "one",
+        "credHelpers": {"b.example": "two", "c.example": "missing"},
+        "HttpHeaders": {"X-Meta": "header-secret"},
+        "proxies": {"default": {"httpProxy": "http://me:proxy-secret@proxy"}},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    secrets = known_secrets({}, {"DOCKER_CONFIG": str(tmp_path), "HOME": str(tmp_path), "PATH": path})
+    said = ["one-a.example-secret", "two-b.example-secret", "header-secret", "proxy-secret"]
+    assert [clean_text(text, secrets) for text in said] == ["***"] * len(said)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rabbit2docker.consumer.executors.base import AttemptName, AttemptSpec, AttemptStatus, StoredOutcome
 from rabbit2docker.consumer.executors.kubernetes import manifest
 from rabbit2docker.consumer.executors.kubernetes.client import JSON_PATCH
+from rabbit2docker.consumer.executors.kubernetes.containers import pod_builder_spec
 from rabbit2docker.consumer.executors.kubernetes.executor import KubernetesExecutor
 from rabbit2docker.consumer.executors.kubernetes.manifest import (
     FINALIZER,
@@ -24,7 +25,6 @@ from rabbit2docker.consumer.executors.kubernetes.manifest import (
     credentials_secret,
     encode_status,
     git_credentials,
-    pod_builder_spec,
     read_spec,
     read_status,
     status_patch,
@@ -50,6 +50,7 @@ ANNOTATIONS_BYTES: Final = 256 * 1024
 ARGUMENT_BYTES: Final = 128 * 1024
 """Limit of the kernel for one variable of the environment, with its name (MAX_ARG_STRLEN)."""
 NODES: Final = ("node-a", "node-b", "node-c", "node-d", "node-e")
+SEPARATE: Final = (("builder", ""), ("fetch", "-fetch"), ("cage", "-cage"))
 TOKEN: Final = "https://robot:s3cr3t-t0ken@git.example.org"
 
 
@@ -82,18 +83,22 @@ def as_pod(made: Json) -> Pod:
     return Pod.model_validate_json(json.dumps({**made, "metadata": metadata}))
 
 
-def environment(made: Json) -> dict[str, str]:
-    [container] = made["spec"]["containers"]
-    return {item["name"]: item["value"] for item in container["env"]}
+def part(made: Json, name: str) -> Json:
+    [container] = [item for item in made["spec"]["containers"] if item["name"] == name]
+    assert isinstance(container, dict)
+    return container
+
+
+def environment(made: Json, name: str = "builder") -> dict[str, str]:
+    return {item["name"]: item["value"] for item in part(made, name)["env"]}
 
 
 def volumes(made: Json) -> dict[str, Json]:
     return {item["name"]: item for item in made["spec"]["volumes"]}
 
 
-def mounts(made: Json) -> dict[str, Json]:
-    [container] = made["spec"]["containers"]
-    return {item["name"]: item for item in container["volumeMounts"]}
+def mounts(made: Json, name: str = "builder") -> dict[str, Json]:
+    return {item["name"]: item for item in part(made, name)["volumeMounts"]}
 
 
 def preferred_nodes(made: Json) -> list[tuple[int, str]]:
@@ -140,12 +145,12 @@ def test_a_build_pod_has_neither_a_token_nor_the_addresses_of_the_clusters_servi
 
 def test_a_build_pod_has_a_restricted_security_context() -> None:
     pod = made()
-    [container] = pod["spec"]["containers"]
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        "readOnlyRootFilesystem": True,
-    }
+    for container in pod["spec"]["containers"]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        }
     assert pod["spec"]["securityContext"] == {
         "seccompProfile": {"type": "RuntimeDefault"},
         "runAsUser": 1000,
@@ -171,10 +176,44 @@ def test_credentials_are_mounted_and_never_written_into_the_pod() -> None:
     )
     pod = made(settings=settings, credentials="build-1-credentials")
     assert "s3cr3t" not in json.dumps(pod)
-    assert not any("valueFrom" in item for item in pod["spec"]["containers"][0]["env"])
-    assert "envFrom" not in pod["spec"]["containers"][0]
+    for container in pod["spec"]["containers"]:
+        assert not any("valueFrom" in item for item in container["env"])
+        assert "envFrom" not in container
+        read_only = {"git", "docker-config", "builder"} & mounts(pod, container["name"]).keys()
+        assert all(mounts(pod, container["name"])[name]["readOnly"] for name in read_only)
     assert "s3cr3t" not in json.dumps(pod_builder_spec(a_spec(), settings))
-    assert all(mounts(pod)[name]["readOnly"] for name in ("git", "docker-config", "builder"))
+
+
+def test_what_reads_the_repository_has_no_credentials_and_no_engine() -> None:
+    settings = with_kubernetes(
+        push_secret="push-all",
+        tenants={"default": {"git_credentials": TOKEN}},
+        env={"HTTPS_PROXY": "http://proxy", "DOCKER_AUTH_CONFIG": "auth", "GIT_CONFIG_VALUE_1": "token"},
+    )
+    pod = made(settings=settings, credentials="build-1-credentials")
+    kinds = {name: next(iter(volume.keys() - {"name"})) for name, volume in volumes(pod).items()}
+    seen = {name: {kinds[mount] for mount in mounts(pod, name)} for name in ("builder", "fetch", "cage")}
+    assert seen["cage"] == {"configMap", "emptyDir"}
+    assert environment(pod, "cage").keys() == {"HOME", "USER", "LANG"}
+    assert mounts(pod, "fetch").keys() == {"builder", "attempt", "tmp-fetch", "git"}
+    assert not [name for name in environment(pod, "fetch") if name.startswith("DOCKER")]
+    assert mounts(pod).keys() == {"builder", "attempt", "tmp", "docker-api", "docker-config"}
+    directories = [mounts(pod, name)[f"tmp{tail}"] for name, tail in SEPARATE]
+    assert len({item["name"] for item in directories}) == 3
+    assert "shareProcessNamespace" not in pod["spec"]
+
+
+def test_the_other_containers_take_nothing_of_the_nodes_beyond_the_pods_reservation() -> None:
+    pod = made()
+    requests = [container["resources"]["requests"] for container in pod["spec"]["containers"]]
+    assert requests[1:] == [{"cpu": "0", "memory": "0"}] * 2
+
+
+def test_content_that_repo2docker_fetches_itself_needs_no_container_with_credentials_for_git() -> None:
+    pod = made(a_spec(content_provider="Zenodo"), credentials="build-1-credentials")
+    assert [container["name"] for container in pod["spec"]["containers"]] == ["builder", "cage"]
+    assert "git" not in volumes(pod)
+    assert "fetch" not in json.loads(environment(pod)["RABBIT2DOCKER_BUILD"])["containers"]
 
 
 def test_the_push_secret_of_a_tenant_replaces_the_common_one() -> None:
@@ -191,8 +230,11 @@ def test_the_push_secret_of_a_tenant_replaces_the_common_one() -> None:
 def test_a_tenant_without_credentials_gets_none_mounted() -> None:
     settings = with_kubernetes(tenants={"ada": {"push_secret": "push-ada", "git_credentials": TOKEN}})
     pod = made(settings=settings)
-    assert volumes(pod).keys() == mounts(pod).keys() == {"builder", "docker-api", "tmp"}
-    assert not {"DOCKER_CONFIG", "GIT_CONFIG_COUNT"} & environment(pod).keys()
+    kept = {"builder", "docker-api", "attempt", "tmp", "tmp-cage", "tmp-fetch"}
+    assert volumes(pod).keys() == kept
+    for name in ("builder", "fetch"):
+        assert mounts(pod, name).keys() <= kept
+        assert not {"DOCKER_CONFIG", "GIT_CONFIG_COUNT"} & environment(pod, name).keys()
     assert git_credentials(a_spec(), settings) is None, "they are another tenant's"
 
 
@@ -206,9 +248,11 @@ def test_git_reads_its_credentials_from_the_mounted_secret() -> None:
     assert secret["immutable"] is True
     assert secret["metadata"]["annotations"] == {manifest.FOR: "build-1"}
     pod = made(settings=settings, credentials=secret["metadata"]["name"])
-    variables = environment(pod)
+    variables = environment(pod, "fetch")
     assert (variables["GIT_CONFIG_COUNT"], variables["GIT_CONFIG_KEY_0"]) == ("1", "credential.helper")
-    assert variables["GIT_CONFIG_VALUE_0"] == f"store --file={mounts(pod)['git']['mountPath']}/{file}"
+    assert (
+        variables["GIT_CONFIG_VALUE_0"] == f"store --file={mounts(pod, 'fetch')['git']['mountPath']}/{file}"
+    )
     assert volumes(pod)["git"]["secret"] == {"secretName": secret["metadata"]["name"]}
 
 

@@ -13,6 +13,11 @@ class LocalSettings(Group):
 
     state_dir: Path = Path("rabbit2docker-state")
     """Directory of the records, one folder per attempt. Must survive restarts and not be shared by two services."""
+    confine: bool = True
+    """Run repo2docker in namespaces of its own, in which nothing exists but the repository and the system's programs. The
+    service does not start where the kernel does not allow them; without, repo2docker can read what the service can."""
+    readable_paths: list[Path] = []
+    """Additional files and directories that repo2docker may read, such as those that `builder.repo2docker_args` name."""
 
 
 class DockerSettings(Group):

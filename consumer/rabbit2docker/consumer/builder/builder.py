@@ -21,6 +21,7 @@ import argparse
 import ast
 import base64
 import contextlib
+import ctypes
 import errno
 import functools
 import ipaddress
@@ -44,7 +45,19 @@ import urllib.parse
 import urllib.request
 from datetime import datetime, timezone
 from types import FrameType
-from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, NamedTuple, Optional, TypeVar, Union
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    TypeVar,
+    Union,
+)
 
 Spec = Dict[str, Any]
 Result = Dict[str, Any]
@@ -245,7 +258,14 @@ MIN_ARGUMENT = 8  # the same for build arguments, whose values are often words: 
 MIN_ENCODED = 6
 _CREDENTIALS_FILE = re.compile(r"--file[= ]'?([^\s']+)")
 _NETRC_PASSWORD = re.compile(r"\bpassword\s+(\S+)")
-_URL_PASSWORD = re.compile(r"://[^/\s:@]*:([^/\s@]+)@")
+_URL_USER = re.compile(r"://([^/\s:@]*)(?::([^/\s@]+))?@")
+# `http.extraHeader`, with whatever name a host gives to its tokens.
+_HEADER = re.compile(
+    r"(?im)(?:authorization|private-token|job-token|x-[\w-]*(?:token|key|auth)[\w-]*)\s*[:=].*|extraheader .*:.*"
+)
+_HELPER_PASSWORD = re.compile(r"""\bpassword=([^\s"';]+)""")  # of a credential helper that is a line of shell
+HELPER_SECONDS = 10.0
+MIN_TOKEN = 16  # characters of a user in a URL that is not just a name
 
 
 def known_secrets(spec: Spec, environment: Mapping[str, str]) -> list[str]:
@@ -265,38 +285,104 @@ def known_secrets(spec: Spec, environment: Mapping[str, str]) -> list[str]:
 
 
 def _registry_secrets(environment: Mapping[str, str]) -> Iterator[str]:
-    """Yield passwords and tokens of docker's configuration."""
+    """Yield passwords and tokens of docker's configuration, and those that its credential helpers have."""
     directory = environment.get("DOCKER_CONFIG") or os.path.join(environment.get("HOME", "/"), ".docker")
     try:
-        entries = json.loads(_read_text(os.path.join(directory, "config.json")))["auths"].values()
-    except (ValueError, KeyError, TypeError, AttributeError):
+        config = json.loads(_read_text(os.path.join(directory, "config.json")))
+    except ValueError:
         return
-    for entry in (entry for entry in entries if isinstance(entry, dict)):
-        yield from (
-            str(entry[key]) for key in ("password", "identitytoken", "registrytoken") if entry.get(key)
-        )
-        encoded = str(entry.get("auth") or "")
-        yield encoded
+    if not isinstance(config, dict):
+        return
+    for entry in _entries(config.get("auths")).values():
+        for name, value in _entries(entry).items():
+            if name in ("password", "identitytoken", "registrytoken", "auth") and value:
+                yield str(value)
         with contextlib.suppress(ValueError):
+            encoded = str(_entries(entry).get("auth") or "")
             yield base64.b64decode(encoded).decode().partition(":")[2].strip("\0")
+    for value in _entries(config.get("HttpHeaders")).values():
+        yield from str(value).split()[-1:]
+    for proxies in _entries(config.get("proxies")).values():
+        yield from _url_passwords(" ".join(map(str, _entries(proxies).values())))
+    helpers = {server: str(name) for server, name in _entries(config.get("credHelpers")).items()}
+    if config.get("credsStore"):
+        helpers.update(
+            {
+                server: str(config["credsStore"])
+                for server in _entries(config.get("auths"))
+                if server not in helpers
+            }
+        )
+    for server, name in helpers.items():
+        yield from _helper_secrets(f"docker-credential-{name}", server, environment)
+
+
+def _entries(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _helper_secrets(program: str, server: str, environment: Mapping[str, str]) -> Iterator[str]:
+    """Yield what a credential helper of docker has for a server; nothing if it fails."""
+    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+        answer = subprocess.run(
+            [program, "get"], input=server.encode(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env=dict(environment), timeout=HELPER_SECONDS, check=True,
+        )  # fmt: skip
+        secret = str(_entries(json.loads(answer.stdout)).get("Secret") or "")
+        yield secret
 
 
 def _git_secrets(environment: Mapping[str, str]) -> Iterator[str]:
-    """Yield passwords of the files that git and curl read credentials from."""
+    """Yield passwords of the files and variables that git and curl read credentials from."""
     home = environment.get("HOME", "/")
+    own = environment.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
     configured = [value for name, value in environment.items() if name.startswith("GIT_CONFIG_VALUE_")]
+    configured.append(environment.get("GIT_CONFIG_PARAMETERS", ""))
+    configured += _git_configuration(environment)
     files = [
         os.path.join(home, ".git-credentials"),
-        os.path.join(
-            environment.get("XDG_CONFIG_HOME") or os.path.join(home, ".config"), "git", "credentials"
+        os.path.join(own, "git", "credentials"),
+        *(
+            os.path.expanduser(match[1])
+            for value in configured
+            for match in _CREDENTIALS_FILE.finditer(value)
         ),
-        *(match[1] for value in configured for match in _CREDENTIALS_FILE.finditer(value)),
     ]
     for text in [*map(_read_text, files), *configured]:
-        for password in _URL_PASSWORD.findall(text):
-            yield from (password, urllib.parse.unquote(password))
-        yield from (header.split()[-1] for header in re.findall(r"(?i)authorization:.*", text))
+        yield from _url_passwords(text)
+        yield from _header_secrets(text)
+        yield from _HELPER_PASSWORD.findall(text)
     yield from _NETRC_PASSWORD.findall(_read_text(os.path.join(home, ".netrc")))
+    for name in environment:
+        if re.fullmatch(r"(?i)https?_proxy", name):
+            yield from _url_passwords(environment[name])
+
+
+def _git_configuration(environment: Mapping[str, str]) -> list[str]:
+    """Return the lines `key value` of the configuration that git has outside of repositories, with included files."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        answer = subprocess.run(
+            ["git", "config", "--list", "--null", "--includes"], stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, env={**environment, "GIT_DIR": os.devnull}, timeout=HELPER_SECONDS, check=False,
+        )  # fmt: skip
+        return [item.replace("\n", " ", 1) for item in answer.stdout.decode("utf-8", "replace").split("\0")]
+    return []
+
+
+def _url_passwords(text: str) -> Iterator[str]:
+    """Yield the passwords of URLs, and users that are tokens, as written and decoded."""
+    for user, password in _URL_USER.findall(text):
+        secret = password or (user if len(user) >= MIN_TOKEN else "")
+        yield from (secret, urllib.parse.unquote(secret))
+
+
+def _header_secrets(text: str) -> Iterator[str]:
+    """Yield the credentials in HTTP headers."""
+    for header in _HEADER.findall(text):
+        word = header.split()[-1]
+        yield word
+        with contextlib.suppress(ValueError):
+            yield base64.b64decode(word, validate=True).decode().partition(":")[2]
 
 
 def _read_text(path: str) -> str:
@@ -892,6 +978,467 @@ class Limits:
         return self._active_at + self.idle_seconds if self.idle_seconds else float("inf")
 
 
+# --- Places -------------------------------------------------------------------------------------------------
+#
+# Three kinds of programs, and what each can read:
+#
+# - The builder itself and the engine's client: the registries' credentials, and the engine. They read nothing of a
+#   repository; its files pass through the client as the bytes of an archive.
+# - `builder.py --fetch` with git: the credentials for git. It reads what servers send, and runs nothing of it.
+# - repo2docker, and what it starts: the repository. No credentials, and no engine: it calls a command named `docker`
+#   that asks the builder, who has a build of this image made and nothing else.
+#
+# In pods, each has a container of its own, where `builder.py --serve` starts the commands. On one machine, the last two
+# have namespaces of their own for mounts and processes.
+
+PLACE_SECONDS = 120.0  # time for the other containers of a pod to start
+MAX_MESSAGE = 1 << 20
+LOST = -int(
+    signal.SIGKILL
+)  # exit code of a command whose container is gone: the kernel ends one that needs too much memory
+Message = Dict[str, Any]
+
+
+class Child:
+    """A command that runs, with the reading end of its output."""
+
+    signs: Sequence[int] = ()
+    """Descriptors that become readable when it ends; none where SIGCHLD reports it."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        self._process = process
+        self.group = process.pid
+        self.output = process.stdout.fileno()
+
+    def has_exited(self) -> bool:
+        """Return whether it has ended, without collecting it."""
+        return has_exited(self._process.pid)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to its process group."""
+        signal_group(self.group, number)
+
+    def collect(self) -> int:
+        """Kill what is left of its process group, and return its exit code."""
+        # In this order: until it is collected, no other process can have its number.
+        self.signal(signal.SIGKILL)
+        code = self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        return code
+
+
+def has_exited(pid: int) -> bool:
+    """Return whether a child of this process has ended, without collecting it."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def signal_group(group: int, number: int) -> None:
+    """Send a signal to a process group, which may be gone."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+class Place:
+    """The place where commands run. Here, processes see what the builder sees."""
+
+    def start(self, command: list[str], environment: dict[str, str], directory: str) -> Child:
+        """Start a command. Raises OSError."""
+        return Child(
+            subprocess.Popen(
+                self.wrapped(command),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=directory,
+                start_new_session=True,
+            )
+        )
+
+    def wrapped(self, command: list[str]) -> list[str]:
+        """Return the command that is run in the place of `command`."""
+        return command
+
+    def close(self) -> None:
+        """Give the place up."""
+
+
+class Confined(Place):
+    """A place with namespaces of its own, in which only a part of the machine's files exists."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def wrapped(self, command: list[str]) -> list[str]:
+        """Return the command that enters the namespaces and runs `command` there."""
+        program = [sys.executable, "-I", "-S", os.path.abspath(__file__)]
+        return [*program, "--confine", json.dumps(self._view._asdict()), "--", *command]
+
+
+class Container(Place):
+    """Another container of the pod, where `builder.py --serve` starts the commands."""
+
+    def __init__(self, path: str, limits: Limits) -> None:
+        """Connect to the server at a socket, which may be on its way. Raises AttemptEnded."""
+        self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        name, until = os.path.basename(path).partition(".")[0], time.monotonic() + PLACE_SECONDS
+        while True:
+            limits.check()
+            try:
+                self._connection.connect(path)
+                return
+            except OSError as error:
+                if time.monotonic() > until:
+                    message = f"The container `{name}` of the build pod did not start: {error.strerror}."
+                    raise AttemptEnded("builder_error", message) from error
+            time.sleep(0.05)
+
+    def start(self, command: list[str], environment: dict[str, str], directory: str) -> Child:
+        """Have the command started there, in a directory that both containers have."""
+        reader, writer = os.pipe()
+        request = {"command": command, "environment": environment}
+        with contextlib.suppress(OSError):  # the container is gone, as the child will find
+            socket.send_fds(self._connection, [json.dumps(request).encode()], [writer])
+        os.close(writer)
+        return RemoteChild(self._connection, reader)
+
+    def close(self) -> None:
+        """Disconnect, upon which the container ends."""
+        self._connection.close()
+
+
+class RemoteChild(Child):
+    """A command in another container."""
+
+    group = 0
+
+    def __init__(self, connection: socket.socket, output: int) -> None:
+        self._connection = connection
+        self.output = output
+        self.signs = [connection.fileno()]
+        self._code: int | None = None
+
+    def has_exited(self) -> bool:
+        """Return whether the command, or its container, has ended."""
+        if self._code is None and select.select([self._connection], [], [], 0)[0]:
+            self._code = self._receive()
+        return self._code is not None
+
+    def signal(self, number: int) -> None:
+        """Have a signal sent to the process group of the command."""
+        with contextlib.suppress(OSError):
+            self._connection.send(json.dumps({"signal": int(number)}).encode())
+
+    def collect(self) -> int:
+        """Have the rest of its process group killed, and return its exit code."""
+        self.signal(signal.SIGKILL)
+        if self._code is None:
+            self._code = self._receive()
+        with contextlib.suppress(OSError):
+            self._connection.send(json.dumps({"collect": True}).encode())
+        os.close(self.output)
+        return self._code
+
+    def _receive(self) -> int:
+        try:
+            return int(json.loads(self._connection.recv(MAX_MESSAGE))["code"])
+        except (OSError, ValueError):
+            return LOST
+
+
+class Server:
+    """The main process of a container that runs the commands of a builder in another one, one at a time."""
+
+    def __init__(self, path: str) -> None:
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(path)
+        self._listener.listen(1)
+        self._path = path
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_reported = False
+
+    def serve(self) -> None:
+        """Wait for the builder, carry out its requests, and return when it has gone."""
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+        connection, _ = self._listener.accept()
+        # Nothing that runs here later can take the builder's part.
+        self._listener.close()
+        os.unlink(self._path)
+        # The builder gets the signal, too, and ends the commands.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        while True:
+            ready = select.select([connection.fileno(), reader], [], [])[0]
+            if reader in ready:
+                os.read(reader, 4096)
+            if connection.fileno() in ready and not self._answer(connection):
+                break
+            self._report(connection)
+        self._collect()
+
+    def _answer(self, connection: socket.socket) -> bool:
+        """Carry out a request; False if the builder has gone."""
+        try:
+            data, descriptors, _, _ = socket.recv_fds(connection, MAX_MESSAGE, 1)
+        except OSError:
+            return False
+        if not data:
+            return False
+        request: Message = json.loads(data)
+        if "command" in request:
+            self._start(connection, request, descriptors[0])
+        elif "signal" in request and self._process is not None:
+            signal_group(self._process.pid, request["signal"])
+        elif "collect" in request:
+            self._collect()
+        return True
+
+    def _start(self, connection: socket.socket, request: Message, output: int) -> None:
+        own = {name: value for name, value in os.environ.items() if INHERITED.match(name)}
+        self._is_reported = False
+        try:
+            self._process = subprocess.Popen(
+                request["command"],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**own, **request["environment"]},
+                start_new_session=True,
+            )
+        except OSError as error:
+            os.write(output, f"{request['command'][0]}: {error.strerror}\n".encode())
+            connection.send(json.dumps({"code": COMMAND_NOT_FOUND}).encode())
+        finally:
+            os.close(output)
+
+    def _report(self, connection: socket.socket) -> None:
+        """Report the end of the command, once."""
+        if self._process is None or self._is_reported:
+            return
+        end = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if end is not None:
+            code = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+            self._is_reported = True
+            with contextlib.suppress(OSError):
+                connection.send(json.dumps({"code": code}).encode())
+
+    def _collect(self) -> None:
+        """Kill what is left of the command, and collect what is over."""
+        if self._process is not None:
+            signal_group(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+        with contextlib.suppress(ChildProcessError):
+            while os.getpid() == 1 and os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+
+class View(NamedTuple):
+    """The files that exist in a place of its own."""
+
+    root: str
+    """An empty directory that the builder has for this purpose."""
+    home: str = ""
+    """If set, nothing exists but this directory, which can be written, `readable`, and what programs need of the system."""
+    readable: Sequence[str] = ()
+    hidden: Sequence[str] = ()
+    """What does not exist, if everything else does."""
+
+
+# Files of the system that programs need. Of /etc no more than this: other files there may hold credentials.
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/opt/conda")
+_ETC = (
+    "alternatives", "ca-certificates", "crypto-policies", "gai.conf", "group", "host.conf", "hosts", "ld.so.cache",
+    "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types", "nsswitch.conf", "passwd", "pki/ca-trust", "pki/tls/certs",
+    "protocols", "resolv.conf", "services", "ssl/certs", "ssl/openssl.cnf",
+)  # fmt: skip
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+_NEW_USER, _NEW_PROCESSES, _NEW_IPC, _NEW_MOUNTS = 0x10000000, 0x20000000, 0x08000000, 0x00020000
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
+_MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
+_MNT_DETACH = 2
+_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
+_AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
+_MOUNT_SETATTR = 442  # the number of this system call is the same on all machines
+_PIVOT_ROOT = {"x86_64": 155, "ppc64le": 203, "s390x": 217, "armv7l": 218}.get(os.uname().machine, 41)
+UNCONFINED = "unconfined"  # file in the root directory of a view that says why there are no namespaces
+
+
+class Kernel:
+    """System calls that Python lacks."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(self, name: str, *arguments: object) -> None:
+        """Call a function of libc. Raises OSError."""
+        if getattr(self._libc, name)(*arguments) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"{name}: {os.strerror(number)}")
+
+    def mount(self, source: str, target: str, kind: str, flags: int) -> None:
+        """Mount a file system."""
+        self.call(
+            "mount",
+            os.fsencode(source),
+            os.fsencode(target),
+            kind.encode() or None,
+            ctypes.c_ulong(flags),
+            None,
+        )
+
+    def bind(self, source: str, target: str, *, read_only: bool) -> None:
+        """Show a file or directory at another path, with all that is mounted below it."""
+        self.mount(source, target, "", _MS_BIND | _MS_REC)
+        self.restrict(target, (_MS_RDONLY if read_only else 0) | _MS_NOSUID, _AT_RECURSIVE)
+
+    def restrict(self, target: str, attributes: int, flags: int = 0) -> None:
+        """Set attributes of what is mounted."""
+        packed = struct.pack("4Q", attributes, 0, 0, 0)
+        arguments = (os.fsencode(target), flags, packed, ctypes.c_size_t(len(packed)))
+        self.call("syscall", ctypes.c_long(_MOUNT_SETATTR), _AT_FDCWD, *arguments)
+
+    def mount_proc(self, target: str) -> None:
+        """Mount /proc. Read-only: root may write its switches, whatever power it has given up."""
+        self.mount("proc", target, "proc", _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+
+    def pivot_root(self, root: str) -> None:
+        """Make a mounted directory the root directory, and put everything else out of reach."""
+        os.chdir(root)
+        self.call("syscall", ctypes.c_long(_PIVOT_ROOT), b".", b".")
+        self.call("umount2", b".", _MNT_DETACH)
+        os.chdir("/")
+
+    def give_up_power(self) -> None:
+        """Keep programs that are started from undoing the mounts, which root could, and from gaining rights."""
+        for number in range(64):
+            with contextlib.suppress(OSError):
+                self.call("prctl", _PR_CAPBSET_DROP, ctypes.c_ulong(number), *[ctypes.c_ulong(0)] * 3)
+        self.call("prctl", _PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), *[ctypes.c_ulong(0)] * 3)
+
+
+def confine(view: View, command: list[str]) -> int:
+    """Run a command in namespaces of its own, and return its exit code. Raises OSError if that is not possible."""
+    kernel, user, group = Kernel(), os.getuid(), os.getgid()
+    kernel.call("unshare", _NEW_USER | _NEW_PROCESSES | _NEW_IPC)
+    maps = ("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")
+    for name, text in maps:
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+            file.write(text)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    for number in handlers:
+        signal.signal(number, signal.SIG_IGN)  # for the command, which is in the same process group
+    reader, writer = os.pipe()
+    first = os.fork()
+    if first == 0:
+        os._exit(_run_first(kernel, view, command, writer, handlers))
+    os.close(writer)
+    report = b"".join(iter(lambda: os.read(reader, 4096), b""))
+    os.waitpid(first, 0)
+    result = json.loads(report or b"{}")
+    if "error" in result:
+        raise OSError(*result["error"])
+    return int(result.get("code", LOST))
+
+
+def _run_first(
+    kernel: Kernel, view: View, command: list[str], writer: int, handlers: Mapping[signal.Signals, Any]
+) -> int:
+    """Be the first process of the namespaces: run the command, collect its orphans, report its exit code."""
+    try:
+        kernel.call("unshare", _NEW_MOUNTS)
+        kernel.mount("none", "/", "", _MS_REC | _MS_PRIVATE)
+        if view.home:
+            make_root(kernel, view)
+        else:
+            hide(kernel, view)
+        kernel.give_up_power()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        child = os.fork()
+        if child == 0:
+            os.close(writer)
+            start_program(command)
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)  # the output ends with the command
+        while (ended := os.waitpid(-1, 0))[0] != child:
+            pass
+        os.write(writer, json.dumps({"code": exit_code(ended[1])}).encode())
+        return 0
+    except OSError as error:
+        os.write(writer, json.dumps({"error": [error.errno, error.strerror]}).encode())
+        return 1
+
+
+def start_program(command: list[str]) -> None:
+    """Become another program."""
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        os.write(1, f"{command[0]}: {error.strerror}\n".encode())
+    os._exit(COMMAND_NOT_FOUND)
+
+
+def exit_code(status: int) -> int:
+    """Return the exit code of a process from its status, negative for a signal."""
+    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def make_root(kernel: Kernel, view: View) -> None:
+    """Change to a root directory that has what a view allows, and nothing else."""
+    kernel.mount("none", view.root, "tmpfs", _MS_NOSUID | _MS_NODEV)
+    shown = [
+        *_SYSTEM,
+        *(f"/etc/{name}" for name in _ETC),
+        *view.readable,
+        *(f"/dev/{name}" for name in _DEVICES),
+    ]
+    places = {f"{view.root}/tmp": os.path.join(view.home, "tmp")}
+    places.update((view.root + path, path) for path in map(os.path.abspath, shown) if os.path.exists(path))
+    places[view.root + view.home] = view.home
+    for target in sorted(places):
+        source = places[target]
+        make_target(source, target)
+        kernel.bind(source, target, read_only=not source.startswith((view.home, "/dev/")))
+    os.mkdir(f"{view.root}/proc")
+    # Where a container hides parts of /proc, the kernel does not let another one be mounted. Programs do without.
+    with contextlib.suppress(OSError):
+        kernel.mount_proc(f"{view.root}/proc")
+    kernel.pivot_root(view.root)
+    kernel.restrict("/", _MS_RDONLY)
+    os.chdir(view.home)
+
+
+def make_target(source: str, target: str) -> None:
+    """Make a file or directory at which `source` can be shown."""
+    if os.path.exists(target):
+        return
+    if os.path.isdir(source):
+        os.makedirs(target)
+        return
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with open(target, "wb"):
+        pass
+
+
+def hide(kernel: Kernel, view: View) -> None:
+    """Cover what a view hides, and the other processes."""
+    directory = os.getcwd()
+    try:
+        kernel.mount_proc("/proc")
+    except OSError:
+        kernel.mount("none", "/proc", "tmpfs", _MS_RDONLY)
+    for path in filter(os.path.isdir, view.hidden):
+        kernel.mount("none", path, "tmpfs", _MS_RDONLY)
+    os.chdir(directory)
+
+
 # --- Child processes ----------------------------------------------------------------------------------------
 
 
@@ -911,11 +1458,12 @@ class Guard:
     def _run(cls, reader: int) -> None:
         try:
             cls._isolate(reader)
-            group = cls._last_group(reader)
-            if group:
-                for number, pause in ((signal.SIGTERM, 3), (signal.SIGKILL, 0)):
-                    os.killpg(group, number)
-                    time.sleep(pause)
+            groups = cls._last_groups(reader)
+            for number, pause in ((signal.SIGTERM, 3), (signal.SIGKILL, 0)) if groups else ():
+                for group in groups:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(group, number)
+                time.sleep(pause)
         except Exception:
             pass
         finally:
@@ -933,21 +1481,26 @@ class Guard:
                     os.close(fd)
 
     @staticmethod
-    def _last_group(reader: int) -> int:
-        """Read until the builder is gone; return the last process group that it named."""
-        group, rest = 0, b""
+    def _last_groups(reader: int) -> set[int]:
+        """Read until the builder is gone; return the process groups that it has left."""
+        groups: set[int] = set()
+        rest = b""
         while data := os.read(reader, 4096):
             *lines, rest = (rest + data).split(b"\n")
-            group = int(lines[-1]) if lines else group
-        return group
+            for number in map(int, lines):
+                groups = groups | {number} if number > 0 else groups - {-number}
+        return groups
 
     def watch(self, group: int) -> None:
-        """Name the process group to end, 0 for none."""
+        """Name a process group to end."""
         os.write(self.writer, b"%d\n" % group)
+
+    def forget(self, group: int) -> None:
+        """Take back a process group, which has ended."""
+        os.write(self.writer, b"-%d\n" % group)
 
     def close(self) -> None:
         """End the guard."""
-        self.watch(0)
         os.close(self.writer)
         os.waitpid(self.pid, 0)
 
@@ -997,7 +1550,7 @@ class Runner:
         self._wakeup, self._wakeup_writer = socket.socketpair()
         self._wakeup.setblocking(False)
         self._wakeup_writer.setblocking(False)
-        self._guard = Guard()
+        self.guard = Guard()
         self._handle_signals()
 
     def _handle_signals(self) -> None:
@@ -1015,18 +1568,21 @@ class Runner:
         *,
         environment: dict[str, str] | None = None,
         watch: Callable[[], float] | None = None,
+        place: Place | None = None,
     ) -> int:
         """Run a command, call `on_line` with each line it prints, and return its exit code.
 
         It is ended after `seconds`; the exit code is then that of the signal. Raises AttemptEnded at the limits, and what
         `watch` raises, which is called while the command runs and returns the time of its next call.
         """
+        variables = self.environment if environment is None else environment
         try:
-            child = self._spawn(command, environment)
+            child = (place or Place()).start(command, variables, self.workdir)
         except OSError as error:
             on_line(f"{command[0]}: {error.strerror}")
             return COMMAND_NOT_FOUND
-        self._guard.watch(child.pid)
+        if child.group:
+            self.guard.watch(child.group)
         self.limits.restart_idle()
         try:
             until = time.monotonic() + (seconds or float("inf"))
@@ -1036,8 +1592,8 @@ class Runner:
             self._terminate(child)
             raise
         finally:
-            self._clean_up(child)
-        return child.returncode
+            code = self._clean_up(child)
+        return code
 
     def repeat(self, step: Callable[[], T], pauses: Iterable[float], write: OnLine) -> T:
         """Return the result of a step, which is repeated after each pause while its failure may pass.
@@ -1066,44 +1622,31 @@ class Runner:
     def close(self) -> None:
         """End the guard."""
         signal.set_wakeup_fd(-1)
-        self._guard.close()
-
-    def _spawn(
-        self, command: list[str], environment: dict[str, str] | None = None
-    ) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=self.environment if environment is None else environment,
-            cwd=self.workdir,
-            start_new_session=True,
-        )
+        self.guard.close()
 
     def _read(
         self,
-        child: subprocess.Popen[bytes],
+        child: Child,
         lines: LineBuffer,
         until: float,
         watch: Callable[[], float],
     ) -> bool:
         """Read to the end of the output and of the child; False if `until` comes first."""
-        assert child.stdout is not None
-        fd, is_open, drained = child.stdout.fileno(), True, float("inf")
-        while is_open or not self._has_exited(child):
+        fd, is_open, drained = child.output, True, float("inf")
+        while is_open or not child.has_exited():
             self.limits.check()
             watch_again = watch()
             moment = time.monotonic()
             if moment >= until:
                 return False
-            if drained == float("inf") and self._has_exited(child):
+            if drained == float("inf") and child.has_exited():
                 # A grandchild may hold the pipe open; it gets a moment to print what it has left.
                 drained = moment + DRAIN_SECONDS
             if moment >= drained:
                 break
             next_limit = min(self.limits.next(), until, drained, watch_again)
-            if self._select([fd] if is_open else [], next_limit):
+            signs = [] if child.has_exited() else child.signs
+            if fd in self._select([*([fd] if is_open else []), *signs], next_limit):
                 data = os.read(fd, 65536)
                 self.limits.restart_idle()
                 lines.feed(data)
@@ -1111,7 +1654,7 @@ class Runner:
         lines.flush()
         return True
 
-    def _select(self, fds: list[int], until: float) -> list[int]:
+    def _select(self, fds: Sequence[int], until: float) -> list[int]:
         """Wait for one of `fds` to be readable, a signal, or `until`; return those that are readable."""
         timeout = max(0.0, min(until - time.monotonic(), 3600.0))
         wakeup = self._wakeup.fileno()
@@ -1121,38 +1664,26 @@ class Runner:
                 self._wakeup.recv(4096)
         return [fd for fd in ready if fd != wakeup]
 
-    @staticmethod
-    def _has_exited(child: subprocess.Popen[bytes]) -> bool:
-        """Return whether the child has ended, without collecting it."""
-        return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-    def _terminate(self, child: subprocess.Popen[bytes]) -> None:
+    def _terminate(self, child: Child) -> None:
         """Send SIGTERM and wait for at most the grace period."""
-        self._signal_group(child.pid, signal.SIGTERM)
+        child.signal(signal.SIGTERM)
         until = time.monotonic() + TERM_GRACE
-        while not self._has_exited(child) and time.monotonic() < until:
-            self._select([], until)
+        while not child.has_exited() and time.monotonic() < until:
+            self._select(child.signs, until)
 
-    def _clean_up(self, child: subprocess.Popen[bytes]) -> None:
-        """Kill what is left of the child's process group, and collect the child."""
-        # In this order: until the child is collected, no other process can have its number.
-        self._signal_group(child.pid, signal.SIGKILL)
-        child.wait()
-        if child.stdout is not None:
-            child.stdout.close()
-        self._guard.watch(0)
+    def _clean_up(self, child: Child) -> int:
+        """Kill what is left of the child's process group, collect the child, and return its exit code."""
+        code = child.collect()
+        if child.group:
+            self.guard.forget(child.group)
         self._collect_orphans()
-
-    @staticmethod
-    def _signal_group(group: int, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, number)
+        return code
 
     def _collect_orphans(self) -> None:
         """As PID 1, collect processes whose parents are gone."""
         while os.getpid() == 1:
             try:
-                if os.waitpid(-1, os.WNOHANG)[0] in (0, self._guard.pid):
+                if os.waitpid(-1, os.WNOHANG)[0] in (0, self.guard.pid):
                     return
             except ChildProcessError:
                 return
@@ -1583,28 +2114,25 @@ _REPOSITORY_VARIABLES = frozenset(
 )  # fmt: skip
 
 
-def caged(environment: dict[str, str], workdir: str) -> dict[str, str]:
-    """Return the environment for programs that read a repository: no credentials for git, no programs out of it."""
+_NEUTRAL = re.compile(
+    r"^(PATH|USER|LANG|LC_\w+|TZ|TMPDIR|SSL_\w+|\w*_CA_BUNDLE|https?_proxy|no_proxy|HTTPS?_PROXY|NO_PROXY|PYTHON\w+)$"
+)
+
+
+def caged(environment: Mapping[str, str], directory: str) -> dict[str, str]:
+    """Return the environment for programs that read a repository: no credentials, no programs out of the repository."""
     home = environment.get("HOME") or os.path.expanduser("~")
-    kept = {
-        name: value
-        for name, value in environment.items()
-        if not name.startswith("GIT_") and name != "XDG_CONFIG_HOME"
-    }
+    kept = {name: value for name, value in environment.items() if _NEUTRAL.match(name)}
     for name in ("PATH", "PYTHONPATH"):
         if name in kept:
             # A relative entry would mean the repository, once it is the current directory.
             kept[name] = os.pathsep.join(part for part in kept[name].split(os.pathsep) if os.path.isabs(part))
     return {
         **kept,
-        "HOME": os.path.join(workdir, "home"),
-        # The registries' credentials stay: buildx needs them for base images.
-        "DOCKER_CONFIG": environment.get("DOCKER_CONFIG") or os.path.join(home, ".docker"),
+        "HOME": os.path.join(directory, "home"),
         "PYTHONUSERBASE": environment.get("PYTHONUSERBASE") or os.path.join(home, ".local"),
-        # buildx asks git about the directory of the build. A repository can contain one that git takes for a repository,
-        # and that has a configuration which names programs. So buildx is not to ask, and git not to find one.
-        "BUILDX_GIT_INFO": "false",
-        "BUILDX_GIT_LABELS": "false",
+        # A repository can contain a directory that git takes for a repository, and that has a configuration which
+        # names programs. So git is not to find one.
         "GIT_DIR": os.devnull,
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_CONFIG_NOSYSTEM": "1",
@@ -1619,7 +2147,7 @@ class Fetcher:
         self._spec = spec
         self._runner = runner
         self._write = write
-        self.directory = os.path.join(workdir, "repository")
+        self.directory = str(spec.get("directory") or os.path.join(workdir, "repository"))
         self.warnings: list[str] = []
         self._trace = os.path.join(workdir, "redirect.trace")
         self._sizes = SizeLimits(spec, self.directory)
@@ -2013,6 +2541,18 @@ def resolved(root: str, parts: list[str]) -> list[str] | None:
 # --- The engine ---------------------------------------------------------------------------------------------
 
 
+# Options that repo2docker sets for a build, with what they may be. A build argument without a value would be a variable
+# of the builder.
+_VALUES = {
+    "--progress": r"plain",
+    "--tag": r".+",
+    "--file": r"[^-].*",
+    "--build-arg": r"\w[^=]*=.*",
+    "--label": r"[^=]+=.*",
+    "--platform": r"[\w/.,-]+",
+}
+
+
 class Engine:
     """The container engine: the only caller of its command. Another engine is another class with these methods."""
 
@@ -2024,8 +2564,10 @@ class Engine:
         self._image: str = spec["image"]
         self._runner = runner
         self._id_file = os.path.join(runner.workdir, "image-id")
-        # For repo2docker as well, which calls the engine itself.
-        runner.environment["BUILDKIT_PROGRESS"] = "plain"
+        # Whatever directory the client is started in, it has no reason to ask git about it.
+        runner.environment.update(
+            BUILDKIT_PROGRESS="plain", BUILDX_GIT_INFO="false", BUILDX_GIT_LABELS="false"
+        )
         if spec.get("docker_host"):
             runner.environment["DOCKER_HOST"] = spec["docker_host"]
         self.address = runner.environment.get("DOCKER_HOST", "its default socket")
@@ -2062,6 +2604,29 @@ class Engine:
         if spec.get("force") is True:
             arguments += ["--no-cache", *(["--pull"] if self.pulls_bases else [])]
         return [*arguments, "--iidfile", self._id_file]
+
+    def compose(self, asked: list[str], arguments: list[str], trusted: str) -> list[str] | None:
+        """Return the command for what repo2docker asks of the engine; None for all but a build of this image.
+
+        `arguments` are the builder's own for a build, `trusted` is a text with what options may name.
+        """
+        if asked in (["version"], ["buildx", "version"], ["image", "inspect", self._image]):
+            return ["docker", *asked]
+        if asked[:2] != ["buildx", "build"] or asked[-1] != "-":
+            return None
+        command = ["docker", "buildx", "build", "--progress", "plain"]
+        rest = iter(asked[2:-1])
+        for option in rest:
+            if option == "--load":
+                command.append(option)
+            elif option in _VALUES and re.fullmatch(_VALUES[option], value := next(rest, ""), re.DOTALL):
+                if option not in ("--tag", "--progress"):
+                    command += [option, value]
+            elif option != "--cache-from" or (value := next(rest, "")) not in trusted:
+                return None
+            else:
+                command += [option, value]
+        return [*command, "--tag", self._image, *arguments, "-"]
 
     def name_image(self) -> None:
         """Give the image its name again: another build of the same version may have taken it since."""
@@ -2242,7 +2807,309 @@ def _listed(value: str) -> list[str]:
         ) from error
 
 
+# --- The engine's door --------------------------------------------------------------------------------------
+
+# The command that repo2docker finds as `docker`. It hands its standard streams to the builder, which starts the real
+# one; the directory of a build is sent as an archive. It sees what repo2docker sees.
+DOCKER = r"""
+import json, os, signal, socket, sys, tarfile
+
+def included(context, dockerfile):
+    names = [name for name in (f"{dockerfile}.dockerignore", ".dockerignore") if os.path.isfile(os.path.join(context, name))]
+    if not names:
+        return None
+    from docker.utils.build import exclude_paths
+    with open(os.path.join(context, names[0]), encoding="utf-8-sig", errors="surrogateescape") as file:
+        lines = [line.strip() for line in file]
+    patterns = [line for line in lines if line and not line.startswith("#")]
+    return exclude_paths(context, [*patterns, "!.dockerignore"], dockerfile=dockerfile)
+
+def anonymous(item):
+    item.uid = item.gid = 0
+    item.uname = item.gname = ""
+    return item
+
+def archive(context, dockerfile, output):
+    names = included(context, dockerfile)
+    every = os.listdir(context) if names is None else names
+    with os.fdopen(output, "wb") as file, tarfile.open(fileobj=file, mode="w|", format=tarfile.GNU_FORMAT) as tar:
+        # First an entry of 512 bytes, the part by which the client recognizes an archive.
+        tar.addfile(anonymous(tar.gettarinfo(context, arcname=".")))
+        for name in sorted(every):
+            tar.add(os.path.join(context, name), arcname=name, recursive=names is None, filter=anonymous)
+
+arguments = sys.argv[1:]
+source = os.open(os.devnull, os.O_RDONLY)
+if arguments[:2] == ["buildx", "build"]:
+    context, arguments[-1] = os.path.abspath(arguments[-1]), "-"
+    dockerfile = arguments[arguments.index("--file") + 1] if "--file" in arguments else "Dockerfile"
+    source, output = os.pipe()
+    if os.fork() == 0:
+        os.close(source)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        archive(context, dockerfile, output)
+        os._exit(0)
+    os.close(output)
+directory, name = os.path.split(os.environ["ENGINE_DOOR"])
+os.chdir(directory)  # paths of sockets are short
+connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+connection.connect(name)
+socket.send_fds(connection, [json.dumps(arguments).encode()], [source, 1, 2])
+os.close(source)
+code = int(connection.recv(100) or 125)
+if code < 0:
+    signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
+    os.kill(os.getpid(), -code)
+sys.exit(code)
+"""
+NOT_ALLOWED = 126
+MESSAGE_SECONDS = 10.0
+
+
+class EngineDoor:
+    """Runs the engine's client for repo2docker, which has neither the engine nor credentials.
+
+    What the client is called with is composed here: repo2docker has read the repository, and is not relied on.
+    """
+
+    def __init__(self, path: str, compose: Callable[[list[str]], list[str] | None], runner: Runner) -> None:
+        """Listen at a path that does not exist; its directory exists wherever repo2docker runs."""
+        self._compose = compose
+        self._runner = runner
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        directory = os.getcwd()
+        os.chdir(os.path.dirname(path))  # paths of sockets are short
+        try:
+            self._listener.bind(os.path.basename(path))
+        finally:
+            os.chdir(directory)
+        self._listener.listen()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="engine-door", daemon=True)
+
+    def __enter__(self) -> EngineDoor:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop, and end a client that still runs."""
+        self._ended.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        # A process that holds a connection or its output up is not waited for.
+        self._thread.join(TERM_GRACE + MESSAGE_SECONDS)
+        self._listener.close()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):  # shut down
+            while not self._ended.is_set():
+                connection, _ = self._listener.accept()
+                with connection, contextlib.suppress(OSError, ValueError):
+                    self._answer(connection)
+
+    def _answer(self, connection: socket.socket) -> None:
+        connection.settimeout(MESSAGE_SECONDS)
+        data, streams, _, _ = socket.recv_fds(connection, MAX_MESSAGE, 3)
+        try:
+            arguments = json.loads(data)
+            code = self._call(connection, arguments, streams) if len(streams) == 3 else NOT_ALLOWED
+        finally:
+            for stream in streams:
+                with contextlib.suppress(OSError):
+                    os.close(stream)
+        connection.send(b"%d" % code)
+
+    def _call(self, connection: socket.socket, arguments: list[str], streams: list[int]) -> int:
+        command = self._compose(arguments)
+        if command is None:
+            os.write(streams[2], b"The builder does not allow this command of the engine.\n")
+            return NOT_ALLOWED
+        # The client holds the pipe open until it has ended.
+        reader, writer = os.pipe()
+        try:
+            process = self._start(command, streams, writer)
+        except OSError as error:
+            os.write(streams[2], f"{command[0]}: {error.strerror}\n".encode())
+            return COMMAND_NOT_FOUND
+        else:
+            return self._wait(process, connection, reader)
+        finally:
+            os.close(reader)
+
+    def _start(self, command: list[str], streams: list[int], writer: int) -> subprocess.Popen[bytes]:
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=streams[0],
+                stdout=streams[1],
+                stderr=streams[2],
+                pass_fds=[writer],
+                env=self._runner.environment,
+                cwd=self._runner.workdir,
+                start_new_session=True,
+            )
+        finally:
+            os.close(writer)
+        self._runner.guard.watch(process.pid)
+        return process
+
+    def _wait(self, process: subprocess.Popen[bytes], connection: socket.socket, reader: int) -> int:
+        """Wait until the client has ended; end it once repo2docker no longer waits, or the door is closed."""
+        while not self._ended.is_set() and not has_exited(process.pid):
+            if connection.fileno() in select.select([connection.fileno(), reader], [], [], 1.0)[0]:
+                break
+        if not has_exited(process.pid):
+            signal_group(process.pid, signal.SIGTERM)
+            select.select([reader], [], [], TERM_GRACE)
+        signal_group(process.pid, signal.SIGKILL)
+        code = process.wait()
+        self._runner.guard.forget(process.pid)
+        return code
+
+
 # --- The attempt --------------------------------------------------------------------------------------------
+
+
+class Places:
+    """The places of an attempt, and the directory of the one that reads the repository."""
+
+    def __init__(self, spec: Spec, workdir: str) -> None:
+        self._containers: Dict[str, str] = spec.get("containers") or {}
+        self._confine: Dict[str, list[str]] | None = spec.get("confine")
+        self._workdir = workdir
+        self._root = os.path.join(workdir, "root")
+        self.home = self._containers.get("directory") or os.path.join(workdir, "cage")
+        """What programs that read the repository can write to; nothing there is to be relied on once one has run."""
+        self.repository = os.path.join(self.home, "repository")
+        self.fetching = Place()
+        self.reading = Place()
+        self._files = 0
+
+    def open(self, limits: Limits) -> None:
+        """Connect to the other containers, and make the directories. Raises AttemptEnded."""
+        if path := self._containers.get("fetch"):
+            self.fetching = Container(path, limits)
+        if path := self._containers.get("cage"):
+            self.reading = Container(path, limits)
+        if self._confine is not None:
+            readable = [*self._confine.get("readable", []), os.path.abspath(__file__)]
+            self.fetching = Confined(View(self._root, hidden=self._confine.get("hidden", [])))
+            self.reading = Confined(View(self._root, home=self.home, readable=readable))
+        for path in (self._root, *(os.path.join(self.home, name) for name in ("home", "tmp", "bin"))):
+            os.makedirs(path, mode=0o700, exist_ok=True)
+        program = os.path.join(self.home, "bin", "docker")
+        script = os.path.join(self.home, "bin", "ask_builder.py")
+        with open(script, "w", encoding="utf-8") as file:
+            file.write(DOCKER)
+        with open(program, "w", encoding="utf-8") as file:
+            file.write(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(script)} "$@"\n')
+        os.chmod(program, 0o700)
+
+    def check(self) -> None:
+        """Raise AttemptEnded if the last command could not be started because there are no namespaces."""
+        if reason := _read_text(os.path.join(self._root, UNCONFINED)):
+            raise AttemptEnded(
+                "builder_error", f"The builder cannot separate the repository's files: {reason}"
+            )
+
+    def close(self) -> None:
+        """Give up the places."""
+        self.fetching.close()
+        self.reading.close()
+
+    def new_path(self, name: str) -> str:
+        """Return a path in the directory that nothing there can have foreseen."""
+        return os.path.join(self.home, f"{os.urandom(8).hex()}-{name}")
+
+    def write(self, name: str, text: str) -> str:
+        """Write a new file for programs that read the repository, and return its path."""
+        path = self.new_path(name)
+        # Neither an existing file nor a link is followed.
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+        return path
+
+    def fetch_environment(self, spec: Spec, environment: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment of the fetch: no credentials of registries."""
+        wanted = {name: spec[name] for name in _FETCH_SPEC if spec.get(name) is not None}
+        own = {FETCH_VARIABLE: json.dumps({**wanted, "image": "none", "directory": self.repository})}
+        if self._containers:
+            return own  # the other container has its variables
+        return {**{name: value for name, value in environment.items() if not _ENGINE.match(name)}, **own}
+
+    def reading_environment(self, environment: Mapping[str, str], door: str) -> dict[str, str]:
+        """Return the environment of repo2docker, which calls the engine by the door."""
+        kept = caged(environment, self.home)
+        path = os.path.join(self.home, "bin") + os.pathsep + kept.get("PATH", os.defpath)
+        return {**kept, "PATH": path, "TMPDIR": os.path.join(self.home, "tmp"), "ENGINE_DOOR": door}
+
+
+_ENGINE = re.compile(r"DOCKER_|BUILDX_|BUILDKIT_")
+FETCH_VARIABLE = "RABBIT2DOCKER_FETCH"
+_FETCH_SPEC = (
+    "repo_url", "ref", "source_ref", "subdir", "allow_private_addresses", "fetch_seconds", "fetch_retries",
+    "fetch_depth", "max_repository_bytes", "max_repository_files",
+)  # fmt: skip
+
+
+def inherited(workdir: str) -> dict[str, str]:
+    """Return the environment of programs that the builder relies on."""
+    return {
+        **{name: value for name, value in os.environ.items() if INHERITED.match(name)},
+        "TMPDIR": workdir,
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oStrictHostKeyChecking=accept-new",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def parse_fetch_record(raw: str) -> Message:
+    """Return a line of the fetch as a record, an empty one if it is something else."""
+    try:
+        record = json.loads(raw)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+class ReportedLimits(Limits):
+    """The limits of a fetch, which the builder keeps: it gets reports of what is not idleness."""
+
+    def restart_idle(self, at: float | None = None) -> None:
+        """Report activity once a second, or a pause."""
+        moment = time.monotonic()
+        if at is not None or moment - self._active_at >= 1:
+            write_record({"pause": round((at or moment) - moment, 3)})
+            self._active_at = moment
+
+
+def write_record(record: Message) -> None:
+    """Write a line for the builder."""
+    data = (json.dumps(record) + "\n").encode()
+    while data:
+        data = data[os.write(1, data) :]
+
+
+def fetch(spec: Spec) -> int:
+    """Fetch the repository, and write records about it; what leaves here has none of the credentials for git."""
+    workdir = tempfile.mkdtemp(prefix="r2d-fetch-")
+    secrets = known_secrets({}, os.environ)
+    runner = Runner(inherited(workdir), workdir, ReportedLimits({}))
+    fetcher = Fetcher(spec, runner, workdir, lambda text: write_record({"text": clean_text(text, secrets)}))
+    end: Result = {"reason": "ok", "message": ""}
+    try:
+        fetcher.fetch()
+    except AttemptEnded as ended:
+        end = {"reason": ended.reason, "message": clean_text(ended.message, secrets)}
+    except BaseException as error:
+        end = _defect(error)
+        end["message"] = clean_text(end["message"], secrets)
+    end["warnings"] = [clean_text(text, secrets) for text in fetcher.warnings]
+    write_record({"end": end})
+    runner.close()
+    shutil.rmtree(workdir, ignore_errors=True)
+    return 0
 
 
 class Attempt:
@@ -2256,11 +3123,13 @@ class Attempt:
         self._log = log
         self._output = BuildOutput()
         self._workdir = self._make_workdir()
-        limits = Limits(spec)
+        self._limits = limits = Limits(spec)
         log.give_up = lambda: limits.stopped_by is not None
-        self._runner = Runner(self._environment(), self._workdir, limits)
+        self._runner = Runner(inherited(self._workdir), self._workdir, limits)
         self.engine = Engine(spec, self._runner)
+        self._places = Places(spec, self._workdir)
         self._fetched: str | None = None
+        self._fetch_end: Result | None = None
         self.warnings: list[str] = []
         self._secrets = known_secrets(spec, os.environ)
         self._build_lines = RewrittenLines(self._write_build_line)
@@ -2273,17 +3142,9 @@ class Attempt:
         os.makedirs(path, mode=0o700, exist_ok=True)
         return path
 
-    def _environment(self) -> dict[str, str]:
-        return {
-            **{name: value for name, value in os.environ.items() if INHERITED.match(name)},
-            "TMPDIR": self._workdir,
-            "GIT_TERMINAL_PROMPT": "0",
-            "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oStrictHostKeyChecking=accept-new",
-            "PYTHONUNBUFFERED": "1",
-        }
-
     def execute(self) -> Result:
         """Run all steps, and return the part of the result that they yield."""
+        self._places.open(self._limits)
         self.wait_for_engine()
         self.fetch()
         self.build()
@@ -2292,7 +3153,8 @@ class Attempt:
         return {"digest": digest, "size": size}
 
     def close(self) -> None:
-        """Remove the working directory and end the guard."""
+        """Remove the working directory, end the guard and what runs in other containers."""
+        self._places.close()
         self._runner.close()
         shutil.rmtree(self._workdir, ignore_errors=True)
 
@@ -2337,12 +3199,36 @@ class Attempt:
     def fetch(self) -> None:
         """Fetch a git repository; repo2docker fetches other content itself. Raises AttemptEnded."""
         self.enter("fetching")
-        os.makedirs(os.path.join(self._workdir, "home"), mode=0o700, exist_ok=True)
         if self.spec.get("repo2docker_command") or self._content_provider() != "Git":
             return
-        fetcher = Fetcher(self.spec, self._runner, self._workdir, self.write)
-        self._fetched = fetcher.fetch()
-        self.warnings = fetcher.warnings
+        code = self._runner.run(
+            [sys.executable, "-I", "-S", os.path.abspath(__file__), "--fetch", "--spec-env", FETCH_VARIABLE],
+            self._on_fetch_line,
+            environment=self._places.fetch_environment(self.spec, self._runner.environment),
+            place=self._places.fetching,
+        )
+        self._places.check()
+        end = self._fetch_end
+        if end is None and code == LOST:
+            message = (
+                "The repository was being fetched when the memory of the builder was exceeded, most likely."
+            )
+            raise AttemptEnded("builder_out_of_memory", message)
+        if end is None:
+            raise AttemptEnded("builder_error", f"Fetching ended with code {code} and without a result.")
+        self.warnings = [str(text) for text in end.get("warnings", [])]
+        if end["reason"] != "ok":
+            raise AttemptEnded(end["reason"], str(end["message"]))
+        self._fetched = self._places.repository
+
+    def _on_fetch_line(self, raw: str) -> None:
+        record = parse_fetch_record(raw)
+        if "end" in record:
+            self._fetch_end = record["end"]
+        elif "pause" in record:
+            self._limits.restart_idle(time.monotonic() + record["pause"])
+        else:
+            self.write(str(record.get("text", raw)))
 
     def build(self) -> None:
         """Run repo2docker, repeatedly if its failure may pass. Raises AttemptEnded if it fails."""
@@ -2385,14 +3271,24 @@ class Attempt:
 
     def _run_repo2docker_once(self) -> int:
         self._output, self._unresolved_base = BuildOutput(), None
-        environment = caged(self._runner.environment, self._workdir)
+        door = self._places.new_path("engine")
         try:
-            with self.engine.watched_disk() as self._disk:
-                return self._runner.run(
-                    self._repo2docker_command(), self._on_build_line, environment=environment
+            with self.engine.watched_disk() as self._disk, EngineDoor(door, self._compose, self._runner):
+                code = self._runner.run(
+                    self._repo2docker_command(),
+                    self._on_build_line,
+                    environment=self._places.reading_environment(self._runner.environment, door),
+                    place=self._places.reading,
                 )
         finally:
             self._build_lines.end_line()
+        self._places.check()
+        return code
+
+    def _compose(self, asked: list[str]) -> list[str] | None:
+        """Return the command for what repo2docker asks of the engine, None if it must not be."""
+        trusted = "\n".join(self.spec.get("repo2docker_args") or [])
+        return self.engine.compose(asked, self._build_arguments(), trusted)
 
     def _repo2docker_command(self) -> list[str]:
         spec = self.spec
@@ -2418,17 +3314,18 @@ class Attempt:
         provider = "Local" if self._fetched else self._content_provider()
         if not provider.isidentifier():
             raise AttemptEnded("bad_spec", f"{provider!r} is not the name of a content provider.")
-        path = os.path.join(self._workdir, "repo2docker_config.py")
-        with open(path, "w", encoding="utf-8") as file:
-            # By default, other providers ask third-party hosts about the URL before Git is tried.
-            file.write(f"from repo2docker.contentproviders import {provider}\n")
-            file.write(f"c.Repo2Docker.content_providers = [{provider}]\n")
-            file.write(f"c.DockerEngine.extra_buildx_build_args = {self._build_arguments()!r}\n")
-            if self.spec.get("force"):
-                # Otherwise it answers with the image of this name that the engine has, and builds nothing.
-                file.write("from repo2docker.app import Repo2Docker\n")
-                file.write("Repo2Docker.find_image = lambda self: False\n")
-        return path
+        # By default, other providers ask third-party hosts about the URL before Git is tried.
+        lines = [
+            f"from repo2docker.contentproviders import {provider}",
+            f"c.Repo2Docker.content_providers = [{provider}]",
+        ]
+        if self.spec.get("force"):
+            # Otherwise it answers with the image of this name that the engine has, and builds nothing.
+            lines += [
+                "from repo2docker.app import Repo2Docker",
+                "Repo2Docker.find_image = lambda self: False",
+            ]
+        return self._places.write("config.py", "\n".join([*lines, ""]))
 
     def _build_arguments(self) -> list[str]:
         """Return the engine's arguments for the build: the operator's, then those of the request."""
@@ -2574,6 +3471,16 @@ def make_parser() -> argparse.ArgumentParser:
         type=float,
         help="build nothing: only ask whether the engine answers",
     )
+    source.add_argument(
+        "--serve", metavar="SOCKET", help="run the commands of a builder in another container"
+    )
+    source.add_argument(
+        "--confine", metavar="VIEW", help="run a command in namespaces, in which a view of the files exists"
+    )
+    parser.add_argument(
+        "--fetch", action="store_true", help="only fetch the repository, for a builder that reads the output"
+    )
+    parser.add_argument("command", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--log", metavar="FILE", help="append lines to this file instead of standard output")
     parser.add_argument(
         "--result", metavar="FILE", help="write the result to this file (default: /dev/termination-log)"
@@ -2582,11 +3489,32 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def run_confined(view: View, command: list[str]) -> int:
+    """Run a command in namespaces, and end as it has ended. Leaves a file that says so if there are none."""
+    try:
+        code = confine(view, command)
+    except OSError as error:
+        with open(os.path.join(view.root, UNCONFINED), "w", encoding="utf-8") as file:
+            file.write(f"{error}")
+        return NOT_ALLOWED
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL) if code != LOST else None
+        os.kill(os.getpid(), -code)
+    return code
+
+
 def main() -> int:
     """Parse the arguments, run the attempt, write the result, and return the exit code."""
     arguments = make_parser().parse_args()
     if arguments.check_engine is not None:
         return check_engine(arguments.check_engine)
+    if arguments.serve:
+        Server(arguments.serve).serve()
+        return 0
+    if arguments.confine:
+        return run_confined(View(**json.loads(arguments.confine)), arguments.command)
+    if arguments.fetch:
+        return fetch(read_spec(arguments))
     default = "/dev/termination-log" if os.path.exists("/dev/termination-log") else None
     result_file = ResultFile(arguments.result or default)
     result = attempt_result(arguments)

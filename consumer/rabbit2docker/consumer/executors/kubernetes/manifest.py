@@ -3,12 +3,11 @@
 The pod is the record of an attempt: its annotations hold the AttemptSpec and the AttemptStatus, its status the rest.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Final
 
 from rabbit2docker.consumer.executors.base import AttemptSpec, AttemptStatus
-from rabbit2docker.consumer.executors.builder_io import builder_spec
+from rabbit2docker.consumer.executors.kubernetes.containers import GIT_FILE, containers, volumes
 from rabbit2docker.consumer.executors.kubernetes.models import Manifest, Pod
 from rabbit2docker.consumer.executors.kubernetes.placement import affinity, tolerations
 from rabbit2docker.consumer.executors.kubernetes.pod_status import BUILDER_CONTAINER
@@ -40,12 +39,6 @@ MAX_NAME_LENGTH: Final = 253
 
 DEADLINE_MARGIN_SECONDS: Final = 120
 """Added to the build's time limit for the kubelet's deadline, so that builder and service enforce theirs first."""
-HOME: Final = "/tmp"
-BUILDER_DIR: Final = "/etc/rabbit2docker/builder"
-DOCKER_CONFIG_DIR: Final = "/etc/rabbit2docker/docker"
-GIT_DIR: Final = "/etc/rabbit2docker/git"
-GIT_FILE: Final = "credentials"
-SPEC_VARIABLE: Final = "RABBIT2DOCKER_BUILD"
 
 
 def labels(settings: Settings, component: str) -> dict[str, str]:
@@ -129,6 +122,7 @@ def build_pod(
                 # Otherwise autoscalers evict builds to consolidate nodes.
                 "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
                 "karpenter.sh/do-not-disrupt": "true",
+                "kubectl.kubernetes.io/default-container": BUILDER_CONTAINER,
                 **kubernetes.annotations,
                 f"{PREFIX}request-id": spec.request_id,
                 f"{PREFIX}repo-url": spec.repo_url,
@@ -153,7 +147,7 @@ def _pod_spec(
     ready_nodes: Sequence[str],
 ) -> Manifest:
     kubernetes = settings.kubernetes
-    mounts, volumes = _volumes(spec, settings, builder_map, credentials)
+    parts = containers(spec, settings, credentials)
     pod: Manifest = {
         "restartPolicy": "Never",
         "activeDeadlineSeconds": spec.timeout_seconds + DEADLINE_MARGIN_SECONDS,
@@ -164,8 +158,8 @@ def _pod_spec(
         "affinity": affinity(spec, settings.kubernetes, ready_nodes),
         "tolerations": tolerations(settings.kubernetes),
         "securityContext": _pod_security_context(settings),
-        "containers": [_container(spec, settings, credentials, mounts)],
-        "volumes": volumes,
+        "containers": parts,
+        "volumes": volumes(spec, settings, parts, builder_map=builder_map, credentials=credentials),
     }
     if kubernetes.node_selector:
         pod["nodeSelector"] = kubernetes.node_selector
@@ -176,102 +170,10 @@ def _pod_spec(
     return pod
 
 
-def _container(
-    spec: AttemptSpec, settings: Settings, credentials: str | None, mounts: list[Manifest]
-) -> Manifest:
-    kubernetes = settings.kubernetes
-    limits = {"memory": kubernetes.memory_limit} if kubernetes.memory_limit else {}
-    container: Manifest = {
-        "name": BUILDER_CONTAINER,
-        "image": settings.builder.image,
-        # -I: a file in the working directory must not be imported as a module.
-        "command": ["python3", "-I", f"{BUILDER_DIR}/builder.py", "--spec-env", SPEC_VARIABLE],
-        "env": [
-            {"name": name, "value": value}
-            for name, value in _environment(spec, settings, with_git=credentials is not None).items()
-        ],
-        "resources": {
-            "requests": {"cpu": kubernetes.cpu_request, "memory": kubernetes.memory_request},
-            "limits": limits,
-        },
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
-        # If the builder cannot start, the end of its output explains it.
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": mounts,
-    }
-    if kubernetes.image_pull_policy:
-        container["imagePullPolicy"] = kubernetes.image_pull_policy
-    return container
-
-
-def _environment(spec: AttemptSpec, settings: Settings, *, with_git: bool) -> dict[str, str]:
-    environment = {
-        "HOME": HOME,
-        "USER": "builder",
-        "LANG": "C.UTF-8",
-        # By default it is inside DOCKER_CONFIG, which is read-only here.
-        "BUILDX_CONFIG": f"{HOME}/.buildx",
-        **settings.kubernetes.env,
-        SPEC_VARIABLE: json.dumps(pod_builder_spec(spec, settings), ensure_ascii=False),
-    }
-    if push_secret(spec, settings):
-        environment["DOCKER_CONFIG"] = DOCKER_CONFIG_DIR
-    if with_git:
-        environment |= {
-            "GIT_CONFIG_COUNT": "1",
-            "GIT_CONFIG_KEY_0": "credential.helper",
-            "GIT_CONFIG_VALUE_0": f"store --file={GIT_DIR}/{GIT_FILE}",
-        }
-    return environment
-
-
-def pod_builder_spec(spec: AttemptSpec, settings: Settings) -> Manifest:
-    """Return the builder's specification for a pod. It holds no credentials."""
-    return {
-        **builder_spec(spec, settings),
-        "docker_host": f"unix://{settings.kubernetes.docker_socket}",
-    }
-
-
-def push_secret(spec: AttemptSpec, settings: Settings) -> str | None:
-    """Return the name of the Secret with the registry credentials for the attempt."""
-    tenant = settings.kubernetes.tenants.get(spec.tenant)
-    return (tenant.push_secret if tenant else None) or settings.kubernetes.push_secret
-
-
 def git_credentials(spec: AttemptSpec, settings: Settings) -> str | None:
     """Return the git credentials of the attempt's tenant, or None."""
     tenant = settings.kubernetes.tenants.get(spec.tenant)
     return tenant.git_credentials.get_secret_value() if tenant and tenant.git_credentials else None
-
-
-def _volumes(
-    spec: AttemptSpec, settings: Settings, builder_map: str, credentials: str | None
-) -> tuple[list[Manifest], list[Manifest]]:
-    directory = settings.kubernetes.docker_socket.rpartition("/")[0]
-    mounts: list[Manifest] = [
-        {"name": "builder", "mountPath": BUILDER_DIR, "readOnly": True},
-        {"name": "docker-api", "mountPath": directory},
-        {"name": "tmp", "mountPath": HOME},
-    ]
-    volumes: list[Manifest] = [
-        {"name": "builder", "configMap": {"name": builder_map}},
-        # The directory instead of the socket: a restarted engine creates a new socket, and the builder waits for it.
-        {"name": "docker-api", "hostPath": {"path": directory, "type": "DirectoryOrCreate"}},
-        {"name": "tmp", "emptyDir": {}},
-    ]
-    if secret := push_secret(spec, settings):
-        items = [{"key": ".dockerconfigjson", "path": "config.json"}]
-        mounts.append({"name": "docker-config", "mountPath": DOCKER_CONFIG_DIR, "readOnly": True})
-        volumes.append({"name": "docker-config", "secret": {"secretName": secret, "items": items}})
-    if credentials:
-        mounts.append({"name": "git", "mountPath": GIT_DIR, "readOnly": True})
-        volumes.append({"name": "git", "secret": {"secretName": credentials}})
-    return mounts, volumes
 
 
 def _pod_security_context(settings: Settings) -> Manifest:

@@ -76,7 +76,7 @@ def observe_pod(pod: Pod, context: ObservationContext) -> PodObservation:
         return _observe_deleting(pod, pod.metadata.deletion_timestamp, context, started_at)
     if state is not None and state.running is not None:
         return PodObservation(AttemptState.RUNNING, started_at=started_at)
-    return _observe_pending(pod, builder, context)
+    return _observe_pending(pod, context)
 
 
 def _builder_status(pod: Pod) -> ContainerStatus | None:
@@ -213,15 +213,13 @@ def _observe_deleting(
 # -- pending
 
 
-def _observe_pending(
-    pod: Pod, builder: ContainerStatus | None, context: ObservationContext
-) -> PodObservation:
+def _observe_pending(pod: Pod, context: ObservationContext) -> PodObservation:
     created_at = pod.metadata.creation_timestamp or context.now
     deadline = created_at + timedelta(seconds=context.pending_seconds)
     if pod.spec.node_name is None:
         return _observe_unscheduled(pod, context, deadline)
     scheduled_at = pod.status.start_time or created_at
-    containers = [item for item in (*pod.status.init_container_statuses, builder) if item is not None]
+    containers = (*pod.status.init_container_statuses, *pod.status.container_statuses)
     for waiting in (item.state.waiting for item in containers):
         if waiting is not None and (rule := WAITING_REASONS.get(waiting.reason or "")):
             return _stuck(rule, waiting.message or waiting.reason or "", scheduled_at, deadline)

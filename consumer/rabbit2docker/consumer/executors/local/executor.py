@@ -28,7 +28,7 @@ from rabbit2docker.consumer.executors.base import (
     Members,
 )
 from rabbit2docker.consumer.executors.builder_io import builder_spec
-from rabbit2docker.consumer.executors.local import state_directory
+from rabbit2docker.consumer.executors.local import confinement, state_directory
 from rabbit2docker.consumer.executors.local.engine_check import check_engine
 from rabbit2docker.consumer.executors.local.inotify import DirectoryWatch
 from rabbit2docker.consumer.executors.local.log_reader import LogReader
@@ -82,6 +82,7 @@ class LocalExecutor:
         )
         self._watch = DirectoryWatch(on_folder=self._on_folder, on_events_lost=self._check_folders)
         self._repo2docker_version: str | None = None
+        self._confinement: confinement.Confinement | None = None
 
     # -- opening and closing
 
@@ -111,6 +112,7 @@ class LocalExecutor:
     def _open(self) -> list[state_directory.StoredRecord]:
         if self._own_builder:
             self._check_requirements()
+            self._confinement = confinement.prepare(self._settings)
         self._builders.environment = self._builder_environment()
         return self._state.open()
 
@@ -198,6 +200,7 @@ class LocalExecutor:
             "repo2docker_version": self._repo2docker_version,
             "python": sys.executable,
             "workdir": str(self._state.path(spec.name) / state_directory.WORK),
+            "confine": self._confinement,
         }
 
     async def get(self, name: AttemptName) -> Attempt | None:
