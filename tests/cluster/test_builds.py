@@ -1,26 +1,40 @@
 """A request becomes an image by a pod beside docker-api: real scheduler, kubelet, containerd and repo2docker."""
 
+import base64
 import json
 import urllib.request
+import uuid
 from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.site import REGISTRY, Site, opened
+from tests.cluster.site import REGISTRY, Site, opened, shell
 from tests.support.consumer import Consumer
 from tests.support.stories import asked, build
 from tests.support.waiting import eventually
+
+PUSH, TOKEN = f"push-{uuid.uuid4().hex}", f"git-{uuid.uuid4().hex}"
+"""Secrets of the pods: a registry's password, and a token for git."""
+ENCODED = base64.b64encode(f"robot:{PUSH}".encode()).decode()
 
 
 @pytest.fixture(scope="module")
 def site(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with opened(tmp_path_factory.mktemp("site")) as made:
+        config = json.dumps({"auths": {REGISTRY: {"auth": ENCODED}}})
+        made.kubectl(
+            *("create", "secret", "generic", "push", "--type=kubernetes.io/dockerconfigjson"),
+            f"--from-literal=.dockerconfigjson={config}",
+        )
         yield made
 
 
 @pytest.fixture(scope="module")
 def process(site: Site) -> Consumer:
-    consumer = site.consumer(RABBIT2DOCKER_LIMITS__KEEP_ENDED_SECONDS="5")
+    tenants = {"default": {"push_secret": "push", "git_credentials": f"https://me:{TOKEN}@git.example"}}
+    consumer = site.consumer(
+        RABBIT2DOCKER_LIMITS__KEEP_ENDED_SECONDS="5", RABBIT2DOCKER_KUBERNETES__TENANTS=json.dumps(tenants)
+    )
     consumer.start_and_wait()
     return consumer
 
@@ -131,3 +145,34 @@ async def test_the_object_of_a_build_pod_holds_no_secret(site: Site, consumer: C
     text = json.dumps(pod)
     assert "guest:guest" not in text
     assert site.amqp.url.get_secret_value() not in text
+    assert not [secret for secret in (PUSH, TOKEN, ENCODED) if secret in text]
+
+
+async def test_secrets_are_only_in_the_containers_that_need_them(site: Site, consumer: Consumer) -> None:
+    search = f"cat /proc/*/environ; grep -rhs -e {ENCODED} -e {TOKEN} /etc /run /tmp /var; ls /var/run/rabbit2docker"
+    in_step = "/bin/busybox env; cat /proc/*/environ; /bin/busybox grep -rs -e push- -e git- /etc /run /tmp /var /proc/mounts"
+    repo = site.repository(
+        "planted",
+        shell(f"({in_step}) 2>&1 | /bin/busybox head -c 50000"),
+        shell("echo is-under-way; /bin/busybox sleep 15"),
+        "COPY . /everything",
+    )
+    async with asked(site.amqp, repo.spec()) as request:
+        await request.until_line("is-under-way")
+        pod = site.running()
+        assert pod is not None
+        seen = {
+            name: site.kubectl(
+                "exec", pod["metadata"]["name"], f"--container={name}", "--", "sh", "-c", f"{search} || true"
+            )
+            for name in ("builder", "fetch", "cage")
+        }
+        story = await request.story()
+    found = {name: {word for word in (ENCODED, TOKEN) if word in text} for name, text in seen.items()}
+    assert found == {"builder": {ENCODED}, "fetch": {TOKEN}, "cage": set()}
+    assert [name for name, text in seen.items() if site.namespace in text] == ["builder"], (
+        "the engine's socket"
+    )
+    assert story.completed.digest
+    published = repr(story.events)
+    assert not [secret for secret in (PUSH, TOKEN, ENCODED) if secret in published]

@@ -1,4 +1,4 @@
-"""Where the parts of a build run, and what they can read there: with scripts in the place of repo2docker and docker."""
+"""The places of a build and what can be read in them: with scripts for repo2docker and docker."""
 
 import json
 import os
@@ -324,7 +324,7 @@ class TestContainers:
         assert "reads: in cage" in bench.texts()
         assert servers.processes["cage"].wait(60) == 0
 
-    def test_a_container_that_is_killed_is_told_from_a_build_that_fails(
+    def test_a_killed_container_is_not_taken_for_a_build_that_fails(
         self, bench: Bench, content: Path, servers: Servers
     ) -> None:
         bench.repo2docker("echo started; sleep 1000")

@@ -403,6 +403,18 @@ def test_a_pod_has_ended_once_its_builder_container_has() -> None:
     assert observed(a_pod("running", status={"containerStatuses": statuses})).state is AttemptState.ENDED
 
 
+def test_a_container_that_cannot_start_beside_a_waiting_builder_is_named() -> None:
+    reason = next(iter(WAITING_REASONS))
+    creating = {"name": "builder", "state": {"waiting": {"reason": "ContainerCreating"}}}
+    stuck = {"name": "cage", "state": {"waiting": {"reason": reason, "message": "the cause"}}}
+    observation = observed(
+        a_pod("running", status={"phase": "Pending", "containerStatuses": [creating, stuck]})
+    )
+    assert observation.state is AttemptState.PENDING
+    assert observation.pending_deadline is not None
+    assert observation.pending_deadline.reason is WAITING_REASONS[reason].reason
+
+
 def test_other_containers_of_a_pod_are_ignored() -> None:
     proxy = {"name": "proxy", "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
     statuses = document("running")["pod"]["status"]["containerStatuses"]

@@ -47,7 +47,7 @@ class KubernetesSettings(Group):
     memory_request: str = "256Mi"
     """Memory reserved for the pod."""
     memory_limit: str | None = "1Gi"
-    """Memory at which the pod is killed."""
+    """Memory at which a container of the pod is killed: builder, fetch or cage."""
     image_pull_policy: str | None = Field(default=None, pattern="^(Always|IfNotPresent|Never)$")
     """Always, IfNotPresent or Never; unset: the default of Kubernetes, which depends on the tag."""
     image_pull_secrets: list[str] = []
@@ -63,7 +63,7 @@ class KubernetesSettings(Group):
     annotations: dict[str, str] = {}
     """Additional annotations of build pods."""
     env: dict[str, str] = {}
-    """Additional environment variables of the builder."""
+    """Additional environment variables of the builder and of the fetch; repo2docker gets proxies and certificates of them."""
     requests_per_second: float = Field(default=50.0, gt=0)
     """Sustained rate of calls to the API server; creations take precedence."""
     burst: int = Field(default=100, ge=1)
