@@ -24,6 +24,7 @@ from rabbit2docker_schemas.routing import (
     hub_queue,
     request_event_key,
     request_key,
+    tenant_index,
     tenant_stream,
 )
 
@@ -210,6 +211,14 @@ def _channels() -> dict[str, Any]:
             tenant_stream("{tenant}"),
             "A stream with the event history of a tenant.",
             [*of_requests, *of_builds],
+        ),
+        "tenant_index": _queued(
+            tenant_index("{tenant}"),
+            "A small stream with what begins and ends a tenant's builds, and the progress of requests that wait.",
+            [
+                *of_requests,
+                *(type_ for type_ in of_builds if type_ not in map(event_type, (Kind.LOG, Kind.GAP))),
+            ],
         ),
     }
 

@@ -28,7 +28,7 @@ from rabbit2docker_schemas.events import (
     RequestEventData,
 )
 from rabbit2docker_schemas.ids import EventId, build_id_of
-from rabbit2docker_schemas.routing import build_event_key, request_event_key
+from rabbit2docker_schemas.routing import build_event_key, request_event_key, waiting_key
 
 CONTENT_TYPE: Final = "application/json"
 STREAM_FILTER_HEADER: Final = "x-stream-filter-value"
@@ -105,6 +105,13 @@ class Event:
             return build_id_of(self.tenant, self.data.request_id)
         return self.data.build_id
 
+    @property
+    def index_key(self) -> str | None:
+        """Second routing key of an event that belongs into the tenant's index, where the first does not lead there."""
+        if isinstance(self.data, Progress) and self.data.attempt == 0:
+            return waiting_key(self.tenant, self.data.build_id)
+        return None
+
     def headers(self) -> dict[str, str]:
         """Return the AMQP headers."""
         return {
@@ -136,6 +143,14 @@ def _time(value: Any) -> datetime:
     if time.tzinfo is None:
         raise ValueError("ce-time has no time zone")
     return time
+
+
+def event_time(headers: Mapping[str, Any]) -> datetime | None:
+    """Return the time of the event that a message carries; None if it carries none."""
+    try:
+        return _time(headers["ce-time"])
+    except (KeyError, ValueError):
+        return None
 
 
 def read_event(headers: Mapping[str, Any], body: bytes) -> Event:

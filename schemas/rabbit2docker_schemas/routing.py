@@ -114,6 +114,16 @@ def tenant_stream(tenant: str) -> str:
     return f"builds.results.log.{tenant}"
 
 
+def tenant_index(tenant: str) -> str:
+    """Return the name of the stream with what begins and ends a tenant's builds: events without logs and progress."""
+    return f"{tenant_stream(tenant)}.index"
+
+
+def waiting_key(tenant: str, build_id: str) -> str:
+    """Return the second routing key of the progress of a request that has no attempt yet."""
+    return build_event_key(tenant, build_id, "waiting")
+
+
 def retry_queue(rung: RetryRung, queue: str) -> str:
     """Return the name of the queue that holds messages for `queue` on this rung."""
     suffix = {REQUESTS_QUEUE: "", BULK_QUEUE: ".bulk", CANCEL_QUEUE: ".cancels"}[queue]
@@ -151,3 +161,13 @@ def parse_request_key(key: str) -> RequestKey | None:
 def hub_bindings(tenant: str) -> Iterable[str]:
     """Return the binding keys that select all events of a tenant."""
     return (f"request.{tenant}.#", f"build.{tenant}.#")
+
+
+def index_bindings(tenant: str) -> Iterable[str]:
+    """Return the binding keys that select the events of a tenant's index."""
+    ends = ("completed", "failed", "cancelled")
+    return (
+        f"request.{tenant}.#",
+        waiting_key(tenant, "*"),
+        *(build_event_key(tenant, "*", end) for end in ends),
+    )

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks import (
+    history,
+    history_full,
     hub_first,
     hub_lines,
     lines,
@@ -23,8 +25,17 @@ from tests.benchmarks import (
 # The service for a JupyterHub, with builds that are played.
 HUB = {"hub_first": hub_first, "hub_lines": hub_lines}
 BENCHMARKS = {
-    "local": {"publishing": publishing, "requests": requests, "lines": lines, "memory": memory, **HUB},
+    "local": {
+        "publishing": publishing,
+        "requests": requests,
+        "lines": lines,
+        "memory": memory,
+        "history": history,
+        **HUB,
+    },
     "hub": HUB,
+    # Takes 5 GB of the broker's disk for as long as it runs.
+    "history": {"history_full": history_full},
     # Need a cluster: `make bench-cluster`.
     "kubernetes": {"pods": pods, "pod_calls": pod_calls, "pod_lines": pod_lines, "many_pods": many_pods},
 }

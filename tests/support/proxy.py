@@ -13,11 +13,14 @@ class Proxy:
         self._target = (host, target)
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._flows = asyncio.Event()
         self._flows.set()
         self._refuses = False
         self.port = 0
+        self.received_bytes = 0
+        """Bytes that the target has sent."""
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -61,6 +64,7 @@ class Proxy:
             writer.transport.abort()
             return
         self._writers |= {writer, there_writer}
+        self._clients.add(writer)
         for source, target in ((reader, there_writer), (there_reader, writer)):
             task = asyncio.create_task(self._pump(source, target))
             self._tasks.add(task)
@@ -70,10 +74,13 @@ class Proxy:
         try:
             with suppress(OSError):
                 while data := await source.read(65536):
+                    if target in self._clients:
+                        self.received_bytes += len(data)
                     await self._flows.wait()
                     target.write(data)
                     await target.drain()
         finally:
             self._writers.discard(target)
+            self._clients.discard(target)
             with suppress(OSError):
                 target.transport.abort()

@@ -114,7 +114,10 @@ class ConfirmedPublisher:
 
     async def publish(self, event: Event) -> None:
         """Publish an event until it is confirmed; see amqp.ports.Publisher."""
-        body, headers = event.body(), event.headers()
+        body = event.body()
+        headers: dict[str, Any] = dict(event.headers())
+        if event.index_key is not None:
+            headers["BCC"] = [event.index_key]  # RabbitMQ routes by it and removes it
 
         def message() -> aio_pika.Message:
             return make_message(

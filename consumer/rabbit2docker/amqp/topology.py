@@ -32,14 +32,18 @@ from rabbit2docker_schemas.routing import (
     cancel_key,
     entry_exchange,
     hub_bindings,
+    index_bindings,
     request_key,
     retry_queue,
+    tenant_index,
     tenant_stream,
 )
 
 KEPT_DELIVERY_LIMIT: Final = 1_000_000_000
 """For dead letters, as listing delivers them, and for unrouted requests, which are held until their queue exists again.
 RabbitMQ 3 has no value for `unlimited`."""
+INDEX_SEGMENT_BYTES: Final = 2_000_000
+"""An index has a hundredth of the size of its stream, and shall not keep what the stream has dropped long ago."""
 HUB_QUEUE_EXPIRES_MS: Final = 600_000
 STATE_EXPIRES_MS: Final = 600_000
 """Time after the last consumer has gone until consumers with other records may take over the virtual host."""
@@ -177,6 +181,15 @@ def _stream(name: str, settings: TopologySettings, limits: Mapping[str, str]) ->
     return _queue(name, arguments, settings, {**limits, **STREAM_LIMITS})
 
 
+def _tenant_streams(tenant: str, settings: TopologySettings) -> Iterable[QueueSpec]:
+    """Yield the stream with a tenant's events, and its index."""
+    limits = {"x-max-age": "events_days", "x-max-length-bytes": "events_bytes"}
+    yield _stream(tenant_stream(tenant), settings, limits)
+    index = _stream(tenant_index(tenant), settings, limits)
+    segments = {"x-stream-max-segment-size-bytes": INDEX_SEGMENT_BYTES}
+    yield QueueSpec(index.name, {**index.arguments, **segments})
+
+
 def state_queue(state_id: str) -> QueueSpec:
     """Return the queue that consumers with the records `state_id` declare and hold, and that others cannot declare."""
     arguments = {
@@ -255,14 +268,7 @@ def make_topology(tenants: Iterable[str], settings: TopologySettings = DEFAULTS)
             settings,
             {"x-max-age": "cancel_log_days", "x-max-length-bytes": "cancel_log_bytes"},
         ),
-        *(
-            _stream(
-                tenant_stream(tenant),
-                settings,
-                {"x-max-age": "events_days", "x-max-length-bytes": "events_bytes"},
-            )
-            for tenant in tenants
-        ),
+        *(stream for tenant in tenants for stream in _tenant_streams(tenant, settings)),
     )
     return Topology(
         exchanges=(
@@ -292,6 +298,11 @@ def make_topology(tenants: Iterable[str], settings: TopologySettings = DEFAULTS)
                 BindingSpec(RESULTS_EXCHANGE, tenant_stream(tenant), key)
                 for tenant in tenants
                 for key in hub_bindings(tenant)
+            ),
+            *(
+                BindingSpec(RESULTS_EXCHANGE, tenant_index(tenant), key)
+                for tenant in tenants
+                for key in index_bindings(tenant)
             ),
         ),
         users=tuple(make_users(tenants)),

@@ -14,6 +14,7 @@ from rabbit2docker_schemas.routing import (
     RESULTS_EXCHANGE,
     entry_exchange,
     is_tenant,
+    tenant_index,
     tenant_stream,
 )
 
@@ -75,7 +76,12 @@ def _hub(tenant: str, *, is_alone: bool) -> UserSpec:
         configure=f"^{own}$",
         write=_any_of(own, *map(_literal, entries)),
         # Topic permissions do not apply to reading a stream, so each tenant has its own.
-        read=_any_of(own, _literal(RESULTS_EXCHANGE), _literal(tenant_stream(tenant))),
+        read=_any_of(
+            own,
+            _literal(RESULTS_EXCHANGE),
+            _literal(tenant_stream(tenant)),
+            _literal(tenant_index(tenant)),
+        ),
         topics=(
             *((exchange, keys, _NOTHING) for exchange in entries),
             (RESULTS_EXCHANGE, _NOTHING, rf"^(build|request)\.{tenant}\."),

@@ -8,7 +8,6 @@ from rabbit2docker.cli.console import out
 from rabbit2docker.cli.exits import Exit, fail
 from rabbit2docker.cli.output import say
 from rabbit2docker.cli.rendering import exit_code, make_view
-from rabbit2docker.client import History
 from rabbit2docker_schemas.cloudevents import Event
 
 
@@ -32,13 +31,16 @@ async def follow(events: AsyncGenerator[Event, None], id_: str, *, as_json: bool
         raise
 
 
-async def past_events(history: History, id_: str) -> list[Event]:
-    """Return the events of a build or request so far; exit with NOT_FOUND if there are none."""
-    events = [event async for event in history.so_far(id_)]
-    if not events:
+async def known(events: AsyncGenerator[Event, None], id_: str) -> AsyncGenerator[Event, None]:
+    """Yield the past events of a build or request; exit with NOT_FOUND if there are none."""
+    is_known = False
+    async with aclosing(events):
+        async for event in events:
+            is_known = True
+            yield event
+    if not is_known:
         fail(
             f"No build or request has the id {id_}. `rabbit2docker list` shows those of the tenant that "
             "RABBIT2DOCKER_TENANT names.",
             Exit.NOT_FOUND,
         )
-    return events

@@ -1,7 +1,6 @@
 """The commands `list`, `status`, `logs` and `cancel`."""
 
 import json
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -36,20 +35,16 @@ def list_(
     """
     from datetime import UTC, datetime
 
-    from rabbit2docker.cli.console import err
-    from rabbit2docker.cli.overview import rows
+    from rabbit2docker.cli.overview import newest_rows
     from rabbit2docker.cli.session import run_with_history
 
     beginning = datetime.now(UTC) - parse_duration_option(since, "--since")
 
-    async def read(history: "History") -> "list[BuildRow]":
-        return rows([event async for event in history.since(beginning)])
+    def is_wanted(row: "BuildRow") -> bool:
+        return state in (None, row.state) or (state == "running" and row.end is None)
 
-    with err().status("Reading events …") if err().is_terminal else nullcontext():
-        found = run_with_history(read, wait)
-    if state:
-        found = [row for row in found if row.state == state or (state == "running" and row.end is None)]
-    _print_rows(found[-limit:], as_json=as_json)
+    found = run_with_history(lambda history: newest_rows(history, beginning, is_wanted, limit), wait)
+    _print_rows(found, as_json=as_json)
 
 
 def _print_rows(found: "list[BuildRow]", *, as_json: bool) -> None:
@@ -68,12 +63,12 @@ def _print_rows(found: "list[BuildRow]", *, as_json: bool) -> None:
 
 def status(id_: Id, as_json: AsJson = False, wait: WaitSeconds = 10.0) -> None:
     """Show the state of a build. The exit code is that of its end, or 0 while it runs."""
-    from rabbit2docker.cli.following import past_events
-    from rabbit2docker.cli.overview import rows
+    from rabbit2docker.cli.following import known
+    from rabbit2docker.cli.overview import rows_of
     from rabbit2docker.cli.rendering import exit_code
     from rabbit2docker.cli.session import run_with_history
 
-    found = rows(run_with_history(lambda history: past_events(history, id_), wait))
+    found = run_with_history(lambda history: rows_of(known(history.state_of(id_), id_)), wait)
     row = ([row for row in found if row.state != "unknown"] or found)[-1]
     if as_json:
         say(json.dumps(row.as_dict(), ensure_ascii=False))
@@ -102,21 +97,26 @@ def logs(
     wait: WaitSeconds = 10.0,
 ) -> None:
     """Print the log of a build: the lines so far, or all lines until its end."""
+    import sys
+    from contextlib import aclosing
+
     from rabbit2docker.cli import following
     from rabbit2docker.cli.session import run_with_events, run_with_history
 
     async def follow_all(events: "BuildEvents") -> Exit:
-        await following.past_events(events.history, id_)
+        async with aclosing(following.known(events.history.state_of(id_), id_)) as past:
+            await anext(past)
         return await following.follow(events.of(id_), id_, as_json=as_json)
 
     async def print_all(history: "History") -> Exit:
-        for event in await following.past_events(history, id_):
+        async for event in following.known(history.so_far(id_), id_):
             _print_lines(event, timestamps=timestamps, as_json=as_json)
         return Exit.COMPLETED
 
     if follow and not timestamps:
         raise typer.Exit(run_with_events(follow_all, wait))
-    raise typer.Exit(run_with_history(print_all, wait))
+    # On a terminal, the lines themselves show how far reading is.
+    raise typer.Exit(run_with_history(print_all, wait, has_bar=not sys.stdout.isatty()))
 
 
 def _print_lines(event: "Event", *, timestamps: bool, as_json: bool) -> None:

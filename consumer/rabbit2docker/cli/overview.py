@@ -1,8 +1,9 @@
 """Builds as rows, folded from their events."""
 
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, assert_never
 from urllib.parse import unquote
 
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from rabbit2docker.cli import texts
 from rabbit2docker.cli.output import printable
+from rabbit2docker.client.history import MAX_BUILD_AGE, History
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import (
     Accepted,
@@ -46,6 +48,8 @@ class BuildRow:
     requester: str = ""
     attempt: int = 0
     lines: int = 0
+    is_whole: bool = False
+    """True if the row has the build's first event."""
     began: datetime | None = None
     ended: datetime | None = None
     end: Event | None = None
@@ -71,7 +75,8 @@ class BuildRow:
 
 
 def _apply(row: BuildRow, event: Event) -> None:
-    row.began = row.began or event.time
+    if row.began is None:
+        row.began, row.is_whole = event.time, not event.is_terminal and not _has_joined(event)
     match event.data:
         case Accepted() as data:
             row.provider, row.spec, row.image = data.provider, data.spec, data.image
@@ -94,6 +99,10 @@ def _apply(row: BuildRow, event: Event) -> None:
             assert_never(event.data)
 
 
+def _has_joined(event: Event) -> bool:
+    return isinstance(event.data, Accepted) and event.data.attached
+
+
 def _apply_end(row: BuildRow, data: Rejected | TerminalEventData) -> None:
     match data:
         case Rejected():
@@ -102,19 +111,63 @@ def _apply_end(row: BuildRow, data: Rejected | TerminalEventData) -> None:
             row.state, row.image, row.digest = "completed", data.image, data.digest
             row.message = "image existed" if data.cached else ""
         case Failed():
-            row.state, row.message, row.attempt = "failed", f"{data.reason}: {data.message}", data.attempt
+            row.state, row.message = "failed", f"{data.reason}: {data.message}"
         case Cancelled():
             row.state, row.message = "cancelled", f"by {data.by}"
         case _:
             assert_never(data)
+    if not isinstance(data, Rejected):
+        row.attempt, row.lines = data.attempt or row.attempt, max(row.lines, data.lines or 0)
 
 
 def rows(events: Iterable[Event]) -> list[BuildRow]:
     """Return one row per build, in the order of their first events."""
     found: dict[str, BuildRow] = {}
     for event in events:
-        _apply(found.setdefault(event.subject, BuildRow(event.subject)), event)
+        _add(found, event)
     return list(found.values())
+
+
+async def rows_of(events: AsyncGenerator[Event, None]) -> list[BuildRow]:
+    """Return what `rows` returns, while the events are being read."""
+    found: dict[str, BuildRow] = {}
+    async with aclosing(events):
+        async for event in events:
+            _add(found, event)
+    return list(found.values())
+
+
+def _add(found: dict[str, BuildRow], event: Event) -> None:
+    _apply(found.setdefault(event.subject, BuildRow(event.subject)), event)
+
+
+async def newest_rows(
+    history: History, since: datetime, is_wanted: Callable[[BuildRow], bool], limit: int
+) -> list[BuildRow]:
+    """Return the newest builds since a moment that are wanted, at most `limit`, the newest last."""
+    found: list[BuildRow] = []
+    async with aclosing(history.windows(since)) as windows:
+        async for window in windows:
+            folded = await rows_of(window.events)
+            found = [row for row in folded if is_wanted(row) and (row.is_whole or window.is_whole)]
+            if len(found) >= limit:
+                break
+    found = found[-limit:]
+    await _add_progress(history, [row for row in found if row.end is None])
+    return list(filter(is_wanted, found))
+
+
+async def _add_progress(history: History, running: list[BuildRow]) -> None:
+    """Bring rows of running builds up to date with events that are not in the index."""
+    by_id = {row.id: row for row in running}
+    began = [row.began for row in running if row.began]
+    if not began:
+        return
+    since = max(min(began), datetime.now(UTC) - MAX_BUILD_AGE)
+    async with aclosing(history.of_builds(list(by_id), since)) as events:
+        async for event in events:
+            if row := by_id.get(event.subject):
+                _apply(row, event)
 
 
 def as_table(found: Iterable[BuildRow], width: int) -> Table:

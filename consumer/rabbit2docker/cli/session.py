@@ -7,6 +7,7 @@ from typing import Final, TypeVar
 
 from rabbit2docker import logs
 from rabbit2docker.cli.exits import errors_explained
+from rabbit2docker.cli.progress import reading_progress
 from rabbit2docker.client import BuildEvents, History
 from rabbit2docker.settings import LogSettings, load_settings
 
@@ -31,12 +32,24 @@ def run_with_events(work: Callable[[BuildEvents], Awaitable[T]], wait: float) ->
     return run(connect_and_work)
 
 
-def run_with_history(work: Callable[[History], Awaitable[T]], wait: float) -> T:
-    """Run work that only reads past events; `wait` limits the connection, in seconds."""
+def run_with_history(work: Callable[[History], Awaitable[T]], wait: float, *, has_bar: bool = True) -> T:
+    """Run work that only reads past events; `wait` limits the connection, and each further one, in seconds.
+
+    With `has_bar`, a bar on standard error shows how far reading is, if it takes longer than a moment.
+    """
 
     async def connect_and_work() -> T:
         settings = load_settings()
-        async with History(settings.amqp, settings.tenant, wait_seconds=wait) as history:
+        async with (
+            reading_progress(is_wanted=has_bar) as show,
+            History(
+                settings.amqp,
+                settings.tenant,
+                wait_seconds=wait,
+                reconnect_seconds=wait,
+                on_progress=show,
+            ) as history,
+        ):
             return await work(history)
 
     return run(connect_and_work)

@@ -5,7 +5,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Final, Self
 
@@ -19,7 +19,7 @@ from rabbit2docker.amqp.request_publisher import RequestPublisher
 from rabbit2docker.amqp.stream import Offset
 from rabbit2docker.client.buffers import RecentEvents
 from rabbit2docker.client.feed import SETTLE_SECONDS, BuildFeed, TenantFeed
-from rabbit2docker.client.history import CLOCK_SLACK, History, joined_offset
+from rabbit2docker.client.history import CLOCK_SLACK, History
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker.tasks import TaskSet
 from rabbit2docker_schemas.cloudevents import Event
@@ -146,13 +146,16 @@ class BuildEvents:
         """Yield the events of a request and its build, from the answer to the end. A rejection is an end, too.
 
         An unknown id is waited for. A request submitted here starts with its submission: an older request with the
-        same id is another one. `since`: the time of a request submitted elsewhere, if known; without it the whole
-        stream is searched. Raises TopologyMismatch when the tenant has no stream.
+        same id is another one. `since`: the time of a request submitted elsewhere, if known; without it the index
+        is searched. Raises TopologyMismatch when the tenant has no stream.
         """
         own = build_id_of(self._tenant, request_id)
         submitted_at = self._submitted_at.get(request_id)
         if submitted_at is not None and not self._recent.is_complete_since(submitted_at):
             submitted_at = None
+        elif submitted_at is not None and since is None:
+            ago = timedelta(seconds=asyncio.get_running_loop().time() - submitted_at)
+            since = datetime.now(UTC) - ago
         joined: str | None = None
         async with self._feed(own, _offset(since), submitted_at) as feed, aclosing(feed.read()) as events:
             async for event in events:
@@ -162,14 +165,14 @@ class BuildEvents:
                     joined = data.build_id
                     break
         if joined is not None:
-            async with self._feed(joined, joined_offset()) as feed, aclosing(feed.read()) as events:
+            async with self._feed(joined, None) as feed, aclosing(feed.read()) as events:
                 async for event in events:
                     yield event
 
     async def of_build(self, build_id: str, *, since: datetime | None = None) -> AsyncGenerator[Event, None]:
         """Yield the events of a build from its beginning to its end. An unknown id is waited for.
 
-        `since`: the time of the build's request, if known; without it the whole stream is searched.
+        `since`: the time of the build's request, if known; without it the index is searched.
         Raises TopologyMismatch when the tenant has no stream.
         """
         async with self._feed(build_id, _offset(since)) as feed, aclosing(feed.read()) as events:
@@ -216,7 +219,7 @@ class BuildEvents:
 
     @asynccontextmanager
     async def _feed(
-        self, build_id: str, offset: Offset, submitted_at: float | None = None
+        self, build_id: str, offset: Offset | None, submitted_at: float | None = None
     ) -> AsyncIterator[BuildFeed]:
         """Share the feed of a build among its readers; it begins at `submitted_at` if that is given."""
         key = (build_id, submitted_at)
@@ -275,8 +278,8 @@ class BuildEvents:
         return self._requester
 
 
-def _offset(since: datetime | None) -> Offset:
-    return "first" if since is None else since - CLOCK_SLACK
+def _offset(since: datetime | None) -> Offset | None:
+    return None if since is None else since - CLOCK_SLACK
 
 
 def _is_build_id(text: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 from rabbit2docker.amqp.stream import Offset
 from rabbit2docker.client.buffers import EventBuffer
+from rabbit2docker.client.build_index import Located
 from rabbit2docker.client.history import CLOCK_SLACK, History
 from rabbit2docker.client.resequencer import Resequencer, SeenFilter
 from rabbit2docker.errors import BrokerUnavailable
@@ -50,8 +51,8 @@ class ReaderPosition:
     order: EventOrder
     number: int
     """Number of the next event in the buffer."""
-    offset: Offset
-    """Stream offset to continue from if the buffer has dropped that event."""
+    offset: Offset | None = None
+    """Stream offset to continue from if the buffer has dropped that event; None: the feed's beginning."""
     newest: datetime | None = None
 
     def push(self, event: Event) -> list[Event]:
@@ -63,16 +64,23 @@ class BuildFeed:
     """The events of one build, or of one request that has no build (yet)."""
 
     def __init__(
-        self, history: History, key: str, *, offset: Offset, read_first: bool, limit: Callable[[], int]
+        self,
+        history: History,
+        key: str,
+        *,
+        offset: Offset | None,
+        read_first: bool,
+        limit: Callable[[], int],
     ) -> None:
         """Take the build's id, the stream `offset` of its beginning, and the `limit` of the buffer in bytes.
 
-        `read_first`: read the stream before live events are passed on.
+        Without an `offset` the beginning is looked up. `read_first`: read the stream before live events are passed on.
         """
         self.readers = 0
         self.key = key
         self._history = history
-        self._beginning = self._offset = offset
+        self._located = None if offset is None else Located(offset)
+        self._offset = offset
         self._limit = limit
         self._order = self._new_order()
         self._buffer = EventBuffer()
@@ -152,7 +160,12 @@ class BuildFeed:
             self._append(self._order.push(self._inbox.popleft()))
 
     async def _read_stream(self) -> None:
-        pages = self._history.pages(offset=self._stream_offset(), only=self._filter_values())
+        located, offset = await self._locate(), self._stream_offset()
+        pages = self._history.pages(
+            offset=located.offset if offset is None else offset,
+            only=self._filter_values(),
+            located=located,
+        )
         async with aclosing(pages):
             async for page in pages:
                 for event in filter(self._accepts, page.events):
@@ -162,7 +175,12 @@ class BuildFeed:
                     return
                 await asyncio.sleep(0)  # readers that keep up must not lose their position to a long page
 
-    def _stream_offset(self) -> Offset:
+    async def _locate(self) -> Located:
+        if self._located is None:
+            self._located = await self._history.locate(self._filter_values())
+        return self._located
+
+    def _stream_offset(self) -> Offset | None:
         return self._offset
 
     def _append(self, events: Iterable[Event]) -> None:
@@ -181,7 +199,7 @@ class BuildFeed:
 
     async def read(self, *, from_now: bool = False) -> AsyncGenerator[Event, None]:
         """Yield everything from the beginning, or from now, to the end. Raises what reading the stream raises."""
-        position = ReaderPosition(self._new_order(), self._buffer.end if from_now else 0, self._beginning)
+        position = ReaderPosition(self._new_order(), self._buffer.end if from_now else 0)
         while True:
             if position.number < self._buffer.first:
                 async with aclosing(self._replay(position)) as missed:
@@ -201,10 +219,15 @@ class BuildFeed:
 
     async def _replay(self, position: ReaderPosition) -> AsyncGenerator[Event, None]:
         """Yield from the stream what the buffer has dropped, and move the position back into the buffer."""
-        offset = self._replay_offset(position)
+        located, offset = await self._locate(), self._replay_offset(position)
         while position.number < self._buffer.first:
             end = self._buffer.end
-            missed = self._history.pages(offset=offset, only=self._filter_values(), small=True)
+            missed = self._history.pages(
+                offset=located.offset if offset is None else offset,
+                only=self._filter_values(),
+                small=True,
+                located=located,
+            )
             async with aclosing(missed) as pages:
                 async for page in pages:
                     for event in filter(self._accepts, page.events):
@@ -214,7 +237,7 @@ class BuildFeed:
             if self._buffer.first <= end:  # else the buffer has moved past what was the stream's end
                 position.number = self._buffer.first
 
-    def _replay_offset(self, position: ReaderPosition) -> Offset:
+    def _replay_offset(self, position: ReaderPosition) -> Offset | None:
         return position.offset
 
     async def _raise_if_broken(self) -> None:
@@ -247,10 +270,10 @@ class TenantFeed(BuildFeed):
             self._oldest = self._oldest or event.time
         self._wake_readers()
 
-    def _stream_offset(self) -> Offset:
+    def _stream_offset(self) -> Offset | None:
         # The last offset read may be from long ago: unlike a build, this feed lives as long as the program.
         return self._offset if self._newest is None else self._newest - 3 * CLOCK_SLACK
 
-    def _replay_offset(self, position: ReaderPosition) -> Offset:
+    def _replay_offset(self, position: ReaderPosition) -> Offset | None:
         since = position.newest or self._oldest
         return position.offset if since is None else since - 3 * CLOCK_SLACK

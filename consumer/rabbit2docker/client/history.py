@@ -1,48 +1,30 @@
 """The past events of a tenant, read from its stream page by page, so that a slow reader holds up no other."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Self
 
-from rabbit2docker.amqp.connection import ManagedChannel, connected, is_cancelled
-from rabbit2docker.amqp.stream import Last, Offset, Page, StreamReader
+from rabbit2docker.amqp.connection import ManagedChannel, connected
+from rabbit2docker.amqp.stream import Last, Offset, Page, report_missing_index
+from rabbit2docker.client.build_index import BuildIndex, IndexWindow, Located, is_beginning
 from rabbit2docker.client.resequencer import Resequencer
-from rabbit2docker.errors import BrokerUnavailable, TopologyMismatch
-from rabbit2docker.retry import retry_forever
+from rabbit2docker.client.stream_pages import ReadingConnection, StreamPages
+from rabbit2docker.errors import AccessRefused, TopologyMismatch
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Accepted
-from rabbit2docker_schemas.ids import build_id_of
-from rabbit2docker_schemas.routing import tenant_stream
+from rabbit2docker_schemas.ids import BuildId, build_id_of
+from rabbit2docker_schemas.routing import tenant_index, tenant_stream
 
-T = TypeVar("T")
-
-PAGE_EVENTS: Final = 1000
-PAGE_BYTES: Final = 8 * 1024 * 1024
-SMALL_PAGE_EVENTS: Final = 100
-SMALL_PAGE_BYTES: Final = 512 * 1024
-"""A page stays in memory until its reader is through, and there may be many slow readers."""
-CONCURRENT_PAGES: Final = 4
-"""Each page takes a consumer on the stream and the memory of a few hundred messages."""
-RETRY_PAUSES: Final = (0.3,)
-"""Seconds between tries to read from the stream."""
 CLOCK_SLACK: Final = timedelta(seconds=10)
 """Difference allowed between the clocks of machines; a stream seeks by time only roughly anyway."""
 MAX_BUILD_AGE: Final = timedelta(hours=25)
-"""A build that a request joins began at most this long ago: no build may run longer than a day."""
-
-
-class _TemporaryFailure(Exception):
-    """Reading from the stream failed in a way that passes by itself."""
-
-
-def joined_offset() -> datetime:
-    """Return the stream offset from which all of a build can be read that a request has just joined."""
-    return datetime.now(UTC) - MAX_BUILD_AGE
+"""A build began at most this long before its end: no build may run longer than a day."""
+INDEX_LAG: Final = timedelta(minutes=1)
+"""An event is in the stream at most this long before it is in the index."""
 
 
 class History:
@@ -51,17 +33,28 @@ class History:
     Methods raise TopologyMismatch when the tenant has no stream, and AccessRefused when RabbitMQ denies access.
     """
 
-    def __init__(self, amqp: AmqpSettings, tenant: str, *, wait_seconds: float | None = None) -> None:
-        """Take the connection's settings; raises ConfigurationError for an invalid URL."""
+    def __init__(
+        self,
+        amqp: AmqpSettings,
+        tenant: str,
+        *,
+        wait_seconds: float | None = None,
+        reconnect_seconds: float | None = None,
+        on_progress: Callable[[float], None] = lambda share: None,
+    ) -> None:
+        """Take the connection's settings; raises ConfigurationError for an invalid URL.
+
+        `wait_seconds` limits the first connection. `reconnect_seconds` limits each further one, after which methods
+        raise BrokerUnavailable. `on_progress` is called with the share of a stream that has been read, from 0 to 1.
+        """
         self._connection = ManagedChannel("history", amqp)
-        self._stream = StreamReader(self._connection, tenant_stream(tenant))
+        shared = ReadingConnection(self._connection, reconnect_seconds, on_progress)
+        self._stream = StreamPages(shared, tenant_stream(tenant))
+        self._index_pages = StreamPages(shared, tenant_index(tenant))
+        self._index = BuildIndex(self._index_pages)
+        self._lacks_index = self._is_wholly_indexed = False
         self._tenant = tenant
         self._wait_seconds = wait_seconds
-        self._slots = asyncio.Semaphore(CONCURRENT_PAGES)
-        self._was_read = False
-        self._finding_last = asyncio.Lock()
-        self._lookups_begun = self._lookups_ended = 0
-        self._last: Last | None = None
         self._closing = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -76,81 +69,148 @@ class History:
         await self._closing.aclose()
 
     async def pages(
-        self, *, offset: Offset, only: Sequence[str] = (), small: bool = False
+        self,
+        *,
+        offset: Offset,
+        only: Sequence[str] = (),
+        small: bool = False,
+        located: Located | None = None,
     ) -> AsyncGenerator[Page, None]:
         """Yield the present content of the stream from `offset` on.
 
         `only`: filter values; most events of other builds are left out. `small`: pages for slow and numerous readers.
+        `located`: reading ends with the last event of that build if it has ended.
         """
-        last = await self._find_last()
-        while last is not None:
-            page = await self._retry(self._next_page(last, offset, only, small=small))
-            yield page
-            if page.is_last:
-                return
-            offset = page.next
+        here = located or Located(offset)
+        found = self._stream.pages(
+            offset=offset,
+            only=[*only, *here.fillers] if only else (),
+            small=small,
+            prefetch=here.prefetch,
+            end=here.end.id if here.end else None,
+            last=here.last,
+        )
+        async with aclosing(found) as pages:
+            async for page in pages:
+                yield page
 
-    async def _find_last(self) -> Last | None:
-        """Return the last message of the stream. Concurrent calls share at most two lookups."""
-        before = self._lookups_begun
-        async with self._finding_last:
-            if self._lookups_ended <= before:  # else a lookup has both begun and ended since
-                self._lookups_begun += 1
-                self._last = await self._retry(self._stream.last)
-                self._lookups_ended = self._lookups_begun
-            return self._last
+    async def locate(self, keys: Sequence[str]) -> Located:
+        """Return from where on the events with these filter values can be read."""
+        last_entry, last = await asyncio.gather(self._last_of_index(), self._stream.last())
+        if last_entry is None:
+            return Located("first", is_empty=last is None)
+        entries, fillers = await self._index.find(keys, last_entry)
+        if entries is None:
+            return Located(datetime.now(UTC) - INDEX_LAG if await self._is_indexed(last) else "first")
+        begin = entries.begin
+        if not is_beginning(begin):
+            return Located(begin.time - MAX_BUILD_AGE, entries, fillers)
+        if last is None:
+            return Located("first", entries, is_empty=True)
+        offset = await self._stream.offset_at(begin.time - CLOCK_SLACK, last, before=begin.time)
+        if entries.is_repetition:
+            offset = await self._offset_of(begin, offset, last, only=[*keys, *fillers])
+        end = entries.end
+        is_past = end is not None and last.time is not None and last.time > end.time + INDEX_LAG
+        return Located(offset, entries, fillers, last=last if is_past else None)
 
-    def _next_page(
-        self, last: Last, offset: Offset, only: Sequence[str], *, small: bool
-    ) -> Callable[[], Awaitable[Page]]:
-        size, size_bytes = (SMALL_PAGE_EVENTS, SMALL_PAGE_BYTES) if small else (PAGE_EVENTS, PAGE_BYTES)
-        return lambda: self._stream.page(last, offset=offset, only=only, size=size, size_bytes=size_bytes)
+    async def _offset_of(self, event: Event, offset: int, last: Last, *, only: Sequence[str]) -> int:
+        """Return the offset of an event that comes after an offset; that offset if it is not there."""
+        pages = self._stream.pages(offset=offset, only=only, last=last, end=event.id)
+        async with aclosing(pages) as found:
+            async for page in found:
+                if page.stored and page.stored[-1].event.id == event.id:
+                    return page.stored[-1].offset
+        return offset
 
-    async def _retry(self, read: Callable[[], Awaitable[T]]) -> T:
-        return await retry_forever(partial(self._try, read), on=_TemporaryFailure, pauses=RETRY_PAUSES)
-
-    async def _try(self, read: Callable[[], Awaitable[T]]) -> T:
+    async def _last_of_index(self) -> Last | None:
+        """Return the last entry of the index; None if it is empty or there is none."""
+        if self._lacks_index:
+            return None
         try:
-            async with self._slots:
-                found = await read()
-        except asyncio.CancelledError as error:
-            if is_cancelled():
-                raise
-            raise _TemporaryFailure from error
-        except BrokerUnavailable as error:
-            if self._connection.is_closing:
-                raise
-            raise _TemporaryFailure from error
-        except TopologyMismatch as error:
-            # RabbitMQ does not find its own streams for a moment after its start.
-            if not self._was_read:
-                raise
-            raise _TemporaryFailure from error
-        self._was_read = True
-        return found
+            return await self._index_pages.last()
+        except (TopologyMismatch, AccessRefused) as error:
+            self._lacks_index = True
+            report_missing_index(error)
+            return None
+
+    async def _is_indexed(self, last: Last | None, since: datetime | None = None) -> bool:
+        """Return whether the index, which must not be empty, has everything since a moment that the stream has.
+
+        The index may have been declared later than the stream, whose last message is `last`.
+        """
+        if self._is_wholly_indexed or last is None:
+            return True
+        first = await self._stream.first()
+        if first is None or (since is not None and since > first.event.time):
+            return since is not None and await self._index.reaches_back_to(since + INDEX_LAG)
+        self._is_wholly_indexed = await self._index.reaches_back_to(first.event.time + INDEX_LAG)
+        return self._is_wholly_indexed
 
     async def so_far(self, id_: str) -> AsyncGenerator[Event, None]:
         """Yield the events so far of a build, or of a request and its build, by the id of either."""
-        own = build_id_of(self._tenant, id_)
-        joined: str | None = None
-        async for event in self._ordered([id_, own], "first"):
-            if isinstance(event.data, Accepted) and event.data.request_id == id_:
-                joined = event.data.build_id if event.data.build_id != own else joined
-            yield event
-        if joined is not None:
-            async for event in self._ordered([joined], "first"):
+        async with aclosing(self._follow_joined(id_, self._events_of)) as events:
+            async for event in events:
                 yield event
 
-    async def _ordered(self, keys: list[str], offset: Offset) -> AsyncGenerator[Event, None]:
+    async def state_of(self, id_: str) -> AsyncGenerator[Event, None]:
+        """Yield the events of `so_far` that make up the state: of what has ended only its beginning and its end."""
+        async with aclosing(self._follow_joined(id_, self._state_events_of)) as events:
+            async for event in events:
+                yield event
+
+    async def _follow_joined(
+        self, id_: str, events_of: Callable[[list[str]], AsyncGenerator[Event, None]]
+    ) -> AsyncGenerator[Event, None]:
+        own = build_id_of(self._tenant, id_)
+        joined: str | None = None
+        async with aclosing(events_of([id_, own])) as events:
+            async for event in events:
+                joined = _joined_build(event, id_, own) or joined
+                yield event
+        if joined is not None:
+            async with aclosing(events_of([joined])) as events:
+                async for event in events:
+                    yield event
+
+    async def _state_events_of(self, keys: list[str]) -> AsyncGenerator[Event, None]:
+        located = await self.locate(keys)
+        if located.entries is not None and located.end is not None:
+            for event in located.entries.events:
+                yield event
+            return
+        async with aclosing(self._read(located, keys)) as events:
+            async for event in events:
+                yield event
+
+    async def _events_of(self, keys: list[str]) -> AsyncGenerator[Event, None]:
+        located = await self.locate(keys)
+        async with aclosing(self._read(located, keys)) as events:
+            async for event in events:
+                yield event
+
+    async def _read(self, located: Located, keys: list[str]) -> AsyncGenerator[Event, None]:
+        """Yield events in order, up to the last one that the index has or to the end of the stream."""
         order = Resequencer()
-        async with aclosing(self.pages(offset=offset, only=keys)) as pages:
-            async for page in pages:
-                for event in page.events:
-                    if event.stream_filter in keys:
-                        for new in order.push(event):
-                            yield new
+        is_empty = True
+        if not located.is_empty:
+            async with aclosing(self._raw(located, keys)) as events:
+                async for event in events:
+                    is_empty = False
+                    for new in order.push(event):
+                        yield new
         for new in order.flush():
             yield new
+        if is_empty and located.entries is not None:  # the stream does not reach back as far as the index
+            for event in located.entries.events:
+                yield event
+
+    async def _raw(self, located: Located, keys: list[str]) -> AsyncGenerator[Event, None]:
+        async with aclosing(self.pages(offset=located.offset, only=keys, located=located)) as found:
+            async for page in found:
+                for event in page.events:
+                    if event.stream_filter in keys:
+                        yield event
 
     async def since(self, moment: datetime) -> AsyncGenerator[Event, None]:
         """Yield all events of the tenant from `moment` until now, repetitions included."""
@@ -159,3 +219,35 @@ class History:
                 for event in page.events:
                     if event.time >= moment - CLOCK_SLACK:
                         yield event
+
+    async def windows(self, moment: datetime) -> AsyncGenerator[IndexWindow, None]:
+        """Yield the newest entries of the index, then more of them at a time until all since `moment`.
+
+        If the index does not reach back that far, all events of the tenant since `moment` are one window.
+        """
+        last_entry, last = await asyncio.gather(self._last_of_index(), self._stream.last())
+        if last_entry is None and last is None:
+            return
+        if last_entry is None or not await self._is_indexed(last, moment):
+            yield IndexWindow(self.since(moment), is_whole=True)
+            return
+        async with aclosing(self._index.windows(moment - CLOCK_SLACK, last_entry)) as windows:
+            async for window in windows:
+                yield window
+
+    async def of_builds(self, build_ids: Sequence[str], since: datetime) -> AsyncGenerator[Event, None]:
+        """Yield the events of several builds since a moment, each build's in order, repetitions included."""
+        wanted = set(build_ids)
+        async with aclosing(self.pages(offset=since - CLOCK_SLACK, only=build_ids)) as pages:
+            async for page in pages:
+                for event in page.events:
+                    if event.stream_filter in wanted:
+                        yield event
+
+
+def _joined_build(event: Event, request_id: str, own: BuildId) -> str | None:
+    """Return the id of the build that the request has joined, if the event says so."""
+    data = event.data
+    if isinstance(data, Accepted) and data.request_id == request_id and data.build_id != own:
+        return data.build_id
+    return None

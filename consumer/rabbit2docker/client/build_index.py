@@ -1,0 +1,198 @@
+"""The index of a tenant's builds: what began and ended them, in a stream that is small and searched from its end.
+
+RabbitMQ looks through a stream at some ten thousand events a second, so that the events of one build are read from
+where the index says that it began, not from the beginning of the stream.
+"""
+
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from rabbit2docker.amqp.stream import PREFETCH, Last, Offset, StoredEvent
+from rabbit2docker.client.stream_pages import StreamPages
+from rabbit2docker_schemas.cloudevents import Event
+from rabbit2docker_schemas.events import Accepted, Progress, Rejected
+from rabbit2docker_schemas.ids import EventId
+from rabbit2docker_schemas.reasons import RejectReason
+
+WINDOWS: Final = (1_000, 8_000, 64_000, 512_000)
+"""Numbers of newest entries that are searched, one after the other, before all are: most builds looked for are recent."""
+FILLERS: Final = 16
+"""Later builds whose events may come along. RabbitMQ sends matches in batches: without these, the last batch of a build
+would be complete only at the end of the stream."""
+FILLER_ENTRIES: Final = 64
+ENDED_PREFETCH: Final = 32
+"""For builds that have ended: no more than fillers can make up for."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexWindow:
+    """The newest entries of an index."""
+
+    events: AsyncGenerator[Event, None]
+    is_whole: bool
+    """True if there are no earlier ones, or none that were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildEntries:
+    """What the index has of one build: the newest of its generations."""
+
+    events: tuple[Event, ...]
+    last_offset: int
+    """Place of the last of them in the index."""
+    is_repetition: bool = False
+    """True if there is an earlier generation."""
+
+    @property
+    def begin(self) -> Event:
+        """The first event."""
+        return self.events[0]
+
+    @property
+    def end(self) -> Event | None:
+        """The event after which there is no other; None while the build or the request goes on."""
+        ends = [event for event in self.events if event.is_terminal]
+        if ends:
+            return ends[-1]
+        accepted = [event for event in self.events if isinstance(event.data, Accepted)]
+        has_joined = any(event.subject != event.stream_filter for event in accepted)
+        is_rejected = not accepted and isinstance(self.events[-1].data, Rejected)
+        return self.events[-1] if has_joined or is_rejected else None
+
+
+def is_beginning(event: Event) -> bool:
+    """Return whether an entry may be the first of its build."""
+    if isinstance(event.data, Rejected):
+        return event.data.reason != RejectReason.REQUEST_ID_REUSED
+    return isinstance(event.data, Accepted | Progress)
+
+
+def newest_generation(entries: Sequence[StoredEvent]) -> BuildEntries | None:
+    """Return the entries since the last end that another beginning follows; None if there are no entries.
+
+    A request that comes again after its build is forgotten builds anew under the same ids of request and build.
+    """
+    seen: set[EventId] = set()
+    generations: list[list[StoredEvent]] = [[]]
+    for entry in entries:
+        if entry.event.id in seen:
+            continue
+        seen.add(entry.event.id)
+        if isinstance(entry.event.data, Accepted | Progress) and any(
+            earlier.event.is_terminal for earlier in generations[-1]
+        ):
+            generations.append([])
+        generations[-1].append(entry)
+    newest = generations[-1]
+    if not newest:
+        return None
+    events = tuple(entry.event for entry in newest)
+    return BuildEntries(events, newest[-1].offset, is_repetition=len(generations) > 1)
+
+
+def fillers_among(entries: Sequence[StoredEvent]) -> tuple[str, ...]:
+    """Return the filter values of builds that began with one of these entries."""
+    began = [
+        entry.event.stream_filter
+        for entry in entries
+        if isinstance(entry.event.data, Accepted) and not entry.event.data.attached
+    ]
+    return tuple(dict.fromkeys(began))[:FILLERS]
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where the events of one build are in its tenant's stream."""
+
+    offset: Offset
+    """Offset from which to read."""
+    entries: BuildEntries | None = None
+    """None: the index does not have it, so it may have begun only just now, or never."""
+    fillers: tuple[str, ...] = ()
+    """Further filter values to read with."""
+    is_empty: bool = False
+    """True if the stream had no message when this was found."""
+    last: Last | None = None
+    """A message after the end, up to which to read; None: look for the present last one."""
+
+    @property
+    def end(self) -> Event | None:
+        """The last event, if it is known."""
+        return self.entries.end if self.entries else None
+
+    @property
+    def prefetch(self) -> int:
+        """Number of matches that RabbitMQ may look for ahead."""
+        return ENDED_PREFETCH if self.end else PREFETCH
+
+
+class BuildIndex:
+    """Searches the index of a tenant."""
+
+    def __init__(self, pages: StreamPages) -> None:
+        """Read the index from its stream."""
+        self._pages = pages
+
+    async def find(self, keys: Sequence[str], last: Last) -> tuple[BuildEntries | None, tuple[str, ...]]:
+        """Return the entries with these filter values up to `last`, and fillers for reading what they stand for."""
+        found = await self._search(keys, last)
+        fillers: tuple[str, ...] = ()
+        if found is not None and found.end is not None:
+            fillers = fillers_among(await self._read(found.last_offset + 1, last, newest=FILLER_ENTRIES))
+        return found, fillers
+
+    async def _search(self, keys: Sequence[str], last: Last) -> BuildEntries | None:
+        entries: list[StoredEvent] = []
+        for start in _starts(await self._beginning(last), last):
+            entries = [
+                stored
+                for stored in await self._read(start, last, only=keys)
+                if stored.event.stream_filter in keys
+            ]
+            if entries and is_beginning(entries[0].event):
+                break
+        return newest_generation(entries)
+
+    async def _beginning(self, last: Last) -> int:
+        first = await self._pages.first() if last.offset > WINDOWS[0] else None
+        return first.offset if first else 0
+
+    async def _read(
+        self, start: int, last: Last, *, only: Sequence[str] = (), newest: int | None = None
+    ) -> list[StoredEvent]:
+        found: list[StoredEvent] = []
+        async with aclosing(self._pages.pages(offset=start, only=only, last=last)) as pages:
+            async for page in pages:
+                found += page.stored
+                if newest is not None and len(found) >= newest:
+                    break
+        return found
+
+    async def windows(self, since: datetime, last: Last) -> AsyncGenerator[IndexWindow, None]:
+        """Yield the newest entries up to `last`, then more of them at a time until all since a moment."""
+        beginning = await self._pages.offset_at(since, last)
+        for start in _starts(beginning, last):
+            yield IndexWindow(self._events(start, last, since), is_whole=start == beginning)
+
+    async def _events(self, start: int, last: Last, since: datetime) -> AsyncGenerator[Event, None]:
+        async with aclosing(self._pages.pages(offset=start, last=last)) as pages:
+            async for page in pages:
+                for event in page.events:
+                    if event.time >= since:
+                        yield event
+
+    async def reaches_back_to(self, moment: datetime) -> bool:
+        """Return whether the index, which must not be empty, has entries from before `moment`."""
+        first = await self._pages.first()
+        return first is not None and first.event.time <= moment
+
+
+def _starts(beginning: int, last: Last) -> Iterable[int]:
+    """Return the offsets from which to read: near the end first, then farther away, at last from the beginning."""
+    for newest in WINDOWS:
+        if last.offset - newest > beginning:
+            yield last.offset - newest
+    yield beginning

@@ -1,0 +1,277 @@
+"""The past of builds in streams of any size, on a real RabbitMQ: silence is never the end."""
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.connection import ManagedChannel, connected
+from rabbit2docker.amqp.publisher import ConfirmedPublisher
+from rabbit2docker.amqp.stream import StreamReader
+from rabbit2docker.amqp.topology import make_topology
+from rabbit2docker.cli.overview import BuildRow, newest_rows, rows_of
+from rabbit2docker.client import BuildEvents, History
+from rabbit2docker.errors import BrokerUnavailable, TopologyMismatch
+from rabbit2docker.settings import Settings
+from rabbit2docker_schemas.cloudevents import Event
+from rabbit2docker_schemas.events import Phase, Progress
+from rabbit2docker_schemas.ids import EventId
+from rabbit2docker_schemas.routing import tenant_index, tenant_stream
+from tests.support.client_events import (
+    BUILD,
+    Reader,
+    accepted,
+    completed,
+    kinds,
+    lines,
+    numbers,
+    progress,
+    publish,
+    through_proxy,
+)
+from tests.support.histories import build_events, build_of, interleaved, name_of, publish_all
+from tests.support.proxy import Proxy
+from tests.support.rabbitmq import RabbitMQ
+
+pytestmark = pytest.mark.broker
+
+DAY = timedelta(days=1)
+
+
+async def past(history: History, id_: str) -> list[Event]:
+    return [event async for event in history.so_far(id_)]
+
+
+async def listed(history: History, limit: int = 50) -> list[BuildRow]:
+    return await newest_rows(history, datetime.now(UTC) - DAY, lambda row: True, limit)
+
+
+class TestLongStream:
+    async def test_each_build_is_read_whole_at_the_cost_of_that_build(
+        self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
+    ) -> None:
+        """3,900 events of 300 builds, five at a time. Besides the build, a few batches of its neighbours are sent."""
+        await declare.declare(settings)
+        count = await publish_all(settings.amqp, interleaved(map(build_events, range(300))))
+        async with (
+            through_proxy(settings, rabbitmq, vhost) as (amqp, proxy),
+            History(amqp, "default") as history,
+        ):
+            for number in (0, 150, 299):
+                before = proxy.received_bytes
+                events = await past(history, build_of(number))
+                assert [event.id for event in events] == [event.id for event in build_events(number)]
+                assert proxy.received_bytes - before < 600_000
+                before = proxy.received_bytes
+                [row] = await rows_of(history.state_of(name_of(number)))
+                assert (row.state, row.lines, row.attempt) == ("completed", 20, 1)
+                assert proxy.received_bytes - before < 400_000
+            before = proxy.received_bytes
+            assert [row.id for row in await listed(history)][-3:] == [build_of(n) for n in (297, 298, 299)]
+            assert proxy.received_bytes - before < 1_200_000
+            before = proxy.received_bytes
+            assert len([event async for event in history.since(datetime.now(UTC) - DAY)]) == count
+            assert proxy.received_bytes - before > 3_000_000
+
+    async def test_a_late_reader_gets_one_build_out_of_many_live_and_past(
+        self, settings: Settings, publisher: ConfirmedPublisher
+    ) -> None:
+        running = list(build_events(100))
+        await publish_all(settings.amqp, interleaved(map(build_events, range(80))))
+        await publish_all(settings.amqp, running[:6])
+        await publish_all(settings.amqp, interleaved(map(build_events, range(80, 100))))
+        async with BuildEvents(settings.amqp) as events:
+            late, ended = Reader(events.of_request(name_of(100))), Reader(events.of_build(build_of(7)))
+            await late.has(6)
+            await publish(publisher, *running[6:])
+            assert [event.id for event in await late.to_the_end()] == [event.id for event in running]
+            assert [event.id for event in await ended.to_the_end()] == [event.id for event in build_events(7)]
+
+    async def test_the_last_offset_is_exact_however_messages_came(self, settings: Settings) -> None:
+        await declare.declare(settings)
+        connection = ManagedChannel("test", settings.amqp)
+        reader = StreamReader(connection, tenant_stream("default"))
+        count = 0
+        async with connected(connection, 180):
+            assert await reader.last() is None
+            for number in range(30):
+                count += await publish_all(settings.amqp, build_events(number, logs=1 + 40 * (number % 3)))
+                last = await reader.last()
+                assert last is not None
+                assert last.offset == count - 1
+                assert last.filter_value == build_of(number)
+
+
+class TestSilence:
+    @pytest.mark.parametrize("published", [0, 4])
+    async def test_a_pause_of_the_broker_is_waited_out(
+        self,
+        published: int,
+        settings: Settings,
+        publisher: ConfirmedPublisher,
+        rabbitmq: RabbitMQ,
+        vhost: str,
+    ) -> None:
+        """For longer than a stream may take to answer when it is empty, before reading and in the middle of it."""
+        count = await publish_all(settings.amqp, interleaved(map(build_events, range(60))))
+        async with (
+            through_proxy(settings, rabbitmq, vhost) as (amqp, proxy),
+            History(amqp, "default") as history,
+        ):
+            received = []
+            async with aclosing(history.since(datetime.now(UTC) - DAY)) as events:
+                if not published:
+                    pause(proxy)
+                async for event in events:
+                    received.append(event)
+                    if len(received) == published:
+                        pause(proxy)
+            assert len(received) == count
+            pause(proxy)
+            assert len(await past(history, build_of(30))) == 13
+
+    async def test_a_connection_that_is_cut_is_restored_and_nothing_is_missing_or_repeated(
+        self, settings: Settings, publisher: ConfirmedPublisher, rabbitmq: RabbitMQ, vhost: str
+    ) -> None:
+        count = await publish_all(settings.amqp, interleaved(map(build_events, range(120))))
+        async with (
+            through_proxy(settings, rabbitmq, vhost) as (amqp, proxy),
+            History(amqp, "default") as history,
+        ):
+            received = []
+            async with aclosing(history.since(datetime.now(UTC) - DAY)) as events:
+                async for event in events:
+                    received.append(event.id)
+                    if len(received) in (1, 500, 1200):
+                        proxy.cut()
+            assert len(received) == len(set(received)) == count
+
+    async def test_a_connection_that_does_not_come_back_is_an_error(
+        self, settings: Settings, publisher: ConfirmedPublisher, rabbitmq: RabbitMQ, vhost: str
+    ) -> None:
+        await publish_all(settings.amqp, interleaved(map(build_events, range(30))))
+        async with (
+            through_proxy(settings, rabbitmq, vhost) as (amqp, proxy),
+            History(amqp, "default", reconnect_seconds=0.5) as history,
+            aclosing(history.since(datetime.now(UTC) - DAY)) as events,
+        ):
+            await anext(events)
+            proxy.refuse(True)
+            proxy.cut()
+            with pytest.raises(BrokerUnavailable, match="lost"):
+                async for _ in events:
+                    pass
+
+
+def pause(proxy: Proxy) -> None:
+    proxy.black_hole()
+    asyncio.get_running_loop().call_later(2.5, proxy.flow)
+
+
+class TestIncomplete:
+    async def test_an_empty_stream_has_no_past(self, settings: Settings) -> None:
+        await declare.declare(settings)
+        async with History(settings.amqp, "default") as history:
+            assert await past(history, "r") == []
+            assert await listed(history) == []
+
+    async def test_without_an_index_the_stream_is_searched(
+        self, settings: Settings, publisher: ConfirmedPublisher, rabbitmq: RabbitMQ, vhost: str
+    ) -> None:
+        rabbitmq.api("DELETE", f"queues/{vhost}/{tenant_index('default')}")
+        await publish_all(settings.amqp, interleaved(map(build_events, range(30))))
+        async with History(settings.amqp, "default") as history:
+            assert len(await past(history, build_of(11))) == 13
+            assert len(await listed(history, 7)) == 7
+
+    async def test_an_index_that_is_younger_than_the_stream_is_not_trusted(
+        self, settings: Settings, publisher: ConfirmedPublisher, rabbitmq: RabbitMQ, vhost: str
+    ) -> None:
+        rabbitmq.api("DELETE", f"queues/{vhost}/{tenant_index('default')}")
+        hour_ago = datetime.now(UTC) - timedelta(hours=1)
+        old = [aged(event, hour_ago) for event in build_events(1)]
+        await publish_all(settings.amqp, old)
+        await declare.declare(settings)
+        await publish_all(settings.amqp, build_events(2))
+        async with History(settings.amqp, "default") as history:
+            assert len(await past(history, name_of(1))) == 13
+            assert {row.id for row in await listed(history)} == {build_of(1), build_of(2)}
+
+    async def test_what_a_stream_has_dropped_is_known_from_the_index(
+        self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
+    ) -> None:
+        small = {
+            "x-queue-type": "stream",
+            "x-stream-max-segment-size-bytes": 50_000,
+            "x-max-length-bytes": 200_000,
+            "x-stream-filter-size-bytes": 64,
+        }
+        path = f"queues/{vhost}/{tenant_stream('default')}"
+        rabbitmq.api("PUT", path, {"durable": True, "arguments": small})
+        with pytest.raises(TopologyMismatch):
+            await declare.declare(settings)
+        await bind(rabbitmq, vhost, settings)
+        half_dropped = list(build_events(0, logs=200, size=2000))
+        await publish_all(settings.amqp, [*build_events(1), *half_dropped])
+        async with History(settings.amqp, "default") as history:
+            [row] = await rows_of(history.state_of(build_of(1)))
+            assert (row.state, row.lines) == ("completed", 20)
+            assert kinds(await past(history, build_of(1))) == ["accepted", "completed"]
+            rest = await past(history, build_of(0))
+        assert kinds(rest)[0] == "gap"
+        assert numbers(rest)[-1] == 399
+        assert len(numbers(rest)) < 200
+
+
+async def bind(rabbitmq: RabbitMQ, vhost: str, settings: Settings) -> None:
+    """Declare what `declare` has left out since it met a stream with other arguments."""
+    topology = make_topology(["default"])
+    index = tenant_index("default")
+    [spec] = [queue for queue in topology.queues if queue.name == index]
+    rabbitmq.api("PUT", f"queues/{vhost}/{index}", {"durable": True, "arguments": spec.arguments})
+    for binding in topology.bindings:
+        if binding.queue in (index, tenant_stream("default")):
+            path = f"bindings/{vhost}/e/{binding.exchange}/q/{binding.queue}"
+            rabbitmq.api("POST", path, {"routing_key": binding.key})
+
+
+def aged(event: Event, time: datetime) -> Event:
+    return replace(event, time=time)
+
+
+class TestGenerations:
+    async def test_a_request_that_waits_is_listed_before_it_is_accepted(
+        self, settings: Settings, publisher: ConfirmedPublisher
+    ) -> None:
+        waiting = Progress(build_id=BUILD, attempt=0, phase=Phase.WAITING, message="GitHub is away.")
+        event = Event(EventId("waits"), "default", datetime.now(UTC), waiting)
+        async with BuildEvents(settings.amqp) as events:
+            reader = Reader(events.all())
+            await publish(publisher, event, progress("not in the index"))
+            await reader.has(2)
+            await reader.stop()
+            assert reader.events[0].id == "waits"
+            [row] = await listed(events.history)
+            assert (row.id, row.state) == (BUILD, "building")
+            await publish(publisher, accepted(), completed())
+            [row] = await listed(events.history)
+            assert (row.state, row.requests) == ("completed", ["r"])
+
+    async def test_the_newest_generation_is_shown(
+        self, settings: Settings, publisher: ConfirmedPublisher
+    ) -> None:
+        await publish(publisher, accepted(), lines(0, 9), completed(count=9))
+        again = [renamed(accepted(), "2"), renamed(lines(0, 3), "2"), renamed(completed(count=3), "2")]
+        await publish(publisher, *again[:2])
+        async with History(settings.amqp, "default") as history:
+            [row] = await rows_of(history.state_of("r"))
+            assert (row.state, row.lines) == ("waiting", 3)
+            await publish(publisher, again[2])
+            assert [event.id for event in await past(history, "r")] == [event.id for event in again]
+
+
+def renamed(event: Event, suffix: str) -> Event:
+    return replace(event, id=EventId(event.id + suffix))
