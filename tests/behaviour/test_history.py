@@ -104,6 +104,25 @@ class TestLongStream:
                 assert last.offset == count - 1
                 assert last.filter_value == build_of(number)
 
+    async def test_the_last_offset_is_found_while_messages_pour_in(self, settings: Settings) -> None:
+        await declare.declare(settings)
+        connection = ManagedChannel("test", settings.amqp)
+        reader = StreamReader(connection, tenant_stream("default"))
+        published = await publish_all(settings.amqp, build_events(0))
+        pouring = asyncio.create_task(
+            publish_all(settings.amqp, interleaved(map(build_events, range(1, 120))))
+        )
+        async with connected(connection, 180):
+            while not pouring.done():
+                last = await reader.last()
+                assert last is not None
+                assert last.offset >= published - 1
+                published = last.offset + 1
+            total = 13 + await pouring
+            last = await reader.last()
+            assert last is not None
+            assert last.offset == total - 1
+
 
 class TestSilence:
     @pytest.mark.parametrize("published", [0, 4])

@@ -33,8 +33,10 @@ log = get_logger()
 
 PREFETCH: Final = 500
 """Ten times faster than 10, as each acknowledgement allows one more message."""
-FEW: Final = 32
+FEW: Final = 10
 """Prefetch for reading one message or a small page: one value for all, as each change costs a call."""
+LAST_PREFETCHES: Final = (FEW, 1_000, 65_535)
+"""Tried one after the other until the last chunk of a stream fits: it has up to 65,535 messages, most often a few."""
 EMPTY_SECONDS: Final = 2.0
 """A stream that has a message sends its last chunk at once: one that has sent nothing for this long, although RabbitMQ
 answers on the channel, is empty. RabbitMQ's count of messages would be no better: it is seconds old."""
@@ -113,11 +115,13 @@ async def _end(channel: UnderlayChannel, consumer_tag: str, incoming: Messages) 
 
 
 async def _take(incoming: Messages) -> AbstractIncomingMessage:
-    """Return the next message. Raises BrokerUnavailable."""
-    return await _acknowledged(await incoming.get())
+    """Return the next message, and allow one more. Raises BrokerUnavailable."""
+    message = _received(await incoming.get())
+    await message.ack()
+    return message
 
 
-async def _take_within(seconds: float, incoming: Messages) -> AbstractIncomingMessage | None:
+async def _receive_within(seconds: float, incoming: Messages) -> AbstractIncomingMessage | None:
     """Return the next message, or None if there is none after `seconds`. Raises BrokerUnavailable."""
     try:
         # Waiting on a local queue may be interrupted; a cancelled call to RabbitMQ closes the channel.
@@ -125,13 +129,12 @@ async def _take_within(seconds: float, incoming: Messages) -> AbstractIncomingMe
             message = await incoming.get()
     except TimeoutError:
         return None
-    return await _acknowledged(message)
+    return _received(message)
 
 
-async def _acknowledged(message: AbstractIncomingMessage | None) -> AbstractIncomingMessage:
+def _received(message: AbstractIncomingMessage | None) -> AbstractIncomingMessage:
     if message is None:
         raise BrokerUnavailable("The connection to RabbitMQ was lost.")
-    await message.ack()
     return message
 
 
@@ -192,26 +195,33 @@ class StreamReader:
         self._stream = stream
 
     async def last(self) -> Last | None:
-        """Return the present last message; None if the stream is empty."""
+        """Return the last message of the stream, or one that has come since; None if the stream is empty."""
+        previous: int | None = None
+        for prefetch in LAST_PREFETCHES:
+            chunk = await self._last_chunk(prefetch)
+            if not chunk:
+                return None
+            # A chunk that another one follows is behind: everything in it came before the newer one.
+            if len(chunk) < prefetch or previous not in (None, _offset_of(chunk[0])):
+                break
+            previous = _offset_of(chunk[0])
+        return _as_last(chunk[-1])
+
+    async def _last_chunk(self, prefetch: int) -> list[AbstractIncomingMessage]:
+        """Return the messages of the last chunk and what follows it at once, at most `prefetch` in all."""
+        found: list[AbstractIncomingMessage] = []
         channel = await self._connection.channel()
         with translated(self._connection.url):
-            async with reading(channel, self._stream, offset="last", prefetch=FEW) as incoming:
-                message = await self._first_message(channel, incoming)
-                taken = FEW if message else 0
-                while message and taken >= FEW:
-                    # RabbitMQ sends all of the last chunk that the prefetch allows before it answers.
-                    await _wait_for_answer(channel)
-                    taken = 0
-                    while not incoming.empty():
-                        message, taken = await _take(incoming), taken + 1
-        return None if message is None else _as_last(message)
-
-    @staticmethod
-    async def _first_message(channel: AbstractChannel, incoming: Messages) -> AbstractIncomingMessage | None:
-        if message := await _take_within(EMPTY_SECONDS, incoming):
-            return message
-        await _wait_for_answer(channel)
-        return None if incoming.empty() else await _take(incoming)
+            async with reading(channel, self._stream, offset="last", prefetch=prefetch) as incoming:
+                if first := await _receive_within(EMPTY_SECONDS, incoming):
+                    found.append(first)
+                # RabbitMQ sends all of the chunk that the prefetch allows before it answers.
+                await _wait_for_answer(channel)
+                while not incoming.empty():
+                    found.append(_received(incoming.get_nowait()))
+                for message in found:
+                    await message.ack()
+        return found
 
     async def event_at(self, offset: int) -> StoredEvent | None:
         """Return the message at an offset, or the first of the stream if that is gone; None if it is no event."""
@@ -230,7 +240,9 @@ class StreamReader:
             channel = await self._connection.channel()
             with translated(self._connection.url):
                 async with reading(channel, self._stream, offset=start, prefetch=FEW) as incoming:
-                    message = await _take_within(SEEK_SECONDS, incoming)
+                    message = await _receive_within(SEEK_SECONDS, incoming)
+                    if message is not None:
+                        await message.ack()
             if message is None or _offset_of(message) > last.offset:
                 continue
             found = event_time(message.headers)
