@@ -27,6 +27,8 @@ from rabbit2docker_schemas.events import (
 )
 
 STATE_STYLES = {"completed": "green", "failed": "red", "rejected": "red", "cancelled": "yellow"}
+ENTRIES_OF_A_BUILD = 3
+"""Its beginning, its end, and now and then another request that joins it or a wait."""
 _FIXED_WIDTH = 60
 """Columns for the id, the times and the state."""
 
@@ -146,7 +148,7 @@ async def newest_rows(
 ) -> list[BuildRow]:
     """Return the newest builds since a moment that are wanted, at most `limit`, the newest last."""
     found: list[BuildRow] = []
-    async with aclosing(history.windows(since)) as windows:
+    async with aclosing(history.windows(since, newest=ENTRIES_OF_A_BUILD * limit)) as windows:
         async for window in windows:
             folded = await rows_of(window.events)
             found = [row for row in folded if is_wanted(row) and (row.is_whole or window.is_whole)]

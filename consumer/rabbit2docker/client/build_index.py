@@ -17,8 +17,11 @@ from rabbit2docker_schemas.events import Accepted, Progress, Rejected
 from rabbit2docker_schemas.ids import EventId
 from rabbit2docker_schemas.reasons import RejectReason
 
-WINDOWS: Final = (1_000, 8_000, 64_000, 512_000)
-"""Numbers of newest entries that are searched, one after the other, before all are: most builds looked for are recent."""
+FIRST_WINDOW: Final = 1_000
+"""Number of newest entries that are searched first: most builds looked for are recent."""
+WINDOWS: Final = 4
+WINDOW_GROWTH: Final = 8
+"""Each further window is larger by this; after the last one all entries are read."""
 FILLERS: Final = 16
 """Later builds whose events may come along. RabbitMQ sends matches in batches: without these, the last batch of a build
 would be complete only at the end of the stream."""
@@ -157,7 +160,7 @@ class BuildIndex:
         return newest_generation(entries)
 
     async def _beginning(self, last: Last) -> int:
-        first = await self._pages.first() if last.offset > WINDOWS[0] else None
+        first = await self._pages.first() if last.offset > FIRST_WINDOW else None
         return first.offset if first else 0
 
     async def _read(
@@ -171,10 +174,10 @@ class BuildIndex:
                     break
         return found
 
-    async def windows(self, since: datetime, last: Last) -> AsyncGenerator[IndexWindow, None]:
-        """Yield the newest entries up to `last`, then more of them at a time until all since a moment."""
+    async def windows(self, since: datetime, last: Last, *, newest: int) -> AsyncGenerator[IndexWindow, None]:
+        """Yield the `newest` entries up to `last`, then more of them at a time until all since a moment."""
         beginning = await self._pages.offset_at(since, last)
-        for start in _starts(beginning, last):
+        for start in _starts(beginning, last, newest=newest):
             yield IndexWindow(self._events(start, last, since), is_whole=start == beginning)
 
     async def _events(self, start: int, last: Last, since: datetime) -> AsyncGenerator[Event, None]:
@@ -190,9 +193,10 @@ class BuildIndex:
         return first is not None and first.event.time <= moment
 
 
-def _starts(beginning: int, last: Last) -> Iterable[int]:
+def _starts(beginning: int, last: Last, *, newest: int = FIRST_WINDOW) -> Iterable[int]:
     """Return the offsets from which to read: near the end first, then farther away, at last from the beginning."""
-    for newest in WINDOWS:
-        if last.offset - newest > beginning:
-            yield last.offset - newest
+    for step in range(WINDOWS):
+        start = last.offset - newest * WINDOW_GROWTH**step
+        if start > beginning:
+            yield start
     yield beginning

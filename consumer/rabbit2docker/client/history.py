@@ -220,8 +220,8 @@ class History:
                     if event.time >= moment - CLOCK_SLACK:
                         yield event
 
-    async def windows(self, moment: datetime) -> AsyncGenerator[IndexWindow, None]:
-        """Yield the newest entries of the index, then more of them at a time until all since `moment`.
+    async def windows(self, moment: datetime, *, newest: int) -> AsyncGenerator[IndexWindow, None]:
+        """Yield the `newest` entries of the index, then more of them at a time until all since `moment`.
 
         If the index does not reach back that far, all events of the tenant since `moment` are one window.
         """
@@ -231,7 +231,7 @@ class History:
         if last_entry is None or not await self._is_indexed(last, moment):
             yield IndexWindow(self.since(moment), is_whole=True)
             return
-        async with aclosing(self._index.windows(moment - CLOCK_SLACK, last_entry)) as windows:
+        async with aclosing(self._index.windows(moment - CLOCK_SLACK, last_entry, newest=newest)) as windows:
             async for window in windows:
                 yield window
 
