@@ -27,7 +27,7 @@ T = TypeVar("T")
 BUILDS = 500
 LOGS = 190
 """Log events of a build; with 8 of progress, its beginning and its end it has 200 events, a megabyte."""
-LINES, LINE_BYTES = 36, 70
+LINES, LINE_BYTES = 30, 70
 AT_ONCE = 10
 """Builds that go on at a time."""
 BURST = 50

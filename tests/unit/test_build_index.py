@@ -1,4 +1,4 @@
-"""What the index of builds says of one build, without a broker."""
+"""Entries of the index of builds and what follows from them, without a broker."""
 
 from dataclasses import replace
 

@@ -197,6 +197,7 @@ class StreamReader:
     async def last(self) -> Last | None:
         """Return the last message of the stream, or one that has come since; None if the stream is empty."""
         previous: int | None = None
+        chunk: list[AbstractIncomingMessage] = []
         for prefetch in LAST_PREFETCHES:
             chunk = await self._last_chunk(prefetch)
             if not chunk:
