@@ -100,7 +100,7 @@ async def _read(events: AsyncGenerator[Event, None]) -> tuple[float, float, int]
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """What is published of an event."""
+    """The published form of an event."""
 
     key: str
     headers: dict[str, str]

@@ -41,7 +41,7 @@ class IndexWindow:
 
 @dataclass(frozen=True, slots=True)
 class BuildEntries:
-    """What the index has of one build: the newest of its generations."""
+    """The entries of one build, of the newest of its generations."""
 
     events: tuple[Event, ...]
     last_offset: int
@@ -108,7 +108,7 @@ def fillers_among(entries: Sequence[StoredEvent]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """Where the events of one build are in its tenant's stream."""
+    """The place of one build's events in its tenant's stream."""
 
     offset: Offset
     """Offset from which to read."""

@@ -35,7 +35,7 @@ class _TemporaryFailure(Exception):
 
 @dataclass(slots=True)
 class ReadingConnection:
-    """What the streams that are read over one connection share."""
+    """The shared parts of all streams that are read over one connection."""
 
     channel: ManagedChannel
     reconnect_seconds: float | None = None
