@@ -134,7 +134,8 @@ async def test_a_stream_that_is_declared_again_gets_the_limits_of_the_settings(
     with capture_logs() as logs:
         async with running(changed):
             await eventually(lambda: any("EVENTS_DAYS" in str(line.get("problem")) for line in logs))
-            rabbitmq.api("DELETE", f"queues/{vhost}/{STREAM}")
+            for stream in (STREAM, f"{STREAM}.index"):
+                rabbitmq.api("DELETE", f"queues/{vhost}/{stream}")
 
             async def is_well() -> bool:
                 return not (await declare.check(changed)).problems

@@ -45,7 +45,7 @@ def test_each_rung_of_the_ladder_leads_back_to_its_queue() -> None:
 
 def test_streams_have_segments_small_enough_to_expire() -> None:
     streams = [arguments for arguments in ARGUMENTS.values() if arguments["x-queue-type"] == "stream"]
-    assert len(streams) == 3
+    assert len(streams) == 4
     assert all(arguments["x-stream-max-segment-size-bytes"] <= 50_000_000 for arguments in streams)
 
 

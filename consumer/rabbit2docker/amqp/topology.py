@@ -5,7 +5,7 @@ are left to operators: there are none here, and those that exist are never chang
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from rabbit2docker.amqp.users import UserSpec, make_users
@@ -187,7 +187,7 @@ def _tenant_streams(tenant: str, settings: TopologySettings) -> Iterable[QueueSp
     yield _stream(tenant_stream(tenant), settings, limits)
     index = _stream(tenant_index(tenant), settings, limits)
     segments = {"x-stream-max-segment-size-bytes": INDEX_SEGMENT_BYTES}
-    yield QueueSpec(index.name, {**index.arguments, **segments})
+    yield replace(index, arguments={**index.arguments, **segments})
 
 
 def state_queue(state_id: str) -> QueueSpec:
