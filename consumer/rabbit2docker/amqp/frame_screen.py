@@ -64,7 +64,8 @@ _FIXED_SIZES: Final = {
     for size, kinds in {0: "V\0", 1: "tbB", 2: "su", 4: "fiI", 5: "D", 8: "lLdT"}.items()
     for kind in kinds
 }
-_TABLE, _ARRAY, _TIMESTAMP = ord("F"), ord("A"), ord("T")
+_TABLE, _ARRAY, _TIMESTAMP, _TEXT = ord("F"), ord("A"), ord("T"), ord("S")
+_NUMBERS: Final = frozenset(_FIXED_SIZES) - {_TIMESTAMP}
 _WITH_LENGTH: Final = frozenset({_TABLE, _ARRAY, ord("S"), ord("x")})
 
 
@@ -189,6 +190,8 @@ def _problem_of_timestamp(value: bytes) -> str:
 
 def _screen_headers(table: bytes, faults: list[str]) -> bytes:
     """Return the table with its decodable fields."""
+    if _is_plain(table):
+        return table
     check = _HeaderCheck(table)
     kept, position = [], 4
     try:
@@ -209,6 +212,24 @@ def _screen_headers(table: bytes, faults: list[str]) -> bytes:
     faults.extend(f"headers: {fault}" for fault in check.faults[:5])
     fields = b"".join(kept)
     return _length(fields) + fields
+
+
+def _is_plain(table: bytes) -> bool:
+    """Return whether the table has nothing but strings and numbers under decodable names: those of nearly all messages."""
+    position, end, fields = 4, len(table), 0
+    while position < end:
+        kind_at = position + 1 + table[position]
+        if kind_at + 5 > end or not table[position + 1 : kind_at].isascii():
+            return False
+        kind = table[kind_at]
+        if kind == _TEXT:
+            position = kind_at + 5 + int.from_bytes(table[kind_at + 1 : kind_at + 5])
+        elif kind in _NUMBERS:
+            position = kind_at + 1 + _FIXED_SIZES[kind]
+        else:
+            return False
+        fields += 1
+    return position == end and not _excess(fields, end)
 
 
 def _excess(fields: int, size: int) -> str:
