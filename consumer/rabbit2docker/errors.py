@@ -8,6 +8,8 @@
      │    ├── RegistryUnavailable     it is unknown whether the registry has an image
      │    ├── ExecutorUnavailable     attempts cannot be created or read at the moment
      │    ├── BrokerUnavailable       RabbitMQ did not confirm
+     │    │    └── MessageRefused     it works, but a queue of the message is full or has no majority
+     │    ├── StreamUnavailable       the stream of one tenant takes no events
      │    └── StoreUnavailable        the hub's database is away; StoreFull: its disk is full
      ├── StoreRefused             no: the database will never accept this value
      ├── RecordMissing            no: the executor has no such attempt
@@ -121,6 +123,14 @@ class ExecutorUnavailable(TransientError):
 
 class BrokerUnavailable(TransientError):
     """RabbitMQ did not confirm a message in time; it may or may not have been enqueued."""
+
+
+class MessageRefused(BrokerUnavailable):
+    """RabbitMQ works, but a queue of the message is full or has no majority. Other queues may have taken it."""
+
+
+class StreamUnavailable(TransientError):
+    """The stream of one tenant takes no events, so that its requests cannot be answered for now."""
 
 
 class StoreUnavailable(TransientError):

@@ -89,6 +89,19 @@ EVENTS_UNROUTED = Counter(
     "Events that RabbitMQ could not route: a tenant's stream is missing, or RabbitMQ has just started.",
     registry=REGISTRY,
 )
+HUB_EVENTS_HELD = Gauge(
+    "rabbit2docker_hub_events_held",
+    "Events that a hub's queue has refused and is offered again, by tenant (`other`: one that is not in the settings).",
+    ["tenant"],
+    registry=REGISTRY,
+)
+HUB_EVENTS_MISSED = Counter(
+    "rabbit2docker_hub_events_missed_total",
+    "Events that a hub's queue refused until amqp.hub_backlog_bytes was reached, or that its bindings do not let in again; "
+    "the tenant's stream has them.",
+    ["tenant"],
+    registry=REGISTRY,
+)
 OUTBOX = Gauge("rabbit2docker_outbox_events", "Events waiting for a publisher confirm.", registry=REGISTRY)
 AMQP_CONNECTED = Gauge(
     "rabbit2docker_amqp_connected", "1 while the connection is up.", ["role"], registry=REGISTRY
@@ -159,6 +172,11 @@ REQUESTS_UNROUTED = Counter(
 REQUESTS_NOT_LOGGED = Counter(
     "rabbit2docker_requests_not_logged_total",
     "Requests without a copy in the stream builds.requests.log, because the stream or its exchange was missing.",
+    registry=REGISTRY,
+)
+DEAD_LETTERS_REFUSED = Counter(
+    "rabbit2docker_dead_letters_refused_total",
+    "Messages that builds.dead did not take; each waits on the retry ladder for another try.",
     registry=REGISTRY,
 )
 KUBERNETES_CALLS = Counter(

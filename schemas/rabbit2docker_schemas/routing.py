@@ -10,6 +10,8 @@ REQUESTS_EXCHANGE: Final = "builds"
 """For requests and cancel messages of all tenants. Users that must be kept apart publish to entry exchanges instead."""
 ENTRY_PREFIX: Final = "builds.entry."
 RESULTS_EXCHANGE: Final = "builds.results"
+RESULTS_LOG_EXCHANGE: Final = "builds.results.log"
+"""The same events, for the tenants' streams alone."""
 RETRY_EXCHANGE: Final = "builds.retry"
 DEAD_LETTER_EXCHANGE: Final = "builds.dlx"
 UNROUTED_EXCHANGE: Final = "builds.unrouted"
@@ -99,9 +101,23 @@ def build_event_key(tenant: str, build_id: str, kind: str) -> str:
     return f"build.{tenant}.{build_id}.{kind}"
 
 
+def repeated_event_key(key: str) -> str:
+    """Return the routing key of an event that is published again for hubs alone.
+
+    Bindings that end in `#` match it; those of the streams, which have the event already, do not.
+    """
+    subject, kind = key.rsplit(".", 1)
+    return f"{subject}.repeat.{kind}"
+
+
 def hub_queue(name: str) -> str:
     """Return the name of the durable queue that keeps a hub's events while the hub is away."""
     return f"hub.{name}.events"
+
+
+def hub_lock(name: str) -> str:
+    """Return the name of the queue that a hub's only reader holds, because RabbitMQ lets several read a quorum queue."""
+    return f"hub.{name}.lock"
 
 
 def passing_queue(tenant: str, unique: str) -> str:
@@ -159,15 +175,20 @@ def parse_request_key(key: str) -> RequestKey | None:
 
 
 def hub_bindings(tenant: str) -> Iterable[str]:
-    """Return the binding keys that select all events of a tenant."""
+    """Return the binding keys that select all events of a tenant, repetitions for hubs included."""
     return (f"request.{tenant}.#", f"build.{tenant}.#")
 
 
 def index_bindings(tenant: str) -> Iterable[str]:
-    """Return the binding keys that select the events of a tenant's index."""
+    """Return the binding keys of a tenant's index: what begins and ends builds, without the repetitions for hubs."""
     ends = ("completed", "failed", "cancelled")
     return (
-        f"request.{tenant}.#",
+        request_event_key(tenant, "*", "*"),
         waiting_key(tenant, "*"),
         *(build_event_key(tenant, "*", end) for end in ends),
     )
+
+
+def stream_bindings(tenant: str) -> Iterable[str]:
+    """Return the binding keys of a tenant's stream: all events, without the repetitions for hubs."""
+    return (request_event_key(tenant, "*", "*"), build_event_key(tenant, "*", "*"))

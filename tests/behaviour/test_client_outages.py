@@ -14,6 +14,7 @@ from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMisma
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas import ids, routing
 from tests.behaviour.conftest import ImportUsers
+from tests.support.broker import with_amqp
 from tests.support.client_events import (
     BUILD,
     REQUEST,
@@ -209,12 +210,14 @@ class TestHub:
             await everything.stop()
         assert sorted(set(numbers(everything.events))) == list(range(50))
 
+    @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
     async def test_a_hubs_name_belongs_to_one_program_at_a_time(
-        self, settings: Settings, publisher: ConfirmedPublisher
+        self, settings: Settings, publisher: ConfirmedPublisher, queue_type: str
     ) -> None:
-        first = BuildEvents(settings.amqp, name="default")
+        amqp = with_amqp(settings, hub_queue_type=queue_type).amqp
+        first = BuildEvents(amqp, name="default")
         await first.__aenter__()
-        second = BuildEvents(settings.amqp, name="default")
+        second = BuildEvents(amqp, name="default")
         entering = asyncio.create_task(second.__aenter__())
         await asyncio.sleep(1)
         assert not entering.done()

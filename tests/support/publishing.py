@@ -11,8 +11,12 @@ class RecordingPublisher:
         self.events: list[Event] = []
         self.refusals = 0
         """Number of following events that fail with BrokerUnavailable."""
+        self.failure: Exception | None = None
+        """Raised for every event while it is set."""
 
-    async def publish(self, event: Event) -> None:
+    async def publish(self, event: Event, *, patience: float | None = None) -> None:
+        if self.failure is not None:
+            raise self.failure
         if self.refusals:
             self.refusals -= 1
             raise BrokerUnavailable("RabbitMQ is away.")

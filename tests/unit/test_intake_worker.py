@@ -23,6 +23,7 @@ from rabbit2docker.errors import (
     ProviderUnavailable,
     RegistryUnavailable,
     RequestRejected,
+    StreamUnavailable,
     TransientError,
 )
 from rabbit2docker_schemas.events import Progress, Rejected
@@ -49,6 +50,7 @@ class FakeDelivery:
         key: str = "",
         tries: int = 0,
         dropped: str = "",
+        dead_reason: str = "",
         waiting: Waiting | None = None,
     ) -> None:
         self.received = RequestMessage(
@@ -63,6 +65,7 @@ class FakeDelivery:
             tries=tries,
             dropped=dropped,
             waiting=waiting,
+            dead_reason=dead_reason,
         )
         self.settled: list[str] = []
         self.returns_with: Waiting | None = None
@@ -118,8 +121,11 @@ class Intake:
         key: str = "request.ada.interactive",
         tries: int = 0,
         dropped: str = "",
+        dead_reason: str = "",
     ) -> list[str]:
-        delivery = FakeDelivery(body, key=key, tries=tries, dropped=dropped, waiting=self.waiting)
+        delivery = FakeDelivery(
+            body, key=key, tries=tries, dropped=dropped, dead_reason=dead_reason, waiting=self.waiting
+        )
 
         class Source:
             async def deliveries(self) -> AsyncIterator[FakeDelivery]:
@@ -158,6 +164,24 @@ async def test_a_transient_error_requeues_the_request_and_publishes_why() -> Non
     assert isinstance(progress, Progress)
     assert progress.detail.retry_in_seconds == RETRY_LADDER[0].seconds
     assert progress.message == "Waiting for the host. The next try is in 10 seconds."
+
+
+async def test_a_request_whose_answer_cannot_be_stored_waits_on_the_ladder_without_a_try() -> None:
+    intake = Intake(StreamUnavailable("The events of tenant ada cannot be stored."))
+    assert await intake.settle(tries=1) == ["wait 1m"]
+    assert not intake.events
+
+
+async def test_a_rejection_that_cannot_be_stored_waits_on_the_ladder_without_a_try() -> None:
+    intake = Intake(RequestRejected(RejectReason.NOT_ALLOWED, "No."))
+    intake.publisher.failure = StreamUnavailable("The events of tenant ada cannot be stored.")
+    assert await intake.settle() == ["wait 1m"]
+
+
+async def test_a_message_that_waited_for_the_dead_letter_queue_goes_there_without_another_answer() -> None:
+    intake = Intake()
+    assert await intake.settle(dead_reason="invalid_json") == ["dead invalid_json"]
+    assert not intake.events
 
 
 async def test_a_rate_limit_is_waited_for_as_long_as_the_host_says_and_that_is_said() -> None:

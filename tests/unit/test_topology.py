@@ -13,12 +13,18 @@ from rabbit2docker_schemas.routing import (
     REQUEST_LOG_EXCHANGE,
     REQUESTS_EXCHANGE,
     RESULTS_EXCHANGE,
+    RESULTS_LOG_EXCHANGE,
     RETRY_EXCHANGE,
     RETRY_LADDER,
     UNROUTED_EXCHANGE,
     UNROUTED_QUEUE,
+    build_event_key,
+    hub_bindings,
     parse_request_key,
+    repeated_event_key,
+    request_event_key,
     retry_queue,
+    tenant_stream,
 )
 
 TOPOLOGY = make_topology(["one"])
@@ -103,5 +109,31 @@ def test_only_a_single_tenant_may_publish_to_the_exchange_of_all(tenants: list[s
 def test_the_shipped_worker_may_read_and_write_what_the_service_uses() -> None:
     [worker] = [user for user in TOPOLOGY.users if "worker" in user.name]
     assert all(re.search(worker.read, queue) for queue in (*WORK_QUEUES, UNROUTED_QUEUE))
-    written = (RESULTS_EXCHANGE, RETRY_EXCHANGE, DEAD_LETTER_EXCHANGE, REQUEST_LOG_EXCHANGE)
+    written = (
+        RESULTS_EXCHANGE,
+        RESULTS_LOG_EXCHANGE,
+        RETRY_EXCHANGE,
+        DEAD_LETTER_EXCHANGE,
+        REQUEST_LOG_EXCHANGE,
+    )
     assert all(re.search(worker.write, exchange) for exchange in written)
+
+
+def _matches(binding: str, key: str) -> bool:
+    pattern = re.escape(binding).replace(r"\*", r"[^.]+").replace(r"\#", r".*")
+    return re.fullmatch(pattern, key) is not None
+
+
+def test_a_repetition_for_hubs_reaches_hubs_and_no_stream() -> None:
+    keys = (request_event_key("one", "r", "accepted"), build_event_key("one", "b", "log"))
+    streams = [
+        {binding.key for binding in TOPOLOGY.bindings if binding.queue == tenant_stream("one")}
+        & {binding.key for binding in TOPOLOGY.bindings if binding.exchange == exchange}
+        for exchange in (RESULTS_EXCHANGE, RESULTS_LOG_EXCHANGE)
+    ]
+    for key in keys:
+        for bindings in (*streams, hub_bindings("one")):
+            assert any(_matches(binding, key) for binding in bindings)
+        repeated = repeated_event_key(key)
+        assert any(_matches(binding, repeated) for binding in hub_bindings("one"))
+        assert not any(_matches(binding, repeated) for bindings in streams for binding in bindings)

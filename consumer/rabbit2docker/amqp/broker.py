@@ -6,12 +6,17 @@ RabbitMQ stops reading from a connection that publishes during an alarm; acknowl
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
+from aio_pika.abc import AbstractChannel
+
+from rabbit2docker import metrics
 from rabbit2docker.amqp.cancel_log import CancelLog
 from rabbit2docker.amqp.connection import ManagedChannel, connected
 from rabbit2docker.amqp.declare import declare_if_allowed
-from rabbit2docker.amqp.publisher import ConfirmedPublisher, record_blocked
+from rabbit2docker.amqp.publisher import ConfirmedPublisher
 from rabbit2docker.amqp.request_consumer import RequestConsumer
+from rabbit2docker.amqp.sender import is_blocked
 from rabbit2docker.amqp.state_claim import StateClaim
 from rabbit2docker.amqp.topology_keeper import TopologyKeeper
 from rabbit2docker.amqp.unrouted import UnroutedRequests
@@ -21,6 +26,8 @@ from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.routing import UNROUTED_QUEUE
 
 log = get_logger()
+
+BLOCKED: Final = "RabbitMQ takes no messages: it is short of memory or disk."
 
 
 class Broker:
@@ -35,10 +42,13 @@ class Broker:
             )
         self._settings = settings
         self._was_incomplete = False
+        self._is_blocked = False
         self._keeper = TopologyKeeper(settings, on_checked=self._on_topology_checked)
         on_loss = self._keeper.check_soon
-        self._publishing = ManagedChannel("publish", settings.amqp, probe=record_blocked)
-        self.publisher = ConfirmedPublisher(self._publishing, settings.amqp, on_loss)
+        self._publishing = ManagedChannel("publish", settings.amqp, probe=self._record_blocked)
+        self.publisher = ConfirmedPublisher(
+            self._publishing, settings.amqp, on_loss, tenants=tuple(settings.tenants)
+        )
         self.source = RequestConsumer(settings.amqp, self.publisher, on_loss)
         self.cancels = CancelLog(settings, self.publisher, on_loss)
         self._unrouted = UnroutedRequests(settings.amqp, self.publisher, on_loss)
@@ -52,12 +62,15 @@ class Broker:
         self.source.claim = StateClaim(state_id) if state_id else None
         if self._settings.amqp.declare:
             await declare_if_allowed(self._settings)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._publishing.run(), name="publishing connection")
-            group.create_task(self.source.connection.run(), name="consuming connection")
-            group.create_task(self.cancels.run(), name="log of cancels")
-            group.create_task(self._unrouted.run(), name="unrouted requests")
-            group.create_task(self._keeper.run(), name="topology keeper")
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._publishing.run(), name="publishing connection")
+                group.create_task(self.source.connection.run(), name="consuming connection")
+                group.create_task(self.cancels.run(), name="log of cancels")
+                group.create_task(self._unrouted.run(), name="unrouted requests")
+                group.create_task(self._keeper.run(), name="topology keeper")
+        finally:
+            await self.publisher.close()
 
     async def _on_topology_checked(self) -> None:
         is_incomplete = bool(self._keeper.problems or self.source.missing)
@@ -66,12 +79,19 @@ class Broker:
         self._was_incomplete = is_incomplete
         await self.source.consume_again(self._keeper.missing_queues)
 
+    async def _record_blocked(self, channel: AbstractChannel) -> None:
+        self._is_blocked = await is_blocked(channel)
+        metrics.AMQP_BLOCKED.set(self._is_blocked)
+
     def problems(self) -> dict[str, str]:
-        """Return the reason why a connection is down, by its role; an empty text if it is up."""
-        return {
+        """Return the reason why a connection is down or blocked, by its role; an empty text if it works."""
+        problems = {
             connection.role: "" if connection.is_connected else connection.problem
             for connection in (self._publishing, self.source.connection)
         }
+        if self._is_blocked and self._publishing.is_connected:
+            problems[self._publishing.role] = BLOCKED
+        return problems
 
     def topology_problems(self) -> list[str]:
         """Return what the topology lacks, one sentence each; empty while it is complete."""
@@ -97,4 +117,8 @@ async def publishing(settings: Settings, *, wait_seconds: float) -> AsyncIterato
     """
     connection = ManagedChannel("requester", settings.amqp)
     async with connected(connection, wait_seconds):
-        yield ConfirmedPublisher(connection, settings.amqp)
+        publisher = ConfirmedPublisher(connection, settings.amqp)
+        try:
+            yield publisher
+        finally:
+            await publisher.close()

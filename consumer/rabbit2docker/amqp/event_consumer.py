@@ -7,18 +7,25 @@ from contextlib import suppress
 from typing import Final
 
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
-from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
+from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource, ChannelPreconditionFailed
 
 from rabbit2docker.amqp.connection import BROKEN, ManagedChannel, is_cancelled, translated
 from rabbit2docker.amqp.topology import hub_queue_arguments, temporary_queue_arguments
 from rabbit2docker.errors import BrokerUnavailable, TopologyMismatch
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.cloudevents import Event, UnreadableEvent, read_event
-from rabbit2docker_schemas.routing import RESULTS_EXCHANGE, hub_bindings, hub_queue, passing_queue
+from rabbit2docker_schemas.routing import (
+    RESULTS_EXCHANGE,
+    hub_bindings,
+    hub_lock,
+    hub_queue,
+    passing_queue,
+)
 
 PREFETCH: Final = 200
 REBIND_SECONDS: Final = 10.0
 """RabbitMQ gives no notice when a binding is lost, as with an exchange that is deleted; binding again costs little."""
+HUB_QUEUE_TYPES: Final = ("quorum", "classic")
 QUEUE_IN_USE: Final = "Another program reads the queue"
 """Beginning of the connection's problem while another program holds the hub's queue."""
 
@@ -33,6 +40,8 @@ class EventConsumer:
         """Done when the exchange is missing, or the queue exists with other arguments."""
         self._name = name
         self._tenant = tenant
+        self._type = settings.type_of_hub_queues
+        self._other_types = [other for other in HUB_QUEUE_TYPES if other != self._type]
         self._queue: AbstractQueue | None = None
         self._bind_at = 0.0
         # Bounded by the prefetch: RabbitMQ sends no more until messages in here are acknowledged.
@@ -76,14 +85,32 @@ class EventConsumer:
 
     async def _declare(self, channel: AbstractChannel) -> AbstractQueue:
         if self._name is not None:
-            name = hub_queue(self._name)
-            try:
-                return await channel.declare_queue(name, durable=True, arguments=hub_queue_arguments())
-            except ChannelPreconditionFailed as error:
-                raise TopologyMismatch(f"The queue {name} exists with other arguments.") from error
+            return await self._declare_durable(channel, self._name)
         # A new name each time: after a reconnect, the previous queue may still belong to a lingering connection.
         name = passing_queue(self._tenant, uuid.uuid4().hex)
         return await channel.declare_queue(name, exclusive=True, arguments=temporary_queue_arguments())
+
+    async def _declare_durable(self, channel: AbstractChannel, hub: str) -> AbstractQueue:
+        name = hub_queue(hub)
+        if (
+            self._type == "quorum"
+        ):  # RabbitMQ lets several programs consume it, however exclusive they want to be
+            await self._lock(channel, hub)
+        try:
+            return await channel.declare_queue(name, durable=True, arguments=hub_queue_arguments(self._type))
+        except ChannelPreconditionFailed as error:
+            if not self._other_types:
+                raise TopologyMismatch(f"The queue {name} exists with other arguments.") from error
+            # The answer has closed the channel: the next one is for a queue of the other type.
+            self._type = self._other_types.pop()
+            raise BrokerUnavailable(f"The queue {name} may exist as a {self._type} queue.") from error
+
+    async def _lock(self, channel: AbstractChannel, hub: str) -> None:
+        """Make this program the only reader of the hub's queue for as long as its connection lasts."""
+        try:
+            await channel.declare_queue(hub_lock(hub), exclusive=True)
+        except ChannelLockedResource as error:
+            raise BrokerUnavailable(f"{QUEUE_IN_USE} {hub_queue(hub)}.") from error
 
     async def _on_message(self, message: AbstractIncomingMessage) -> None:
         self._incoming.put_nowait(message)

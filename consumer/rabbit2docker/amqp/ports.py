@@ -48,6 +48,9 @@ class RequestMessage:
     """Number of times that intake has requeued it on the retry ladder, without the waits that do not count."""
     waiting: Waiting | None = None
     """Set if it came from the retry ladder and waits there for something."""
+    dead_reason: str = ""
+    """Set if it came from the retry ladder and waits there for the dead-letter queue to take it."""
+    dead_message: str = ""
     undecodable: str = ""
     """The properties that could not be decoded and are missing here, and why; empty for a good message."""
     dropped: str = ""
@@ -80,7 +83,10 @@ class Delivery(Protocol):
         """
 
     async def dead_letter(self, reason: str, message: str) -> None:
-        """Publish a copy to the dead-letter queue, with the reason, then acknowledge. Raises BrokerUnavailable."""
+        """Publish a copy to the dead-letter queue, with the reason, then acknowledge.
+
+        If that queue is full, the copy goes to the retry ladder, with the reason. Raises BrokerUnavailable.
+        """
 
 
 class RequestSource(Protocol):
@@ -106,8 +112,9 @@ class CancelLog(Protocol):
 class Publisher(Protocol):
     """Events out, confirmed."""
 
-    async def publish(self, event: Event) -> None:
-        """Return once RabbitMQ has confirmed; wait and try again while it is away.
+    async def publish(self, event: Event, *, patience: float | None = None) -> None:
+        """Return once the tenant's stream has the event; wait and try again while RabbitMQ is away.
 
-        Raises BrokerUnavailable only when the outbox is full or the publisher is closing.
+        Hubs of the tenant that refuse it are not waited for. Raises StreamUnavailable when the stream refuses it for
+        `patience` seconds; BrokerUnavailable only when the outbox is full or the publisher is closing.
         """

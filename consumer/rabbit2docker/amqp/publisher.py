@@ -1,32 +1,45 @@
-"""Publishing with confirms: a message counts as sent once RabbitMQ confirms it, and is sent again until then."""
+"""Publishing with confirms: a message counts as sent once RabbitMQ confirms it, and is sent again until then.
+
+An event goes to the tenant's stream and to its hubs in one message. If RabbitMQ refuses that, the tenant's stream gets
+its events apart from the hubs, and nothing waits for these: see amqp.hub_backlog.
+"""
 
 import asyncio
+import itertools
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from math import isfinite
 from typing import Any, Final
 
 import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractExchange, DeliveryMode
-from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, DeliveryError, PublishError
+from aio_pika.abc import DeliveryMode
 from cachetools import LRUCache
 
 from rabbit2docker import metrics
-from rabbit2docker.amqp.connection import BROKEN, ManagedChannel, is_cancelled
-from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
+from rabbit2docker.amqp.connection import ManagedChannel
+from rabbit2docker.amqp.hub_backlog import Answer, HeldEvent, HubBacklogs
+from rabbit2docker.amqp.sender import MakeMessage, MessageSender, Unrouted
+from rabbit2docker.errors import BrokerUnavailable, MessageRefused, StreamUnavailable, TopologyMismatch
 from rabbit2docker.logs import get_logger
-from rabbit2docker.retry import Backoff
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.cloudevents import CONTENT_TYPE, Event, event_type
-from rabbit2docker_schemas.routing import RESULTS_EXCHANGE
+from rabbit2docker_schemas.routing import (
+    DEAD_LETTER_EXCHANGE,
+    REQUEST_LOG_EXCHANGE,
+    RESULTS_EXCHANGE,
+    RESULTS_LOG_EXCHANGE,
+    RETRY_EXCHANGE,
+    repeated_event_key,
+    tenant_stream,
+)
 
 log = get_logger()
 
-RESEND_PAUSES: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 UNROUTED_PAUSE: Final = 0.5
-BLOCKED_CHECK_SECONDS: Final = 0.05
 UNROUTED_SECONDS: Final = 30.0
 """How long events of a tenant that reach no queue are sent again: right after its start, RabbitMQ may confirm messages
 that it has routed nowhere. A tenant without a stream delays no one for longer."""
@@ -34,9 +47,15 @@ UNROUTED_TENANTS: Final = 1000
 MAX_FLOAT: Final = 3.4e38
 """Of single precision, with which the client encodes numbers."""
 
-
-class Unrouted(TopologyMismatch):
-    """RabbitMQ has no queue for the message."""
+KNOWN_REFUSAL_PATIENCE: Final = 1.0
+"""Seconds for a stream that has refused events before, so that a tenant holds up intake once, not with each request."""
+OFFER_SECONDS: Final = 3.0
+"""Seconds for hubs to take an event that was refused before, or that others before it were."""
+PROBLEM_NAMES: Final = {
+    DEAD_LETTER_EXCHANGE: "dead letters wait",
+    RETRY_EXCHANGE: "messages for the retry ladder wait",
+    REQUEST_LOG_EXCHANGE: "copies for the log of requests are left out",
+}
 
 
 def make_message(
@@ -85,26 +104,23 @@ def _encodable(value: Any) -> Any:
             return value
 
 
-class ConfirmedPublisher:
-    """Publishes on one connection. At most `publish_window` messages are unconfirmed; at most `outbox_size` wait."""
+class ConfirmedPublisher(MessageSender):
+    """Publishes events, and sends other messages, on one connection."""
 
     def __init__(
         self,
         connection: ManagedChannel,
         settings: AmqpSettings,
         on_loss: Callable[[], None] = lambda: None,
+        *,
+        tenants: tuple[str, ...] = (),
     ) -> None:
-        """Publish on the connection's current channel; `on_loss` is called when an exchange or binding is missing."""
+        """Publish as a MessageSender does; `tenants`: those with metrics of their own."""
+        super().__init__(connection, settings, on_loss)
         self.settings = settings
-        self._connection = connection
-        self._on_loss = on_loss
-        self._timeout = settings.publish_timeout
-        self._window = asyncio.Semaphore(settings.publish_window)
-        self._limit = settings.outbox_size
-        self._waiting = 0
-        self._exchanges: dict[str, AbstractExchange] = {}
-        self._exchanges_generation = -1
         self._unrouted_since: LRUCache[str, float] = LRUCache(UNROUTED_TENANTS)
+        self._backlogs = HubBacklogs(self._offer, limit=settings.hub_backlog_bytes, tenants=tenants)
+        self._numbers = itertools.count()
 
     @property
     def user(self) -> str | None:
@@ -112,40 +128,155 @@ class ConfirmedPublisher:
         url = self._connection.url
         return (url.user or None) if url.query.get("auth", "plain").lower() == "plain" else None
 
-    async def publish(self, event: Event) -> None:
-        """Publish an event until it is confirmed; see amqp.ports.Publisher."""
-        body = event.body()
-        headers: dict[str, Any] = dict(event.headers())
-        if event.index_key is not None:
-            headers["BCC"] = [event.index_key]  # RabbitMQ routes by it and removes it
+    async def close(self) -> None:
+        """End the offers to hubs that are behind. What is being published goes on until the connection closes."""
+        await self._backlogs.close()
 
-        def message() -> aio_pika.Message:
+    def problems(self) -> list[str]:
+        """Return what waits while everything else goes on, one sentence each."""
+        problems = [
+            _backlog_text(tenant, len(backlog), backlog.missed) for tenant, backlog in self._backlogs.items()
+        ]
+        return problems + [
+            f"{PROBLEM_NAMES.get(about, f'events and answers wait for the stream {about}')}: {reason}"
+            for about, reason in self._refusing.items()
+            if about != RESULTS_EXCHANGE
+        ]
+
+    async def publish(self, event: Event, *, patience: float | None = None) -> None:
+        """Publish an event until it is confirmed; see amqp.ports.Publisher."""
+        body, headers, number = event.body(), event.headers(), next(self._numbers)
+        # RabbitMQ routes by it and removes it.
+        index_key = {"BCC": [event.index_key]} if event.index_key is not None else {}
+
+        def message(*, indexed: bool = False) -> aio_pika.Message:
             return make_message(
                 body,
-                headers,
+                headers | index_key if indexed else headers,
                 correlation_id=event.subject,
                 type_=event_type(event.kind),
                 timestamp=event.time,
             )
 
         with metrics.EVENT_PUBLISH_SECONDS.time():
-            while True:
-                try:
-                    await self.send(
-                        RESULTS_EXCHANGE,
-                        event.routing_key,
-                        message,
-                        until_confirmed=True,
-                        gives_up_on=(Unrouted,),
-                    )
-                except Unrouted:
-                    if self._give_up_unrouted(event.tenant):
-                        return
-                    await asyncio.sleep(UNROUTED_PAUSE)
-                else:
-                    break
-        self._unrouted_since.pop(event.tenant, None)
+            is_apart = self._is_apart(event.tenant)
+            try:
+                if not is_apart and not await self._publish_whole(event, partial(message, indexed=True)):
+                    return
+            except MessageRefused:
+                is_apart, is_refused = True, True
+            else:
+                is_refused = False
+            if is_apart:
+                held = HeldEvent(number, event.routing_key, message, len(body), may_repeat=not is_refused)
+                indexed = partial(message, indexed=True)
+                await self._publish_apart(event.tenant, held, indexed, patience, is_refused=is_refused)
         metrics.EVENTS_PUBLISHED.labels(kind=event.kind).inc()
+
+    def _is_apart(self, tenant: str) -> bool:
+        """Return whether a hub or the stream of the tenant refuses events, so that they are published apart."""
+        return tenant in self._backlogs or tenant_stream(tenant) in self._refusing
+
+    async def _publish_whole(self, event: Event, message: MakeMessage) -> bool:
+        """Publish to stream and hubs at once; return False if the tenant has neither. Raises MessageRefused."""
+        while True:
+            try:
+                await self.send(
+                    RESULTS_EXCHANGE,
+                    event.routing_key,
+                    message,
+                    until_confirmed=True,
+                    gives_up_on=(Unrouted, MessageRefused),
+                )
+            except Unrouted:
+                if self._give_up_unrouted(event.tenant):
+                    return False
+                await asyncio.sleep(UNROUTED_PAUSE)
+            else:
+                self._unrouted_since.pop(event.tenant, None)
+                return True
+
+    async def _publish_apart(
+        self,
+        tenant: str,
+        event: HeldEvent,
+        indexed: MakeMessage,
+        patience: float | None,
+        *,
+        is_refused: bool,
+    ) -> None:
+        """Publish to the stream, and leave the hubs to the tenant's backlog. Raises StreamUnavailable.
+
+        `indexed` makes the message for stream and index; `is_refused`: stream and hubs have been offered the event at once, so that those which took it have it.
+        """
+        backlog = self._backlogs.open(tenant)
+        with backlog.expecting():
+            is_offered = await self._publish_to_stream(tenant, event.routing_key, indexed, patience)
+            backlog.add(event, is_refused=is_refused or is_offered)
+
+    async def _publish_to_stream(
+        self, tenant: str, key: str, message: MakeMessage, patience: float | None
+    ) -> bool:
+        """Publish to the stream; return True if that took another offer to the hubs. Raises StreamUnavailable."""
+        stream = tenant_stream(tenant)
+        if patience is not None and stream in self._refusing:
+            patience = min(patience, KNOWN_REFUSAL_PATIENCE)
+        try:
+            await self.send(
+                RESULTS_LOG_EXCHANGE,
+                key,
+                message,
+                until_confirmed=True,
+                gives_up_on=(TopologyMismatch,),
+                patience=patience,
+                about=stream,
+            )
+        except MessageRefused as error:
+            raise StreamUnavailable(
+                f"The events of tenant {tenant} cannot be stored. {error.message}"
+            ) from error
+        except TopologyMismatch:
+            # Without its second way the stream has the first one, on which it takes what a hub refuses.
+            with suppress(TopologyMismatch, MessageRefused):
+                await self._send_once(key, message)
+            return True
+        return False
+
+    async def _offer(self, event: HeldEvent, was_refused: bool) -> Answer:
+        """Publish an event to hubs alone."""
+        try:
+            await self._send_once(repeated_event_key(event.routing_key), event.message)
+        except Unrouted:
+            # A hub that selects kinds of events has no binding for repetitions, or there is no hub any more.
+            return await self._offer_whole(event) if was_refused else Answer.REFUSED
+        except (MessageRefused, TopologyMismatch):
+            return Answer.REFUSED
+        except BrokerUnavailable:
+            if self._connection.is_closing:
+                raise
+            return Answer.REFUSED
+        return Answer.TAKEN
+
+    async def _offer_whole(self, event: HeldEvent) -> Answer:
+        """Publish an event once more to stream and hubs, unless that would be the stream's third copy."""
+        if not event.may_repeat:
+            return Answer.MISSED
+        try:
+            await self._send_once(event.routing_key, event.message)
+        except (MessageRefused, TopologyMismatch):
+            return Answer.MISSED
+        return Answer.TAKEN
+
+    async def _send_once(self, key: str, message: MakeMessage) -> None:
+        """Publish an event for a tenant whose hubs refuse events, outside of the window that all messages share."""
+        await self.send(
+            RESULTS_EXCHANGE,
+            key,
+            message,
+            until_confirmed=True,
+            gives_up_on=(TopologyMismatch, MessageRefused),
+            timeout=min(self._timeout, OFFER_SECONDS),
+        )
 
     def _give_up_unrouted(self, tenant: str) -> bool:
         """Return whether no event of this tenant has reached a queue for UNROUTED_SECONDS."""
@@ -159,97 +290,10 @@ class ConfirmedPublisher:
         log.warning("event dropped: tenant has no stream, see `topology declare`", tenant=tenant)
         return True
 
-    async def send(
-        self,
-        exchange: str,
-        key: str,
-        message: Callable[[], aio_pika.Message],
-        *,
-        until_confirmed: bool,
-        gives_up_on: tuple[type[Exception], ...] = (),
-    ) -> None:
-        """Publish the result of `message` until it is confirmed and in a queue.
 
-        `until_confirmed`: try again while RabbitMQ or the exchange is away or no queue takes the message, except after
-        the errors in `gives_up_on`; otherwise the first failure is raised.
-        Raises BrokerUnavailable, TopologyMismatch, AccessRefused.
-        """
-        if self._waiting >= self._limit:
-            raise BrokerUnavailable(f"{self._waiting} messages wait for RabbitMQ already.")
-        self._count_waiting(1)
-        backoff = Backoff(RESEND_PAUSES)
-        try:
-            while True:
-                try:
-                    return await self._try(exchange, key, message)
-                except (BrokerUnavailable, TopologyMismatch, AccessRefused) as error:
-                    if isinstance(error, TopologyMismatch):
-                        self._on_loss()
-                    if self._connection.is_closing or not until_confirmed or isinstance(error, gives_up_on):
-                        raise
-                    self._report_resend(error, backoff.failures)
-                await backoff.sleep()
-        finally:
-            self._count_waiting(-1)
-
-    def _count_waiting(self, change: int) -> None:
-        self._waiting += change
-        metrics.OUTBOX.set(self._waiting)
-
-    @staticmethod
-    def _report_resend(error: Exception, failures: int) -> None:
-        metrics.EVENT_PUBLISH_RETRIES.inc()
-        if failures in (1, 5) or failures % 50 == 0:
-            log.warning("message not confirmed, sending again", reason=str(error), tries=failures + 1)
-
-    async def _try(self, exchange: str, key: str, message: Callable[[], aio_pika.Message]) -> None:
-        channel = await self._connection.channel()
-        target = await self._exchange(channel, exchange)
-        try:
-            async with self._window:
-                await target.publish(message(), key, mandatory=True, timeout=self._timeout)
-        except asyncio.CancelledError:
-            if is_cancelled():
-                raise
-            raise BrokerUnavailable("The connection to RabbitMQ was stuck.") from None
-        except PublishError as error:
-            raise Unrouted(
-                f"No queue takes messages with the key {key} of {exchange}. `rabbit2docker topology check` says more."
-            ) from error
-        except DeliveryError as error:
-            metrics.PUBLISH_NACKS.labels(exchange=exchange).inc()
-            raise BrokerUnavailable(
-                "RabbitMQ does not take the message: a queue is full or has no majority."
-            ) from error
-        except ChannelNotFoundEntity as error:
-            raise TopologyMismatch(
-                f"RabbitMQ has no exchange {exchange}. `rabbit2docker topology declare` makes it."
-            ) from error
-        except ChannelAccessRefused as error:
-            raise AccessRefused(
-                f"RabbitMQ does not allow this user to publish {key} to {exchange}."
-            ) from error
-        except BROKEN as error:
-            raise BrokerUnavailable(
-                f"RabbitMQ did not confirm: {str(error) or type(error).__name__}"
-            ) from error
-
-    async def _exchange(self, channel: AbstractChannel, name: str) -> AbstractExchange:
-        if self._exchanges_generation != self._connection.generation:
-            self._exchanges, self._exchanges_generation = {}, self._connection.generation
-        if name not in self._exchanges:
-            # Not ensured: that takes a permission, and closes the channel if the exchange is missing.
-            self._exchanges[name] = await channel.get_exchange(name, ensure=False)
-        return self._exchanges[name]
-
-
-async def record_blocked(channel: AbstractChannel) -> None:
-    """Record whether RabbitMQ has stopped reading from this connection, as it does under a memory or disk alarm."""
-    connection = (await channel.get_underlay_channel()).connection
-    try:
-        async with asyncio.timeout(BLOCKED_CHECK_SECONDS):
-            await connection.ready()
-    except TimeoutError:
-        metrics.AMQP_BLOCKED.set(1)
-    else:
-        metrics.AMQP_BLOCKED.set(0)
+def _backlog_text(tenant: str, held: int, missed: int) -> str:
+    more = f", and it has missed {missed} older ones" if missed else ""
+    return (
+        f"{held} events wait for a hub of tenant {tenant}{more}: a queue that is bound to builds.results is full or has "
+        "no majority; the tenant's stream has the events"
+    )

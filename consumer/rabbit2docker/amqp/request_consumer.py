@@ -26,7 +26,9 @@ from rabbit2docker.amqp.senders import (
     publisher_headers,
 )
 from rabbit2docker.amqp.state_claim import StateClaim
+from rabbit2docker.amqp.topology import WORK_QUEUES
 from rabbit2docker.clock import utc_now
+from rabbit2docker.errors import MessageRefused
 from rabbit2docker.logs import get_logger
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker.tasks import TaskSet
@@ -38,7 +40,9 @@ from rabbit2docker_schemas.routing import (
     MESSAGE_ID_HEADER,
     QUEUE_HEADER,
     REASON_HEADER,
+    REQUESTS_QUEUE,
     RETRY_EXCHANGE,
+    RETRY_LADDER,
     ROUTING_KEY_HEADER,
     WAITING_FOR_HEADER,
     WAITING_SINCE_HEADER,
@@ -49,6 +53,8 @@ from rabbit2docker_schemas.routing import (
 log = get_logger()
 
 MESSAGE_HEADER: Final = "r2d-message"
+DEAD_LETTER_PATIENCE: Final = 0.5
+"""Seconds for the dead-letter queue to take a message, which is held in the meantime."""
 _MAX_REASON: Final = 1000
 
 
@@ -73,10 +79,11 @@ def request_message_from(
     """Return the content of a message. Headers of the service count only on a copy that it made itself."""
     drop = Drop.of(message) if queue == DROPPED_QUEUE else None
     headers, origin = dict(message.headers), drop.origin if drop else Origin.of(message, queue)
-    tries, message_id, waiting = 0, message.message_id, None
+    tries, message_id, waiting, dead = 0, message.message_id, None, ("", "")
     if origin.is_copy:
         tries = _number(headers.get(ATTEMPT_HEADER))
         waiting = _waiting(headers)
+        dead = (header_text(headers.get(REASON_HEADER, "")), header_text(headers.get(MESSAGE_HEADER, "")))
         message_id = (
             as_short_string(headers[MESSAGE_ID_HEADER]) if MESSAGE_ID_HEADER in headers else message_id
         )
@@ -95,6 +102,8 @@ def request_message_from(
         redelivered=bool(message.redelivered),
         tries=tries,
         waiting=waiting,
+        dead_reason=dead[0],
+        dead_message=dead[1],
         undecodable=header_text(headers.get(UNDECODABLE_HEADER, "")),
         dropped=drop.reason if drop else "",
         forged=check.why_forged(origin),
@@ -174,7 +183,7 @@ class AmqpDelivery:
         await self.ack()
 
     async def dead_letter(self, reason: str, message: str) -> None:
-        """Publish a copy with the reason to the dead-letter queue, then acknowledge."""
+        """Publish a copy with the reason to the dead-letter queue or, if that is full, to the ladder; acknowledge."""
         received = self._received
         headers = {
             REASON_HEADER: str(reason),
@@ -187,11 +196,24 @@ class AmqpDelivery:
             log.warning(
                 "message forged", routing_key=received.routing_key, queue=received.queue, reason=message
             )
-        await self._publish_copy(DEAD_LETTER_EXCHANGE, received.routing_key, headers)
-        metrics.DEAD_LETTERED.labels(reason=str(reason)).inc()
+        try:
+            await self._publish_copy(
+                DEAD_LETTER_EXCHANGE, received.routing_key, headers, patience=DEAD_LETTER_PATIENCE
+            )
+        except MessageRefused as error:
+            metrics.DEAD_LETTERS_REFUSED.inc()
+            rung = RETRY_LADDER[min(received.tries, len(RETRY_LADDER) - 1)]
+            log.warning("dead letter refused", reason=error.message, delay_seconds=rung.seconds)
+            queue = received.queue if received.queue in WORK_QUEUES else REQUESTS_QUEUE
+            headers[ATTEMPT_HEADER] = received.tries + 1
+            await self._publish_copy(RETRY_EXCHANGE, retry_queue(rung, queue), headers)
+        else:
+            metrics.DEAD_LETTERED.labels(reason=str(reason)).inc()
         await self.ack()
 
-    async def _publish_copy(self, exchange: str, key: str, headers: dict[str, Any]) -> None:
+    async def _publish_copy(
+        self, exchange: str, key: str, headers: dict[str, Any], *, patience: float | None = None
+    ) -> None:
         received = self._received
         kept = publisher_headers(received.headers)
         kept[MESSAGE_ID_HEADER] = received.message_id  # it may name the request
@@ -204,7 +226,7 @@ class AmqpDelivery:
                 timestamp=received.timestamp or datetime.now(UTC),
             )
 
-        await self._publisher.send(exchange, key, message, until_confirmed=True)
+        await self._publisher.send(exchange, key, message, until_confirmed=True, patience=patience)
 
 
 class RequestConsumer:

@@ -14,7 +14,7 @@ from rabbit2docker import metrics
 from rabbit2docker.amqp.ports import RequestMessage
 from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
 from rabbit2docker.amqp.senders import publisher_headers
-from rabbit2docker.errors import AccessRefused, TopologyMismatch
+from rabbit2docker.errors import AccessRefused, MessageRefused, TopologyMismatch
 from rabbit2docker.logs import get_logger
 from rabbit2docker_schemas.routing import MESSAGE_ID_HEADER, REQUEST_LOG_EXCHANGE
 
@@ -34,7 +34,7 @@ class RequestLog:
         self._paused_until = 0.0
 
     async def record(self, received: RequestMessage) -> None:
-        """Keep a copy under the request's own routing key; go on without where the stream is missing.
+        """Keep a copy under the request's own routing key; go on without where the stream is missing or refuses it.
 
         Raises BrokerUnavailable only when the outbox is full or the publisher is closing.
         """
@@ -59,9 +59,9 @@ class RequestLog:
                 received.routing_key,
                 message,
                 until_confirmed=True,
-                gives_up_on=(TopologyMismatch, AccessRefused),
+                gives_up_on=(TopologyMismatch, AccessRefused, MessageRefused),
             )
-        except (TopologyMismatch, AccessRefused) as error:
+        except (TopologyMismatch, AccessRefused, MessageRefused) as error:
             self._paused_until = now + PAUSE_SECONDS
             metrics.REQUESTS_NOT_LOGGED.inc()
             log.warning("request not logged: it cannot be replayed", reason=str(error))

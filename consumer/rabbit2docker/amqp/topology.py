@@ -23,6 +23,7 @@ from rabbit2docker_schemas.routing import (
     REQUESTS_EXCHANGE,
     REQUESTS_QUEUE,
     RESULTS_EXCHANGE,
+    RESULTS_LOG_EXCHANGE,
     RETRY_EXCHANGE,
     RETRY_LADDER,
     STATE_QUEUE,
@@ -35,6 +36,7 @@ from rabbit2docker_schemas.routing import (
     index_bindings,
     request_key,
     retry_queue,
+    stream_bindings,
     tenant_index,
     tenant_stream,
 )
@@ -204,14 +206,16 @@ def state_queue(state_id: str) -> QueueSpec:
     return QueueSpec(STATE_QUEUE, arguments)
 
 
-def hub_queue_arguments() -> Arguments:
+def hub_queue_arguments(queue_type: str) -> Arguments:
     """Return the arguments of a hub's queue. It outlives a restart of the hub, but not the hub, and is bounded."""
-    return {
-        "x-queue-type": "classic",
+    arguments = {
+        "x-queue-type": queue_type,
         "x-expires": HUB_QUEUE_EXPIRES_MS,
         "x-max-length": HUB_QUEUE_LENGTH,
         "x-overflow": "drop-head",
     }
+    # Each reconnect of the hub counts as a delivery of what it had not acknowledged.
+    return arguments | ({"x-delivery-limit": KEPT_DELIVERY_LIMIT} if queue_type == "quorum" else {})
 
 
 def temporary_queue_arguments() -> Arguments:
@@ -246,11 +250,24 @@ def _entry_bindings(tenant: str) -> Iterable[BindingSpec]:
     yield BindingSpec(entry, CANCEL_QUEUE, cancel_key(tenant))
 
 
-def _obsolete_bindings() -> Iterable[BindingSpec]:
+def _stream_bindings(tenant: str) -> Iterable[BindingSpec]:
+    # By the second exchange, an event that a hub's queue has refused reaches the stream without being refused again.
+    for exchange in (RESULTS_EXCHANGE, RESULTS_LOG_EXCHANGE):
+        for key in stream_bindings(tenant):
+            yield BindingSpec(exchange, tenant_stream(tenant), key)
+        for key in index_bindings(tenant):
+            yield BindingSpec(exchange, tenant_index(tenant), key)
+
+
+def _obsolete_bindings(tenants: Iterable[str]) -> Iterable[BindingSpec]:
     # With a copy for the log, RabbitMQ confirms a request that no queue of work has taken.
     for priority in Priority:
         yield BindingSpec(REQUESTS_EXCHANGE, REQUEST_LOG_STREAM, request_key("*", priority))
     yield BindingSpec(UNROUTED_EXCHANGE, DEAD_QUEUE, "")
+    # They would put repetitions for hubs into the streams.
+    for tenant in tenants:
+        for key in hub_bindings(tenant):
+            yield BindingSpec(RESULTS_EXCHANGE, tenant_stream(tenant), key)
 
 
 def make_topology(tenants: Iterable[str], settings: TopologySettings = DEFAULTS) -> Topology:
@@ -282,6 +299,7 @@ def make_topology(tenants: Iterable[str], settings: TopologySettings = DEFAULTS)
             *map(_entry_exchange, tenants),
             ExchangeSpec(RETRY_EXCHANGE, "direct"),
             ExchangeSpec(RESULTS_EXCHANGE, "topic"),
+            ExchangeSpec(RESULTS_LOG_EXCHANGE, "topic"),
         ),
         queues=(
             *_kept_queues(settings),
@@ -294,17 +312,8 @@ def make_topology(tenants: Iterable[str], settings: TopologySettings = DEFAULTS)
             *_request_bindings(),
             *(binding for tenant in tenants for binding in _entry_bindings(tenant)),
             *(binding for _, binding in retry),
-            *(
-                BindingSpec(RESULTS_EXCHANGE, tenant_stream(tenant), key)
-                for tenant in tenants
-                for key in hub_bindings(tenant)
-            ),
-            *(
-                BindingSpec(RESULTS_EXCHANGE, tenant_index(tenant), key)
-                for tenant in tenants
-                for key in index_bindings(tenant)
-            ),
+            *(binding for tenant in tenants for binding in _stream_bindings(tenant)),
         ),
         users=tuple(make_users(tenants)),
-        obsolete=tuple(_obsolete_bindings()),
+        obsolete=tuple(_obsolete_bindings(tenants)),
     )

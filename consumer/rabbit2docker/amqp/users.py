@@ -54,7 +54,7 @@ def make_users(tenants: Iterable[str]) -> Iterable[UserSpec]:
     yield UserSpec(
         WORKER,
         configure=r"^builds\.state$",
-        write=r"^builds\.(results|retry|dlx|log)$",
+        write=r"^builds\.(results|results\.log|retry|dlx|log)$",
         read=r"^builds\.(requests|requests\.bulk|cancels|cancels\.log|dropped|unrouted|state)$",
         topics=((RESULTS_EXCHANGE, r"^(build|request)\.", _NOTHING),),
     )

@@ -21,16 +21,23 @@ from rabbit2docker_schemas.events import (
 class EventPublisher:
     """Publishes events. Each method returns once RabbitMQ has confirmed; all may raise BrokerUnavailable."""
 
-    def __init__(self, publisher: Publisher, *, instance: str, now: Callable[[], datetime] = utc_now) -> None:
-        """Name `instance` in `ce-source`."""
+    def __init__(
+        self,
+        publisher: Publisher,
+        *,
+        instance: str,
+        patience: float | None = None,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        """Name `instance` in `ce-source`; `patience`: seconds after which a refused event raises StreamUnavailable."""
         self._publisher = publisher
+        self._patience = patience
         self._source = f"/builds/{instance}"
         self._now = now
 
     async def _publish(self, event_id: ids.EventId, tenant: str, data: AnyEventData) -> None:
-        await self._publisher.publish(
-            Event(id=event_id, tenant=tenant, time=self._now(), data=data, source=self._source)
-        )
+        event = Event(id=event_id, tenant=tenant, time=self._now(), data=data, source=self._source)
+        await self._publisher.publish(event, patience=self._patience)
 
     async def publish_accepted(self, tenant: str, data: Accepted, *, generation: str) -> None:
         """Publish that a request has a build."""

@@ -43,6 +43,8 @@ log = structlog.get_logger()
 DRAIN_SECONDS: Final = 8.0
 """Time that deliveries in hand have to finish at a SIGTERM: intake takes seconds. Builds are not waited for."""
 STATE_PAUSES: Final = (1.0, 2.0, 5.0)
+ANSWER_SECONDS: Final = 10.0
+"""Time that a tenant's stream may take for an answer: until then, its request is held in place of others."""
 
 
 def make_executor(settings: Settings) -> Executor:
@@ -75,6 +77,9 @@ class Service:
         self._broker = Broker(settings)
         self._attempts = AttemptCache(self._executor)
         self._events = EventPublisher(self._broker.publisher, instance=settings.instance)
+        self._answers = EventPublisher(
+            self._broker.publisher, instance=settings.instance, patience=ANSWER_SECONDS
+        )
         self._ownership = Ownership(self._executor)
         self._capacity = Capacity(self._broker.source, self._attempts, self._ownership, settings)
         self._cancellation = Cancellation(self._executor, self._attempts, self._broker.cancels)
@@ -87,7 +92,7 @@ class Service:
         self._breakers = Breakers()
         self._breakers.export()
         self._engine = EngineWatch(self._executor, self._breakers)
-        self._health = Health(settings.http.bind, self._checks, self._breakers.sentences)
+        self._health = Health(settings.http.bind, self._checks, self._degraded)
         self._stack = AsyncExitStack()
         self._stopping = False
         metrics.preset(AdmissionOutcome)
@@ -122,7 +127,7 @@ class Service:
         context = AdmissionContext(
             executor=self._executor,
             attempts=self._attempts,
-            events=self._events,
+            events=self._answers,
             providers=providers,
             find_image=find_image,
             settings=self._settings,
@@ -132,7 +137,7 @@ class Service:
         )
         return IntakeWorker(
             source=self._broker.source,
-            events=self._events,
+            events=self._answers,
             admission=Admission(context),
             cancellation=self._cancellation,
             capacity=self._capacity,
@@ -198,6 +203,9 @@ class Service:
         return Check(
             "topology", True, f"complete, but {'; '.join(losses)}: {LOSS_ADVICE}" if losses else "complete"
         )
+
+    def _degraded(self) -> list[str]:
+        return [*self._breakers.sentences(), *self._broker.publisher.problems()]
 
     def _checks(self) -> list[Check]:
         checks = [

@@ -50,6 +50,12 @@ class AmqpSettings(Group):
     """Unconfirmed messages in flight; more than about 100 gain nothing."""
     outbox_size: int = Field(default=10_000, ge=100)
     """Events held in memory while RabbitMQ is away. Nothing is dropped beyond it: followers wait, and read log lines again."""
+    hub_queue_type: str | None = Field(default=None, pattern="^(quorum|classic)$")
+    """Type of a hub's durable queue. classic: one node has it; quorum: the nodes of a cluster have copies, so that a lost one
+    costs the hub nothing. Unset: quorum if `nodes` names several. A queue that exists is used as it is."""
+    hub_backlog_bytes: int = Field(default=16 * 1024 * 1024, ge=65_536)
+    """Bytes of each tenant's events held in memory while a hub's queue refuses them. Beyond it, the hub misses the oldest
+    ones; the tenant's stream has them."""
     watchdog_after: Seconds = 30.0
     """Seconds that a channel may be dead on a living connection before both are opened anew."""
     declare: bool = True
@@ -59,3 +65,8 @@ class AmqpSettings(Group):
     def has_management(self) -> bool:
         """Return whether the management API is configured."""
         return self.management_url is not None or self.management_url_file is not None
+
+    @property
+    def type_of_hub_queues(self) -> str:
+        """Return the type of a hub's durable queue, quorum or classic."""
+        return self.hub_queue_type or ("quorum" if len(self.nodes) > 1 else "classic")

@@ -1,7 +1,7 @@
 """The intake loop: a task per delivery, each settled exactly once."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Final, assert_never
@@ -27,17 +27,20 @@ from rabbit2docker.consumer.intake.parsing import (
     sender_of,
 )
 from rabbit2docker.consumer.intake.waiting import next_rung, plan_wait, waited_text, waiting_progress
-from rabbit2docker.errors import BrokerUnavailable, RequestRejected, TransientError
+from rabbit2docker.errors import BrokerUnavailable, RequestRejected, StreamUnavailable, TransientError
 from rabbit2docker.tasks import TaskSet
 from rabbit2docker_schemas.events import Rejected
 from rabbit2docker_schemas.ids import RequestId
 from rabbit2docker_schemas.reasons import RejectReason
+from rabbit2docker_schemas.routing import RETRY_LADDER
 
 log = structlog.get_logger()
 
 REJECTED: Final = "rejected"
 RETRIED: Final = "retried"
 WAITING: Final = "waiting"
+UNANSWERED_RUNG: Final = RETRY_LADDER[1]
+"""Where a delivery waits whose answer cannot be stored."""
 # Rejections that an operator may want to look at: the message is malformed or forbidden, or the service failed.
 _DEAD_LETTERED: Final = frozenset(
     {
@@ -104,9 +107,12 @@ class IntakeWorker:
             with metrics.INTAKE_SECONDS.time():
                 if delivery.is_stale:
                     outcome = "stale"
+                elif received.dead_reason:
+                    await delivery.dead_letter(received.dead_reason, received.dead_message)
+                    outcome = REJECTED
                 else:
                     parsed = parse_delivery(received, max_bytes=self._max_bytes)
-                    outcome = await self._settle(delivery, parsed)
+                    outcome = await self._or_later(delivery, self._settle(delivery, parsed))
             metrics.REQUESTS_SETTLED.labels(outcome=outcome).inc()
         except BrokerUnavailable as error:
             # Unacknowledged: RabbitMQ redelivers it when the channel is closed or renewed.
@@ -115,9 +121,18 @@ class IntakeWorker:
             metrics.REQUESTS_SETTLED.labels(outcome="error").inc()
             log.exception("intake failed")
             with suppress(TransientError):
-                await self._requeue_after_defect(delivery, parsed)
+                await self._or_later(delivery, self._requeue_after_defect(delivery, parsed))
         finally:
             self._capacity.release(received.queue)
+
+    async def _or_later(self, delivery: Delivery, settling: Awaitable[str]) -> str:
+        """Settle a delivery, or put it on the ladder if its tenant's stream takes no answer, so that it delays no other."""
+        try:
+            return await settling
+        except StreamUnavailable as error:
+            log.warning("delivery requeued", reason=error.message, delay_seconds=UNANSWERED_RUNG.seconds)
+            await delivery.retry(UNANSWERED_RUNG, counts=False)
+            return RETRIED
 
     async def _settle(self, delivery: Delivery, parsed: ParsedDelivery) -> str:
         if delivery.received.dropped and isinstance(parsed, IncomingRequest | IncomingCancel):
@@ -147,7 +162,7 @@ class IntakeWorker:
                 outcome = await self._admission.admit(incoming)
         except RequestRejected as rejection:
             return await self._reject(delivery, tenant, request_id, rejection)
-        except BrokerUnavailable:
+        except (BrokerUnavailable, StreamUnavailable):
             raise
         except TransientError as error:
             return await self._requeue_request(delivery, incoming, error)
@@ -244,7 +259,7 @@ class IntakeWorker:
         await delivery.retry(rung)
         return RETRIED
 
-    async def _requeue_after_defect(self, delivery: Delivery, parsed: ParsedDelivery | None) -> None:
+    async def _requeue_after_defect(self, delivery: Delivery, parsed: ParsedDelivery | None) -> str:
         """Put a message on the ladder after a defect; reject a request after the last rung.
 
         `parsed` is None where parsing itself failed: then the request has the id of its envelope.
@@ -252,7 +267,7 @@ class IntakeWorker:
         received = delivery.received
         if received.dropped:
             await delivery.dead_letter(received.dropped, rejection_of_dropped(received.dropped).message)
-            return
+            return REJECTED
         if isinstance(parsed, IncomingRequest | InvalidRequest):
             sender: tuple[str, RequestId] | None = parsed.tenant, parsed.request_id
         else:
@@ -263,6 +278,5 @@ class IntakeWorker:
                 "The service failed on this request because of a defect. Inform the operator, or try again later.",
                 retryable=True,
             )
-            await self._reject(delivery, *sender, rejection)
-        else:
-            await self._requeue(delivery, "The service failed because of a defect.", None)
+            return await self._reject(delivery, *sender, rejection)
+        return await self._requeue(delivery, "The service failed because of a defect.", None)
