@@ -39,6 +39,7 @@ FOREIGN_EXCHANGES: Final = (
     "builds.log",
     "builds.unrouted",
     "builds.results",
+    "builds.results.log",
     "",
     "amq.topic",
 )
@@ -53,6 +54,7 @@ FOREIGN_QUEUES: Final = (
     "builds.state",
     "builds.requests.log",
     "builds.results.log.two",
+    "builds.results.log.two.index",
     "hub.two.events",
     *(retry_queue(rung, "builds.requests") for rung in RETRY_LADDER),
 )
