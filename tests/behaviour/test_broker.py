@@ -35,22 +35,18 @@ class TestEvents:
     ) -> None:
         """As in the first moments after its start, when RabbitMQ confirms messages that it routes nowhere."""
         await declare.declare(settings)
-        stream = routing.tenant_stream("default")
-        bindings = [
-            binding
-            for binding in rabbitmq.api("GET", f"queues/{vhost}/{stream}/bindings")
-            if binding["source"] == routing.RESULTS_EXCHANGE
-        ]
-        path = f"bindings/{vhost}/e/{routing.RESULTS_EXCHANGE}/q/{stream}"
+        path = f"bindings/{vhost}/e/{routing.RESULTS_EXCHANGE}/q"
+        bindings = rabbitmq.api("GET", f"exchanges/{vhost}/{routing.RESULTS_EXCHANGE}/bindings/source")
         for binding in bindings:
-            rabbitmq.api("DELETE", f"{path}/{binding['properties_key']}")
+            rabbitmq.api("DELETE", f"{path}/{binding['destination']}/{binding['properties_key']}")
         before = unrouted()
         async with publishing(settings, wait_seconds=180) as publisher:
             publish = asyncio.create_task(publisher.publish(completed()))
             await eventually(lambda: unrouted() > before + 1)
             assert not publish.done()
             for binding in bindings:
-                rabbitmq.api("POST", path, {"routing_key": binding["routing_key"]})
+                key = {"routing_key": binding["routing_key"]}
+                rabbitmq.api("POST", f"{path}/{binding['destination']}", key)
             await publish
         assert [event.id for event in await captured(settings.amqp)] == [completed().id]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rabbit2docker.amqp import cancel_log, declare
-from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.broker import Broker, publishing
 from rabbit2docker.amqp.request_publisher import RequestPublisher
 from rabbit2docker.consumer.intake.withdrawn import UNNAMED_REQUESTER, WithdrawnRequests
 from rabbit2docker.settings import AmqpSettings, Settings
@@ -43,9 +43,12 @@ class TestStream:
             await one.cancels.record("lab", "last", "bob")
             await eventually(lambda: ("lab", "last", "bob") in heard)
             assert len(heard) == len(earlier) + 1
-        async with running(settings) as later:
-            known: set[str] = set()
-            later.cancels.subscribe(lambda tenant, build_id, by: known.add(build_id))
+        known: set[str] = set()
+
+        def listen(broker: Broker) -> None:
+            broker.cancels.subscribe(lambda tenant, build_id, by: known.add(build_id))
+
+        async with running(settings, prepare=listen) as later:
             await asyncio.wait_for(later.cancels.caught_up.wait(), 180)
             assert known == {*earlier, "last"}
             assert later.cancels.problem == ""
@@ -83,7 +86,9 @@ class TestProcesses:
         vhost: str,
         tmp_path: Path,
     ) -> None:
-        consumer = make_consumer(RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS="1")
+        consumer = make_consumer(
+            RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS="1", RABBIT2DOCKER_TENANTS='["default", "other"]'
+        )
         await asyncio.to_thread(consumer.start_and_wait)
         release = tmp_path / "release"
         await ask(settings, a_request("first", hold=release))

@@ -1,7 +1,7 @@
 """A broker connection, requests and deliveries for tests on a real RabbitMQ."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
@@ -24,8 +24,14 @@ def with_amqp(settings: Settings, **changes: object) -> Settings:
 
 
 @asynccontextmanager
-async def running(settings: Settings, state_id: str | None = None) -> AsyncIterator[Broker]:
+async def running(
+    settings: Settings,
+    state_id: str | None = None,
+    *,
+    prepare: Callable[[Broker], None] = lambda broker: None,
+) -> AsyncIterator[Broker]:
     broker = Broker(settings)
+    prepare(broker)
     task = asyncio.create_task(broker.run(state_id))
     try:
         await eventually(lambda: task.done() or not any(broker.problems().values()))
