@@ -16,7 +16,7 @@ import structlog
 from rabbit2docker.amqp import declare
 from rabbit2docker.amqp.broker import publishing
 from rabbit2docker.amqp.publisher import ConfirmedPublisher
-from rabbit2docker.errors import AccessRefused
+from rabbit2docker.errors import AccessRefused, StoreRefused
 from rabbit2docker.hub import ingest
 from rabbit2docker.hub.ingest import Ingester
 from rabbit2docker.hub.store.models import BuildQuery, BuildState
@@ -33,6 +33,7 @@ from tests.support.waiting import eventually
 pytestmark = [pytest.mark.broker, pytest.mark.docker]
 
 QUEUE = routing.hub_queue("default.service")
+MONSTER = ids.build_id_of("default", "monster")
 PROGRAM = """
 import asyncio, sys
 from rabbit2docker.settings import Settings
@@ -171,13 +172,13 @@ class TestCrashes:
             assert await numbers(store) == [0, 1, 2, 3]
 
     async def test_an_event_that_no_database_accepts_does_not_hold_up_the_others(
-        self, settings: Settings, publisher: ConfirmedPublisher, store: Store
+        self, settings: Settings, publisher: ConfirmedPublisher, tmp_path: Path
     ) -> None:
-        monstrous = completed(build_id=ids.build_id_of("default", "monster"))
-        monstrous = replace(monstrous, data=monstrous.data.model_copy(update={"size": 2**70}))
+        monstrous = completed(build_id=MONSTER)
+        picky = Picky(f"sqlite:///{tmp_path / 'store.sqlite'}", "default")
         with structlog.testing.capture_logs() as logs:
             await publish(publisher, accepted(), monstrous, lines(0, 1), completed(count=1))
-            async with fed(store, settings):
+            async with picky as store, fed(store, settings):
                 await eventually(lambda: has_ended(store))
                 await publish(publisher, *story("next"))
                 await eventually(lambda: has_ended(store, ids.build_id_of("default", "next")))
@@ -190,6 +191,15 @@ async def _is_more(store: Store, before: int) -> bool:
 
 async def _has(store: Store, number: int) -> bool:
     return await count(store) >= number
+
+
+class Picky(Store):
+    """A store that refuses the events of one build, as a database does with a value that it cannot hold."""
+
+    async def put(self, events: Sequence[Event], *, position: datetime | None = None) -> None:
+        if any(event.subject == MONSTER for event in events):
+            raise StoreRefused("It is too large.")
+        await super().put(events, position=position)
 
 
 class Holding(Store):

@@ -791,7 +791,7 @@ async def test_a_build_waits_for_its_killed_engine_and_is_tried_again(
         story = await pending.story()
     assert story.completed.attempt == 2
     reasons = [item.detail.failed_reason for item in story.progress if item.detail.failed_reason]
-    assert reasons == ["docker_unavailable"]
+    assert set(reasons) == {"docker_unavailable"}
     assert story.completed.digest == registry_digest(story.completed.image)
 
 

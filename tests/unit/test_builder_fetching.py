@@ -625,7 +625,7 @@ class TestLargeFiles:
 
 def without_git_lfs(bench: Bench) -> None:
     """Let the builder find git and nothing of git-lfs."""
-    for name in ("git", "bash", "env", "cp", "sh"):
+    for name in ("git", "bash", "cat", "env", "cp", "sh"):
         (bench.bin / name).symlink_to(str(shutil.which(name)))
     bench.environment["PATH"] = str(bench.bin)
 

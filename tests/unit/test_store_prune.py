@@ -161,9 +161,9 @@ def command(
 
 class TestMigrate:
     def test_the_tables_go_back_and_forward(self, url: str, tmp_path: Path) -> None:
-        assert migrate_to(url, "head") == (None, "0001")
-        assert migrate_to(url, "head") == ("0001", "0001")
-        assert migrate_to(url, "base") == ("0001", None)
+        assert migrate_to(url, "head") == (None, "0002")
+        assert migrate_to(url, "head") == ("0002", "0002")
+        assert migrate_to(url, "base") == ("0002", None)
         with sqlite3.connect(tmp_path / "hub.sqlite") as connection:
             left = {
                 name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
@@ -175,7 +175,7 @@ class TestMigrate:
         migrate(parse_url(url))
         with pytest.raises(ConfigurationError, match="'0099'"):
             migrate_to(url, "0099")
-        assert migrate_to(url, "head") == ("0001", "0001")
+        assert migrate_to(url, "head") == ("0002", "0002")
 
 
 class TestCommands:
@@ -183,9 +183,9 @@ class TestCommands:
         self, url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         code, printed = command(capsys, monkeypatch, "migrate", "--json")
-        assert (code, json.loads(printed)) == (0, {"from": None, "to": "0001"})
+        assert (code, json.loads(printed)) == (0, {"from": None, "to": "0002"})
         code, printed = command(capsys, monkeypatch, "migrate", "--to", "base", "--yes")
-        assert (code, "were at 0001 and are at base" in printed) == (0, True)
+        assert (code, "were at 0002 and are at base" in printed) == (0, True)
         code, printed = command(capsys, monkeypatch, "migrate", "--to", "0099")
         assert (code, "Error" in printed) == (78, True)
 
