@@ -108,7 +108,7 @@ async def reading(
 
 async def _end(channel: UnderlayChannel, consumer_tag: str, incoming: Messages) -> None:
     """Cancel a consumer and acknowledge what it has received in vain, which RabbitMQ would remember."""
-    with suppress(Exception):  # the client raises that class itself when its channel closes meanwhile
+    with suppress(Exception):  # the client raises that class itself when its channel closes in between
         await channel.basic_cancel(consumer_tag)
         while not incoming.empty() and (message := incoming.get_nowait()) is not None:
             await message.ack()
