@@ -10,6 +10,9 @@ import sys
 from deploy.dev import demo, engine, hub_demo
 from deploy.dev.machine import RUN, Ledger, Unable, run_interruptible, say
 from deploy.dev.services import Services, read_env, write_env
+from rabbit2docker.consumer.executors.local import confinement
+from rabbit2docker.errors import ConfigurationError
+from rabbit2docker.settings import Settings
 
 
 def up() -> dict[str, str]:
@@ -25,12 +28,23 @@ def up() -> dict[str, str]:
         "RABBIT2DOCKER_LOCAL__STATE_DIR": str(RUN / "state"),
         "RABBIT2DOCKER_PROVIDERS__ALLOW_PRIVATE_ADDRESSES": "true",
     }
+    variables |= _without_confinement_where_refused()
     if host := environment.get("DOCKER_HOST"):
         variables["RABBIT2DOCKER_DOCKER__HOST"] = host
     if (RUN / "bin").exists():
         variables["RABBIT2DOCKER_DEV_BIN"] = str(RUN / "bin")
     write_env(variables)
     return variables
+
+
+def _without_confinement_where_refused() -> dict[str, str]:
+    """Return the setting with which the service starts on a kernel that refuses namespaces, such as some laptops' are."""
+    try:
+        confinement.prepare(Settings())
+    except ConfigurationError as error:
+        say(f"{error} Here it is set to false: build only repositories that you trust.")
+        return {"RABBIT2DOCKER_LOCAL__CONFINE": "false"}
+    return {}
 
 
 def down() -> None:

@@ -66,7 +66,7 @@ class Consumer:
         passed_on = {
             k: v
             for k, v in os.environ.items()
-            if k.startswith(("RABBIT2DOCKER_DOCKER", "RABBIT2DOCKER_IMAGES"))
+            if k.startswith(("RABBIT2DOCKER_DOCKER", "RABBIT2DOCKER_IMAGES", "RABBIT2DOCKER_LOCAL__CONFINE"))
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
