@@ -290,8 +290,9 @@ async def test_a_failed_call_makes_no_replica_dead(kube: Replicas, what: str) ->
 
 async def test_a_deleted_lease_is_created_again(kube: Replicas) -> None:
     async with replicas(kube, 2) as (one, two):
+        created = len(kube.server.calls(verb="create", resource="leases"))
         kube.cluster.store.delete(LEASES, kube.cluster.namespace, one.name)
-        await eventually(lambda: one.name not in two.members)
+        await eventually(lambda: len(kube.server.calls(verb="create", resource="leases")) > created)
         await all_know([one, two])
 
 
