@@ -1,7 +1,6 @@
 """Answers of code hosts and registries: each is understood, or an error with words and a wait that can be kept."""
 
 import asyncio
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, cast
@@ -108,12 +107,6 @@ def sessions(samples: list[Any]) -> st.SearchStrategy[aiohttp.ClientSession]:
     content = bodies(samples) | bodies(samples).map(lambda one: b"[" + one + b"]") | st.just(SHA.encode())
     answers = st.lists(st.builds(Answer, STATUSES, HEADERS, content), min_size=1, max_size=4)
     return answers.map(lambda found: cast(aiohttp.ClientSession, Answers(found)))
-
-
-@pytest.fixture(scope="module")
-def runner() -> Iterator[asyncio.Runner]:
-    with asyncio.Runner() as runner:
-        yield runner
 
 
 def has_words(error: RequestRejected) -> None:

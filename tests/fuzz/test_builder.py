@@ -9,14 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rabbit2docker.consumer.builder.builder import (
-    EXIT_CODES,
-    PHASES,
-    BuildOutput,
-    PushOutput,
-    judge_push,
-    parse_record,
-)
+from rabbit2docker.consumer.builder.builder import EXIT_CODES, PushOutput, judge_push
 from rabbit2docker.consumer.executors.base import (
     Attempt,
     AttemptState,
@@ -45,6 +38,7 @@ from tests import unit
 from tests.corpus import cases, output_of
 from tests.fuzz.inputs import bodies, byte_variants, fuzzed, json_variants
 from tests.support.records import NOW, a_spec
+from tests.unit.test_failure_corpus import judged_build
 
 RECORDINGS = [output_of(name).read_bytes() for name in list(cases())[::4]]
 LINE = {
@@ -74,17 +68,7 @@ def recorded_lines(data: bytes) -> list[str]:
 @fuzzed(0.5)
 @given(st.lists(byte_variants([line for data in RECORDINGS for line in data.split(b"\n")]), max_size=30))
 def test_any_output_of_repo2docker_gets_a_verdict(lines: list[bytes]) -> None:
-    output, phase = BuildOutput(), "waiting"
-    for raw in lines:
-        text = raw.decode(errors="replace")
-        record = parse_record(text)
-        if record is None:
-            output.add_raw(text)
-            continue
-        output.add(record)
-        if record.get("phase") in PHASES:
-            phase = record["phase"]
-    verdict = output.judge(phase, 1)
+    verdict = judged_build([line.decode(errors="replace") for line in lines])
     assert verdict.reason in EXIT_CODES
     assert CATEGORY_OF[FailureReason(verdict.reason)]
     assert len(verdict.message) < 2000

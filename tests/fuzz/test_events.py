@@ -86,12 +86,6 @@ def test_clients_of_binderhub_get_whole_frames_for_any_event(events: list[Event]
 
 
 @pytest.fixture(scope="module")
-def runner() -> Iterator[asyncio.Runner]:
-    with asyncio.Runner() as runner:
-        yield runner
-
-
-@pytest.fixture(scope="module")
 def store(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """A store that all inputs share, as a bad one must not spoil it for the next."""
     path: Path = tmp_path_factory.mktemp("store") / "hub.sqlite"
