@@ -97,7 +97,7 @@ class MemoryWorld:
         lines = self.records[AttemptName(name)].lines
         for text in texts:
             number = lines[-1].n + 1 if lines else 0
-            lines.append(BuilderLine(number, now().isoformat(), phase, text, progress))
+            lines.append(BuilderLine(number, now(), phase, text, progress))
         self.wake()
 
     def lose_lines(self, name: str, first: int, last: int) -> None:

@@ -1,10 +1,12 @@
 """Progress and log events from the lines of a builder."""
 
+from datetime import UTC, datetime
+
 from rabbit2docker.consumer.executors.base import BuilderLine
 from rabbit2docker.consumer.following.progress import ProgressReader, as_log_events
 from rabbit2docker_schemas.events import Phase
 
-TS = "2026-01-01T12:00:00.000Z"
+TS = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def line(n: int, phase: Phase, text: str, progress: dict[str, int] | None = None) -> BuilderLine:

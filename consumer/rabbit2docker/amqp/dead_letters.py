@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from rabbit2docker.amqp.senders import (
     header_text,
     publisher_headers,
 )
+from rabbit2docker.clock import as_utc
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.routing import (
     DEAD_QUEUE,
@@ -92,14 +93,13 @@ def read_dead_letter(
     reason, text = _reason(own) if drop is None else _reason_of_drop(drop, check)
     message_id = as_short_string(own[MESSAGE_ID_HEADER]) if MESSAGE_ID_HEADER in own else message.message_id
     identity = f"{message.message_id}/{key}/{message.timestamp}".encode() + message.body
-    published = message.timestamp
     return DeadLetter(
         id=hashlib.sha256(identity).hexdigest()[:10],
         reason=reason,
         message=text,
         routing_key=key,
         message_id=message_id,
-        published_at=published.replace(tzinfo=UTC) if published and published.tzinfo is None else published,
+        published_at=as_utc(message.timestamp) if message.timestamp else None,
         body=message.body,
         headers=publisher_headers(headers),
         undecodable=undecodable,

@@ -92,9 +92,8 @@ class EventConsumer:
 
     async def _declare_durable(self, channel: AbstractChannel, hub: str) -> AbstractQueue:
         name = hub_queue(hub)
-        if (
-            self._type == "quorum"
-        ):  # RabbitMQ lets several programs consume it, however exclusive they want to be
+        # RabbitMQ lets several programs consume a quorum queue, however exclusive they want to be.
+        if self._type == "quorum":
             await self._lock(channel, hub)
         try:
             return await channel.declare_queue(name, durable=True, arguments=hub_queue_arguments(self._type))

@@ -158,10 +158,11 @@ class ConfirmedPublisher(MessageSender):
                 timestamp=event.time,
             )
 
+        indexed = partial(message, indexed=True)
         with metrics.EVENT_PUBLISH_SECONDS.time():
             is_apart = self._is_apart(event.tenant)
             try:
-                if not is_apart and not await self._publish_whole(event, partial(message, indexed=True)):
+                if not is_apart and not await self._publish_whole(event, indexed):
                     return
             except MessageRefused:
                 is_apart, is_refused = True, True
@@ -169,7 +170,6 @@ class ConfirmedPublisher(MessageSender):
                 is_refused = False
             if is_apart:
                 held = HeldEvent(number, event.routing_key, message, len(body), may_repeat=not is_refused)
-                indexed = partial(message, indexed=True)
                 await self._publish_apart(event.tenant, held, indexed, patience, is_refused=is_refused)
         metrics.EVENTS_PUBLISHED.labels(kind=event.kind).inc()
 
@@ -207,7 +207,8 @@ class ConfirmedPublisher(MessageSender):
     ) -> None:
         """Publish to the stream, and leave the hubs to the tenant's backlog. Raises StreamUnavailable.
 
-        `indexed` makes the message for stream and index; `is_refused`: stream and hubs have been offered the event at once, so that those which took it have it.
+        `indexed` makes the message for stream and index. `is_refused`: stream and hubs have been offered the event at
+        once, so that those which took it have it.
         """
         backlog = self._backlogs.open(tenant)
         with backlog.expecting():

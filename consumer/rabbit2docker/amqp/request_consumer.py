@@ -27,7 +27,7 @@ from rabbit2docker.amqp.senders import (
 )
 from rabbit2docker.amqp.state_claim import StateClaim
 from rabbit2docker.amqp.topology import WORK_QUEUES
-from rabbit2docker.clock import utc_now
+from rabbit2docker.clock import as_utc, utc_now
 from rabbit2docker.errors import MessageRefused
 from rabbit2docker.logs import get_logger
 from rabbit2docker.settings import AmqpSettings
@@ -68,9 +68,7 @@ def _waiting(headers: Mapping[str, Any]) -> Waiting | None:
         since = datetime.fromisoformat(header_text(headers[WAITING_SINCE_HEADER]))
     except (KeyError, ValueError):
         return None
-    return Waiting(
-        since if since.tzinfo else since.replace(tzinfo=UTC), header_text(headers.get(WAITING_FOR_HEADER, ""))
-    )
+    return Waiting(as_utc(since), header_text(headers.get(WAITING_FOR_HEADER, "")))
 
 
 def request_message_from(
@@ -87,9 +85,7 @@ def request_message_from(
         message_id = (
             as_short_string(headers[MESSAGE_ID_HEADER]) if MESSAGE_ID_HEADER in headers else message_id
         )
-    timestamp = message.timestamp
-    if timestamp is not None and timestamp.tzinfo is None:
-        timestamp = timestamp.replace(tzinfo=UTC)
+    timestamp = as_utc(message.timestamp) if message.timestamp else None
     return RequestMessage(
         body=message.body,
         routing_key=origin.routing_key,

@@ -90,7 +90,8 @@ class AttemptCache:
     async def until_answered(self, build_id: str) -> None:
         """Wait while this replica answers the request that starts the build.
 
-        Other replicas need not: a build is followed by the one that created it, for as long as that lives.
+        An answer that another replica gives is not known here: it may come after the end. That is rare, because a build
+        is followed by the replica that created it, for as long as that lives.
         """
         if answered := self._answering.get(build_id):
             await answered.wait()

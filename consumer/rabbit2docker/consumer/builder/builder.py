@@ -3241,10 +3241,7 @@ class Attempt:
         engine = self.engine.instance()
         code = self._run_repo2docker()
         if code != 0:
-            verdict = self._output.judge(self.phase, code)
-            if verdict.reason == "ref_not_found" and self.spec.get("ref"):
-                verdict.message = f"The repository has no branch, tag or commit {self.spec['ref']}."
-            raise BuildFailed(self._unless_engine_lost(verdict, engine))
+            raise BuildFailed(self._unless_engine_lost(self._output.judge(self.phase, code), engine))
 
     def _unless_engine_lost(self, verdict: Verdict, before: tuple[int, ...] | None) -> Verdict:
         """Return the verdict, or that the engine was lost if it is away or another one than `before`."""

@@ -8,6 +8,7 @@ executor observes (state, result, node).
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from types import TracebackType
 from typing import Any, Final, NewType, Protocol, Self
@@ -203,8 +204,7 @@ class BuilderLine:
     """One numbered line of the builder's log."""
 
     n: int
-    ts: str
-    """RFC 3339."""
+    ts: datetime
     phase: Phase
     text: str
     progress: dict[str, int] | None = None

@@ -16,11 +16,12 @@ def parse_line(data: bytes) -> BuilderLine | None:
     """Parse one line of the log; None if it is not in the builder's format."""
     try:
         line: dict[str, Any] = json.loads(data)
-        if not _is_number(line["n"]) or datetime.fromisoformat(line["ts"]).tzinfo is None:
+        ts = datetime.fromisoformat(line["ts"])
+        if not _is_number(line["n"]) or ts.tzinfo is None:
             return None
         return BuilderLine(
             n=line["n"],
-            ts=line["ts"],
+            ts=ts,
             phase=_PHASES.get(line["phase"], Phase.BUILDING),
             text=_encodable(line["text"]),
             progress=_progress(line.get("progress")),

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Final
 
 from rabbit2docker.consumer.executors.base import BuilderLine
@@ -86,8 +85,7 @@ def as_log_events(build_id: str, attempt: int, lines: list[BuilderLine], *, max_
 
 def _log_line(line: BuilderLine) -> LogLine:
     # Not validated: the executor read it from our own builder, and there are thousands a second.
-    time = datetime.fromisoformat(line.ts)
-    return LogLine.model_construct(phase=line.phase, text=line.text, ts=time, clipped=line.clipped or None)
+    return LogLine.model_construct(phase=line.phase, text=line.text, ts=line.ts, clipped=line.clipped or None)
 
 
 def last_of(texts: Iterable[str], *, max_bytes: int) -> tuple[str, ...]:
