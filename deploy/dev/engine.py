@@ -50,6 +50,8 @@ cd {root}
 pivot_root . mnt
 umount -l /mnt
 rm -f /run/engine/docker.pid /run/engine/docker.sock
+# The network that the bridge had the last time: dockerd would return to it, also where another engine has it by now.
+rm -f /var/lib/docker/network/files/local-kv.db
 ip link show {bridge} > /dev/null 2>&1 || ip link add {bridge} type bridge
 ip addr replace {subnet} dev {bridge}
 ip link set {bridge} up

@@ -799,6 +799,30 @@ def _waits(progress: Progress) -> bool:
     return progress.detail.gives_up_at is not None and "Docker engine" in progress.message
 
 
+def addresses(device: str) -> list[str]:
+    """Return the addresses of a network device."""
+    shown = subprocess.run(["ip", "-j", "-4", "addr", "show", "dev", device], capture_output=True, check=True)
+    return [address["local"] for found in json.loads(shown.stdout) for address in found["addr_info"]]
+
+
+def test_an_engine_that_starts_again_leaves_its_network_to_the_engine_that_has_it_by_now(
+    own_engine: tuple[MadeEngine, Ledger],
+) -> None:
+    made, ledger = own_engine
+    [before] = addresses(made.bridge)
+    for item in ledger.processes:
+        item.end()
+    other = f"r2d{uuid.uuid4().hex[:8]}"
+    try:
+        for words in (f"link add {other} type bridge", f"addr add {before}/24 dev {other}"):
+            subprocess.run(["ip", *words.split()], check=True)
+        made.remove_bridge()
+        made.start(ledger)
+        assert before not in addresses(made.bridge)
+    finally:
+        subprocess.run(["ip", "link", "del", other], check=True)
+
+
 def copy_base_image(host: str) -> None:
     """Copy the base image to another engine."""
     own = {**os.environ, "PATH": tools_path()}
