@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from rabbit2docker_schemas.providers import AVAILABLE, PROVIDERS, ProviderDescriptor, in_words, metric_label
+from rabbit2docker_schemas.providers import PROVIDERS, ProviderDescriptor, in_words, metric_label
 
 BINDERHUB_NAMES = {
     "gh": "GitHub",
@@ -17,31 +17,18 @@ BINDERHUB_NAMES = {
     "hydroshare": "Hydroshare",
     "ckan": "CKAN",
 }
-# The answer of BinderHub's `/api/repoproviders`, with our own labels.
-REPOPROVIDERS = [
-    {
-        "displayName": "GitHub",
-        "id": "gh",
-        "spec": {"validateRegex": r"[^/]+/[^/]+/.+"},
-        "detect": {"regex": PROVIDERS["gh"].detect_pattern},
-        "repo": {
-            "label": "GitHub repository, as owner/name or its URL",
-            "placeholder": "binder-examples/requirements",
-        },
-        "ref": {"enabled": True, "default": "HEAD"},
-    },
-    {
-        "displayName": "Git repository",
-        "id": "git",
-        "spec": {"validateRegex": r"[^/]+/.+"},
-        "repo": {
-            "label": "URL of any git repository that can be read without a password",
-            "placeholder": "https://git.example.org/ada/thesis",
-            "urlEncode": True,
-        },
-        "ref": {"enabled": True, "default": "HEAD"},
-    },
-]
+# BinderHub's `display_config` of each provider: what its forms and clients read.
+BINDERHUB_FORMS = {
+    "gh": (r"[^/]+/[^/]+/.+", False, True),
+    "gist": (r"[^/]+/[^/]+(/[^/]+)?", False, True),
+    "git": (r"[^/]+/.+", True, True),
+    "gl": (r"[^/]+/.+", True, True),
+    "zenodo": (r"10\.\d+\/(.)+", False, False),
+    "figshare": (r"10\.\d+\/(.)+", False, False),
+    "dataverse": (r"10\.\d+\/(.)+", False, False),
+    "hydroshare": (r"[^/]+", True, False),
+    "ckan": (r"[^/]+", True, False),
+}
 
 
 def test_prefixes_and_metric_labels_are_binderhubs() -> None:
@@ -53,8 +40,49 @@ def test_an_unknown_prefix_has_one_metric_label(prefix: str | None) -> None:
     assert metric_label(prefix) == "other"
 
 
-def test_repoproviders_lists_the_available_providers_in_binderhubs_form() -> None:
-    assert [provider.as_repoprovider() for provider in AVAILABLE.values()] == REPOPROVIDERS
+@pytest.mark.parametrize("prefix", PROVIDERS)
+def test_repoproviders_lists_each_provider_in_binderhubs_form(prefix: str) -> None:
+    pattern, is_encoded, has_ref = BINDERHUB_FORMS[prefix]
+    descriptor = PROVIDERS[prefix]
+    entry = descriptor.as_repoprovider()
+    repo = {"label": descriptor.repo_label, "placeholder": descriptor.repo_placeholder}
+    expected = {
+        "displayName": descriptor.display_name,
+        "id": prefix,
+        "spec": {"validateRegex": pattern},
+        "repo": {**repo, "urlEncode": True} if is_encoded else repo,
+        "ref": {"enabled": True, "default": "HEAD"} if has_ref else {"enabled": False},
+    }
+    if descriptor.detect_pattern:
+        expected["detect"] = {"regex": descriptor.detect_pattern}
+    assert entry == expected
+    assert bool(descriptor.detect_pattern) == (prefix != "git")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "typed", "repo"),
+    [
+        ("gist", "https://gist.github.com/u/0a1b", "u/0a1b"),
+        ("gist", "u/0a1b", "u/0a1b"),
+        ("gist", "u/requirements", None),
+        ("gl", "https://gitlab.com/a/b/c.git", "a/b/c"),
+        ("gl", "git@gitlab.com:a/b", "a/b"),
+        ("gl", "a/b", "a/b"),
+        ("gl", "https://github.com/a/b", None),
+        ("zenodo", "https://doi.org/10.5281/zenodo.1", "10.5281/zenodo.1"),
+        ("figshare", "doi:10.6084/m9.figshare.1.v1", "10.6084/m9.figshare.1.v1"),
+        ("dataverse", " 10.7910/DVN/X ", "10.7910/DVN/X"),
+        ("zenodo", "zenodo.1", None),
+        ("hydroshare", "https://www.hydroshare.org/resource/" + "0a" * 16 + "/", "0a" * 16),
+        ("ckan", "https://x.org/data/dataset/y?activity_id=1", "https://x.org/data/dataset/y?activity_id=1"),
+        ("ckan", "https://x.org/group/y", None),
+    ],
+)
+def test_binderhubs_form_finds_what_people_type(prefix: str, typed: str, repo: str | None) -> None:
+    pattern = PROVIDERS[prefix].detect_pattern
+    assert pattern is not None
+    found = re.search(pattern.replace("(?<", "(?P<"), typed)
+    assert (found and found["repo"]) == repo
 
 
 @pytest.mark.parametrize("prefix", PROVIDERS)
@@ -105,7 +133,9 @@ def test_binderhubs_form_finds_a_github_repository_in_what_people_type(typed: st
 
 def test_the_form_finds_repositories_of_a_github_enterprise_server() -> None:
     pattern = (
-        PROVIDERS["gh"].as_repoprovider("github.example-1.org")["detect"]["regex"].replace("(?<", "(?P<")
+        PROVIDERS["gh"]
+        .as_repoprovider({"gh": "github.example-1.org"})["detect"]["regex"]
+        .replace("(?<", "(?P<")
     )
     for typed in (
         "https://github.example-1.org/ada/thesis",
@@ -116,10 +146,6 @@ def test_the_form_finds_repositories_of_a_github_enterprise_server() -> None:
         assert found
         assert found["repo"] == "ada/thesis"
     assert not re.search(pattern, "https://github.com/ada/thesis")
-
-
-def test_only_an_available_provider_recognises_urls() -> None:
-    assert all(provider.is_available for provider in PROVIDERS.values() if provider.url_grammar)
 
 
 def test_prefixes_are_listed_in_words() -> None:

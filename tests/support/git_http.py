@@ -2,10 +2,12 @@
 
 import os
 import re
+import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -180,12 +182,35 @@ def static_files(handler: Handler) -> bool:
 NEEDS_PASSWORD = {"WWW-Authenticate": 'Basic realm="git"'}
 
 
+class Listener(ThreadingHTTPServer):
+    """A server whose clients may refuse its certificate."""
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve one connection."""
+        with suppress(ssl.SSLError):
+            super().process_request_thread(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print what went wrong, except for a refused certificate."""
+        if not isinstance(sys.exc_info()[1], ssl.SSLError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
-def git_http(root: Path) -> Iterator[GitHttp]:
-    """Serve the repositories below `root`."""
-    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+def git_http(
+    root: Path, *, certificates: Path | None = None, handler: type[Handler] = Handler
+) -> Iterator[GitHttp]:
+    """Serve the repositories below `root`, over TLS with certificates of the tests."""
+    listener = Listener(("127.0.0.1", 0), handler)
     host, port = listener.server_address[:2]
-    git = GitHttp(root, GitServer(root, f"http://{host!s}:{port}"))
+    if certificates:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificates / "server.pem", certificates / "server-key.pem")
+        # The thread of each connection shakes hands, as clients may refuse the certificate.
+        listener.socket = context.wrap_socket(
+            listener.socket, server_side=True, do_handshake_on_connect=False
+        )
+    git = GitHttp(root, GitServer(root, f"http{'s' * bool(certificates)}://{host!s}:{port}"))
     listener.git = git  # type: ignore[attr-defined]
     thread = threading.Thread(target=listener.serve_forever, args=(0.05,))
     thread.start()

@@ -16,6 +16,9 @@ def sha(number: int) -> str:
 MAIN, FOO_MAIN, TAGGED, TAG, OUTER_TAG, PULL, SAME_BRANCH, SAME_TAG, TREE = map(sha, range(1, 10))
 
 
+GIST = "8a658f7f63b13768d1e75fa2464f5092"
+
+
 class FakeGitHub:
     """A server with one repository, `o/r`."""
 
@@ -35,12 +38,24 @@ class FakeGitHub:
         self.tags = {TAG: ("commit", TAGGED), OUTER_TAG: ("tag", TAG)}
         self.commits = {MAIN, FOO_MAIN, TAGGED, PULL}
         self.head: str | None = MAIN
+        self.old_names: set[str] = set()
+        self.private_to: set[str] = set()
+        """The tokens that may read the repository; it is public if there are none."""
+        self.gist: dict[str, Any] = {
+            "id": GIST,
+            "public": True,
+            "owner": {"login": "ada"},
+            "history": [{"version": MAIN}, {"version": TAGGED}],
+        }
+        self.older_versions = {PULL}
         self.requests: list[str] = []
         self.not_modified = 0
         self.authorization: set[str | None] = set()
         self.always: Callable[[], web.Response] | None = None
         app = web.Application()
         app.router.add_get("/repos/{path:.+}", self._answer)
+        app.router.add_get("/repositories/{id}{path:.*}", self._answer_by_id)
+        app.router.add_get("/gists/{path:.+}", self._answer_gist)
         self.server = TestServer(app)
 
     async def _answer(self, request: web.Request) -> web.Response:
@@ -49,8 +64,35 @@ class FakeGitHub:
         self.authorization.add(request.headers.get("Authorization"))
         if self.always:
             return self.always()
-        if not path.startswith("o/r"):
+        owner, _, rest = path.partition("/")
+        if owner in self.old_names:
+            # GitHub redirects to the id, which stays the same.
+            where = f"/repositories/1{rest.removeprefix('r')}"
+            return web.json_response(
+                {"message": "Moved Permanently", "url": where}, status=301, headers={"Location": where}
+            )
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if given.startswith("expired"):
+            return web.json_response({"message": "Bad credentials"}, status=401)
+        if not path.startswith("o/r") or (self.private_to and given not in self.private_to):
             return web.json_response({"message": "Not Found"}, status=404)
+        return self._answer_about(request, path)
+
+    async def _answer_by_id(self, request: web.Request) -> web.Response:
+        self.requests.append(request.path)
+        return self._answer_about(request, f"o/r{request.match_info['path']}")
+
+    async def _answer_gist(self, request: web.Request) -> web.Response:
+        self.requests.append(request.path)
+        if self.always:
+            return self.always()
+        gist_id, _, version = request.match_info["path"].partition("/")
+        versions = {MAIN, TAGGED} | self.older_versions
+        if gist_id != self.gist["id"] or (version and version not in versions):
+            return web.json_response({"message": "Not Found"}, status=404)
+        return web.json_response(self.gist)
+
+    def _answer_about(self, request: web.Request, path: str) -> web.Response:
         response = self._about(path.removeprefix("o/r").strip("/"))
         if response.status == 200:
             etag = f'"{hash(response.text)}"'
@@ -63,7 +105,7 @@ class FakeGitHub:
     def _about(self, path: str) -> web.Response:
         kind, _, name = path.partition("/")
         if kind == "":
-            return web.json_response({"full_name": "o/r"})
+            return web.json_response({"full_name": "o/r", "private": bool(self.private_to)})
         if kind == "commits":
             found = self.head if name == "HEAD" else self._short(name)
             return web.Response(text=found) if found else self._missing(422)

@@ -1,6 +1,5 @@
 """Specs of GitHub repositories resolve to exactly one commit, or are rejected with the reason."""
 
-import json
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -9,6 +8,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from rabbit2docker import metrics
 from rabbit2docker.consumer.providers.gh import GitHubProvider
 from rabbit2docker.errors import ProviderUnavailable, RequestRejected, TransientError
 from rabbit2docker.settings import ProviderSettings
@@ -239,16 +239,56 @@ async def test_an_unreachable_github_is_transient(fake: FakeGitHub, provider: Gi
         await provider.resolve("o/r/main")
 
 
-async def test_the_redirect_of_a_renamed_repository_is_followed(
+async def test_a_renamed_repository_is_pinned_to_where_it_went(
     fake: FakeGitHub, provider: GitHubProvider
 ) -> None:
-    responses = iter(
-        [
-            web.Response(status=301, headers={"Location": "/repos/o/r/git/matching-refs/heads/main"}),
-            web.Response(
-                text=json.dumps([{"ref": "refs/heads/main", "object": {"type": "commit", "sha": PULL}}])
-            ),
-        ]
-    )
-    fake.always = lambda: next(responses)
-    assert (await provider.resolve("old/r/main")).resolved_ref == PULL
+    fake.old_names = {"old"}
+    repository = await provider.resolve("old/r/main")
+    assert (repository.resolved_ref, repository.repo_url) == (MAIN, "https://github.com/o/r")
+    assert repository.build_slug == "old-r", "an image of BinderHub's is found by the old name"
+    assert repository.notice == "old/r has moved to o/r, which is built."
+    again = await provider.resolve("old/r/master")
+    assert again.repo_url == "https://github.com/o/r", "cached responses are redirected, too"
+    assert again.notice
+    assert "default branch" in again.notice
+    fake.old_names = set()
+    fake.refs["refs/heads/main"] = ("commit", PULL)
+    with pytest.raises(RequestRejected):
+        await provider.resolve("old/r/main")
+
+
+async def test_a_redirect_into_the_network_is_refused(fake: FakeGitHub) -> None:
+    where = {"Location": "http://169.254.169.254/latest/meta-data/"}
+    fake.always = lambda: web.Response(status=301, headers=where)
+    async with aiohttp.ClientSession() as session:
+        provider = GitHubProvider(settings(fake, github_token="s3cret"), session)
+        error = await refusal(provider, "o/r/main")
+    assert error.reason is RejectReason.REFUSED_URL
+    assert "redirects elsewhere" in error.message
+    assert "169.254.169.254" in error.message
+
+
+async def test_a_used_up_limit_is_waited_for_before_the_refusal(
+    fake: FakeGitHub, provider: GitHubProvider
+) -> None:
+    spent = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(int(time.time()) + 600)}
+    fake.always = lambda: web.Response(text=MAIN, headers=spent)
+    assert (await provider.resolve("o/r/HEAD")).resolved_ref == MAIN
+    with pytest.raises(ProviderUnavailable, match=r"until \d\d:\d\d UTC") as caught:
+        await provider.resolve("o/r/HEAD")
+    assert caught.value.retry_after is not None
+    assert 590 <= caught.value.retry_after <= 600
+    assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize(("token", "credential"), [(None, "none"), ("s3cret", "token")])
+async def test_what_is_left_of_the_limit_is_a_metric_of_the_credential(
+    fake: FakeGitHub, token: str | None, credential: str
+) -> None:
+    left = 40 if token is None else 4000
+    fake.always = lambda: web.Response(text=MAIN, headers={"X-RateLimit-Remaining": str(left)})
+    async with aiohttp.ClientSession() as session:
+        await GitHubProvider(settings(fake, github_token=token), session).resolve("o/r/HEAD")
+    host = settings(fake).github_hostname
+    labels = {"provider": "gh", "host": host, "credential": credential}
+    assert metrics.REGISTRY.get_sample_value("rabbit2docker_host_requests_left", labels) == left

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,11 +14,14 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from rabbit2docker.consumer.providers import git_urls
 from rabbit2docker.consumer.providers.address_policy import AddressPolicy
 from rabbit2docker.consumer.providers.git import GitProvider
+from rabbit2docker.consumer.providers.http import open_session
 from rabbit2docker.errors import ProviderUnavailable, RequestRejected
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.reasons import RejectReason
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 OPEN = ProviderSettings(allow_private_addresses=True)
@@ -77,6 +82,7 @@ class Host:
         app.router.add_route("*", "/flood/{rest:.*}", self._flood)
         app.router.add_route("*", "/moved/{rest:.*}", self._moved)
         app.router.add_route("*", "/loop/{rest:.*}", self._loop)
+        app.router.add_route("*", "/lent/{rest:.*}", self._lent)
         app.router.add_route("*", "/login/{rest:.*}", self._login)
         app.router.add_route("*", "/{rest:.*}", self._serve)
         self.server = TestServer(app)
@@ -105,6 +111,11 @@ class Host:
     async def _moved(self, request: web.Request) -> web.Response:
         return web.Response(
             status=301, headers={"Location": f"/{request.match_info['rest']}?{request.query_string}"}
+        )
+
+    async def _lent(self, request: web.Request) -> web.Response:
+        return web.Response(
+            status=302, headers={"Location": f"/{request.match_info['rest']}?{request.query_string}"}
         )
 
     async def _loop(self, request: web.Request) -> web.Response:
@@ -284,14 +295,19 @@ async def test_a_host_that_sends_too_much_is_transient(host: Host) -> None:
         await GitProvider(OPEN).resolve(spec(host.url("/flood/r")))
 
 
-async def test_a_redirect_is_followed_and_the_repository_keeps_the_requested_url(
-    host: Host, work: Work, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("start", "built"), [("/moved", ""), ("/lent", "/lent"), ("/lent/moved", "/lent/moved")]
+)
+async def test_a_redirect_is_followed_and_a_permanent_one_pinned(
+    host: Host, work: Work, monkeypatch: pytest.MonkeyPatch, start: str, built: str
 ) -> None:
     monkeypatch.setattr(AddressPolicy, "allows_private", property(lambda _: False))
     async with aiohttp.ClientSession() as session:
-        repository = await GitProvider(OPEN, session).resolve(spec(host.url("/moved/work.git"), "main"))
+        repository = await GitProvider(OPEN, session).resolve(spec(host.url(f"{start}/work.git"), "main"))
     assert repository.resolved_ref == work.commits[0]
-    assert repository.repo_url == host.url("/moved/work.git")
+    assert repository.repo_url == host.url(f"{built}/work.git")
+    assert repository.build_slug == host.url(f"{start}/work.git"), "names stay those of the spec"
+    assert bool(repository.notice) == (start != built)
 
 
 async def test_a_redirect_to_an_internal_address_is_rejected(
@@ -336,6 +352,51 @@ async def test_git_connects_to_the_address_that_was_checked(
     monkeypatch.setattr(AddressPolicy, "resolve", resolve)
     url = f"http://repository.invalid:{host.server.port}/work.git"
     assert (await GitProvider(OPEN).resolve(spec(url, "main"))).resolved_ref == work.commits[0]
+
+
+async def test_a_redirect_is_looked_up_at_the_address_that_was_checked(
+    host: Host, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DNS has no answer for the name, as an attacker's may have another one for the second question."""
+
+    async def resolve(_self: AddressPolicy, _url: str) -> list[str]:
+        return ["127.0.0.1"]
+
+    monkeypatch.setattr(AddressPolicy, "resolve", resolve)
+    monkeypatch.setattr(AddressPolicy, "allows_private", property(lambda _: False))
+    url = f"http://repository.invalid:{host.server.port}/moved/work.git"
+    async with open_session(OPEN) as session:
+        found = await GitProvider(OPEN, session).resolve(spec(url, "main"))
+    assert found.resolved_ref == work.commits[0]
+
+
+@pytest.mark.parametrize("written", ["repository.invalid", "Repository.INVALID.", "repository.invalid:9"])
+async def test_gits_own_protocol_connects_to_the_address_that_was_checked(
+    written: str, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon_port = free_port()
+    daemon = await asyncio.create_subprocess_exec(
+        "git", "daemon", "--export-all", "--listen=127.0.0.1", f"--port={daemon_port}",
+        f"--base-path={work.path.parent}", start_new_session=True,
+    )  # fmt: skip
+
+    async def resolve(_self: AddressPolicy, _url: str) -> list[str]:
+        return ["127.0.0.1"]
+
+    monkeypatch.setattr(AddressPolicy, "resolve", resolve)
+    monkeypatch.setitem(git_urls.DEFAULT_PORTS, "git", daemon_port)
+    url = f"git://{written.replace(':9', f':{daemon_port}')}/work.git"
+
+    async def resolved() -> str | None:
+        with suppress(ProviderUnavailable):  # the daemon starts
+            return (await GitProvider(OPEN).resolve(spec(url, "main"))).resolved_ref
+        return None
+
+    try:
+        assert await eventually(resolved) == work.commits[0]
+    finally:
+        os.killpg(daemon.pid, signal.SIGKILL)
+        await daemon.wait()
 
 
 async def test_git_does_not_inherit_credentials_or_configuration(

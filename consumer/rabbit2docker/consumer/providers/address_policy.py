@@ -10,17 +10,20 @@ import re
 import socket
 import unicodedata
 import urllib.request
+from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any, Final
 from urllib.parse import SplitResult
 
+from rabbit2docker.consumer.credentials import names_of
 from rabbit2docker.consumer.providers.git_urls import DEFAULT_PORTS, refused, shown, split_url
 from rabbit2docker.errors import Dependency, DependencyKind, ProviderUnavailable, RequestRejected
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.reasons import RejectReason
 
 SECOND_LOOK_SECONDS: Final = 0.3
+SSH_PORT: Final = 22
 
 Address = IPv4Address | IPv6Address
 
@@ -43,8 +46,9 @@ class Target:
 class AddressPolicy:
     """Checks URLs from requests."""
 
-    def __init__(self, settings: ProviderSettings) -> None:
-        """Apply `allow_private_addresses`; `timeout` limits DNS lookups, too."""
+    def __init__(self, settings: ProviderSettings, ssh_hosts: Collection[str] = ()) -> None:
+        """Apply `allow_private_addresses`; `timeout` limits DNS lookups, too. SSH is for hosts with a recorded key alone."""
+        self._ssh_hosts = frozenset(ssh_hosts)
         self._allow_private = settings.allow_private_addresses
         self._timeout = settings.timeout
 
@@ -56,7 +60,7 @@ class AddressPolicy:
     def check(self, url: str) -> Target:
         """Check the URL as written, without a DNS lookup. Raises RequestRejected(REFUSED_URL)."""
         parts = split_url(url)
-        if parts.scheme not in DEFAULT_PORTS:
+        if parts.scheme not in DEFAULT_PORTS and self._ssh_hosts.isdisjoint(names_of(url)):
             raise refused(
                 f"{shown(url)} begins with `{parts.scheme}:`, which requests may not use. "
                 "Use the https:// address of a repository that can be read without a key."
@@ -64,7 +68,7 @@ class AddressPolicy:
         host = _plain_host(parts, url)
         if not self._allow_private:
             self._check_host(host, url)
-        return Target(parts.scheme, host, parts.port or DEFAULT_PORTS[parts.scheme])
+        return Target(parts.scheme, host, parts.port or DEFAULT_PORTS.get(parts.scheme, SSH_PORT))
 
     async def resolve(self, url: str) -> list[str]:
         """Check the URL and all addresses of its host, and return those addresses for the connection.
@@ -194,4 +198,6 @@ def _goes_through_proxy(target: Target) -> bool:
         # git ignores HTTP_PROXY in upper case.
         proxies.pop("http", None)
     proxy = proxies.get(target.scheme) or proxies.get("all")
-    return target.scheme != "git" and bool(proxy) and not urllib.request.proxy_bypass(target.host)
+    return (
+        target.scheme not in ("git", "ssh") and bool(proxy) and not urllib.request.proxy_bypass(target.host)
+    )

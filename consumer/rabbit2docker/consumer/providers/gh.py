@@ -1,20 +1,20 @@
 """Repositories on GitHub or a GitHub Enterprise server. Spec: `<owner>/<repository>/<ref>`."""
 
-import json
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import quote
 
 import aiohttp
 from cachetools import LRUCache
-from yarl import URL
 
 from rabbit2docker.consumer.breakers import Breakers
+from rabbit2docker.consumer.credentials import ANYBODY, ByLogin, Login, TenantAccess
 from rabbit2docker.consumer.providers.base import Repository
+from rabbit2docker.consumer.providers.host_api import HostApi
+from rabbit2docker.consumer.providers.http import HttpClient, Response
 from rabbit2docker.consumer.providers.refs import (
     HEAD,
+    OLD_DEFAULTS,
     check_ref,
     full_names,
     is_full_commit,
@@ -22,90 +22,123 @@ from rabbit2docker.consumer.providers.refs import (
     is_short_commit,
 )
 from rabbit2docker.consumer.providers.specs import GitHubSpec, pin_github, ref_hint
-from rabbit2docker.errors import Dependency, DependencyKind, ProviderUnavailable, RequestRejected
+from rabbit2docker.errors import AppRefused, ProviderUnavailable, RequestRejected
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.providers import PROVIDERS
 from rabbit2docker_schemas.reasons import RejectReason
 
-MAX_CACHED_RESPONSES: Final = 4096
 MAX_TAG_DEPTH: Final = 5
-MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
+MAX_MOVED: Final = 1024
 
-_OLD_DEFAULTS = {"main", "master"}
-_DESCRIPTOR = PROVIDERS["gh"]
 _JSON = "application/vnd.github+json"
 _ID_ONLY = "application/vnd.github.sha"
 _API_VERSION = "2022-11-28"
+_ABSENT = (RejectReason.REPOSITORY_NOT_FOUND, RejectReason.REPOSITORY_PRIVATE)
 
 
-@dataclass(frozen=True, slots=True)
-class _Response:
-    status: int
-    headers: Mapping[str, str]
-    body: str
-
-    def read(self) -> Any:
-        """Return the JSON content. Raises ProviderUnavailable."""
-        try:
-            return json.loads(self.body)
-        except (ValueError, RecursionError) as error:
-            raise ProviderUnavailable("GitHub sent a response that is not JSON.") from error
-
-    @property
-    def message(self) -> str:
-        """The message of an error response; empty if it has none."""
-        try:
-            content = json.loads(self.body)
-        except (ValueError, RecursionError):
-            return ""
-        return str(content.get("message") or "")[:200] if isinstance(content, dict) else ""
+def github_api(
+    settings: ProviderSettings,
+    session: aiohttp.ClientSession | None,
+    provider: str,
+    login: Login | None = None,
+) -> HostApi:
+    """Return the API of the configured GitHub, for one of the providers that use it, and perhaps for one tenant."""
+    host = settings.github_hostname
+    headers = {"X-GitHub-Api-Version": _API_VERSION}
+    own = settings.github_token.get_secret_value() if settings.github_token else None
+    if token := login.password if login else own:
+        headers["Authorization"] = f"Bearer {token}"
+    return HostApi(
+        HttpClient(settings, session),
+        provider=provider,
+        host=host,
+        base_url=settings.github_api,
+        headers=headers,
+        token_setting="providers.github_token",
+        is_tenants=login is not None,
+    )
 
 
 class GitHubProvider:
-    """Resolves specs with GitHub's REST API. Cached responses are revalidated by ETag, which costs no rate limit."""
+    """Resolves specs with GitHub's REST API."""
 
-    prefix = _DESCRIPTOR.prefix
+    prefix = PROVIDERS["gh"].prefix
 
     def __init__(
         self,
         settings: ProviderSettings,
         session: aiohttp.ClientSession | None = None,
         breakers: Breakers | None = None,
+        login: Login | None = None,
     ) -> None:
-        """Take host, token and timeout from the settings. Without `session`, `resolve` is not possible."""
+        """Take host, token and timeout from the settings. Without `session`, `resolve` is not possible.
+
+        `login`: the token of the only tenant that it is for.
+        """
         self._breakers = breakers or Breakers()
         self._host = settings.github_hostname
-        self._dependency = Dependency(DependencyKind.HOST, self._host)
-        derived = (
-            f"https://api.{self._host}" if self._host == _DESCRIPTOR.host else f"https://{self._host}/api/v3"
-        )
-        self._api = (settings.github_api_url or derived).rstrip("/")
-        self._token = settings.github_token.get_secret_value() if settings.github_token else None
-        self._timeout = aiohttp.ClientTimeout(total=settings.timeout)
-        self._session = session
-        self._cache: LRUCache[tuple[str, str], _Response] = LRUCache(MAX_CACHED_RESPONSES)
-        self._limited_until = 0.0
+        self._login = login
+        self._of_tenants = ByLogin(lambda own: GitHubProvider(settings, session, self._breakers, own))
+        self._api = github_api(settings, session, self.prefix, login)
+        self._moved: LRUCache[str, bool] = LRUCache(MAX_MOVED)
 
     def check(self, spec: str) -> None:
         """Raise RequestRejected(INVALID_SPEC) when the spec cannot be read."""
         check_ref(GitHubSpec.parse(spec).ref)
 
-    async def resolve(self, spec: str) -> Repository:
+    async def resolve(self, spec: str, access: TenantAccess = ANYBODY) -> Repository:
         """Return the repository at the commit that a branch, tag, pull request or (short) commit id names now."""
         self.check(spec)
-        with self._breakers.guard(self._dependency):
-            return await self._resolve(spec, GitHubSpec.parse(spec))
+        parsed = GitHubSpec.parse(spec)
+        try:
+            return await self._resolve_for(spec, parsed, access)
+        except AppRefused as refused:
+            try:
+                return await self._resolve_for(spec, parsed, ANYBODY)
+            except RequestRejected as error:
+                raise (refused if error.reason in _ABSENT else error) from error
+
+    async def _resolve_for(self, spec: str, parsed: GitHubSpec, access: TenantAccess) -> Repository:
+        """Resolve with the login of a tenant, if it has one. Raises AppRefused."""
+        url = f"https://{self._host}/{parsed.path}"
+        if login := await access.login(url):
+            try:
+                return await self._of_tenants.get(login).resolve(spec)
+            except RequestRejected as error:
+                if error.reason not in (*_ABSENT, RejectReason.CREDENTIALS_REFUSED):
+                    raise
+                if not await access.withdraw(url) or (renewed := await access.login(url)) is None:
+                    raise
+                return await self._of_tenants.get(renewed).resolve(spec)
+        with self._breakers.guard(self._api.dependency):
+            return await self._resolve(spec, parsed)
 
     async def _resolve(self, spec: str, parsed: GitHubSpec) -> Repository:
         found = await self._find(parsed, parsed.ref)
         notice = None
-        if found is None and parsed.ref in _OLD_DEFAULTS:
+        if found is None and parsed.ref in OLD_DEFAULTS:
             # Links from before the default branch was renamed keep working, as in BinderHub.
             found = await self._find(parsed, HEAD)
             notice = f"{parsed.path} has no branch {parsed.ref!r}: its default branch is used instead."
         if found is None:
             raise RequestRejected(RejectReason.REF_NOT_FOUND, self._no_such_ref(parsed))
-        return replace(self.pin(spec, found), notice=notice)
+        repository = replace(self.pin(spec, found), notice=notice, is_private=await self._is_private(parsed))
+        return await self._followed(repository, parsed) if self._moved.get(parsed.path) else repository
+
+    async def _is_private(self, parsed: GitHubSpec) -> bool:
+        """Return whether a tenant's token is needed to read the repository."""
+        if self._login is None:
+            return False
+        return (await self._get(parsed, "", (200,))).json_object().get("private") is not False
+
+    async def _followed(self, repository: Repository, parsed: GitHubSpec) -> Repository:
+        """Return a repository with its address after it was renamed or transferred; its names stay those of the spec."""
+        about = (await self._get(parsed, "", (200,))).json_object()
+        path = about.get("full_name")
+        if not isinstance(path, str) or path.lower() == parsed.path.lower():
+            return repository
+        moved = GitHubSpec.parse(f"{path}/{repository.resolved_ref}")
+        return repository.moved(f"https://{self._host}/{moved.path}", old=parsed.path, new=moved.path)
 
     def _no_such_ref(self, parsed: GitHubSpec) -> str:
         if parsed.ref == HEAD:
@@ -144,7 +177,7 @@ class GitHubProvider:
         if answer.status != 200:
             await self._require_repository(parsed)
             return None
-        listed = answer.read()
+        listed = answer.json()
         items = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
         target = next((item.get("object") for item in items if item.get("ref") == name), None)
         return await self._peeled(parsed, target) if target else None
@@ -164,7 +197,7 @@ class GitHubProvider:
                     RejectReason.REF_NOT_FOUND,
                     f"{parsed.ref!r} in {parsed.path} is a tag on a {kind}, not on a commit. Use another version.",
                 )
-            tag = (await self._get(parsed, f"git/tags/{value}", (200,))).read()
+            tag = (await self._get(parsed, f"git/tags/{value}", (200,))).json()
             target = tag.get("object") if isinstance(tag, dict) else None
         raise ProviderUnavailable(f"{self._host} returned no commit for {parsed.path}/{parsed.ref}.")
 
@@ -190,92 +223,11 @@ class GitHubProvider:
 
     async def _get(
         self, parsed: GitHubSpec, rest: str, expected: tuple[int, ...], *, accept: str = _JSON
-    ) -> _Response:
+    ) -> Response:
         """Request `rest` below the repository's API URL; statuses other than the expected become errors."""
-        url = f"{self._api}/repos/{parsed.path}/{rest}".rstrip("/")
-        known = self._cache.get((url, accept))
-        answer = await self._send(url, accept, known)
-        if answer.status == 304 and known:
-            return known
-        if answer.status == 200 and answer.headers.get("ETag"):
-            self._cache[url, accept] = answer
-        if answer.status not in expected:
-            raise self._translated(parsed, answer)
-        return answer
-
-    async def _send(self, url: str, accept: str, known: _Response | None) -> _Response:
-        if (remaining := self._limited_until - time.time()) > 0:
-            # GitHub bans clients that go on asking while they are limited.
-            raise self._limited(remaining)
-        if self._session is None:
-            raise ProviderUnavailable("GitHub cannot be reached: this command has no HTTP session.")
-        headers = {"Accept": accept, "X-GitHub-Api-Version": _API_VERSION}
-        if self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
-        if known:
-            headers["If-None-Match"] = known.headers["ETag"]
-        try:
-            async with self._session.get(
-                URL(url, encoded=True), headers=headers, timeout=self._timeout
-            ) as response:
-                body = bytearray()
-                async for chunk in response.content.iter_any():
-                    body += chunk
-                    if len(body) > MAX_ANSWER_BYTES:
-                        raise ProviderUnavailable(f"{self._host} sent a response that is too large.")
-                return _Response(response.status, response.headers.copy(), body.decode(errors="replace"))
-        except TimeoutError as error:
-            raise self._away(
-                f"{self._host} did not answer within {self._timeout.total:g} seconds: waiting for it."
-            ) from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise self._away(f"{self._host} cannot be reached: {error}. Waiting for it.") from error
-
-    def _away(self, message: str, retry_after: float | None = None) -> ProviderUnavailable:
-        return ProviderUnavailable(message, retry_after=retry_after, outage_of=self._dependency)
-
-    def _limited(self, wait: float) -> ProviderUnavailable:
-        advice = "" if self._token else " The operator can raise the limit by setting providers.github_token."
-        return self._away(f"{self._host} limits this service's requests.{advice}", wait)
-
-    def _translated(self, parsed: GitHubSpec, answer: _Response) -> RequestRejected | ProviderUnavailable:
-        status, detail = answer.status, answer.message
-        if (wait := _rate_limited(answer)) is not None:
-            self._limited_until = time.time() + wait
-            return self._limited(wait)
-        if status == 401:
-            return self._away(
-                f"{self._host} rejects the token in providers.github_token. The operator must renew it."
-            )
-        if status in (403, 451):
-            return RequestRejected(
-                RejectReason.REPOSITORY_PRIVATE,
-                f"{self._host} denies access to {parsed.path}: {detail or f'status {status}'}. "
-                "Make it public, or ask the operator to configure a token that can read it.",
-            )
-        if status == 404:
-            return RequestRejected(
-                RejectReason.REF_NOT_FOUND, f"{parsed.path} on {self._host} no longer has {parsed.ref!r}."
-            )
-        return self._away(
-            f"{self._host} answered with status {status}{f' ({detail})' if detail else ''}: waiting for it.",
-            _seconds(answer.headers.get("Retry-After")),
+        path = f"repos/{parsed.path}/{rest}".rstrip("/")
+        answer = await self._api.get(
+            path, subject=f"repository {parsed.path}", expected=expected, accept=accept
         )
-
-
-def _rate_limited(answer: _Response) -> float | None:
-    """Return the seconds to wait if the response is a primary or secondary rate limit; None otherwise."""
-    if answer.status not in (403, 429):
-        return None
-    wait = _seconds(answer.headers.get("Retry-After"))
-    if wait is not None:
-        return wait
-    reset = _seconds(answer.headers.get("X-RateLimit-Reset"))
-    if answer.headers.get("X-RateLimit-Remaining") == "0" and reset is not None:
-        return max(1.0, reset - time.time())
-    # GitHub's documentation asks for a minute where the response has no time.
-    return 60.0 if answer.status == 429 or "rate limit" in answer.message.lower() else None
-
-
-def _seconds(text: str | None) -> float | None:
-    return float(text) if text and text.isdecimal() else None
+        self._moved[parsed.path] = answer.is_moved
+        return answer

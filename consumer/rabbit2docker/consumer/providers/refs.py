@@ -11,6 +11,8 @@ from rabbit2docker.errors import RequestRejected
 from rabbit2docker_schemas.reasons import RejectReason
 
 HEAD: Final = "HEAD"
+OLD_DEFAULTS: Final = frozenset(("main", "master"))
+"""Names of branches that stand for the default branch where they are gone."""
 PEELED: Final = "^{}"
 """Suffix with which `git ls-remote` marks the commit that a tag object points to."""
 
