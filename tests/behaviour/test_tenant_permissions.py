@@ -51,12 +51,15 @@ FOREIGN_QUEUES: Final = (
     "builds.dead",
     "builds.dropped",
     "builds.cancels.log",
+    "builds.waiting.log",
+    "builds.waiting.two.interactive",
     "builds.state",
     "builds.requests.log",
     "builds.results.log.two",
     "builds.results.log.two.index",
+    "builds.results.log.two.phases",
     "hub.two.events",
-    *(retry_queue(rung, "builds.requests") for rung in RETRY_LADDER),
+    *(retry_queue(rung, "builds.requests") for rung in RETRY_LADDER.rungs),
 )
 FOREIGN_BINDINGS: Final = (*hub_bindings("two"), "#", "build.#", "build.*.x.log", "*.two.#", "request.one")
 NEW_NAMES: Final = ("builds.entry.three", "builds.entry", "builds.x", "hub.two.x", "hub.one", "amq.x", "x")

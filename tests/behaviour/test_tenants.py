@@ -22,9 +22,10 @@ from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.requests import BuildRequest
 from tests.behaviour.conftest import ImportUsers
 from tests.faults.conftest import MakeConsumer
-from tests.support.consumer import COMMAND, Consumer, a_request
+from tests.support.consumer import Consumer, a_request
 from tests.support.exported_users import ExportedUsers
 from tests.support.plain_client import connected, publish
+from tests.support.programs import COMMAND
 from tests.support.promises import until_answered, until_ended
 from tests.support.waiting import eventually_blocking
 

@@ -2,8 +2,7 @@
 
 import json
 import os
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -13,91 +12,24 @@ from deploy.helm import schema
 from pydantic import BaseModel, SecretStr
 
 from rabbit2docker.settings import ExecutorKind, Settings, load_settings
-
-# What a helm that was built without a version takes for the cluster's is too old.
-KUBERNETES = "1.36"
-NAMESPACE = "builds"
-NAME = "r2d-rabbit2docker"
-PASSWORD = "hunter2"
-NEEDED = {
-    "image": {"repository": "registry.example.org/rabbit2docker"},
-    "amqp": {"existingSecret": "rabbitmq"},
-    "config": {"images": {"prefix": "registry.example.org/hub/r2d-"}},
-}
-EVERYTHING = {
-    "amqp": {"managementUrlKey": "management"},
-    "pushSecret": "push",
-    "githubToken": {"existingSecret": "github"},
-    "tenantCredentials": {
-        "hub-a": {"pushSecret": "push-a", "gitCredentials": {"existingSecret": "git-a"}},
-        "hub-b": {"pushSecret": "push-b"},
-    },
-    "dockerApi": {
-        "insecureRegistries": ["registry.example.org:5000"],
-        "tolerations": [{"operator": "Exists"}],
-    },
-}
-Values = dict[str, Any]
-Objects = dict[tuple[str, str], Any]
-Read = Callable[[Objects], Settings]
-
-
-def merged(*parts: Values) -> Values:
-    result: Values = {}
-    for part in parts:
-        for key, value in part.items():
-            both = isinstance(value, dict) and isinstance(result.get(key), dict)
-            result[key] = merged(result[key], value) if both else value
-    return result
-
-
-def helm(values: Values, *command: str, namespace: str = NAMESPACE) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["helm", *command, str(schema.CHART), "--values=-", f"--namespace={namespace}"],
-        input=json.dumps(values),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def template(*values: Values) -> subprocess.CompletedProcess[str]:
-    return helm(merged(NEEDED, *values), "template", f"--kube-version={KUBERNETES}", "r2d")
-
-
-def render(*values: Values) -> Objects:
-    """Return the objects by kind and name."""
-    result = template(*values)
-    assert not result.returncode, result.stderr
-    return {
-        (found["kind"], found["metadata"]["name"]): found
-        for found in yaml.safe_load_all(result.stdout)
-        if found
-    }
-
-
-def refusal(*values: Values) -> str:
-    """Return the reason for which helm refuses the values."""
-    result = template(*values)
-    assert result.returncode, "the values are not refused"
-    assert PASSWORD not in result.stderr
-    return result.stderr
-
-
-def consumer(objects: Objects) -> Any:
-    return objects["Deployment", NAME]["spec"]["template"]
-
-
-def docker_api(objects: Objects) -> Any:
-    return objects["DaemonSet", f"{NAME}-docker-api"]["spec"]["template"]
-
-
-def rules(objects: Objects) -> dict[str, list[str]]:
-    return {
-        "/".join([*filter(None, rule["apiGroups"]), *rule["resources"]]): rule["verbs"]
-        for rule in objects["Role", NAME]["rules"]
-    }
+from tests.cluster.rendering import (
+    EVERYTHING,
+    KUBERNETES,
+    NAME,
+    NAMESPACE,
+    NEEDED,
+    PASSWORD,
+    Objects,
+    Read,
+    Values,
+    consumer,
+    docker_api,
+    helm,
+    merged,
+    refusal,
+    render,
+    rules,
+)
 
 
 @pytest.fixture
@@ -141,6 +73,26 @@ def test_helm_lint_has_no_complaint(values: Values) -> None:
         {"config": {"limits": {"concurent_builds": 3}}},
         {"config": {"limits": {"concurrent_builds": "many"}}},
         {"tenantCredentials": {"Hub A": {}}},
+        {"tenantCredentials": {"hub-a": {"git": {"git.example.org": {"existingSecret": "git-a"}}}}},
+        {
+            "tenantCredentials": {
+                "hub-a": {"git": {"git.example.org": {"existingSecret": "git-a", "sshKeyKey": "key"}}}
+            }
+        },
+        {
+            "tenantCredentials": {
+                "hub-a": {
+                    "git": {
+                        "github.com": {
+                            "existingSecret": "a",
+                            "appId": 1,
+                            "appKeyKey": "key",
+                            "tokenKey": "token",
+                        }
+                    }
+                }
+            }
+        },
         {"dockerApi": {"socketDirectory": f"/{'x' * 100}"}},
     ],
     ids=str,
@@ -157,11 +109,18 @@ def test_a_missing_value_is_named(missing: str) -> None:
     assert f"{missing} is not set" in refusal(values)
 
 
+ITEM = "[]"
+"""Part of the path of a setting: an item of a list."""
+OTHERS_OF_AN_ITEM = {"provider": "gh", "repository": "course/lecture", "secret": PASSWORD}
+"""Without them, the schema would refuse the item before the templates explain anything."""
+
+
 def secret_settings(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Return the paths of all settings that hold secrets."""
     for name, field in model.model_fields.items():
         kinds = [field.annotation, *get_args(field.annotation)]
-        key = ("hub-a",) if get_origin(field.annotation) is dict else ()
+        origin = get_origin(field.annotation)
+        key = ("hub-a",) if origin is dict else (ITEM,) if origin is list else ()
         if SecretStr in kinds:
             yield (*path, name, *key)
         for kind in kinds:
@@ -173,7 +132,7 @@ def secret_settings(model: type[BaseModel], path: tuple[str, ...] = ()) -> Itera
 def test_a_password_among_the_settings_is_refused_without_being_shown(path: tuple[str, ...]) -> None:
     values: Any = PASSWORD
     for key in reversed(path):
-        values = {key: values}
+        values = [{**OTHERS_OF_AN_ITEM, **values}] if key == ITEM else {key: values}
     assert "cannot be set" in refusal({"config": values})
 
 
@@ -195,6 +154,39 @@ def test_settings_that_the_chart_sets_cannot_be_set_in_config(config: Values, ot
     assert "cannot be set:" in refusal({"config": config}, others)
 
 
+# -- replay
+
+
+def test_a_schedule_rebuilds_what_an_older_builder_has_built(settings_of: Read) -> None:
+    replay = {"schedule": "0 3 * * *", "existingSecret": "operator", "days": 3, "sameCommit": True}
+    assert ("CronJob", f"{NAME}-replay") not in render()
+    job = render({"replay": replay})["CronJob", f"{NAME}-replay"]["spec"]
+    pod = job["jobTemplate"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert (job["schedule"], job["concurrencyPolicy"]) == ("0 3 * * *", "Forbid")
+    assert container["args"] == [
+        "replay",
+        "--since=3d",
+        "--outdated",
+        "--same-commit",
+        "--rate=20/min",
+        "--yes",
+    ]
+    [url] = [variable for variable in container["env"] if variable["name"] == "RABBIT2DOCKER_AMQP__URL"]
+    assert url["valueFrom"]["secretKeyRef"] == {"name": "operator", "key": "url"}
+    assert pod["automountServiceAccountToken"] is False
+    assert {volume["name"] for volume in pod["volumes"]} == {
+        mount["name"] for mount in container["volumeMounts"]
+    }
+
+
+def test_a_schedule_may_name_a_version_and_needs_an_operator() -> None:
+    named = {"schedule": "@daily", "existingSecret": "operator", "builtWith": "repo2docker<2026.4"}
+    job = render({"replay": named})["CronJob", f"{NAME}-replay"]["spec"]["jobTemplate"]
+    assert "--built-with=repo2docker<2026.4" in job["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert "replay.existingSecret is not set" in refusal({"replay": {"schedule": "@daily"}})
+
+
 # -- settings
 
 
@@ -208,7 +200,7 @@ def test_the_consumer_reads_the_settings_of_the_chart(settings_of: Read) -> None
     assert settings.kubernetes.docker_group == 2375
     assert settings.kubernetes.tolerations == [{"operator": "Exists"}], "as docker-api has them"
     assert settings.limits.concurrent_builds == 12_345_678
-    assert settings.tenants == ["hub-a", "hub-b"]
+    assert list(settings.tenants) == ["hub-a", "hub-b"]
     assert settings.instance == "r2d"
 
 
@@ -219,12 +211,67 @@ def test_secrets_come_from_secrets(settings_of: Read) -> None:
     assert settings.amqp.url.get_secret_value() == PASSWORD
     assert settings.amqp.management_url
     assert settings.providers.github_token
+    assert settings.providers.gitlab_token
     tenants = settings.kubernetes.tenants
     assert tenants["hub-a"].push_secret == "push-a"
-    assert tenants["hub-a"].git_credentials
     assert tenants["hub-b"].push_secret == "push-b"
-    assert tenants["hub-b"].git_credentials is None
     assert "Secret" not in {kind for kind, _ in objects}
+
+
+def test_credentials_for_git_are_files_of_the_consumer(settings_of: Read) -> None:
+    objects = render(EVERYTHING)
+    tenants = settings_of(objects).tenants
+    spec = consumer(objects)["spec"]
+
+    assert tenants.keys() == {"default", "hub-a", "hub-b"}
+    directories = {item["name"]: item["mountPath"] for item in spec["containers"][0]["volumeMounts"]}
+    files = {
+        f"{directories[volume['name']]}/{item['path']}": (volume["secret"]["secretName"], item["key"])
+        for volume in spec["volumes"]
+        if volume["name"].startswith("git-")
+        for item in volume["secret"]["items"]
+    }
+    by_https, by_ssh = tenants["hub-a"].git["git.example.org"], tenants["hub-a"].git["git.example.org:2222"]
+    app = tenants["hub-a"].git["github.com"]
+    assert (by_https.user, app.app_id) == ("reader", "4711")
+    assert files == {
+        str(app.app_key_file): ("app-a", "key"),
+        str(by_https.token_file): ("git-a", "token"),
+        str(by_ssh.ssh_key_file): ("ssh-a", "key"),
+        str(by_ssh.known_hosts_file): ("ssh-a", "known_hosts"),
+    }
+
+
+def test_the_registry_check_of_a_tenant_reads_its_own_credentials(settings_of: Read) -> None:
+    objects = render({"pushSecret": "push", "tenantCredentials": {"hub-b": {"pushSecret": "push-b"}}})
+    tenants, spec = settings_of(objects).tenants, consumer(objects)["spec"]
+
+    directories = {item["mountPath"]: item["name"] for item in spec["containers"][0]["volumeMounts"]}
+    volumes = {item["name"]: item for item in spec["volumes"]}
+    mounted = volumes[directories[str(tenants["hub-b"].docker_config)]]["secret"]
+    assert mounted["secretName"] == "push-b"
+    assert mounted["items"] == [{"key": ".dockerconfigjson", "path": "config.json"}]
+
+
+def test_tenants_of_the_settings_keep_their_names_beside_their_credentials(settings_of: Read) -> None:
+    tenants = settings_of(render(EVERYTHING, {"config": {"tenants": ["hub-b"]}})).tenants
+    assert tenants.keys() == {"hub-a", "hub-b"}
+
+
+def test_nodes_of_a_tenant_stand_beside_its_credentials(settings_of: Read) -> None:
+    toleration = {"key": "builds", "operator": "Equal", "value": "hub-a", "effect": "NoSchedule"}
+    nodes = {"hub-a": {"node_selector": {"builds": "hub-a"}, "tolerations": [toleration]}}
+    values = {
+        "config": {"kubernetes": {"tolerations": []}, "tenants": nodes},
+        "dockerApi": {"tolerations": [toleration]},
+    }
+    settings = settings_of(render(EVERYTHING, values))
+    assert settings.tenants["hub-a"].git
+    assert settings.tenants["hub-a"].node_selector == {"builds": "hub-a"}
+    assert settings.tenants["hub-a"].tolerations == [toleration]
+    assert settings.kubernetes.tolerations == [], (
+        "the engine tolerates the taint, the builds of others do not"
+    )
 
 
 def test_the_registry_check_reads_the_credentials_that_builds_push_with(settings_of: Read) -> None:
@@ -268,10 +315,10 @@ def test_releases_of_long_names_have_sockets_of_their_own_that_can_be_listened_a
         result = helm(NEEDED, *command, namespace=namespace.rjust(63, "n"))
         objects = [found for found in yaml.safe_load_all(result.stdout) if found]
         assert all(len(found["metadata"]["name"]) <= 63 for found in objects), result.stderr
-        [text] = [
+        texts = [
             found["data"]["settings.yaml"] for found in objects if "settings.yaml" in found.get("data", {})
         ]
-        sockets.add(yaml.safe_load(text)["kubernetes"]["docker_socket"])
+        sockets |= {yaml.safe_load(text)["kubernetes"]["docker_socket"] for text in texts}
     assert len(sockets) == 2
     assert all(len(socket) <= 107 for socket in sockets)
 
@@ -309,6 +356,27 @@ def test_secrets_may_be_written_only_where_builds_need_their_own() -> None:
     objects = render(EVERYTHING)
 
     assert rules(objects)["secrets"] == ["list", "create", "patch", "delete"]
+
+
+def test_hubs_may_create_secrets_of_persons_and_nothing_else(settings_of: Read) -> None:
+    hub = {"name": "hub", "namespace": "jupyterhub"}
+    objects = render({"personalCredentials": {"namespace": "personal", "hubs": [hub]}})
+
+    assert settings_of(objects).kubernetes.personal_namespace == "personal"
+    assert rules(objects)["secrets"] == ["list", "create", "patch", "delete"]
+    for name, verbs in {"personal": ["get", "list", "delete"], "hubs": ["create"]}.items():
+        role = objects["Role", f"{NAME}-{name}"]
+        assert role["metadata"]["namespace"] == "personal"
+        assert role["rules"] == [{"apiGroups": [""], "resources": ["secrets"], "verbs": verbs}]
+    binding = objects["RoleBinding", f"{NAME}-hubs"]
+    assert binding["roleRef"]["name"] == f"{NAME}-hubs"
+    assert binding["subjects"] == [{"kind": "ServiceAccount", **hub}]
+
+
+def test_persons_secrets_have_a_namespace_of_their_own() -> None:
+    values = {"personalCredentials": {"namespace": NAMESPACE}}
+    assert "must be another namespace than that of the release" in refusal(values)
+    assert not {f"{NAME}-personal", f"{NAME}-hubs"} & {name for kind, name in render() if kind == "Role"}
 
 
 def test_consumers_run_without_privileges_and_engines_without_an_account() -> None:
@@ -387,16 +455,29 @@ def test_the_engine_keeps_its_data_in_the_configured_volume(storage: Values, exp
     assert volume == {"name": "storage", **expected}
 
 
-def test_objects_of_the_removal_job_are_made_after_the_uninstall() -> None:
+def test_objects_of_the_removal_exist_only_while_their_job_runs() -> None:
     objects = render()
-    removal = [found for (_, name), found in objects.items() if name == f"{NAME}-removal"]
-
-    assert {found["kind"] for found in removal} == {
-        "ServiceAccount",
-        "Role",
-        "RoleBinding",
-        "ConfigMap",
-        "Job",
+    hooks = {
+        key: found["metadata"].get("annotations", {}).get("helm.sh/hook") for key, found in objects.items()
     }
-    assert all(found["metadata"]["annotations"]["helm.sh/hook"] == "post-delete" for found in removal)
-    assert not [name for _, name in render({"removeOnUninstall": False}) if "removal" in name]
+    shared = {(kind, f"{NAME}-removal") for kind in ("ServiceAccount", "Role", "RoleBinding", "ConfigMap")}
+
+    assert {key: hook for key, hook in hooks.items() if hook not in (None, "test")} == {
+        **dict.fromkeys(shared, "pre-delete,post-delete"),
+        ("Job", f"{NAME}-end-builds"): "pre-delete",
+        ("Job", f"{NAME}-removal"): "post-delete",
+    }
+    assert not [name for kind, name in render({"removeOnUninstall": False}) if kind == "Job"]
+
+
+def test_builds_are_ended_with_the_settings_of_the_consumer_even_if_its_secrets_are_gone() -> None:
+    objects = render(EVERYTHING)
+    pod = objects["Job", f"{NAME}-end-builds"]["spec"]["template"]["spec"]
+    data = objects["ConfigMap", f"{NAME}-removal"]["data"]
+    [container] = pod["containers"]
+
+    assert data["settings.yaml"] == objects["ConfigMap", f"{NAME}-settings"]["data"]["settings.yaml"]
+    [url] = [item for item in container["env"] if item["name"] == "RABBIT2DOCKER_AMQP__URL"]
+    assert url["valueFrom"]["secretKeyRef"]["optional"]
+    [login] = [item["secret"] for item in pod["volumes"] if item["name"] == "docker-config"]
+    assert login["optional"]

@@ -8,6 +8,7 @@ from rabbit2docker.consumer.executors.base import AttemptSpec
 from rabbit2docker.consumer.executors.kubernetes.models import Manifest, Pod
 from rabbit2docker.hashing import ranked
 from rabbit2docker.settings import KubernetesSettings
+from rabbit2docker.settings.tenants import TenantSettings
 
 MAX_EXTRA_BUILDS: Final = 2
 """A node is preferred for its layer cache only up to this many builds more than the least loaded node has."""
@@ -80,8 +81,13 @@ def _node_selector_term(operator: str, nodes: Sequence[str]) -> Manifest:
     }
 
 
-def tolerations(settings: KubernetesSettings) -> list[Manifest]:
-    """Return the tolerations of a build pod: nodes for users, lost nodes for a limited time, and the operator's own."""
+def node_labels(settings: KubernetesSettings, tenant: TenantSettings) -> dict[str, str]:
+    """Return the labels that the node of a build pod must have; those of the tenant take precedence."""
+    return {**settings.node_selector, **tenant.node_selector}
+
+
+def tolerations(settings: KubernetesSettings, tenant: TenantSettings) -> list[Manifest]:
+    """Return the tolerations of a build pod: nodes for users, lost nodes for a limited time, the operator's, the tenant's."""
     user_nodes: list[Manifest] = [
         {"key": key, "operator": "Equal", "value": "user", "effect": "NoSchedule"} for key in USER_NODE_TAINTS
     ]
@@ -89,4 +95,4 @@ def tolerations(settings: KubernetesSettings) -> list[Manifest]:
         {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": NODE_GONE_SECONDS}
         for key in ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
     ]
-    return [*user_nodes, *lost_nodes, *settings.tolerations]
+    return [*user_nodes, *lost_nodes, *settings.tolerations, *tenant.tolerations]

@@ -1,0 +1,203 @@
+"""The builder's fetch with the credentials of a tenant, which are files that its specification names."""
+
+import asyncio
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from rabbit2docker.consumer.credentials import GitCredentials
+from rabbit2docker.consumer.executors.fetch_access import fetch_files
+from rabbit2docker.consumer.git_files import write_files
+from rabbit2docker.settings import TenantSettings
+from rabbit2docker_schemas.reasons import CATEGORY_OF, FailureReason
+from tests.support.fetch_bench import Bench
+from tests.support.git_lfs import ATTRIBUTES, LfsServer
+from tests.support.private_git import PrivateGit, private_git
+from tests.support.records import a_spec
+from tests.support.repositories import Repository
+from tests.support.ssh_server import make_key
+
+CHOSEN = "chosen-by-the-operator-1b2c"
+
+
+@pytest.fixture(scope="module")
+def git(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateGit]:
+    with private_git(tmp_path_factory.mktemp("private") / "git") as git:
+        yield git
+
+
+@pytest.fixture
+def bench(tmp_path: Path, git: PrivateGit) -> Bench:
+    (tmp_path / "bench").mkdir()
+    bench = Bench(tmp_path / "bench", git.https)
+    bench.environment["GIT_SSL_CAINFO"] = str(git.authority)
+    # What is for all hosts, and must not get in the way.
+    bench.environment |= {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": "credential.helper",
+        "GIT_CONFIG_VALUE_0": f"!f() {{ echo username=me; echo password={CHOSEN}; }}; f",
+    }
+    return bench
+
+
+def run(bench: Bench, git: PrivateGit, url: str, ref: str, **options: Any) -> dict[str, Any]:
+    credentials = GitCredentials({"default": TenantSettings.model_validate(git.tenant(**options))})
+    directory = bench.directory / "credentials"
+    access = asyncio.run(fetch_files(credentials, a_spec(), directory))
+    assert access
+    assert not [secret for secret in git.secrets if secret in json.dumps(access.instructions)]
+    write_files(directory, access.files)
+    return bench.run(url, ref, git=access.instructions)
+
+
+def outcome(result: dict[str, Any]) -> tuple[str, str]:
+    return result["reason"], CATEGORY_OF[FailureReason(result["reason"])].value
+
+
+def nested(git: PrivateGit, submodule: str) -> Repository:
+    inner = git.repository("inner", {"inner.txt": "Inside."})
+    outer = git.repository("outer")
+    address = submodule.format(path=inner.directory, name=inner.name, port=git.ssh.port, user=git.ssh.user)
+    outer.add_submodule("sub", address, inner.head())
+    return outer
+
+
+def test_an_https_repository_with_a_submodule_of_its_host(bench: Bench, git: PrivateGit) -> None:
+    outer = nested(git, "../{name}")
+    assert run(bench, git, outer.url, outer.head())["reason"] == "ok", bench.texts()
+    assert (bench.tree / "sub" / "inner.txt").read_text() == "Inside."
+    assert CHOSEN not in repr(git.offered)
+    assert not [secret for secret in git.secrets if secret in (bench.directory / "environment").read_text()]
+
+
+@pytest.mark.parametrize("submodule", ["../{name}", "ssh://{user}@127.0.0.1:{port}{path}"])
+def test_an_ssh_repository_with_a_submodule_of_its_host(
+    bench: Bench, git: PrivateGit, submodule: str
+) -> None:
+    outer = nested(git, submodule)
+    assert run(bench, git, git.ssh_url(outer), outer.head())["reason"] == "ok", bench.texts()
+    assert (bench.tree / "sub" / "inner.txt").read_text() == "Inside."
+
+
+def test_a_submodule_by_ssh_on_a_host_without_a_key_is_refused(bench: Bench, git: PrivateGit) -> None:
+    outer = nested(git, "git@other.example:x/y.git")
+    result = run(bench, git, outer.url, outer.head())
+    assert result["reason"] == "submodule_failed"
+    assert "begins with `ssh:`" in result["message"]
+
+
+def test_a_token_that_expired_since_the_look_up_is_the_operators_to_renew(
+    bench: Bench, git: PrivateGit, tmp_path: Path
+) -> None:
+    repository = git.repository("work")
+    (tmp_path / "expired").write_text("expired-token-77aa")
+    result = run(bench, git, repository.url, repository.head(), token_file=str(tmp_path / "expired"))
+    assert outcome(result) == ("credentials_refused", "operator")
+    assert "refuses the credentials" in result["message"]
+    assert "expired-token-77aa" not in json.dumps([result, bench.texts()])
+
+
+def test_a_host_key_that_changed_since_the_look_up_gets_nothing(bench: Bench, git: PrivateGit) -> None:
+    repository = git.repository("work")
+    kept = git.known_hosts_file.read_text()
+    make_key(bench.directory / "other")
+    git.known_hosts_file.write_text(f"{kept.split()[0]} {(bench.directory / 'other.pub').read_text()}")
+    try:
+        result = run(bench, git, git.ssh_url(repository), repository.head())
+    finally:
+        git.known_hosts_file.write_text(kept)
+    assert outcome(result) == ("host_key_refused", "operator")
+    assert "has another SSH key than the one that is recorded" in result["message"]
+
+
+def test_a_key_that_is_no_longer_accepted(bench: Bench, git: PrivateGit) -> None:
+    repository = git.repository("work")
+    accepted = git.ssh.directory / "authorized_keys"
+    kept = accepted.read_text()
+    accepted.write_text("")
+    try:
+        result = run(bench, git, git.ssh_url(repository), repository.head())
+    finally:
+        accepted.write_text(kept)
+    assert outcome(result) == ("credentials_refused", "operator")
+
+
+def test_what_a_repository_prints_of_the_credentials_is_redacted(bench: Bench, git: PrivateGit) -> None:
+    repository = git.repository("work")
+    said = "\n".join(f"echo 'found {secret}'" for secret in git.secrets)
+    script = (bench.bin / "fake-python").read_text()
+    bench.script("fake-python", script.replace("docker buildx", f"{said}\ndocker buildx"))
+    assert run(bench, git, repository.url, repository.head())["reason"] == "ok", bench.texts()
+    assert sum("found" in text for text in bench.texts()) == len(git.secrets)
+    assert not [secret for secret in git.secrets if secret in "\n".join(bench.texts())]
+
+
+# In the place of the server's shell: answers what Git LFS asks for, and runs everything else.
+LFS_SHELL = """#!/bin/sh
+case "$SSH_ORIGINAL_COMMAND" in
+git-lfs-authenticate*) echo "$SSH_ORIGINAL_COMMAND" >> {asked}; {answer};;
+*) exec sh -c "$SSH_ORIGINAL_COMMAND";;
+esac
+"""
+
+
+@pytest.fixture
+def lfs(git: PrivateGit) -> Iterator[LfsServer]:
+    server = LfsServer(login="RemoteAuth lfs-token-91ab", href=f"{git.https.server.url}/lfs-content/{{oid}}")
+    git.https.faults.insert(0, server)
+    kept = (git.ssh.directory / "authorized_keys").read_text()
+    yield server
+    (git.ssh.directory / "authorized_keys").write_text(kept)
+    git.https.faults.remove(server)
+
+
+def with_shell(git: PrivateGit, directory: Path, answer: str) -> Path:
+    """Have the server of SSH answer what Git LFS asks for; return the file with the questions."""
+    script, asked = directory / "shell", directory / "asked"
+    script.write_text(LFS_SHELL.format(asked=asked, answer=answer))
+    keys = git.ssh.directory / "authorized_keys"
+    keys.write_text(f'command="sh {script}" {keys.read_text()}')
+    return asked
+
+
+def named(git: PrivateGit, header: str = "RemoteAuth lfs-token-91ab") -> str:
+    content = {"href": f"{git.https.server.url}/x.git/info/lfs", "header": {"Authorization": header}}
+    return f"echo {shlex.quote(json.dumps(content))}"
+
+
+def test_files_of_git_lfs_come_from_the_server_that_ssh_names(
+    bench: Bench, git: PrivateGit, lfs: LfsServer
+) -> None:
+    repository = git.repository("it's large", {**ATTRIBUTES, "data.bin": lfs.add(b"Large.")})
+    asked = with_shell(git, bench.directory, named(git))
+    result = run(bench, git, quote(git.ssh_url(repository), safe=":/@"), repository.head())
+    assert (result["reason"], result.get("warnings", [])) == ("ok", []), bench.texts()
+    assert (bench.tree / "data.bin").read_bytes() == b"Large."
+    path = str(repository.directory)
+    assert asked.read_text() == f"git-lfs-authenticate {shlex.quote(path)} download\n"
+    assert "lfs-token-91ab" not in bench.log.read_text() + json.dumps(result)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("echo 'command not found' >&2; exit 127", "names no server for Git LFS by SSH: command not found"),
+        ("echo '<html>'", "an answer by SSH that cannot be read"),
+        ('echo \'{"href": "http://10.0.0.1/lfs"}\'', "begins otherwise than with https://"),
+        ('echo \'{"href": "file:///etc/passwd"}\'', "begins otherwise than with https://"),
+    ],
+)
+def test_files_stay_pointers_where_ssh_names_no_server(
+    bench: Bench, git: PrivateGit, lfs: LfsServer, answer: str, words: str
+) -> None:
+    repository = git.repository("large", {**ATTRIBUTES, "data.bin": lfs.add(b"Large.")})
+    with_shell(git, bench.directory, answer)
+    result = run(bench, git, git.ssh_url(repository), repository.head())
+    assert result["reason"] == "ok"
+    assert words in result["warnings"][0]
+    assert lfs.batches == []
