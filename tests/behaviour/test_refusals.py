@@ -20,7 +20,12 @@ from rabbit2docker.errors import StreamUnavailable, TopologyMismatch
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Accepted, Rejected
-from rabbit2docker_schemas.routing import RESULTS_EXCHANGE, hub_bindings, tenant_stream
+from rabbit2docker_schemas.routing import (
+    RESULTS_EXCHANGE,
+    RESULTS_LOG_EXCHANGE,
+    hub_bindings,
+    tenant_stream,
+)
 from tests.faults.conftest import MakeConsumer, ask
 from tests.support.broker import completed, with_amqp
 from tests.support.consumer import Consumer, a_request
@@ -210,6 +215,49 @@ class TestHubs:
                 assert list(await copies(settings, "two")) == ids(theirs)
             await drain(queue, len(mine))
             await eventually(lambda: not publisher.problems())
+
+
+class TestMissingExchanges:
+    async def test_events_past_a_full_queue_survive_the_loss_of_the_exchange_that_others_use(
+        self, settings: Settings
+    ) -> None:
+        await declare.declare(settings)
+        mine, theirs = events("one", 300), events("two", 300)
+        async with (
+            hub_queue(settings, HUB, FULL),
+            publishing(settings, wait_seconds=180) as publisher,
+            await aio_pika.connect(settings.amqp.url.get_secret_value()) as operator,
+        ):
+            channel = await operator.channel()
+            await publish_all(publisher, mine[:4])
+            assert publisher.problems()
+            published = asyncio.gather(*map(publisher.publish, mine[4:] + theirs))
+            for _ in range(3):
+                await channel.exchange_delete(RESULTS_EXCHANGE)
+                await asyncio.sleep(0.2)
+            await declare.declare(settings)
+            await published
+        assert set(await copies(settings, "one")) == set(ids(mine))
+        assert set(await copies(settings, "two")) == set(ids(theirs))
+
+    async def test_events_past_a_full_queue_wait_for_an_exchange(self, settings: Settings) -> None:
+        await declare.declare(settings)
+        mine = events("one", 5)
+        async with (
+            hub_queue(settings, HUB, FULL),
+            publishing(settings, wait_seconds=180) as publisher,
+            await aio_pika.connect(settings.amqp.url.get_secret_value()) as operator,
+        ):
+            channel = await operator.channel()
+            await publish_all(publisher, mine[:4])
+            for exchange in (RESULTS_EXCHANGE, RESULTS_LOG_EXCHANGE):
+                await channel.exchange_delete(exchange)
+            published = asyncio.create_task(publisher.publish(mine[4]))
+            done, _ = await asyncio.wait([published], timeout=2)
+            assert not done
+            await declare.declare(settings)
+            await published
+        assert set(await copies(settings, "one")) == set(ids(mine))
 
 
 class TestQueueTypes:

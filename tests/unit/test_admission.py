@@ -11,14 +11,15 @@ from rabbit2docker.consumer.executors.base import AttemptStatus, StoredOutcome
 from rabbit2docker.consumer.following.outcome import stored
 from rabbit2docker.consumer.images.base import ImageInfo
 from rabbit2docker.consumer.intake.admission import Admission, AdmissionContext, AdmissionOutcome
+from rabbit2docker.consumer.intake.build_limits import BuildLimits
 from rabbit2docker.consumer.intake.cancellation import Cancellation
 from rabbit2docker.consumer.intake.parsing import IncomingRequest
 from rabbit2docker.consumer.providers.base import Repository
 from rabbit2docker.consumer.providers.catalog import Providers
-from rabbit2docker.errors import ENGINE
-from rabbit2docker.settings import Settings
+from rabbit2docker.errors import ENGINE, RegistryUnavailable
+from rabbit2docker.settings import PolicySettings, Settings
 from rabbit2docker_schemas.events import Completed
-from rabbit2docker_schemas.ids import RequestId, terminal_event_id
+from rabbit2docker_schemas.ids import RequestId, build_id_of, terminal_event_id
 from rabbit2docker_schemas.requests import BuildRequest, Force
 from tests.support.cancel_log import MemoryCancelLog
 from tests.support.memory_executor import MemoryExecutor, MemoryWorld
@@ -36,9 +37,11 @@ class OneRepository:
 
     def check_allowed(self, prefix: str, spec: str) -> None: ...
 
+    def check_resolved(self, repository: Repository) -> None: ...
+
     def check(self, spec: str) -> None: ...
 
-    async def resolve(self, spec: str) -> Repository:
+    async def resolve(self, spec: str, _access: object = None) -> Repository:
         return REPOSITORY
 
 
@@ -50,8 +53,11 @@ class Intake:
         self.executor = MemoryExecutor(self.world)
         self.publisher = RecordingPublisher()
         self.image: ImageInfo | None = None
+        self.repositories: list[str] = []
+        self.problem = ""
+        """The reason why no repository can be created in the registry."""
         self.cancels = MemoryCancelLog()
-        attempts = AttemptCache(self.executor)
+        self.attempts = attempts = AttemptCache(self.executor)
         self.breakers = Breakers()
         self.admission = Admission(
             AdmissionContext(
@@ -62,15 +68,19 @@ class Intake:
                 find_image=self.find_image,
                 settings=Settings(),
                 cancellation=Cancellation(self.executor, attempts, self.cancels),
-                before_ack=self.before_ack,
+                limits=BuildLimits(attempts, PolicySettings()),
                 breakers=self.breakers,
+                ensure_repository=self.ensure_repository,
             )
         )
 
-    async def find_image(self, image: str) -> ImageInfo | None:
+    async def find_image(self, image: str, _tenant: str = "default") -> ImageInfo | None:
         return self.image
 
-    async def before_ack(self) -> None: ...
+    async def ensure_repository(self, image: str) -> None:
+        self.repositories.append(image)
+        if self.problem:
+            raise RegistryUnavailable(self.problem)
 
     async def ask(self, name: str, *, force: Force = False) -> AdmissionOutcome:
         request = BuildRequest(provider="gh", spec="o/r/HEAD", force=force)
@@ -123,6 +133,17 @@ async def test_an_image_that_exists_is_named_with_its_digest(intake: Intake) -> 
     assert end.image.endswith(f":{REPOSITORY.resolved_ref}@{DIGEST}")
 
 
+async def test_a_build_starts_only_once_its_repository_exists_in_the_registry(intake: Intake) -> None:
+    intake.problem = "The repository cannot be created."
+    with pytest.raises(RegistryUnavailable, match="cannot be created"):
+        await intake.ask("one")
+    assert not intake.world.records
+    intake.problem = ""
+    await intake.ask("one")
+    [record] = intake.world.records.values()
+    assert intake.repositories == [record.spec.image] * 2
+
+
 async def test_a_request_does_not_join_a_build_that_is_being_cancelled(intake: Intake) -> None:
     await intake.ask("first")
     [name] = intake.world.records
@@ -147,7 +168,7 @@ async def test_a_request_does_not_join_a_build_whose_end_is_decided(intake: Inta
     assert len(intake.world.records) == 2
 
 
-async def test_a_request_gets_the_end_of_a_build_that_has_completed_and_is_not_reported_yet(
+async def test_a_request_gets_the_image_of_a_build_that_has_completed_and_is_not_reported_yet(
     intake: Intake,
 ) -> None:
     """Without a look at the registry, it would be built again."""
@@ -162,9 +183,12 @@ async def test_a_request_gets_the_end_of_a_build_that_has_completed_and_is_not_r
     await intake.executor.update_status(
         name, lambda status: status.model_copy(update={"outcome": stored(end)})
     )
-    assert await intake.ask("second") == AdmissionOutcome.ATTACHED
+    intake.attempts.put(intake.world.records[name].snapshot())
+    assert await intake.ask("second") == AdmissionOutcome.CACHED
     assert len(intake.world.records) == 1
     assert [event.kind for event in intake.publisher.events] == ["accepted", "accepted", "completed"]
+    ends = [event.subject for event in intake.publisher.events]
+    assert ends == [end.build_id, build_id_of("default", "second"), build_id_of("default", "second")]
 
 
 async def test_the_same_request_after_its_record_was_forgotten_is_another_generation(intake: Intake) -> None:

@@ -3,14 +3,17 @@
 import asyncio
 from datetime import UTC, datetime
 
+from rabbit2docker.amqp.ports import IsNeeded, always
 from rabbit2docker.consumer.attempt_cache import AttemptCache
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.images.base import ImageInfo
 from rabbit2docker.consumer.intake.admission import Admission, AdmissionContext, AdmissionOutcome
+from rabbit2docker.consumer.intake.build_limits import BuildLimits
 from rabbit2docker.consumer.intake.cancellation import Cancellation
 from rabbit2docker.consumer.intake.parsing import IncomingRequest
 from rabbit2docker.consumer.providers.catalog import Providers
-from rabbit2docker.settings import ProviderSettings, Settings
+from rabbit2docker.settings import PolicySettings, ProviderSettings, Settings
+from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.ids import RequestId
 from tests.support.cancel_log import MemoryCancelLog
 from tests.support.consumer import a_request
@@ -20,9 +23,18 @@ from tests.support.publishing import RecordingPublisher
 INCOMING = IncomingRequest("default", RequestId("one"), a_request("one"), datetime.now(UTC))
 
 
+class SlowPublisher(RecordingPublisher):
+    async def publish(
+        self, event: Event, *, patience: float | None = None, is_needed: IsNeeded = always
+    ) -> bool:
+        for _ in range(10):  # the followers have every opportunity
+            await asyncio.sleep(0)
+        return await super().publish(event, patience=patience, is_needed=is_needed)
+
+
 async def test_nothing_is_published_of_a_new_build_before_its_acceptance() -> None:
     """A follower starts as soon as the record exists, which is before the answer."""
-    executor, publisher = MemoryExecutor(MemoryWorld()), RecordingPublisher()
+    executor, publisher = MemoryExecutor(MemoryWorld()), SlowPublisher()
     attempts = AttemptCache(executor)
     kinds_at_first_word: list[list[str]] = []
 
@@ -33,11 +45,7 @@ async def test_nothing_is_published_of_a_new_build_before_its_acceptance() -> No
     speaking: list[asyncio.Task[None]] = []
     attempts.subscribe(lambda _: speaking.append(asyncio.create_task(speak())))
 
-    async def before_ack() -> None:
-        for _ in range(10):  # the followers have every opportunity
-            await asyncio.sleep(0)
-
-    async def find_image(image: str) -> ImageInfo | None:
+    async def find_image(image: str, _tenant: str = "default") -> ImageInfo | None:
         return None
 
     context = AdmissionContext(
@@ -48,7 +56,7 @@ async def test_nothing_is_published_of_a_new_build_before_its_acceptance() -> No
         find_image=find_image,
         settings=Settings(),
         cancellation=Cancellation(executor, attempts, MemoryCancelLog()),
-        before_ack=before_ack,
+        limits=BuildLimits(attempts, PolicySettings()),
     )
     assert await Admission(context).admit(INCOMING) is AdmissionOutcome.ACCEPTED
     await asyncio.gather(*speaking)

@@ -2,39 +2,45 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
 
-from rabbit2docker.amqp.ports import RequestMessage, Waiting
+from rabbit2docker.amqp.ports import RequestMessage, Waiting, WaitingLog
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.intake.admission import Admission, AdmissionOutcome
 from rabbit2docker.consumer.intake.cancellation import Cancellation
 from rabbit2docker.consumer.intake.capacity import Capacity
 from rabbit2docker.consumer.intake.parsing import IncomingCancel, IncomingRequest
-from rabbit2docker.consumer.intake.waiting import Wait, next_rung, next_try_text, plan_wait
+from rabbit2docker.consumer.intake.shares import Shares
+from rabbit2docker.consumer.intake.waiting import Wait, next_try_text, plan_wait
+from rabbit2docker.consumer.intake.waiting_line import WaitingLine
 from rabbit2docker.consumer.intake.worker import IntakeWorker
 from rabbit2docker.errors import (
     BrokerUnavailable,
     Dependency,
     DependencyKind,
+    MessageRefused,
     ProviderUnavailable,
     RegistryUnavailable,
     RequestRejected,
     StreamUnavailable,
+    TopologyMismatch,
     TransientError,
 )
+from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Progress, Rejected
 from rabbit2docker_schemas.reasons import RejectReason
-from rabbit2docker_schemas.routing import RETRY_LADDER, RetryRung
+from rabbit2docker_schemas.routing import RETRY_LADDER, RetryRung, make_ladder
 from tests.support.publishing import RecordingPublisher
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 PATIENCE = timedelta(hours=6)
 REGISTRY = Dependency(DependencyKind.REGISTRY, "registry.example.org")
 HOST = Dependency(DependencyKind.HOST, "git.example.org:443")
+LISTED = Settings(tenants=["ada"])
 REQUEST = {"provider": "gh", "spec": "o/r/HEAD", "request_id": "one"}
 
 
@@ -42,12 +48,14 @@ class FakeDelivery:
     """Implements `Delivery` and records how it is settled."""
 
     is_stale = False
+    refusal: Exception | None = None
 
     def __init__(
         self,
         body: object,
         *,
         key: str = "",
+        queue: str = "",
         tries: int = 0,
         dropped: str = "",
         dead_reason: str = "",
@@ -56,7 +64,7 @@ class FakeDelivery:
         self.received = RequestMessage(
             body=json.dumps(body).encode(),
             routing_key=key,
-            queue="builds.requests",
+            queue=queue,
             headers={},
             message_id="envelope",
             content_type=None,
@@ -81,6 +89,11 @@ class FakeDelivery:
         self.settled.append(f"retry {rung.name}" if counts else f"wait {rung.name}")
         self.returns_with = waiting
 
+    async def enqueue(self, queue: str) -> None:
+        if self.refusal:
+            raise self.refusal
+        self.settled.append(f"into {queue}")
+
     async def dead_letter(self, reason: str, message: str) -> None:
         self.settled.append(f"dead {reason}")
 
@@ -96,6 +109,17 @@ class Intake:
         self.waiting: Waiting | None = None
         """The wait that the next delivery brings along from the ladder."""
         self.time = NOW
+        self.refusal: Exception | None = None
+        self.entries: list[Mapping[str, Any]] = []
+        """Written into the log of waiting requests."""
+        self.line = WaitingLine(LISTED, Shares(LISTED.shares))
+        self.recorded = 0
+
+    async def record(self, content: Mapping[str, Any]) -> None:
+        self.entries.append(content)
+
+    def running_of(self, tenant: str, requester: str) -> int:
+        return 2 if requester == "script" else 0
 
     async def admit(self, incoming: IncomingRequest) -> AdmissionOutcome:
         if isinstance(self.outcome, Exception):
@@ -119,13 +143,21 @@ class Intake:
         body: object = REQUEST,
         *,
         key: str = "request.ada.interactive",
+        queue: str = "builds.waiting.ada.interactive",
         tries: int = 0,
         dropped: str = "",
         dead_reason: str = "",
     ) -> list[str]:
         delivery = FakeDelivery(
-            body, key=key, tries=tries, dropped=dropped, dead_reason=dead_reason, waiting=self.waiting
+            body,
+            key=key,
+            queue=queue,
+            tries=tries,
+            dropped=dropped,
+            dead_reason=dead_reason,
+            waiting=self.waiting,
         )
+        delivery.refusal = self.refusal
 
         class Source:
             async def deliveries(self) -> AsyncIterator[FakeDelivery]:
@@ -137,6 +169,8 @@ class Intake:
             admission=cast("Admission", self),
             cancellation=cast("Cancellation", self),
             capacity=cast("Capacity", self),
+            line=self.line,
+            waiting_log=cast("WaitingLog", self),
             max_bytes=1000,
             patience=PATIENCE,
             now=lambda: self.time,
@@ -146,6 +180,7 @@ class Intake:
         await asyncio.sleep(0)
         assert self.in_hand == 0
         self.waiting = delivery.returns_with
+        self.recorded = delivery.recorded
         return delivery.settled
 
     @property
@@ -154,15 +189,62 @@ class Intake:
 
 
 async def test_an_admitted_request_is_acknowledged() -> None:
-    assert await Intake().settle() == ["ack"]
+    intake = Intake()
+    assert await intake.settle() == ["ack"]
+    assert intake.recorded == 0  # it was, when it came in
+
+
+async def test_a_request_that_comes_in_waits_in_a_queue_of_its_tenant_even_if_it_has_been_tried() -> None:
+    for key, queue, lane in (
+        ("request.ada.interactive", "builds.requests", "ada.interactive"),
+        ("request.ada.bulk", "builds.requests.bulk", "ada.bulk"),
+        ("request.unknown.interactive", "builds.requests", "_.interactive"),
+    ):
+        intake = Intake()
+        assert await intake.settle(key=key, queue=queue, tries=1) == [f"into builds.waiting.{lane}"]
+        assert intake.recorded == 1
+        assert not intake.events
+        [entry] = intake.entries
+        assert entry["queued"]["queue"] == f"builds.waiting.{lane}"
+        await intake.settle(key=key, queue=f"builds.waiting.{lane}")
+        assert intake.entries[1]["taken"] == entry["queued"]["build_id"]
+        assert not len(intake.line)
+
+
+async def test_further_requests_of_one_requester_wait_in_another_queue_and_in_their_order() -> None:
+    intake = Intake()
+    found = [
+        await intake.settle({**REQUEST, "request_id": name, "requester": requester}, queue="builds.requests")
+        for name, requester in [("one", "script"), ("two", "script"), ("three", "ada"), ("four", "script")]
+    ]
+    lanes = [settled[0].rpartition(".")[2] for settled in found]
+    assert lanes == ["interactive", "later", "interactive", "later"]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "rung"), [(MessageRefused("It is full."), "1m"), (TopologyMismatch("It is missing."), "10s")]
+)
+async def test_a_request_that_no_queue_takes_waits_on_the_ladder_without_a_try(
+    refusal: Exception, rung: str
+) -> None:
+    intake = Intake()
+    intake.refusal = refusal
+    assert await intake.settle(queue="builds.requests") == [f"wait {rung}"]
+    assert not len(intake.line)
+
+
+async def test_an_invalid_request_is_rejected_when_it_comes_in() -> None:
+    intake = Intake()
+    assert await intake.settle({"provider": "gh"}, queue="builds.requests") == ["dead invalid_request"]
+    assert not intake.entries
 
 
 async def test_a_transient_error_requeues_the_request_and_publishes_why() -> None:
     intake = Intake(ProviderUnavailable("Waiting for the host."))
-    assert await intake.settle() == [f"retry {RETRY_LADDER[0].name}"]
+    assert await intake.settle() == [f"retry {RETRY_LADDER.rungs[0].name}"]
     [progress] = intake.events
     assert isinstance(progress, Progress)
-    assert progress.detail.retry_in_seconds == RETRY_LADDER[0].seconds
+    assert progress.detail.retry_in_seconds == RETRY_LADDER.rungs[0].seconds
     assert progress.message == "Waiting for the host. The next try is in 10 seconds."
 
 
@@ -198,7 +280,7 @@ async def test_a_rate_limit_is_waited_for_as_long_as_the_host_says_and_that_is_s
 
 async def test_a_transient_error_after_the_last_rung_rejects_the_request() -> None:
     intake = Intake(ProviderUnavailable("Waiting for the host."))
-    assert await intake.settle(tries=len(RETRY_LADDER)) == ["dead unavailable"]
+    assert await intake.settle(tries=RETRY_LADDER.tries) == ["dead unavailable"]
     [rejected] = intake.events
     assert isinstance(rejected, Rejected)
     assert (rejected.request_id, rejected.reason, rejected.retryable) == ("one", "unavailable", True)
@@ -217,13 +299,13 @@ async def test_a_delivery_is_left_to_rabbitmq_when_the_broker_is_away() -> None:
 
 async def test_a_defect_requeues_the_request_without_an_event() -> None:
     intake = Intake(RuntimeError("a defect"))
-    assert await intake.settle() == [f"retry {RETRY_LADDER[0].name}"]
+    assert await intake.settle() == [f"retry {RETRY_LADDER.rungs[0].name}"]
     assert intake.events == []
 
 
 async def test_a_defect_after_the_last_rung_rejects_the_request_under_its_own_id() -> None:
     intake = Intake(RuntimeError("a defect"))
-    assert await intake.settle(tries=len(RETRY_LADDER)) == ["dead internal"]
+    assert await intake.settle(tries=RETRY_LADDER.tries) == ["dead internal"]
     [rejected] = intake.events
     assert isinstance(rejected, Rejected)
     assert (rejected.request_id, rejected.reason, rejected.retryable) == ("one", "internal", True)
@@ -233,8 +315,8 @@ async def test_a_cancel_without_a_build_is_requeued_until_the_last_rung() -> Non
     intake = Intake()
     intake.found = False
     cancel = {"request_id": "one"}
-    assert await intake.settle(cancel, key="cancel.ada") == [f"retry {RETRY_LADDER[0].name}"]
-    assert await intake.settle(cancel, key="cancel.ada", tries=len(RETRY_LADDER)) == ["ack"]
+    assert await intake.settle(cancel, key="cancel.ada") == [f"retry {RETRY_LADDER.rungs[0].name}"]
+    assert await intake.settle(cancel, key="cancel.ada", tries=RETRY_LADDER.tries) == ["ack"]
 
 
 @pytest.mark.parametrize(
@@ -270,10 +352,32 @@ async def test_a_message_with_an_unknown_routing_key_is_dead_lettered() -> None:
 
 
 def test_a_request_waits_on_a_rung_at_least_as_long_as_the_error_asks_for() -> None:
-    assert next_rung(0, None) == RETRY_LADDER[0]
-    assert next_rung(0, 30.0) == RETRY_LADDER[1]
-    assert next_rung(0, 10_000.0) == RETRY_LADDER[-1]
-    assert next_rung(len(RETRY_LADDER), None) is None
+    assert RETRY_LADDER.next(0, None) == RETRY_LADDER.rungs[0]
+    assert RETRY_LADDER.next(0, 30.0) == RETRY_LADDER.rungs[1]
+    assert RETRY_LADDER.next(0, 10_000.0) == RETRY_LADDER.rungs[-1]
+    assert RETRY_LADDER.next(RETRY_LADDER.tries, None) is None
+
+
+def test_a_ladder_repeats_its_last_rung_until_its_total_and_takes_each_rung_once_without() -> None:
+    once, long = make_ladder([600, 5]), make_ladder([5, 600], 3600)
+    assert [rung.name for rung in once.rungs] == ["5s", "10m"]
+    assert [once.next(tries, None) for tries in range(3)] == [*once.rungs, None]
+    names = [rung and rung.name for rung in (long.next(tries, None) for tries in range(8))]
+    assert names == ["5s", *["10m"] * 6, None]
+    assert make_ladder([7200]).regular(9).name == "2h"
+
+
+@pytest.mark.parametrize("pauses", [[1], [1, 2], [1, 5, 30, 7200]])
+def test_each_wait_takes_a_rung_that_the_ladder_has(pauses: list[int]) -> None:
+    ladder = make_ladder(pauses)
+    away = ProviderUnavailable("away", outage_of=Dependency(DependencyKind.HOST, "h:1"))
+    for error in (away, ProviderUnavailable("limited", retry_after=900), ProviderUnavailable("failed")):
+        for minutes in (0, 1, 45):
+            waiting = Waiting(NOW - timedelta(minutes=minutes), "before")
+            received = FakeDelivery({}, waiting=waiting).received
+            wait = plan_wait(received, error, now=NOW, patience=PATIENCE, ladder=ladder)
+            assert wait is not None
+            assert wait.rung in ladder.rungs
 
 
 def planned(error: TransientError, *, now: datetime = NOW, waiting: Waiting | None = None) -> Wait | None:

@@ -4,18 +4,23 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from typing import Final
 
 import structlog
 from cachetools import TTLCache
 
 from rabbit2docker.clock import utc_now
+from rabbit2docker.consumer.answers import accepted_from, answer_to
 from rabbit2docker.consumer.attempt_cache import AttemptCache, terminal_event_of
 from rabbit2docker.consumer.breakers import Breakers
+from rabbit2docker.consumer.credentials import GitCredentials
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.executors.attempt_names import fallback_name
 from rabbit2docker.consumer.executors.base import Attempt, AttemptSpec, AttemptStatus, AttemptStore
 from rabbit2docker.consumer.images.base import FindImage, ImageInfo, pinned
+from rabbit2docker.consumer.images.tenants import TenantImages
+from rabbit2docker.consumer.intake.build_limits import BuildLimits
 from rabbit2docker.consumer.intake.cancellation import Cancellation
 from rabbit2docker.consumer.intake.parsing import IncomingRequest
 from rabbit2docker.consumer.intake.plan import Plan, accepted, make_plan
@@ -39,6 +44,14 @@ MAX_SHARING_REQUESTS: Final = 400
 """Requests that may share a build: their ids are part of its record, which in a cluster may not exceed 256 KiB."""
 
 
+async def no_settings_file() -> None:
+    """Do nothing: the rules stay as they are."""
+
+
+async def no_repository_needed(image: str) -> None:
+    """Do nothing: a push makes the repository."""
+
+
 class AdmissionOutcome(StrEnum):
     """Outcomes of admission, as metrics label them."""
 
@@ -59,9 +72,13 @@ class AdmissionContext:
     find_image: FindImage
     settings: Settings
     cancellation: Cancellation
-    before_ack: Callable[[], Awaitable[None]]
-    """Called after a slot was taken and before the delivery is acknowledged."""
+    limits: BuildLimits
     breakers: Breakers = field(default_factory=Breakers)
+    refresh_settings: Callable[[], Awaitable[None]] = no_settings_file
+    """Called before the operator's rules are applied, which may have changed."""
+    ensure_repository: Callable[[str], Awaitable[None]] = no_repository_needed
+    """Called with the image before its build starts. Raises RegistryUnavailable."""
+    credentials: GitCredentials = field(default_factory=GitCredentials)
     now: Callable[[], datetime] = utc_now
 
 
@@ -71,6 +88,7 @@ class Admission:
     def __init__(self, context: AdmissionContext) -> None:
         """Start with no cached answers."""
         self._context = context
+        self._images = TenantImages(context.settings)
         # Requests answered with an existing image leave no record: their digests are kept here.
         keep = context.settings.limits.keep_ended_seconds
         self._cached_answers: TTLCache[tuple[str, str], str] = TTLCache(MAX_CACHED_ANSWERS, keep)
@@ -80,6 +98,26 @@ class Admission:
 
         Raises RequestRejected, or TransientError when a dependency is unavailable.
         """
+        try:
+            outcome = await self._admit(incoming)
+        except RequestRejected as error:
+            if error.reason is not RejectReason.REQUEST_ID_REUSED:
+                await self._discard_credentials(incoming)
+            raise
+        if outcome in (AdmissionOutcome.ATTACHED, AdmissionOutcome.CACHED):
+            await self._discard_credentials(incoming)
+        return outcome
+
+    async def _discard_credentials(self, incoming: IncomingRequest) -> None:
+        """Delete the requester's own credentials, unless a build of this very request needs them."""
+        known = self._context.attempts.of_request(incoming.tenant, incoming.request_id)
+        if known is not None and known.spec.request_id == incoming.request_id:
+            return
+        await self._context.credentials.discard(
+            incoming.tenant, incoming.request_id, incoming.request.credentials
+        )
+
+    async def _admit(self, incoming: IncomingRequest) -> AdmissionOutcome:
         if await self._answer_duplicate(incoming):
             return AdmissionOutcome.DUPLICATE
         self._check_current(incoming)
@@ -93,8 +131,7 @@ class Admission:
         # Only now: an image that exists need not wait for the one that will replace it.
         if not incoming.request.force and await self._join_unfinished(plan.is_forced_by, incoming, notice):
             return AdmissionOutcome.ATTACHED
-        with self._context.attempts.answering(plan.build_id):
-            return await self._create(plan)
+        return await self._start(plan)
 
     async def answer_dropped(self, incoming: IncomingRequest) -> bool:
         """Answer a request that will not be taken again, if a build has it; return False if none has.
@@ -124,25 +161,42 @@ class Admission:
             )
         if known is None:
             return False  # answered with an existing image: the lookup gives the same answer, or a build
-        await self._answer(known, incoming)
+        await self._answer_again(known, incoming)
         return True
 
-    async def _answer(self, attempt: Attempt, incoming: IncomingRequest, notice: str | None = None) -> None:
-        """Publish that the request has this build, and repeat its end if that has been decided in the meantime."""
-        await self._publish_accepted(attempt, incoming, notice)
+    async def _answer_again(self, attempt: Attempt, incoming: IncomingRequest) -> None:
+        """Repeat that the request has this build, and its end if that has been decided in the meantime."""
+        if incoming.request_id in self._context.attempts.unanswered(attempt.name, attempt.status):
+            await self._answer(attempt, incoming)
+            return
+        data = accepted(incoming, attempt.spec)
+        await self._context.events.publish_accepted(
+            incoming.tenant, data, generation=attempt.spec.generation, trace=incoming.trace
+        )
         await self._publish_known_end(self._context.attempts.get(attempt.name) or attempt)
 
-    async def _publish_accepted(
-        self, attempt: Attempt, incoming: IncomingRequest, notice: str | None = None
-    ) -> None:
-        data = accepted(incoming, attempt.spec, notice=notice)
-        await self._context.events.publish_accepted(incoming.tenant, data, generation=attempt.spec.generation)
+    async def _answer(self, attempt: Attempt, incoming: IncomingRequest) -> None:
+        """Publish that the request has this build, unless another replica does so because it follows the build."""
+        attempts, request_id = self._context.attempts, incoming.request_id
+        data = accepted_from(attempt.spec, request_id, attempt.status.unanswered[request_id])
+        is_published = await self._context.events.publish_accepted(
+            incoming.tenant,
+            data,
+            generation=attempt.spec.generation,
+            trace=incoming.trace,
+            is_needed=partial(attempts.needs_answer, attempt.name, request_id),
+        )
+        if is_published:
+            attempts.note_answered(attempt.name, request_id)
 
     async def _publish_known_end(self, attempt: Attempt) -> None:
         outcome = attempt.status.outcome
         if outcome is not None and outcome.kind in TERMINAL_KINDS:
             await self._context.events.publish_terminal(
-                attempt.spec.tenant, terminal_event_of(outcome), generation=attempt.spec.generation
+                attempt.spec.tenant,
+                terminal_event_of(outcome),
+                generation=attempt.spec.generation,
+                trace=attempt.spec.trace,
             )
 
     def _check_current(self, incoming: IncomingRequest) -> None:
@@ -161,18 +215,27 @@ class Admission:
 
     async def _plan(self, incoming: IncomingRequest) -> Plan:
         request, providers = incoming.request, self._context.providers
+        await self._context.refresh_settings()
         provider = providers.get(request.provider)
         providers.check_allowed(request.provider, request.spec)
         provider.check(request.spec)
-        repository = await provider.resolve(request.spec)
-        return make_plan(incoming, repository, self._context.settings.images.prefix)
+        access = await self._context.credentials.of_request(
+            incoming.tenant, incoming.request_id, request.credentials
+        )
+        repository = await provider.resolve(request.spec, access)
+        providers.check_resolved(repository)
+        prefix = self._images.prefix(incoming.tenant, is_private=repository.is_private)
+        return make_plan(incoming, repository, prefix)
 
     async def _join_unfinished(
         self, is_wanted: Callable[[AttemptSpec], bool], incoming: IncomingRequest, notice: str | None
     ) -> bool:
         """Add the request to such a build if one runs."""
         running = self._context.attempts.unfinished(is_wanted)
-        return running is not None and await self._join(running, incoming, notice)
+        if running is None:
+            return False
+        with self._context.attempts.answering(running.spec.build_id):
+            return await self._join(running, incoming, notice)
 
     async def _join(self, attempt: Attempt, incoming: IncomingRequest, notice: str | None) -> bool:
         """Add the request to a running build; return False if that ends, is being cancelled or has too many requests.
@@ -180,11 +243,24 @@ class Admission:
         The record's compare-and-swap decides between a join, a cancel and an outcome: which comes first counts.
         """
 
+        request_id = incoming.request_id
+
         def with_request(status: AttemptStatus) -> AttemptStatus:
-            if not status.is_joinable or len(status.requests) >= MAX_SHARING_REQUESTS:
+            if (
+                not status.is_joinable
+                or request_id in status.requests
+                or len(status.requests) >= MAX_SHARING_REQUESTS
+            ):
                 return status
+            open_answers = self._context.attempts.unanswered(attempt.name, status)
             return status.model_copy(
-                update={"requests": {**status.requests, incoming.request_id: incoming.request.digest()}}
+                update={
+                    "requests": {**status.requests, request_id: incoming.request.digest()},
+                    "unanswered": {
+                        **open_answers,
+                        request_id: answer_to(incoming.request, notice, incoming.trace),
+                    },
+                }
             )
 
         try:
@@ -192,33 +268,59 @@ class Admission:
         except RecordMissing:
             return False
         self._context.attempts.put(updated)
-        if incoming.request_id not in updated.status.requests:
+        if request_id not in updated.status.requests:
             return False
-        await self._answer(updated, incoming, notice)
+        await self._answer_again(updated, incoming)
         return True
 
     async def _answer_cached(self, plan: Plan) -> bool:
-        """Answer with the image that the registry has; return False if it has none or a build is forced."""
+        """Answer with the image that exists; return False if there is none or a build is forced."""
         incoming, events = plan.incoming, self._context.events
-        if incoming.request.force or not self._context.settings.images.check_registry:
-            return False
-        image = await self._context.find_image(plan.image)
+        image = await self._find_existing(plan)
         if image is None:
             return False
         self._cached_answers[incoming.tenant, incoming.request_id] = incoming.request.digest()
         answer = accepted(incoming, plan, cached=True, notice=plan.repository.notice)
         # Without a record, only the image distinguishes this answer from others to the same request.
         generation = f"cached-{plan.image}@{image.digest}"
-        await events.publish_accepted(incoming.tenant, answer, generation=generation)
-        await events.publish_terminal(incoming.tenant, _cached_end(plan, image), generation=generation)
+        await events.publish_accepted(incoming.tenant, answer, generation=generation, trace=incoming.trace)
+        await events.publish_terminal(
+            incoming.tenant, _cached_end(plan, image), generation=generation, trace=incoming.trace
+        )
         return True
 
-    async def _create(self, plan: Plan) -> AdmissionOutcome:
-        """Create the attempt, or join the same build if another request created it first."""
-        incoming, context = plan.incoming, self._context
+    async def _find_existing(self, plan: Plan) -> ImageInfo | None:
+        """Return the image that a build has just pushed, whose end may be under way, or that the registry has."""
+        if plan.incoming.request.force:
+            return None
+        end = self._context.attempts.just_completed(plan.fingerprint)
+        if end is not None and end.digest:
+            return ImageInfo(end.digest, end.size)
+        if not self._context.settings.images.check_registry:
+            return None
+        return await self._context.find_image(plan.image, plan.incoming.tenant)
+
+    async def _start(self, plan: Plan) -> AdmissionOutcome:
+        """Start a build, as far as the operator's limits allow it."""
+        context = self._context
         context.breakers.check(ENGINE)
         spec = plan.spec(context.settings, now=context.now())
-        status = AttemptStatus(requests={incoming.request_id: incoming.request.digest()})
+        with (
+            context.limits.starting(spec, is_bulk=plan.incoming.is_bulk),
+            context.attempts.answering(plan.build_id),
+        ):
+            await context.ensure_repository(spec.image)
+            return await self._create(plan, spec)
+
+    async def _create(self, plan: Plan, spec: AttemptSpec) -> AdmissionOutcome:
+        """Create the attempt, or join the same build if another request created it first."""
+        incoming, context = plan.incoming, self._context
+        status = AttemptStatus(
+            requests={incoming.request_id: incoming.request.digest()},
+            unanswered={
+                incoming.request_id: answer_to(incoming.request, plan.repository.notice, incoming.trace)
+            },
+        )
         for name in (spec.name, fallback_name(spec)):
             try:
                 with context.breakers.guard(EXECUTOR):
@@ -231,8 +333,7 @@ class Admission:
             context.attempts.put(attempt)
             if is_new:
                 log.info("attempt created", build_id=spec.build_id, name=name, image=spec.image)
-                await context.before_ack()
-                await self._publish_accepted(attempt, incoming, plan.repository.notice)
+                await self._answer(attempt, incoming)
                 return AdmissionOutcome.ACCEPTED
             is_same_build = attempt.spec.fingerprint == spec.fingerprint
             if is_same_build and await self._join(attempt, incoming, plan.repository.notice):

@@ -1,133 +1,177 @@
-"""Capacity: the prefetch of the request queues follows the free build slots, so that no request is taken in vain.
+"""Capacity: a request is taken from a queue once a slot is free for it, and never in vain.
 
-RabbitMQ counts a delivery that is put back towards the delivery limit, and a request held until a slot is free
-would be held for as long as a build. So the prefetch shrinks before the acknowledgement that would let another
-delivery through.
+RabbitMQ counts a delivery that is put back towards the delivery limit, and a request held until a slot is free would be
+held for as long as a build. So each is taken on its own, from the queue whose turn it is.
 """
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 import structlog
 
 from rabbit2docker import metrics
-from rabbit2docker.amqp.ports import RequestSource
+from rabbit2docker.amqp.ports import Delivery, RequestSource, WaitingLog
+from rabbit2docker.amqp.topology import waiting_queues
 from rabbit2docker.consumer.attempt_cache import AttemptCache
+from rabbit2docker.consumer.intake.shares import Shares
+from rabbit2docker.consumer.intake.waiting_line import WaitingLine
 from rabbit2docker.consumer.ownership import Ownership, Slots
+from rabbit2docker.errors import BrokerUnavailable
 from rabbit2docker.settings import Settings
-from rabbit2docker_schemas.routing import BULK_QUEUE, CANCEL_QUEUE, DROPPED_QUEUE, REQUESTS_QUEUE
+from rabbit2docker_schemas.routing import (
+    BULK_QUEUE,
+    CANCEL_QUEUE,
+    DROPPED_QUEUE,
+    REQUESTS_QUEUE,
+    parse_waiting_queue,
+)
 
 log = structlog.get_logger()
 
-QUIET_SECONDS: Final = 1.0
-"""A queue with prefetch from which nothing was delivered for this long is empty."""
+OPEN_QUEUES: Final = (REQUESTS_QUEUE, BULK_QUEUE, CANCEL_QUEUE, DROPPED_QUEUE)
+"""Consumed at all times: what comes from them starts no build, or waits in another queue for it."""
+LOOK_SECONDS: Final = 10.0
+"""Pause between looks into all queues, for requests that the log does not name."""
+BLIND_LOOK_SECONDS: Final = 1.0
+"""The same while the log cannot be read."""
 
 
-def split_prefetch(
-    free: int, *, limit: int, prefetch: int, reserved: int, is_quiet: bool = False
-) -> dict[str, int]:
-    """Split free slots among the queues: bulk gets up to half of those above the reserved ones.
+def may_take_bulk(slots: Slots, in_hand: int) -> bool:
+    """Return whether a bulk request may take one of the free slots, when no other request waits.
 
-    Where all slots are reserved, bulk gets one while nothing is built and no request waits (`is_quiet`); otherwise
-    it would wait indefinitely.
+    The last free slot, and those that are reserved, are for people. Where all slots are reserved, bulk gets one while
+    nothing is built; otherwise it would wait indefinitely.
     """
-    if limit <= max(1, reserved):
-        bulk = int(is_quiet and free == limit)
-        return {REQUESTS_QUEUE: min(prefetch, max(0, free)), BULK_QUEUE: bulk}
-    # The last free slot is always interactive: a slot that only bulk may take stays empty when there is no bulk.
-    bulk = min(prefetch, max(0, free - max(1, reserved) + 1) // 2)
-    return {REQUESTS_QUEUE: min(prefetch, max(0, free - bulk)), BULK_QUEUE: bulk}
+    kept = max(1, slots.reserved)
+    free = slots.free - in_hand
+    return free > kept if slots.share > kept else not in_hand and slots.free == slots.share
 
 
 class Capacity:
-    """Keeps the prefetch of the request queues equal to the free slots."""
+    """Takes requests for the free slots of this replica."""
 
     def __init__(
-        self, source: RequestSource, attempts: AttemptCache, ownership: Ownership, settings: Settings
+        self,
+        source: RequestSource,
+        attempts: AttemptCache,
+        ownership: Ownership,
+        line: WaitingLine,
+        shares: Shares,
+        waiting_log: WaitingLog,
+        settings: Settings,
     ) -> None:
-        """Take the limits from the settings; nothing is consumed before `run`."""
+        """Take the limits from the settings; nothing is consumed before `run`.
+
+        While `waiting_log` cannot be read, all queues are looked into.
+        """
         self._source = source
         self._attempts = attempts
         self._ownership = ownership
+        self._line = line
+        self._shares = shares
+        self._waiting_log = waiting_log
         self._limits = settings.limits
-        self._slots = Slots(0, 0, 0)
         self._max_prefetch = settings.amqp.prefetch
-        self._prefetch = {REQUESTS_QUEUE: 0, BULK_QUEUE: 0}
+        self._all_queues = waiting_queues(settings.tenants)
         self._in_hand: Counter[str] = Counter()
+        """Deliveries that may become builds, by the tenant whose share they use."""
         self._changed = asyncio.Event()
+        self._slot_changes = 0
         self._full = False
 
     @property
     def is_paused(self) -> bool:
-        """True while no slot is free and so no request is consumed."""
+        """True while no slot is free and so no request is started."""
         return self._full
 
     def take(self, queue: str) -> None:
         """Count a delivery of `queue` as in hand."""
-        self._in_hand[queue] += 1
+        if parsed := parse_waiting_queue(queue):
+            self._in_hand[parsed[0]] += 1
 
     def release(self, queue: str) -> None:
         """Count a delivery of `queue` as settled."""
-        self._in_hand[queue] -= 1
-        self._changed.set()
+        if parsed := parse_waiting_queue(queue):
+            self._in_hand[parsed[0]] -= 1
+            self._changed.set()
 
-    async def before_ack(self) -> None:
-        """Pause the queues whose prefetch exceeds the free slots; call it before acknowledging a new build."""
-        for queue, target in self._target().items():
-            if target < self._prefetch[queue]:
-                await self._set_prefetch(queue, 0)
-        self._changed.set()
+    def running(self) -> Counter[str]:
+        """Return how many builds each tenant's share has, those included that are about to be."""
+        live = (attempt.spec.tenant for attempt in self._attempts.live())
+        return Counter(map(self._line.share_of, live)) + self._in_hand
 
-    async def run(self) -> None:
-        """Adjust the prefetch whenever a slot is taken or freed, until cancelled."""
-        self._attempts.subscribe(lambda _: self._changed.set())
-        self._ownership.subscribe(self._changed.set)
-        for queue in (CANCEL_QUEUE, DROPPED_QUEUE):  # neither starts builds
-            await self._source.set_prefetch(queue, self._max_prefetch)
-        self._changed.set()
-        while True:
-            is_quiet = await self._wait_for_change()
-            self._changed.clear()
-            await self._adjust(is_quiet=is_quiet)
-
-    def _target(self, *, is_quiet: bool = False) -> dict[str, int]:
-        metrics.BUILDS_LIVE.set(self._attempts.live_count())
-        self._slots = slots = self._ownership.slots(self._limits, self._attempts)
-        return split_prefetch(
-            slots.free,
-            limit=slots.share,
-            prefetch=self._max_prefetch,
-            reserved=slots.reserved,
-            is_quiet=is_quiet,
+    def running_of(self, tenant: str, requester: str) -> int:
+        """Return how many builds a requester has."""
+        return sum(
+            attempt.spec.tenant == tenant and (attempt.spec.request.requester or "") == requester
+            for attempt in self._attempts.live()
         )
 
-    async def _wait_for_change(self) -> bool:
-        """Wait for a change or, where all slots are reserved, for quiet; return True if it is quiet."""
-        slots = self._slots
-        may_hand_over = slots.share <= max(1, slots.reserved) and not self._prefetch[BULK_QUEUE]
+    async def run(self, start: Callable[[Delivery], None]) -> None:
+        """Take requests whenever a slot is free, and give them to `start`, until cancelled."""
+        self._attempts.subscribe(lambda _: self._note_slot_changes())
+        self._ownership.subscribe(self._changed.set)
+        self._line.subscribe(self._changed.set)
+        for queue in OPEN_QUEUES:
+            await self._source.set_prefetch(queue, self._max_prefetch)
+        looked_at = -LOOK_SECONDS
+        while True:
+            now = asyncio.get_running_loop().time()
+            is_due = now - looked_at >= (BLIND_LOOK_SECONDS if self._waiting_log.problem else LOOK_SECONDS)
+            if await self._fill(start, everywhere=is_due) and is_due:
+                looked_at = now
+            await self._wait_for_change()
+
+    def _note_slot_changes(self) -> None:
+        """Count again if slots were taken or left: most changes of attempts are of how far they are."""
+        if self._slot_changes != self._attempts.slot_changes:
+            self._slot_changes = self._attempts.slot_changes
+            self._changed.set()
+
+    async def _wait_for_change(self) -> None:
         try:
-            async with asyncio.timeout(QUIET_SECONDS if may_hand_over and not self._full else None):
+            async with asyncio.timeout(BLIND_LOOK_SECONDS):
                 await self._changed.wait()
         except TimeoutError:
-            return True
+            return
+        self._changed.clear()
+
+    async def _fill(self, start: Callable[[Delivery], None], *, everywhere: bool) -> bool:
+        """Take requests until no slot is free or no queue has any; return True if all queues were looked into."""
+        known = self._line.counts()
+        unknown = dict.fromkeys(self._all_queues, 1) if everywhere else {}
+        waiting = Counter(unknown | known)
+        while (slots := self._free_slots()) is not None:
+            with_bulk = may_take_bulk(slots, self._in_hand.total())
+            queue = self._shares.choose(
+                +waiting, self.running(), self._limits.concurrent_builds, with_bulk=with_bulk
+            )
+            if queue is None:
+                return everywhere
+            try:
+                delivery = await self._source.take(queue)
+            except BrokerUnavailable as error:
+                log.debug("no request taken", queue=queue, reason=str(error))
+                return False
+            if delivery is None:
+                del waiting[queue]
+                self._line.mark_empty(queue)
+                continue
+            self._shares.count(queue, +waiting)
+            waiting[queue] -= queue in known
+            start(delivery)
         return False
 
-    async def _adjust(self, *, is_quiet: bool) -> None:
-        targets = self._target(is_quiet=is_quiet and not any(self._in_hand.values()))
-        self._log_transition(is_full=not any(targets.values()))
-        for queue, target in targets.items():
-            if target == self._prefetch[queue]:
-                continue
-            if self._prefetch[queue]:
-                await self._set_prefetch(queue, 0)
-            # A new consumer's prefetch does not count what an older one holds: wait until that is settled.
-            if target and not self._in_hand[queue]:
-                await self._set_prefetch(queue, target)
-
-    async def _set_prefetch(self, queue: str, prefetch: int) -> None:
-        self._prefetch[queue] = prefetch
-        await self._source.set_prefetch(queue, prefetch)
+    def _free_slots(self) -> Slots | None:
+        """Return the slots of this replica; None if none is free for a further delivery."""
+        live = self._attempts.live()
+        metrics.BUILDS_LIVE.set(len(live))
+        slots = self._ownership.slots(self._limits, live)
+        in_hand = self._in_hand.total()
+        self._log_transition(is_full=slots.free <= 0)
+        return slots if in_hand < min(slots.free, self._max_prefetch) else None
 
     def _log_transition(self, *, is_full: bool) -> None:
         if is_full == self._full:

@@ -10,7 +10,8 @@ from rabbit2docker_schemas.ids import BuildId, RequestId, build_id_of, routable_
 from rabbit2docker_schemas.parsing import InvalidMessage, read_cancel, read_request
 from rabbit2docker_schemas.reasons import RejectReason
 from rabbit2docker_schemas.requests import BuildRequest, CancelRequest
-from rabbit2docker_schemas.routing import FORGED, RequestKey, parse_request_key
+from rabbit2docker_schemas.routing import FORGED, Priority, RequestKey, parse_request_key
+from rabbit2docker_schemas.tracing import Trace, read_trace
 
 CANCEL_ACTION = "cancel"
 
@@ -23,6 +24,8 @@ class IncomingRequest:
     request_id: RequestId
     request: BuildRequest
     queued_at: datetime
+    trace: Trace | None = None
+    is_bulk: bool = False
 
     @property
     def build_id(self) -> BuildId:
@@ -120,6 +123,8 @@ def _parse_request(
         request_id=_request_id(received, request.request_id),
         request=request,
         queued_at=received.timestamp or now(),
+        trace=read_trace(received.headers),
+        is_bulk=key.action == Priority.BULK,
     )
 
 

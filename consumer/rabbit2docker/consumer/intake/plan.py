@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from rabbit2docker.consumer.answers import full_notice
 from rabbit2docker.consumer.executors.base import AttemptName, AttemptSpec
 from rabbit2docker.consumer.images.names import build_name, image_name, options_digest
 from rabbit2docker.consumer.intake.parsing import IncomingRequest
@@ -13,7 +14,6 @@ from rabbit2docker.consumer.providers.base import Repository
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Accepted, BuildOptions
 from rabbit2docker_schemas.requests import BuildRequest
-from rabbit2docker_schemas.validation_messages import ignored_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,8 @@ class Plan:
             queued_at=incoming.queued_at,
             created_at=now,
             generation=f"{now:%Y%m%dT%H%M%S%f}",
+            trace=incoming.trace,
+            builder_image=settings.builder_image,
         )
 
 
@@ -144,10 +146,7 @@ def accepted(
         cached=cached,
         requester=request.requester,
         options=options_of(request),
-        notice=" ".join(
-            filter(None, (notice, ignored_fields(request.unknown_fields, BuildRequest.model_fields)))
-        )
-        or None,
+        notice=full_notice(request, notice),
     )
 
 

@@ -6,26 +6,20 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from rabbit2docker.amqp.ports import RequestMessage, Waiting
-from rabbit2docker.errors import Dependency, DependencyKind, TransientError
+from rabbit2docker.errors import Dependency, DependencyKind, LimitReached, TransientError
 from rabbit2docker_schemas.events import Phase, Progress, ProgressDetail
 from rabbit2docker_schemas.ids import BuildId
-from rabbit2docker_schemas.routing import RETRY_LADDER, RetryRung
+from rabbit2docker_schemas.routing import RETRY_LADDER, RetryLadder, RetryRung
 
 _UNTIL: Final = "until"
 _OUTAGE: Final = "outage:"
+_LIMIT: Final = "limit:"
 _SAME_END: Final = timedelta(seconds=60)
 """Two ends of a wait that differ by less are the same end, which the other side gives in whole seconds."""
-_SHORT_ROUNDS: Final = timedelta(seconds=RETRY_LADDER[1].seconds)
-"""Age of a wait up to which an outage is taken for a short one."""
 _MEDIUM_ROUNDS: Final = timedelta(minutes=30)
 """Age of a wait from which the return of a repository host, which requests name, is awaited in long rounds."""
-
-
-def next_rung(tries: int, retry_after: float | None) -> RetryRung | None:
-    """Return the rung of the retry ladder on which a message waits; None once it was on every rung."""
-    remaining = RETRY_LADDER[tries:]
-    long_enough = (rung for rung in remaining if rung.seconds >= (retry_after or 0))
-    return next(long_enough, remaining[-1] if remaining else None)
+_SHORT_ROUNDS: Final = timedelta(minutes=10)
+"""Age of a wait up to which the end of another build, which frees a place, is awaited in short rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +39,32 @@ class Wait:
 
 
 def plan_wait(
-    received: RequestMessage, error: TransientError, *, now: datetime, patience: timedelta
+    received: RequestMessage,
+    error: TransientError,
+    *,
+    now: datetime,
+    patience: timedelta,
+    ladder: RetryLadder = RETRY_LADDER,
 ) -> Wait | None:
     """Return the wait after an error; None if the request has waited long enough and is to be rejected.
 
-    An outage and a time that the other side names are waited for up to `patience`; other errors go down the ladder.
+    An outage, an operator's limit and a time that the other side names are waited for up to `patience`; other errors go
+    down the ladder.
     """
     tries = received.tries
     named = None if error.retry_after is None else min(error.retry_after, patience.total_seconds())
     known = received.waiting
     since = min(known.since, now) if known else now
-    regular = RETRY_LADDER[min(tries, len(RETRY_LADDER) - 1)]
-    if named is not None and named > regular.seconds:
-        fitting = [rung for rung in RETRY_LADDER if rung.seconds <= named]
+    if named is not None and named > ladder.regular(tries).seconds:
         about = _named_end(now + timedelta(seconds=named), known.about if known else "")
-        return _uncounted(fitting[-1], since, about, named, now, patience)
+        return _uncounted(ladder.longest_within(named), since, about, named, now, patience)
+    if isinstance(error, LimitReached):
+        rung = ladder.regular(0 if now - since < _SHORT_ROUNDS else 1)
+        return _uncounted(rung, since, f"{_LIMIT}{error.limit}", float(rung.seconds), now, patience)
     if error.outage_of is not None:
-        rung, about = _outage_rung(error.outage_of, now - since), _outage_name(error.outage_of)
+        rung, about = _outage_rung(error.outage_of, now - since, ladder), _outage_name(error.outage_of)
         return _uncounted(rung, since, about, float(rung.seconds), now, patience)
-    if (next_one := next_rung(tries, named)) is None:
+    if (next_one := ladder.next(tries, named)) is None:
         return None
     return Wait(next_one, True, Waiting(since, f"try{tries}"), float(next_one.seconds))
 
@@ -91,19 +92,23 @@ def _outage_name(dependency: Dependency) -> str:
     return f"{_OUTAGE}{dependency.kind}:{dependency.name}"[:200]
 
 
-def _outage_rung(dependency: Dependency, waited: timedelta) -> RetryRung:
+def _outage_rung(dependency: Dependency, waited: timedelta, ladder: RetryLadder) -> RetryRung:
     """Return the rung for a further round of an outage: the longer it lasts, the longer the rounds."""
-    if waited < _SHORT_ROUNDS:
-        return RETRY_LADDER[0]
+    medium = ladder.regular(1)
+    if waited < timedelta(seconds=medium.seconds):
+        return ladder.regular(0)
     is_named_by_request = dependency.kind in (DependencyKind.HOST, DependencyKind.REPOSITORY)
-    return RETRY_LADDER[2 if is_named_by_request and waited > _MEDIUM_ROUNDS else 1]
+    return ladder.regular(2) if is_named_by_request and waited > _MEDIUM_ROUNDS else medium
 
 
 def waiting_progress(build_id: BuildId, error: TransientError, wait: Wait, *, now: datetime) -> Progress:
     """Return the event that says what a request waits for, and until when."""
     next_try = now + timedelta(seconds=wait.seconds)
     is_outage = wait.waiting.about.startswith(_OUTAGE)
-    if is_outage and error.outage_of is not None:
+    is_limit = wait.waiting.about.startswith(_LIMIT)
+    if is_limit:
+        text = f"It waits until {wait.gives_up_at:%Y-%m-%d %H:%M} UTC at the latest."
+    elif is_outage and error.outage_of is not None:
         text = (
             f"The request waits and goes on by itself once {error.outage_of.title} is back, "
             f"until {wait.gives_up_at:%Y-%m-%d %H:%M} UTC at the latest."
@@ -118,8 +123,8 @@ def waiting_progress(build_id: BuildId, error: TransientError, wait: Wait, *, no
         detail=ProgressDetail(
             waiting_for=error.message,
             retry_in_seconds=round(wait.seconds, 3),
-            # Of the many tries during an outage only the first is announced.
-            retry_at=None if is_outage else next_try,
+            # Of the many tries during such a wait only the first is announced.
+            retry_at=None if is_outage or is_limit else next_try,
             gives_up_at=wait.gives_up_at,
         ),
     )
