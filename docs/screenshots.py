@@ -25,6 +25,7 @@ from rabbit2docker_schemas.events import Phase
 from rabbit2docker_schemas.ids import RequestId
 from rabbit2docker_schemas.reasons import CATEGORY_OF, HINT_OF, FailureReason
 from rabbit2docker_schemas.requests import BuildRequest
+from rabbit2docker_schemas.routing import Priority
 
 TENANT: Final = "default"
 SIZES: Final = {"": (1280, 900), "-phone": (390, 844)}
@@ -128,7 +129,7 @@ class ExampleBuilds:
         """Take the example builds."""
         self._builds = {build.build_id: build for build in builds}
 
-    async def submit(self, request: BuildRequest) -> RequestId:
+    async def submit(self, request: BuildRequest, priority: Priority = Priority.INTERACTIVE) -> RequestId:
         """Accept the request without an effect."""
         return RequestId(str(request.request_id))
 

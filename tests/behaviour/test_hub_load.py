@@ -50,6 +50,7 @@ def start_hub(tmp_path: Path, amqp: AmqpSettings, played: FakeConsumer) -> Itera
             "RABBIT2DOCKER_HUB__SHARE_SECONDS": "600",
         }
         started.append(hub := HubService(tmp_path, amqp, **limits, **variables))
+        hub.fork = True
         await asyncio.to_thread(hub.start_and_wait)
         return hub
 

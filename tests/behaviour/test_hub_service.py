@@ -14,6 +14,7 @@ from aiohttp import web
 
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.events import Accepted, Completed
+from rabbit2docker_schemas.providers import PROVIDERS
 from tests.behaviour.conftest import MakeHub
 from tests.faults.conftest import MakeConsumer
 from tests.support.consumer import Consumer
@@ -109,10 +110,10 @@ class TestBuilds:
         _, hub = await started(make_consumer, make_hub)
         [unknown] = await hub.viewer.watch("build/svn/x/y?build_only=true")
         assert unknown.message.startswith("No provider found for prefix svn.")
-        [unreadable] = await hub.viewer.watch("build/gh/ada?build_only=true")
+        [*_, unreadable] = await hub.viewer.watch("build/gh/ada?build_only=true")
         assert unreadable.phase == "failed"
         traversal = await hub.viewer.watch("build/gh/%2e%2e/%2e%2e%2fetc/HEAD?build_only=true")
-        assert [each.phase for each in traversal] == ["failed"]
+        assert [each.phase for each in traversal] == ["waiting", "failed"]
 
     async def test_an_image_that_exists_is_ready_without_a_build(
         self, make_consumer: MakeConsumer, make_hub: MakeHub, amqp: AmqpSettings
@@ -125,10 +126,10 @@ class TestBuilds:
             await asyncio.to_thread(consumer.start_and_wait)
             await asyncio.to_thread(hub.start_and_wait)
             sent = await hub.viewer.watch(build_path("known"))
-        assert [each.phase for each in sent] == ["ready"]
-        assert sent[0].message == "Done! Found built image\n"
+        assert [each.phase for each in sent] == ["waiting", "ready"]
+        assert sent[-1].message == "Done! Found built image\n"
         [accepted] = await accepted_in(amqp)
-        assert sent[0].data["imageName"] == f"{accepted.image}@sha256:{'a' * 64}"
+        assert sent[-1].data["imageName"] == f"{accepted.image}@sha256:{'a' * 64}"
 
 
 class TestViewers:
@@ -347,7 +348,7 @@ class TestServiceProcess:
             },
         )
         _, _, body = await hub.viewer.raw("api/repoproviders")
-        assert [kind["id"] for kind in json.loads(body)] == ["gh", "git"]
+        assert [kind["id"] for kind in json.loads(body)] == list(PROVIDERS)
         status, _, _ = await hub.viewer.raw("metrics")
         assert status == 200
         assert (await hub.viewer.raw("version"))[0] == 404

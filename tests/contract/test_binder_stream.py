@@ -120,10 +120,19 @@ async def test_the_build_of_another_version_than_the_requested_one_is_said(
     assert sent[-1]["phase"] == "ready"
 
 
-async def test_an_image_that_exists_is_ready_at_once(builds: MemoryBuilds) -> None:
+async def test_the_first_event_does_not_wait_for_an_answer_to_the_request(builds: MemoryBuilds) -> None:
+    async with serving(builds) as viewer, viewer.live(PATH) as sent:
+        assert (await anext(sent)).data == SENT[0]
+        assert len(builds.asked) == 1
+        await builds.add(*BUILD, completed())
+        assert [each.data async for each in sent] == [*SENT[1:], READY]
+
+
+async def test_an_image_that_exists_is_ready_after_the_first_event(builds: MemoryBuilds) -> None:
     builds.plan = [accepted(cached=True), completed(cached=True)]
     async with serving(builds) as viewer:
-        [only] = await viewer.watch(PATH)
+        [first, only] = await viewer.watch(PATH)
+    assert first.data == SENT[0]
     assert only.data == {"phase": "ready", "message": "Done! Found built image\n", "imageName": IMAGE}
 
 
@@ -204,7 +213,7 @@ async def test_a_rejection_has_binderhubs_sentence_and_the_reason(
 ) -> None:
     builds.plan = [rejected(reason)]
     async with serving(builds) as viewer:
-        [only] = await viewer.watch(PATH)
+        [_, only] = await viewer.watch(PATH)
     assert only.phase == "failed"
     assert only.message.startswith(words)
     assert only.message.endswith("Because.\n")
@@ -396,7 +405,7 @@ class TestRequests:
         async with serving(builds) as viewer:
             async with viewer.live(PATH) as sent:
                 await anext(sent)
-                assert builds.reading == 1
+                await eventually(lambda: builds.reading == 1)
             await eventually(lambda: builds.reading == 0)
 
 
@@ -446,7 +455,8 @@ class TestOrderOfChecks:
             [only] = await viewer.watch(f"{SVN}?build_only=true")
         assert only.data == {
             "phase": "failed",
-            "message": "No provider found for prefix svn. There are gh and git.\n",
+            "message": "No provider found for prefix svn. There are gh, git, gist, gl, zenodo, figshare, hydroshare, "
+            "dataverse and ckan.\n",
         }
 
 
@@ -515,12 +525,12 @@ class TestMalformedRequests:
     async def test_a_spec_with_invalid_utf8_is_passed_on_unchanged(self, builds: MemoryBuilds) -> None:
         builds.plan = [rejected(RejectReason.INVALID_SPEC)]
         async with serving(builds) as viewer:
-            [only] = await viewer.watch("build/gh/ada/%ff/HEAD?build_only=true")
+            [_, only] = await viewer.watch("build/gh/ada/%ff/HEAD?build_only=true")
         assert (only.phase, builds.asked[0].spec) == ("failed", "ada/%ff/HEAD")
 
     @pytest.mark.parametrize("only", ["true", "True", "TRUE"])
     async def test_build_only_is_case_insensitive(self, builds: MemoryBuilds, only: str) -> None:
         builds.plan = [accepted(cached=True), completed(cached=True)]
         async with serving(builds) as viewer:
-            [ready] = await viewer.watch(f"{NO_LAUNCH}?build_only={only}")
+            [_, ready] = await viewer.watch(f"{NO_LAUNCH}?build_only={only}")
         assert ready.phase == "ready"

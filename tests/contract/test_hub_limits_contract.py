@@ -1,10 +1,9 @@
-"""Rate limits, build tokens, network bans and queue positions, over real HTTP and counted in a real database."""
+"""Rate limits, build tokens, network bans and places in the queue, over real HTTP and counted in a real database."""
 
 import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,12 +12,11 @@ import jwt
 import pytest
 
 from rabbit2docker.hub.store.store import Store
-from rabbit2docker.hub.web import queue_position
 from rabbit2docker.hub.web.build_tokens import mint
+from rabbit2docker_schemas.events import Phase, Progress, ProgressDetail
 from tests.contract.test_binder_stream import BUILD, PATH, accepted, completed
 from tests.support.hub_service import MemoryBuilds, Sent, Viewer, a_store, parse, serving
 from tests.support.ports import free_port
-from tests.support.waiting import eventually
 
 ADA, BOB, ROOT = ({"Authorization": f"Bearer {name}-secret"} for name in ("ada", "bob", "root"))
 NAMED: dict[str, Any] = {
@@ -392,132 +390,60 @@ class TestBannedNetworks:
         assert only.message == "Requests from here are not allowed\n"
 
 
-class Line:
-    """A stand-in for RabbitMQ's queue that has a length only."""
-
-    def __init__(self, length: int) -> None:
-        self.length, self.looks = length, 0
-        self.answers = asyncio.Event()
-        self.answers.set()
-
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[queue_position.ReadDepth]:
-        async def depth() -> int:
-            self.looks += 1
-            await self.answers.wait()
-            return self.length
-
-        yield depth
+def place(ahead: int) -> Progress:
+    """Return the announcement of a place; the stream passes its text on."""
+    detail = ProgressDetail(ahead=ahead)
+    return Progress(build_id="", attempt=0, phase=Phase.WAITING, message=f"{ahead} before.", detail=detail)
 
 
-@pytest.fixture
-def line(monkeypatch: pytest.MonkeyPatch) -> Line:
-    monkeypatch.setattr(queue_position, "FIRST_POLL_SECONDS", 0.05)
-    monkeypatch.setattr(queue_position, "POLL_SECONDS", 0.05)
-    return Line(4)
+PHASES = ["waiting", "fetching", "building", "building", "pushing", "ready"]
 
 
-def position_text(sent: Sent) -> str:
-    return sent.message.removeprefix("Waiting for a free build slot: ").rstrip()
-
-
-class TestQueue:
-    async def test_a_waiting_viewer_gets_its_position_in_the_queue(
-        self, builds: MemoryBuilds, line: Line
+class TestPlaces:
+    async def test_a_waiting_viewer_gets_its_place_until_the_request_is_accepted(
+        self, builds: MemoryBuilds
     ) -> None:
-        builds.plan = []
-        async with serving(builds, open_depth_reader=line.open) as viewer, viewer.live(PATH) as sent:
+        builds.plan = [place(3)]
+        async with serving(builds) as viewer, viewer.live(PATH) as sent:
             first = await anext(sent)
             assert first.data == {"phase": "waiting", "message": "Waiting for build to start...\n"}
-            place = await anext(sent)
-            assert place.data == {
-                "phase": "waiting",
-                "message": "Waiting for a free build slot: 3 builds are before this one.\n",
-            }
-            assert place.id is None
-            line.length = 2
-            assert position_text(await anext(sent)) == "1 build is before this one."
-            line.length = 7
-            looks = line.looks
-            await eventually(lambda: line.looks >= looks + 3)
-            line.length = 1
-            assert position_text(await anext(sent)) == "this build is the next."
-            await builds.add(*BUILD, completed())
+            shown = await anext(sent)
+            assert shown.data == {"phase": "waiting", "message": "3 before.\n"}
+            assert shown.id is None
+            await builds.add(place(0))
+            assert (await anext(sent)).message == "0 before.\n"
+            # An announcement that was published at the moment of the acceptance is out of date.
+            await builds.add(BUILD[0], place(0), *BUILD[1:], completed())
             rest = [each async for each in sent]
-        assert [each.phase for each in rest] == [
-            "waiting",
-            "fetching",
-            "building",
-            "building",
-            "pushing",
-            "ready",
-        ]
+        assert [each.phase for each in rest] == PHASES
         assert str(rest[0].id).endswith(":2.0.0")
 
-    async def test_a_waiting_viewer_resumes_without_loss(self, builds: MemoryBuilds, line: Line) -> None:
-        builds.plan = []
-        async with serving(builds, open_depth_reader=line.open) as viewer, viewer.live(PATH) as sent:
+    async def test_a_waiting_viewer_resumes_without_loss(self, builds: MemoryBuilds) -> None:
+        builds.plan = [place(3)]
+        async with serving(builds) as viewer, viewer.live(PATH) as sent:
             seen = [await anext(sent), await anext(sent)]
-        async with (
-            serving(builds, open_depth_reader=line.open) as other,
-            other.live(PATH, Last_Event_ID=str(seen[0].id)) as sent,
-        ):
-            assert position_text(await anext(sent)) == "3 builds are before this one."
+        async with serving(builds) as other, other.live(PATH, Last_Event_ID=str(seen[0].id)) as sent:
+            assert (await anext(sent)).message == "3 before.\n"
             await builds.add(*BUILD, completed())
             rest = [each async for each in sent]
-        assert [each.phase for each in rest] == [
-            "waiting",
-            "fetching",
-            "building",
-            "building",
-            "pushing",
-            "ready",
-        ]
+        assert [each.phase for each in rest] == PHASES
         assert len(builds.asked) == 1
 
-    async def test_many_waiting_viewers_cost_rabbitmq_as_much_as_one(
-        self, builds: MemoryBuilds, line: Line
+    async def test_readers_of_the_json_api_get_places_without_ids(
+        self, builds: MemoryBuilds, store: Store
     ) -> None:
-        builds.plan = []
-        line.length = 30
-        line.answers.clear()
-
-        async def place(viewer: Viewer, number: int) -> str:
-            async with viewer.live(PATH.replace("thesis", f"t{number}")) as sent:
-                await anext(sent)
-                return position_text(await anext(sent))
-
-        async with serving(builds, open_depth_reader=line.open) as viewer:
-            # One after the other, so that their order is known.
-            waiting = []
-            for number in range(30):
-                waiting.append(asyncio.create_task(place(viewer, number)))
-                await eventually(lambda number=number: len(builds.asked) > number)  # type: ignore[misc]
-            assert line.looks <= 1
-            line.answers.set()
-            places = await asyncio.gather(*waiting)
-        assert line.looks < 30
-        words = ["this build is the next.", "1 build is before this one."]
-        assert places == [*words, *(f"{number} builds are before this one." for number in range(2, 30))]
-
-    async def test_readers_of_the_json_api_get_their_position_too(
-        self, builds: MemoryBuilds, line: Line, store: Store
-    ) -> None:
-        builds.plan = []
-        async with serving(builds, store, open_depth_reader=line.open) as viewer:
+        builds.plan = [place(3), BUILD[0], place(0), *BUILD[1:], completed()]
+        async with serving(builds, store) as viewer:
             _, _, made = await post(viewer)
             async with viewer.live_bytes(f"api/builds/{made['id']}/events") as chunks:
-                raw = b""
-                async for chunk in chunks:
-                    raw += chunk
-                    if raw.endswith(b'event: queue\ndata: {"ahead":3}\n\n'):
-                        line.length = 1
-                    if raw.endswith(b'event: queue\ndata: {"ahead":0}\n\n'):
-                        await builds.add(*BUILD, completed())
-        assert raw.count(b"event: queue") == 2
-        assert b"event: completed" in raw
+                frames = b"".join([chunk async for chunk in chunks]).split(b"\n\n")
+        [shown] = [frame for frame in frames if b"ahead" in frame]
+        assert shown == b'event: queue\ndata: {"ahead":3}'
+        ids = [frame for frame in frames if frame.startswith(b"id: ")]
+        assert ids[1].startswith(b"id: 1.1."), "places do not count in positions"
+        assert b"event: completed" in ids[-1]
 
-    async def test_no_position_is_sent_while_it_is_unknown(self, builds: MemoryBuilds) -> None:
+    async def test_nothing_is_said_of_an_unknown_place(self, builds: MemoryBuilds) -> None:
         builds.plan = []
         async with serving(builds, keepalive_seconds=0.05) as viewer:
             raw = b""

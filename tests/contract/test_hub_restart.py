@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -113,3 +114,23 @@ class TestDrain:
         async with serving(builds) as viewer:
             assert viewer.server is not None
             await viewer.server.close(drain_seconds=600)
+
+
+async def test_the_service_stops_after_the_handlers_of_requests_whose_clients_have_left(
+    builds: MemoryBuilds, store: Store
+) -> None:
+    begun, may_end, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def build(id_: str) -> None:
+        begun.set()
+        await may_end.wait()
+        ended.set()
+
+    with patch.object(store, "build", build):
+        async with serving(builds, store) as viewer:
+            request = asyncio.create_task(viewer.raw("api/builds/some-request"))
+            await begun.wait()
+            request.cancel()
+            await asyncio.wait({request})
+            asyncio.get_running_loop().call_later(0.1, may_end.set)
+        assert ended.is_set()

@@ -1,9 +1,8 @@
-"""Client addresses, rate limits, build tokens, queue positions and BinderHub's metrics, without HTTP."""
+"""Client addresses, rate limits, build tokens and BinderHub's metrics, without HTTP."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ import pytest
 
 from rabbit2docker import metrics
 from rabbit2docker.consumer.providers.catalog import Providers
-from rabbit2docker.errors import AccessRefused, BrokerUnavailable, ConfigurationError, StoreUnavailable
+from rabbit2docker.errors import ConfigurationError, StoreUnavailable
 from rabbit2docker.hub.store.models import Allowance
 from rabbit2docker.hub.store.store import Store
-from rabbit2docker.hub.web import queue_position
 from rabbit2docker.hub.web.auth import User
 from rabbit2docker.hub.web.build_tokens import BuildTokens, InvalidBuildToken, mint, origin_of
 from rabbit2docker.hub.web.errors import BannedNetwork, RateLimited
@@ -29,14 +27,12 @@ from rabbit2docker.hub.web.limits import (
     read_address,
     read_networks,
 )
-from rabbit2docker.hub.web.queue_position import QueuePositions
 from rabbit2docker.settings import HubSettings, ProviderSettings
 from rabbit2docker_schemas import events, ids
 from rabbit2docker_schemas.cloudevents import Event
-from rabbit2docker_schemas.providers import AVAILABLE
+from rabbit2docker_schemas.providers import PROVIDERS
 from rabbit2docker_schemas.reasons import CATEGORY_OF, HINT_OF, FailureReason
 from tests.support.hub_service import a_store
-from tests.support.waiting import eventually
 
 SECRET = "5e" * 64
 SPEC = "ada/thesis/HEAD"
@@ -277,7 +273,7 @@ class TestRateLimit:
 
 
 def test_forms_are_offered_exactly_the_providers_of_the_consumer() -> None:
-    assert sorted(AVAILABLE) == sorted(Providers(ProviderSettings())._providers)
+    assert sorted(PROVIDERS) == sorted(Providers(ProviderSettings())._providers)
 
 
 def made_elsewhere(
@@ -372,146 +368,6 @@ class TestBuildTokens:
 
 def _tokens() -> BuildTokens:
     return BuildTokens(HubSettings.model_validate({"build_token_secret": SECRET}).build_token_secret)
-
-
-class Line:
-    """A stand-in for RabbitMQ's queue that has a length only."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, length: int = 0) -> None:
-        for name in ("FIRST_POLL_SECONDS", "POLL_SECONDS", "RETRY_SECONDS"):
-            monkeypatch.setattr(queue_position, name, 0.01)
-        self.length, self.looks, self.open, self.times = length, 0, 0, 0
-        self.problem: Exception | None = None
-
-    @asynccontextmanager
-    async def looking(self) -> AsyncIterator[queue_position.ReadDepth]:
-        self.times += 1
-        if self.problem:
-            raise self.problem
-        self.open += 1
-        try:
-            yield self._depth
-        finally:
-            self.open -= 1
-
-    async def _depth(self) -> int:
-        self.looks += 1
-        if self.problem:
-            raise self.problem
-        return self.length
-
-
-@pytest.fixture
-def line(monkeypatch: pytest.MonkeyPatch) -> Line:
-    return Line(monkeypatch)
-
-
-class TestQueuePositions:
-    def places(self, *lengths: int) -> list[list[int | None]]:
-        """Return the positions of requests a, b and c while the queue has these lengths."""
-        positions = QueuePositions(None)
-        for at, name in enumerate("abc"):
-            positions.add(name, float(at))
-        seen = []
-        with positions.watch("a") as a, positions.watch("b") as b, positions.watch("c") as c:
-            for length in lengths:
-                positions.update(length)
-                seen.append([a.ahead, b.ahead, c.ahead])
-        return seen
-
-    def test_later_requests_are_behind_earlier_ones(self) -> None:
-        assert self.places(5, 3, 2, 1, 0) == [[2, 3, 4], [0, 1, 2], [0, 0, 1], [0, 0, 0], [0, 0, 0]]
-
-    def test_a_position_never_grows(self) -> None:
-        assert self.places(4, 9, 4) == [[1, 2, 3], [1, 2, 3], [1, 2, 3]]
-
-    def test_an_answered_request_leaves_the_queue_and_has_no_position(self) -> None:
-        positions = QueuePositions(None)
-        positions.add("a", 1.0)
-        positions.add("b", 2.0)
-        with positions.watch("a") as a, positions.watch("b") as b:
-            positions.update(4)
-            a.leave()
-            positions.update(2)
-            assert (a.ahead, b.ahead) == (None, 1)
-
-    def test_a_request_without_a_viewer_is_removed_once_it_has_left_the_queue(self) -> None:
-        positions = QueuePositions(None)
-        for at, name in enumerate("abc"):
-            positions.add(name, float(at))
-        positions.update(2)
-        assert [positions.find(name) is not None for name in "abc"] == [False, True, True]
-
-    def test_the_number_of_remembered_requests_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(queue_position, "MAX_REQUESTS", 2)
-        positions = QueuePositions(None)
-        for at, name in enumerate("abc"):
-            positions.add(name, float(at))
-        assert [positions.find(name) is not None for name in "abc"] == [False, True, True]
-
-    async def test_each_viewer_takes_each_number_once(self, line: Line) -> None:
-        line.length = 3
-        positions = QueuePositions(line.looking)
-        positions.add("a", 1.0)
-        with positions.watch("a") as early:
-            news = early.changed()
-            assert news is not None
-            await news
-            assert (early.take(), early.take()) == (2, None)
-            with positions.watch("a") as late:
-                news = late.changed()
-                assert news is not None
-                assert news.done()
-                assert late.take() == 2
-                line.length = 1
-                both = [place.changed() for place in (early, late)]
-                await asyncio.gather(*(each for each in both if each is not None))
-                assert (early.take(), late.take()) == (0, 0)
-                early.leave()
-                assert (early.changed(), late.changed()) == (None, None)
-
-    async def test_rabbitmq_is_polled_once_for_all_viewers_and_only_while_one_waits(self, line: Line) -> None:
-        line.length = 40
-        positions = QueuePositions(line.looking)
-        for number in range(40):
-            positions.add(str(number), float(number))
-        with positions.watch("39") as one, positions.watch("38") as other:
-            await eventually(lambda: line.looks >= 3)
-            assert (one.ahead, other.ahead, line.open, line.times) == (39, 38, 1, 1)
-            one.leave()
-            other.leave()
-            await eventually(lambda: not line.open)
-        looks = line.looks
-        positions.add("x", 50.0)
-        with positions.watch("x"):
-            await eventually(lambda: line.looks > looks)
-        await eventually(lambda: not line.open)
-
-    async def test_a_request_that_does_not_wait_starts_no_polling(self, line: Line) -> None:
-        positions = QueuePositions(line.looking)
-        with positions.watch("unknown") as place:
-            assert (place.ahead, place.changed(), place.take()) == (None, None, None)
-            await asyncio.sleep(0.05)
-        assert not line.times
-
-    async def test_polling_resumes_after_an_outage_of_rabbitmq(self, line: Line) -> None:
-        line.length, line.problem = 2, BrokerUnavailable("away")
-        positions = QueuePositions(line.looking)
-        positions.add("a", 1.0)
-        with positions.watch("a") as place:
-            await eventually(lambda: line.times >= 2)
-            assert place.ahead is None
-            line.problem = None
-            await eventually(lambda: place.ahead == 1)
-
-    async def test_refused_access_to_the_queue_stops_polling_for_good(self, line: Line) -> None:
-        line.problem = AccessRefused("no")
-        positions = QueuePositions(line.looking)
-        positions.add("a", 1.0)
-        for _ in range(3):
-            with positions.watch("a"):
-                await asyncio.sleep(0.05)
-        assert line.times == 1
 
 
 def value(name: str, **labels: str) -> float:

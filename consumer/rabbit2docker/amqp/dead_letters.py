@@ -1,8 +1,8 @@
 """Dead letters: requests that could not be processed, for an operator to list, redrive or discard."""
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -11,6 +11,7 @@ from typing import Any, Final
 from aio_pika.abc import AbstractConnection, AbstractExchange, AbstractIncomingMessage, AbstractQueue
 
 from rabbit2docker.amqp.connection import open_connection, translated
+from rabbit2docker.amqp.dead_letter_help import UNROUTABLE, UNROUTABLE_MESSAGE
 from rabbit2docker.amqp.endpoint import Endpoint
 from rabbit2docker.amqp.frame_screen import UNDECODABLE_HEADER
 from rabbit2docker.amqp.ports import anonymous_id
@@ -116,7 +117,10 @@ def _reason_of_drop(drop: Drop, check: SenderCheck) -> tuple[str, str]:
 def _reason(headers: dict[str, Any]) -> tuple[str, str]:
     if REASON_HEADER in headers:
         return header_text(headers[REASON_HEADER]), header_text(headers.get(MESSAGE_HEADER, ""))
-    return "unroutable", "No queue takes messages with this routing key."
+    return UNROUTABLE, UNROUTABLE_MESSAGE
+
+
+Selection = Callable[[DeadLetter], bool]
 
 
 class DeadLetters:
@@ -135,19 +139,34 @@ class DeadLetters:
         self._exchanges = exchanges
         self._read = partial(read_dead_letter, check=check, are_deaths_trusted=are_deaths_trusted)
 
-    async def _all(self) -> AsyncIterator[tuple[DeadLetter, AbstractIncomingMessage]]:
+    async def _all(self) -> AsyncGenerator[tuple[DeadLetter, AbstractIncomingMessage], None]:
         """Yield the letters that are there at the start: those that return in the meantime are behind them."""
         rest: int | None = None
         while rest != 0 and (message := await self._queue.get(fail=False)) is not None:
             rest = (message.message_count or 0) if rest is None else rest - 1
             yield self._read(message), message
 
-    async def listed(self) -> list[DeadLetter]:
-        """Return all dead letters, oldest first. They stay in the queue."""
-        return [letter async for letter, _ in self._all()]
+    async def _selected(
+        self, is_selected: Selection, limit: int | None
+    ) -> AsyncIterator[tuple[DeadLetter, AbstractIncomingMessage]]:
+        """Yield the selected letters, at most `limit`."""
+        found = 0
+        async with aclosing(self._all()) as letters:
+            async for letter, message in letters:
+                if is_selected(letter):
+                    found += 1
+                    yield letter, message
+                if found == limit:
+                    return
+
+    async def listed(
+        self, is_selected: Selection = lambda letter: True, *, limit: int | None = None
+    ) -> list[DeadLetter]:
+        """Return the selected dead letters, oldest first, at most `limit`. They stay in the queue."""
+        return [letter async for letter, _ in self._selected(is_selected, limit)]
 
     async def redrive(
-        self, is_selected: Callable[[DeadLetter], bool], *, unverified: bool = False
+        self, is_selected: Selection, *, unverified: bool = False, limit: int | None = None
     ) -> list[DeadLetter]:
         """Publish the selected letters again, and remove each once that is confirmed; return them.
 
@@ -155,9 +174,7 @@ class DeadLetters:
         are returned as well, but stay where they are.
         """
         done = []
-        async for letter, message in self._all():
-            if not is_selected(letter):
-                continue
+        async for letter, message in self._selected(is_selected, limit):
             done.append(letter)
             if not letter.why_kept(unverified=unverified):
                 await self._publish(letter, message.content_type)
@@ -177,13 +194,12 @@ class DeadLetters:
         )
         await self._exchanges[exchange].publish(again, target, mandatory=True, timeout=10)
 
-    async def discard(self, is_selected: Callable[[DeadLetter], bool]) -> list[DeadLetter]:
-        """Remove the selected letters."""
+    async def discard(self, is_selected: Selection) -> list[DeadLetter]:
+        """Remove the selected letters, and return them."""
         done = []
-        async for letter, message in self._all():
-            if is_selected(letter):
-                await message.ack()
-                done.append(letter)
+        async for letter, message in self._selected(is_selected, None):
+            await message.ack()
+            done.append(letter)
         return done
 
 
@@ -215,3 +231,30 @@ def _major_version(connection: AbstractConnection) -> int:
     properties: Any = connection.transport.connection.server_properties
     major = header_text(properties.get("version", "")).split(".")[0]
     return int(major) if major.isdigit() else 0
+
+
+async def redrive_one_by_one(
+    open_letters: Callable[[], AbstractAsyncContextManager[DeadLetters]],
+    is_selected: Selection,
+    wait: Callable[[], Awaitable[None]],
+    *,
+    unverified: bool = False,
+) -> AsyncGenerator[DeadLetter, None]:
+    """Publish the letters that are selected now, one after each `wait`, and yield each when it is through.
+
+    Each has a connection of its own: the queue is free for others in between, and RabbitMQ, which closes channels that
+    hold messages for long, has no reason to. Letters that others remove in the meantime are left out. One that returns is
+    published once for each time that it was selected.
+    """
+    async with open_letters() as letters:
+        selected = [letter.id for letter in await letters.listed(is_selected)]
+    for id_ in selected:
+        await wait()
+        async with open_letters() as letters:
+            done = await letters.redrive(partial(_has_id, id_), unverified=unverified, limit=1)
+        for letter in done:
+            yield letter
+
+
+def _has_id(id_: str, letter: DeadLetter) -> bool:
+    return letter.id == id_

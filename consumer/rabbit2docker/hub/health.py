@@ -103,7 +103,7 @@ class RegistryCheck(CachedCheck):
 
 def registry_url(images: ImageSettings) -> str:
     """Return the base URL of the registry's API."""
-    return api_url(split_registry(images.prefix)[0], images.registry_url)
+    return api_url(split_registry(images.prefix)[0], images.registry_url, images.insecure_registries)
 
 
 class DatabaseCheck(CachedCheck):

@@ -22,7 +22,7 @@ from rabbit2docker.retry import retry_forever
 from rabbit2docker.settings import Settings
 from rabbit2docker.tasks import run_together
 from rabbit2docker_schemas.cloudevents import Event
-from rabbit2docker_schemas.events import Accepted
+from rabbit2docker_schemas.events import Accepted, Log
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -30,6 +30,10 @@ T = TypeVar("T")
 BATCH_EVENTS: Final = 500
 BATCH_SECONDS: Final = 0.1
 """An event waits this long for others, so that a busy log costs few transactions."""
+LINES_SECONDS: Final = 0.5
+"""The same for log lines, while nothing else comes: a transaction costs as much as a hundred lines in it."""
+COUNT_SECONDS: Final = 1.0
+"""Between two counts of the running builds."""
 RETRY_SECONDS: Final = 2.0
 CLEAN_UP_SECONDS: Final = 3600.0
 LIMIT_SECONDS: Final = 60.0
@@ -55,6 +59,7 @@ class Ingester:
         self._trouble = ""
         self._waiting_since: datetime | None = None
         self._running_builds = 0
+        self._count_is_old = asyncio.Event()
 
     @property
     def is_standby(self) -> bool:
@@ -83,7 +88,9 @@ class Ingester:
 
     async def _ingest_forever(self) -> None:
         while True:
-            self._events = BuildEvents(self._settings.amqp, self._settings.tenant, queue_name(self._settings))
+            self._events = BuildEvents(
+                self._settings.amqp, self._settings.tenant, queue_name(self._settings), recent_bytes=0
+            )
             try:
                 async with self._events:
                     await self._ingest(self._events)
@@ -102,7 +109,7 @@ class Ingester:
         self._running_builds = await self._retried(self._store.running_count)
         log.info("ingest started", since=since.isoformat(), store=self._store.address)
         inbox: asyncio.Queue[Event] = asyncio.Queue(BATCH_EVENTS)
-        await run_together(self._read(events, since, inbox), self._write(inbox))
+        await run_together(self._read(events, since, inbox), self._write(inbox), self._count_forever())
 
     async def _read(self, events: BuildEvents, since: datetime, inbox: asyncio.Queue[Event]) -> None:
         async with aclosing(events.all(since=since)) as everything:
@@ -113,14 +120,31 @@ class Ingester:
         while True:
             batch = [await inbox.get()]
             self._waiting_since = self._waiting_since or batch[0].time
-            if not inbox.full():
-                await asyncio.sleep(BATCH_SECONDS)
-            while len(batch) < BATCH_EVENTS and not inbox.empty():
-                batch.append(inbox.get_nowait())
+            await self._collect(batch, inbox)
             await self._store_batch(batch)
             if any(event.is_terminal or isinstance(event.data, Accepted) for event in batch):
-                self._running_builds = await self._retried(self._store.running_count)
+                self._count_is_old.set()
             self._waiting_since = None if inbox.empty() else batch[-1].time
+
+    async def _collect(self, batch: list[Event], inbox: asyncio.Queue[Event]) -> None:
+        """Add the events that come before it is time to store the batch."""
+        now = asyncio.get_running_loop().time
+        began, ends = now(), now() + LINES_SECONDS
+        while True:
+            while len(batch) < BATCH_EVENTS and not inbox.empty():
+                batch.append(inbox.get_nowait())
+            if not all(isinstance(event.data, Log) for event in batch):
+                ends = min(ends, began + BATCH_SECONDS)
+            if len(batch) == BATCH_EVENTS or now() >= ends:
+                return
+            await asyncio.sleep(min(BATCH_SECONDS, ends - now()))
+
+    async def _count_forever(self) -> None:
+        while True:
+            await self._count_is_old.wait()
+            self._count_is_old.clear()
+            self._running_builds = await self._retried(self._store.running_count)
+            await asyncio.sleep(COUNT_SECONDS)
 
     async def _store_batch(self, batch: list[Event]) -> None:
         # The earliest time: a consumer's clock that is ahead must not make us skip what others publish in the meantime.

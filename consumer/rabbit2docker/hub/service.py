@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from rabbit2docker.amqp import queue_depth
 from rabbit2docker.client.build_events import BuildEvents
 from rabbit2docker.errors import BrokerUnavailable, ConfigurationError, TopologyMismatch
+from rabbit2docker.garbage import collect_less_often
+from rabbit2docker.hub.commit_status import CommitStatusWriter
 from rabbit2docker.hub.health import (
     CachedCheck,
     DatabaseCheck,
@@ -25,14 +26,14 @@ from rabbit2docker.hub.health import (
 )
 from rabbit2docker.hub.ingest import Ingester
 from rabbit2docker.hub.store.store import Store
-from rabbit2docker.hub.web.app import WebServer, make_application
+from rabbit2docker.hub.web.app import WebServer, make_application, public_url_of
 from rabbit2docker.hub.web.open_files import allow_open_files
 from rabbit2docker.settings import HubAuth, HubSettings, Settings
-from rabbit2docker.tasks import cancel_and_wait
+from rabbit2docker.tasks import cancel_and_wait, run_together
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.ids import RequestId
 from rabbit2docker_schemas.requests import BuildRequest
-from rabbit2docker_schemas.routing import REQUESTS_QUEUE
+from rabbit2docker_schemas.routing import Priority
 
 log = structlog.get_logger()
 
@@ -81,9 +82,9 @@ class BuildsConnection:
             raise BrokerUnavailable(f"RabbitMQ is unavailable ({self._problem}).") from error
         return self._events
 
-    async def submit(self, request: BuildRequest) -> RequestId:
+    async def submit(self, request: BuildRequest, priority: Priority = Priority.INTERACTIVE) -> RequestId:
         """Publish a request for a build. Raises BrokerUnavailable."""
-        return await (await self._wait()).submit(request)
+        return await (await self._wait()).submit(request, priority)
 
     async def cancel(self, id_: str, *, by: str, spare_joined: bool = False) -> None:
         """Cancel a build, or withdraw a request. Raises BrokerUnavailable."""
@@ -160,6 +161,9 @@ async def serve(settings: Settings, stop: asyncio.Event, hurry: asyncio.Event) -
     hub, connection = settings.hub, BuildsConnection(settings)
     store = Store(hub.store_url, settings.tenant, log_bytes=hub.store_log_bytes)
     ingester = Ingester(store, settings)
+    statuses = CommitStatusWriter(
+        store, settings, public_url=public_url_of(hub), is_standby=lambda: ingester.is_standby
+    )
     base_url = base_url_of(hub)
     application = make_application(
         settings,
@@ -167,7 +171,6 @@ async def serve(settings: Settings, stop: asyncio.Event, hurry: asyncio.Event) -
         builds=connection,
         records=store,
         run_checks=Checks(settings, connection, ingester, store).run,
-        open_depth_reader=partial(queue_depth.depth_reader, settings.amqp, REQUESTS_QUEUE),
         broker_is_down=lambda: bool(connection.problem),
     )
     server = WebServer(application, *bind_address(hub))
@@ -180,7 +183,7 @@ async def serve(settings: Settings, stop: asyncio.Event, hurry: asyncio.Event) -
     )
     work = [
         asyncio.create_task(connection.run(), name="builds"),
-        asyncio.create_task(_ingest(store, ingester), name="ingest"),
+        asyncio.create_task(_ingest(store, ingester, statuses), name="ingest"),
     ]
     await _run_until(stop, work, server, partial(server.close, hub.drain_seconds, hurry))
     log.info("hub service stopped")
@@ -207,14 +210,15 @@ async def _run_until(
             raise error
 
 
-async def _ingest(store: Store, ingester: Ingester) -> None:
+async def _ingest(store: Store, ingester: Ingester, statuses: CommitStatusWriter) -> None:
     """Keep the store open and fed until cancelled. Raises AccessRefused if RabbitMQ refuses the credentials."""
     async with store:
-        await ingester.run()
+        await run_together(ingester.run(), statuses.run())
 
 
 async def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigurationError, AccessRefused."""
+    collect_less_often()
     allow_open_files(settings.hub.viewers)
     stop, hurry, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
 

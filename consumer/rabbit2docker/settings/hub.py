@@ -1,9 +1,33 @@
 """Settings of `rabbit2docker hub`, the service for a JupyterHub."""
 
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
 from pydantic import Field, SecretStr
 
 from rabbit2docker.settings.base import Group, Seconds
 from rabbit2docker.settings.constants import HubAuth
+
+
+class WebhookSettings(Group):
+    """A repository whose pushes are built."""
+
+    provider: Literal["gh", "gl"]
+    """gh: GitHub, gl: GitLab; the server is that of `providers.github_hostname` or `providers.gitlab_hostname`."""
+    repository: str = Field(min_length=3, max_length=500)
+    """Owner and name, such as `course/lecture`; `*` stands for any text, as in `course/*`."""
+    secret: SecretStr = Field(min_length=16)
+    """The secret that is entered at GitHub, or the secret token at GitLab."""
+    refs: list[str] = []
+    """Branches and tags that are built, such as `["main", "v*"]`; unset: the default branch."""
+    status_token: SecretStr | None = None
+    """Token with which the state of each build is written to its commit. GitHub: with write access to commit statuses (classic:
+    the scope `repo:status`); GitLab: with the scope `api` and the role Developer. Unset: it is not written."""
+
+    def covers(self, provider: str, repository: str) -> bool:
+        """Return whether a repository, by its name at the host, is the one or one of those that are registered here."""
+        return self.provider == provider and fnmatchcase(repository.lower(), self.repository.lower())
 
 
 class HubSettings(Group):
@@ -60,10 +84,21 @@ class HubSettings(Group):
     """Build requests that one service may make in that time for itself; 0: any number."""
     requests_per_address: int = Field(default=60, ge=0)
     """Build requests that one address may make in that time without authentication; 0: any number."""
+    requests_per_webhook: int = Field(default=60, ge=0)
+    """Build requests that pushes to one repository may make in that time; 0: any number."""
     requests_period_seconds: Seconds = 3600.0
     """Seconds over which requests are counted."""
     ban_networks: dict[str, str] = {}
     """Networks that may not request builds, such as `{"192.0.2.0/24": "the lab"}`; the rejection shows the name."""
+    webhooks: list[WebhookSettings] = []
+    """Repositories whose pushes are built, as bulk requests. Their webhooks call `webhooks/github` or `webhooks/gitlab`."""
+    dead_letters_url: SecretStr | None = None
+    """AMQP URL of a user that may read `builds.dead`, such as rabbit2docker-dead-letters of `topology export`. With it,
+    administrators have a page of the dead letters, and the API. TLS and `nodes` are those of `amqp`."""
+    dead_letters_url_file: Path | None = None
+    """File with that URL, in place of `dead_letters_url`."""
+    dead_letters_of_all_tenants: bool = False
+    """Handle the dead letters of all tenants, and those that name none, instead of this tenant's alone."""
     trusted_proxies: list[str] = ["127.0.0.0/8", "::1/128"]
     """Networks of the proxies in front of the service; their X-Forwarded-For is trusted for the client's address."""
     build_token_secret: SecretStr | None = Field(default=None)

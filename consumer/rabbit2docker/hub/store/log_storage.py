@@ -9,11 +9,12 @@ import json
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
 
-from sqlalchemy import RowMapping, and_, delete, insert, select, update
+from sqlalchemy import RowMapping, and_, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rabbit2docker.hub.store.database import Database
@@ -25,6 +26,13 @@ PAGE_CHUNKS: Final = 32
 Line = list[str]
 """Phase, time and text; after them `CLIPPED`, where the engine dropped lines."""
 CLIPPED: Final = "clipped"
+
+
+_UPDATE_LOG: Final = (
+    update(LOGS)
+    .where(LOGS.c.build_id == bindparam("_build_id"), LOGS.c.attempt == bindparam("_attempt"))
+    .values({column.name: bindparam(f"_{column.name}") for column in LOGS.c})
+)
 
 
 @dataclass(slots=True)
@@ -53,7 +61,7 @@ class LogRow:
             self.tail_bytes += sign * chunk.bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Chunk:
     """Consecutive lines."""
 
@@ -65,7 +73,7 @@ class Chunk:
         """Return the number of the last line."""
         return self.first + len(self.lines) - 1
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """Return the bytes that its lines take."""
         return sum(map(weight, self.lines))
@@ -100,8 +108,8 @@ class LogWriter:
         self._limit = limit
         self._here = and_(CHUNKS.c.build_id == log.build_id, CHUNKS.c.attempt == log.attempt)
 
-    async def enter(self, events: Sequence[Log | Gap]) -> None:
-        """Store new lines, then cut what exceeds the limit."""
+    async def new_chunks(self, events: Sequence[Log | Gap]) -> list[Chunk]:
+        """Return the lines that are not stored yet."""
         log = self._log
         new: dict[int, Line] = {}
         for event in events:
@@ -111,14 +119,17 @@ class LogWriter:
             for number, line in enumerate(event.lines, event.n):
                 if number not in new and not log.is_cut(number):
                     new[number] = as_line(line)
-        if not new:
-            return
-        await self._drop_known(new)
-        await self._insert(chunks := [piece for run in runs(new.items()) for piece in self._pieces(run)])
+        if new:
+            await self._drop_known(new)
+        return [piece for run in runs(new.items()) for piece in self._pieces(run)]
+
+    async def count(self, chunks: list[Chunk]) -> None:
+        """Count chunks that have been inserted, then cut what exceeds the limit."""
         for chunk in chunks:
-            log.lines = max(log.lines, chunk.last + 1)
-            log.count(chunk, 1)
-        await self._cut()
+            self._log.lines = max(self._log.lines, chunk.last + 1)
+            self._log.count(chunk, 1)
+        if chunks:
+            await self._cut()
 
     def _pieces(self, run: Chunk) -> list[Chunk]:
         """Split a run into chunks small enough to be read and cut one at a time."""
@@ -139,20 +150,19 @@ class LogWriter:
             for number in range(max(first, lowest), min(last, highest) + 1):
                 new.pop(number, None)
 
-    async def _insert(self, chunks: list[Chunk]) -> None:
-        if chunks:
-            rows = [
-                {
-                    "build_id": self._log.build_id,
-                    "attempt": self._log.attempt,
-                    "first": chunk.first,
-                    "last": chunk.last,
-                    "bytes": chunk.bytes,
-                    "lines": chunk.lines,
-                }
-                for chunk in chunks
-            ]
-            await self._connection.execute(insert(CHUNKS), rows)
+    def rows(self, chunks: Iterable[Chunk]) -> list[dict[str, Any]]:
+        """Return chunks as rows."""
+        return [
+            {
+                "build_id": self._log.build_id,
+                "attempt": self._log.attempt,
+                "first": chunk.first,
+                "last": chunk.last,
+                "bytes": chunk.bytes,
+                "lines": chunk.lines,
+            }
+            for chunk in chunks
+        ]
 
     async def _cut(self) -> None:
         log = self._log
@@ -214,7 +224,8 @@ class LogWriter:
 
     async def _replace(self, chunk: Chunk, *others: Chunk) -> None:
         await self._connection.execute(delete(CHUNKS).where(self._here, CHUNKS.c.last == chunk.last))
-        await self._insert([other for other in others if other.lines])
+        if rows := self.rows(other for other in others if other.lines):
+            await self._connection.execute(insert(CHUNKS), rows)
 
 
 def _fitting(lines: Iterable[Line], room: int) -> int:
@@ -235,20 +246,35 @@ def _split(chunk: Chunk, number: int) -> tuple[Chunk, Chunk]:
 async def write_logs(
     connection: AsyncConnection, events_by_log: dict[tuple[str, int], list[Log | Gap]], *, limit: int
 ) -> None:
-    """Store lines, given by build and attempt. Their builds must exist."""
+    """Store lines, given by build and attempt, with one statement for each table. Their builds must exist."""
+    if not events_by_log:
+        return
     builds = {build_id for build_id, _ in events_by_log}
     rows = await connection.execute(select(LOGS).where(LOGS.c.build_id.in_(builds)))
-    known = {(row["build_id"], row["attempt"]): row for row in rows.mappings()}
-    for key, events in events_by_log.items():
-        before = known.get(key)
-        log = LogRow(*key) if before is None else LogRow(**before)
-        await LogWriter(connection, log, limit=limit).enter(events)
-        values = asdict(log)
-        if before is None:
-            await connection.execute(insert(LOGS), values)
-        elif values != dict(before):
-            this = and_(LOGS.c.build_id == log.build_id, LOGS.c.attempt == log.attempt)
-            await connection.execute(update(LOGS).where(this), values)
+    known = {(row["build_id"], row["attempt"]): dict(row) for row in rows.mappings()}
+    logs = [LogRow(**known[key]) if key in known else LogRow(*key) for key in events_by_log]
+    writers = [LogWriter(connection, log, limit=limit) for log in logs]
+    chunks = [
+        await writer.new_chunks(events)
+        for writer, events in zip(writers, events_by_log.values(), strict=True)
+    ]
+    if new := [row for writer, found in zip(writers, chunks, strict=True) for row in writer.rows(found)]:
+        await connection.execute(insert(CHUNKS), new)
+    for writer, found in zip(writers, chunks, strict=True):
+        await writer.count(found)
+    await _write_rows(connection, logs, known)
+
+
+async def _write_rows(
+    connection: AsyncConnection, logs: Iterable[LogRow], known: dict[tuple[str, int], dict[str, Any]]
+) -> None:
+    rows = {(log.build_id, log.attempt): asdict(log) for log in logs}
+    if new := [row for key, row in rows.items() if key not in known]:
+        await connection.execute(insert(LOGS), new)
+    if changed := [row for key, row in rows.items() if key in known and row != known[key]]:
+        await connection.execute(
+            _UPDATE_LOG, [{f"_{name}": value for name, value in row.items()} for row in changed]
+        )
 
 
 @dataclass(frozen=True, slots=True)

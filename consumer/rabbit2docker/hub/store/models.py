@@ -149,6 +149,65 @@ class StoredLine(LogLine):
     n: int
 
 
+class Batch(Record):
+    """Requests that were made together."""
+
+    id: str
+    kind: str
+    """prebuild or replay."""
+    size: int | None = None
+    """Number of its requests; absent if it is not known beforehand, as for a replay."""
+    began_at: AwareDatetime
+    """Time of the first answer."""
+    counts: dict[BuildState, int]
+    """Answered requests by the state of their builds."""
+    answered: int
+    """Requests that were accepted or rejected. The others wait, or have expired."""
+    ended: int
+    """Requests whose builds have ended, or that were rejected."""
+    over: bool
+    """True if all have ended; without a size, all that were answered."""
+
+
+class BatchRequest(Record):
+    """One request of a batch and what became of it."""
+
+    request_id: str
+    build_id: str
+    state: BuildState
+    provider: str = ""
+    """Empty for a request that was rejected; as is `spec`."""
+    spec: str = ""
+    image: str | None = None
+    digest: str | None = None
+    reason: str | None = None
+    """Code of the failure or rejection."""
+    message: str = ""
+    """For a person: the failure or rejection, or the latest progress."""
+    seconds: float | None = None
+    """Time from its answer to its end."""
+
+
+class BatchReport(Batch):
+    """A batch with its requests."""
+
+    requests: list[BatchRequest]
+
+
+class CommitStatus(Record):
+    """A commit whose host is to know how its build goes."""
+
+    request_id: str
+    provider: str
+    repository: str
+    """Its name at the host."""
+    sha: str
+    announced: bool = False
+    """The host knows that the build is requested."""
+    tries: int = 0
+    """Failed tries to write the next status."""
+
+
 class BuildRecords(Protocol):
     """The store as the web side uses it. Raises StoreUnavailable when the database is away."""
 
@@ -158,6 +217,9 @@ class BuildRecords(Protocol):
     async def record_share(self, request_id: str, requester: str) -> None:
         """Store a further requester of a request. Safe to repeat."""
 
+    async def add_commit_status(self, status: CommitStatus, *, at: datetime) -> None:
+        """Store a commit status that is to be written. Safe to repeat."""
+
     async def put(self, events: Sequence[Event]) -> None:
         """Store events in one transaction; repeats change nothing."""
 
@@ -166,6 +228,10 @@ class BuildRecords(Protocol):
 
     async def builds(self, query: BuildQuery) -> BuildPage:
         """Return builds, newest first."""
+
+    @property
+    def batches(self) -> "BatchRecords":
+        """The batches."""
 
     def events(self, build_id: str) -> AsyncGenerator[Event, None]:
         """Yield the events of a build in order: accepted, progress, lines, gaps (also for cut lines), the end."""
@@ -180,6 +246,19 @@ class BuildRecords(Protocol):
 
         A request over the limit is not counted.
         """
+
+
+class BatchRecords(Protocol):
+    """The batches in the store, as far as their builds are visible to a user; None: all."""
+
+    async def listed(self, visible_to: str | None, *, limit: int) -> list[Batch]:
+        """Return the latest batches, newest first."""
+
+    async def exists(self, id_: str, visible_to: str | None) -> bool:
+        """Return whether there is a batch of which the user may see any build."""
+
+    async def find(self, id_: str, visible_to: str | None) -> BatchReport | None:
+        """Return a batch with its requests, in the order of their answers."""
 
 
 class Allowance(Record):

@@ -12,7 +12,9 @@ from sqlalchemy import ColumnElement, Select, and_, delete, func, insert, or_, s
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rabbit2docker.errors import StoreFull, StoreUnavailable
+from rabbit2docker.hub.store.batches import Batches
 from rabbit2docker.hub.store.binderhub_metrics import BinderHubMetrics
+from rabbit2docker.hub.store.commit_statuses import CommitStatuses
 from rabbit2docker.hub.store.database import Database
 from rabbit2docker.hub.store.event_replay import replay
 from rabbit2docker.hub.store.log_storage import kept_lines
@@ -22,6 +24,7 @@ from rabbit2docker.hub.store.models import (
     BuildPage,
     BuildQuery,
     BuildState,
+    CommitStatus,
     LogExtent,
     StoredLine,
 )
@@ -29,6 +32,7 @@ from rabbit2docker.hub.store.projection import BuildRow, as_build
 from rabbit2docker.hub.store.prune import PrunePlan, Pruner
 from rabbit2docker.hub.store.tables import (
     BUILDS,
+    EVENTS,
     LOGS,
     POSITIONS,
     RATE_LIMIT_HITS,
@@ -59,6 +63,9 @@ class Store:
         self._tenant = tenant
         self._log_bytes = log_bytes
         self._pruner = Pruner(self._database, tenant)
+        self.batches = Batches(self._database, tenant)
+        """The requests that were made together."""
+        self.commit_statuses = CommitStatuses(self._database, tenant)
         self.metrics = BinderHubMetrics()
         """Counts the builds whose end this program writes."""
 
@@ -102,6 +109,10 @@ class Store:
         async with self._database.writing("builds", self._tenant) as connection:
             await self._writer(connection).record_share(request_id, requester)
 
+    async def add_commit_status(self, status: CommitStatus, *, at: datetime) -> None:
+        """Store a commit status that is to be written. Safe to repeat."""
+        await self.commit_statuses.add(status, at=at)
+
     async def put(self, events: Sequence[Event], *, position: datetime | None = None) -> None:
         """Store events in one transaction; repeats change nothing.
 
@@ -118,11 +129,11 @@ class Store:
 
     async def _set_position(self, connection: AsyncConnection, position: datetime) -> None:
         here = POSITIONS.c.tenant == self._tenant
-        known = (await connection.execute(select(POSITIONS.c.moment).where(here))).scalar_one_or_none()
-        if known is None:
+        later = update(POSITIONS).where(here, POSITIONS.c.moment < position).values(moment=position)
+        if (await connection.execute(later)).rowcount:
+            return
+        if (await connection.execute(select(POSITIONS.c.moment).where(here))).first() is None:
             await connection.execute(insert(POSITIONS), {"tenant": self._tenant, "moment": position})
-        elif known < position:
-            await connection.execute(update(POSITIONS).where(here).values(moment=position))
 
     async def position(self) -> datetime | None:
         """Return the moment before which all of the tenant's events are stored; None for an empty store."""
@@ -217,6 +228,21 @@ class Store:
             async for event in events:
                 yield event
 
+    async def answers_and_ends(
+        self, *, since: datetime
+    ) -> AsyncGenerator[list[tuple[str, datetime, Any]], None]:
+        """Yield kind, time and data of all stored answers and ends since a moment, in order, many at a time."""
+        wanted = (
+            select(EVENTS.c.kind, EVENTS.c.time, EVENTS.c.data)
+            .join(BUILDS, BUILDS.c.id == EVENTS.c.build_id)
+            .where(BUILDS.c.tenant == self._tenant, EVENTS.c.kind != "progress", EVENTS.c.time >= since)
+            .order_by(EVENTS.c.time)
+        )
+        async with self._database.reading() as connection:
+            rows = await connection.stream(wanted)
+            async for part in rows.partitions(PUT_BATCH):
+                yield [(kind, time, data) for kind, time, data in part]
+
     async def lines(
         self, build_id: str, *, attempt: int | None = None, first: int = 0, last: int | None = None
     ) -> AsyncGenerator[StoredLine, None]:
@@ -265,6 +291,7 @@ class Store:
         `now`: rate-limit hits that no period counts any more are deleted, too.
         """
         await self._pruner.delete_rate_limit_hits(now)
+        await self.commit_statuses.delete_before(ended_before)
         return len((await self._pruner.prune(ended_before=ended_before, max_log_bytes=0)).builds)
 
     async def limit_logs(self, max_bytes: int) -> PrunePlan:

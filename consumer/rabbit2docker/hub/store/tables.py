@@ -177,6 +177,21 @@ REQUESTERS: Final = Table(
     Index("r2d_requesters_by_name", "name", "build_id"),
 )
 
+BATCH_REQUESTS: Final = Table(
+    "r2d_batch_requests",
+    metadata,
+    Column("tenant", CleanText, primary_key=True),
+    Column("request_id", CleanText, primary_key=True),
+    Column("batch", CleanText, nullable=False),
+    Column("size", Integer),
+    # The build that the request led to, or would have started if it was rejected.
+    Column("build_id", CleanText, ForeignKey("r2d_builds.id", ondelete="CASCADE"), nullable=False),
+    Column("answered_at", Moment, nullable=False),
+    Index("r2d_batch_requests_by_batch", "tenant", "batch"),
+    Index("r2d_batch_requests_by_build", "build_id"),
+)
+"""Answered requests that were made together with others."""
+
 EVENTS: Final = Table(
     "r2d_events",
     metadata,
@@ -230,6 +245,22 @@ RATE_LIMIT_HITS: Final = Table(
     Index("r2d_rate_limit_hits_by_who", "tenant", "requester", "at"),
     Index("r2d_rate_limit_hits_by_until", "until"),
 )
+
+COMMIT_STATUSES: Final = Table(
+    "r2d_commit_statuses",
+    metadata,
+    Column("tenant", CleanText, primary_key=True),
+    Column("request_id", CleanText, primary_key=True),
+    Column("provider", CleanText, nullable=False),
+    Column("repository", CleanText, nullable=False),
+    Column("sha", CleanText, nullable=False),
+    # Whether the host has the status `pending`; tries of the next status that failed so far.
+    Column("announced", Boolean, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("next_at", Moment, nullable=False),
+    Index("r2d_commit_statuses_by_time", "tenant", "next_at"),
+)
+"""Commits whose host does not know yet how their builds ended."""
 
 POSITIONS: Final = Table(
     "r2d_positions",

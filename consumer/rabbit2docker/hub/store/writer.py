@@ -1,22 +1,32 @@
 """Write requests and events, in a transaction that excludes other writers of the tenant's builds."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import and_, bindparam, delete, insert, or_, select, update
+from sqlalchemy import Table, Update, and_, bindparam, delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rabbit2docker.hub.store import projection
 from rabbit2docker.hub.store.log_storage import write_logs
 from rabbit2docker.hub.store.projection import NAME_CHARACTERS, BuildRow, RequestRow, attempt_of
-from rabbit2docker.hub.store.tables import BUILDS, EVENTS, REQUESTERS, REQUESTS, clean
+from rabbit2docker.hub.store.tables import BATCH_REQUESTS, BUILDS, EVENTS, REQUESTERS, REQUESTS, clean
+from rabbit2docker_schemas.batches import batch_of
 from rabbit2docker_schemas.cloudevents import Event
-from rabbit2docker_schemas.events import Accepted, Gap, Log, Rejected
+from rabbit2docker_schemas.events import Accepted, Gap, Log, Progress, Rejected
 from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.requests import BuildRequest
+
+
+def _update_by_id(table: Table) -> Update:
+    values: dict[str, Any] = {column.name: bindparam(f"_{column.name}") for column in table.c}
+    this = and_(table.c.id == bindparam("_id"), table.c.tenant == bindparam("_tenant"))
+    return update(table).where(this).values(values)
+
+
+_UPDATES: Final = {table.name: _update_by_id(table) for table in (BUILDS, REQUESTS)}
 
 
 class EventWriter:
@@ -40,9 +50,12 @@ class EventWriter:
         row = self._request(request.request_id, request.provider, request.spec)
         projection.apply_request(row, request, at)
         await self._load_builds([row.leads_to])
-        self._build(row.leads_to, at)
-        self._add_name(row.leads_to, row.requester)
-        await self._begin([row.leads_to])
+        build = self._build(row.leads_to, at)
+        self._add_name(build.id, row.requester)
+        if build.id in self._before:
+            await self._begin([build.id])
+        else:
+            projection.apply_requests(build, [row])
         await self._write()
 
     async def record_share(self, request_id: str, requester: str) -> None:
@@ -57,7 +70,7 @@ class EventWriter:
 
     async def put(self, events: Sequence[Event]) -> list[BuildRow]:
         """Enter events. Return the builds whose beginning and end are both known only since now."""
-        mine = [event for event in events if event.tenant == self._tenant]
+        mine = [event for event in events if event.tenant == self._tenant and not _is_passing(event)]
         own_ids = {
             request_id: build_id_of(self._tenant, request_id)
             for event in mine
@@ -82,6 +95,7 @@ class EventWriter:
         await self._begin({event.data.build_id for event in new if isinstance(event.data, Accepted)})
         await self._write()
         await self._insert_events(kept)
+        await self._write_batches(kept)
         await write_logs(self._connection, logs, limit=self._log_bytes)
         return [row for row in self._builds.values() if row.is_whole and not self._was_whole(row)]
 
@@ -102,6 +116,8 @@ class EventWriter:
             for event in events
             if not isinstance(event.data, Log)
         }
+        if not unique:
+            return []
         wanted = select(EVENTS.c.build_id, EVENTS.c.id).where(
             EVENTS.c.build_id.in_(places), EVENTS.c.id.in_({id_ for _, id_ in unique})
         )
@@ -158,13 +174,17 @@ class EventWriter:
                 self._builds[id_], [request for request in all_requests.values() if request.leads_to == id_]
             )
 
-    async def _load_requests(self, ids: Iterable[str]) -> None:
+    async def _load_requests(self, ids: Collection[str]) -> None:
+        if not ids:
+            return
         wanted = select(REQUESTS).where(REQUESTS.c.tenant == self._tenant, REQUESTS.c.id.in_(set(ids)))
         for row in (await self._connection.execute(wanted)).mappings():
             self._requests[row["id"]] = request = RequestRow(**row)
             self._before[f"request {request.id}"] = deepcopy(request)
 
-    async def _load_builds(self, ids: Iterable[str]) -> None:
+    async def _load_builds(self, ids: Collection[str]) -> None:
+        if not ids:
+            return
         wanted = select(BUILDS).where(BUILDS.c.tenant == self._tenant, BUILDS.c.id.in_(set(ids)))
         for row in (await self._connection.execute(wanted)).mappings():
             self._builds[row["id"]] = build = BuildRow(**row)
@@ -199,17 +219,16 @@ class EventWriter:
             if new:
                 await self._connection.execute(insert(table), new)
             if changed:
-                this = and_(table.c.id == bindparam("_id"), table.c.tenant == bindparam("_tenant"))
-                values: dict[str, Any] = {column.name: bindparam(f"_{column.name}") for column in table.c}
-                await self._connection.execute(update(table).where(this).values(values), changed)
+                await self._connection.execute(_UPDATES[table.name], changed)
         await self._write_names()
 
     async def _write_names(self) -> None:
         if not self._names:
             return
-        builds = {build_id for build_id, _ in self._names}
+        builds = {build_id for build_id, _ in self._names if build_id in self._before}
         wanted = select(REQUESTERS.c.build_id, REQUESTERS.c.name).where(REQUESTERS.c.build_id.in_(builds))
-        known = {(build_id, name) for build_id, name in await self._connection.execute(wanted)}
+        # A build that is new in this transaction has no names yet.
+        known = {tuple(row) for row in await self._connection.execute(wanted)} if builds else set()
         if new := self._names - known:
             rows = [{"build_id": build_id, "name": name} for build_id, name in sorted(new)]
             await self._connection.execute(insert(REQUESTERS), rows)
@@ -229,3 +248,28 @@ class EventWriter:
         ]
         if rows:
             await self._connection.execute(insert(EVENTS), rows)
+
+    async def _write_batches(self, events: Iterable[Event]) -> None:
+        """Enter the requests among these answers that belong to a batch; the latest answer of each counts."""
+        rows = {}
+        for event in events:
+            if not isinstance(event.data, Accepted | Rejected):
+                continue
+            if (batch := batch_of(event.data.request_id)) is not None:
+                rows[event.data.request_id] = {
+                    "tenant": self._tenant,
+                    "request_id": event.data.request_id,
+                    "batch": batch.id,
+                    "size": batch.size,
+                    "build_id": self._place(event),
+                    "answered_at": event.time,
+                }
+        if rows:
+            here = and_(BATCH_REQUESTS.c.tenant == self._tenant, BATCH_REQUESTS.c.request_id.in_(rows))
+            await self._connection.execute(delete(BATCH_REQUESTS).where(here))
+            await self._connection.execute(insert(BATCH_REQUESTS), list(rows.values()))
+
+
+def _is_passing(event: Event) -> bool:
+    """Return whether an event is true for a moment only, and not worth a row."""
+    return isinstance(event.data, Progress) and event.data.is_place

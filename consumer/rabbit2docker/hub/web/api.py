@@ -4,19 +4,20 @@ import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rabbit2docker.hub.store.models import Build, BuildQuery, BuildState
-from rabbit2docker.hub.web.api_stream import RETRY, ApiCursor, ApiStream, queue_frame
+from rabbit2docker.hub.web.api_stream import RETRY, ApiCursor, ApiStream
 from rabbit2docker.hub.web.base import JsonHandler, StreamHandler
 from rabbit2docker.hub.web.binderhub_stream import KEEPALIVE
 from rabbit2docker.hub.web.build_form import check_provider, read_create_request, rebuild_request
 from rabbit2docker.hub.web.errors import HttpError
+from rabbit2docker.hub.web.keepalive import with_keepalive
 from rabbit2docker.hub.web.log_response import LogWriter
 from rabbit2docker.hub.web.resume import new_request_id
-from rabbit2docker.hub.web.viewers import with_keepalive
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import BuildOptions
 from rabbit2docker_schemas.ids import REQUEST_ID_PATTERN, build_id_of
@@ -90,6 +91,12 @@ class ApiHandler(JsonHandler):
             raise HttpError("There is no such build.", 404)
         return build
 
+    async def find_current_build(self, id_: str, *, lines: bool = False) -> Build:
+        """Return a build as find_build does, once the store has the end, and the `lines`, that streams have said."""
+        build = await self.find_build(id_)
+        read = partial(self.context.records.build, build.id)
+        return await self.context.streamed.caught_up(build, read, lines=lines)
+
     def parse_query(self, query: type[_Q]) -> _Q:
         """Parse the URL's parameters. Raises HttpError that lists everything that is wrong."""
         given: dict[str, Any] = {}
@@ -157,8 +164,8 @@ class BuildsHandler(ApiHandler):
 
     async def post(self) -> None:
         """Request a build."""
-        hostname = self.context.settings.providers.github_hostname
-        await self.submit(read_create_request(self.request.body, user=self.user, github_hostname=hostname))
+        hosts = self.context.settings.providers.hosts
+        await self.submit(read_create_request(self.request.body, user=self.user, hosts=hosts))
 
 
 class SingleBuildHandler(ApiHandler):
@@ -166,11 +173,11 @@ class SingleBuildHandler(ApiHandler):
 
     async def get(self, id_: str) -> None:
         """Answer with the build."""
-        self.write_model(await self.find_build(id_))
+        self.write_model(await self.find_current_build(id_))
 
     async def delete(self, id_: str) -> None:
         """Cancel the build, unless others requested it as well."""
-        build = await self.find_build(id_)
+        build = await self.find_current_build(id_)
         self._check_cancellable(build)
         # A queued request can only be withdrawn by its own id. Until RabbitMQ delivers this, it may have joined a build
         # that others requested; only an admin cancels that one.
@@ -207,7 +214,7 @@ class LogHandler(ApiHandler):
 
     async def get(self, id_: str) -> None:
         """Answer with the lines, as text or as JSON."""
-        build, query = await self.find_build(id_), self.parse_query(LogQuery)
+        build, query = await self.find_current_build(id_, lines=True), self.parse_query(LogQuery)
         if query.last is not None and query.last < query.first:
             raise HttpError("`last` must not be less than `first`.", 400)
         extents = {extent.attempt: extent for extent in build.logs}
@@ -263,22 +270,14 @@ class EventsHandler(StreamHandler, ApiHandler):
 
     async def _chunks(self, build: Build, stream: ApiStream) -> AsyncGenerator[bytes, None]:
         yield RETRY
-        keepalive = self.context.settings.hub.keepalive_seconds
-        since = build.requested_at.timestamp() if build.state is BuildState.QUEUED else None
-        with self.context.queue_positions.watch(build.request_id, since) as queue:
-            items = with_keepalive(self._events(build), lambda: keepalive, queue.changed)
-            async with aclosing(items) as events:
-                async for event in events:
-                    if event is not None:
-                        queue.leave()
-                        chunk = stream.render(event)
-                    else:
-                        ahead = queue.take()
-                        chunk = KEEPALIVE if ahead is None else queue_frame(ahead)
-                    if chunk:
-                        yield chunk
-                    if stream.result:
-                        return
+        items = with_keepalive(self._events(build), self.context.settings.hub.keepalive_seconds)
+        async with aclosing(items) as events:
+            async for event in events:
+                chunk = KEEPALIVE if event is None else stream.render(event)
+                if chunk:
+                    yield chunk
+                if stream.result:
+                    return
 
     def _events(self, build: Build) -> AsyncGenerator[Event, None]:
         """Return the events of an ended build from the store, and those of another one from RabbitMQ."""

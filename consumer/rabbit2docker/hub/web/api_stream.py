@@ -27,6 +27,7 @@ from rabbit2docker_schemas.events import (
     Kind,
     Log,
     Progress,
+    ProgressDetail,
     Rejected,
 )
 from rabbit2docker_schemas.ids import lines_event_id
@@ -55,11 +56,14 @@ class QueuePosition(Record):
 
     ahead: int
     """Number of builds ahead of this one."""
+    expected_start: datetime | None = None
+    """Time at which it starts if others keep starting at the pace of late; missing while that is unknown."""
 
 
-def queue_frame(ahead: int) -> bytes:
-    """Return the frame of a queue position, without an id: it is true for a moment only."""
-    return f"event: queue\ndata: {QueuePosition(ahead=ahead).model_dump_json()}\n\n".encode()
+def _queue_frame(detail: ProgressDetail) -> bytes:
+    """Return the frame of a place, without an id: it is true for a moment only."""
+    position = QueuePosition(ahead=detail.ahead or 0, expected_start=detail.expected_start)
+    return f"event: queue\ndata: {position.model_dump_json(exclude_none=True)}\n\n".encode()
 
 
 @dataclass(slots=True)
@@ -114,6 +118,8 @@ class ApiStream:
                 # A build that several requests share has several; each reader gets the first.
                 is_new, self.cursor.accepted = not self.cursor.accepted, True
                 return self._frame(event) if is_new else b""
+            case Progress() as progress if progress.is_place:
+                return b"" if self.cursor.accepted else _queue_frame(progress.detail)
             case Progress():
                 return self._progress(event)
             case Log() as log:

@@ -17,21 +17,28 @@ from rabbit2docker.hub.store.models import BuildRecords
 from rabbit2docker.hub.web.api import API_ROUTES
 from rabbit2docker.hub.web.auth import make_authenticator
 from rabbit2docker.hub.web.base import MAX_BODY_BYTES, AppContext, Handler
+from rabbit2docker.hub.web.batches import BATCH_ROUTES
 from rabbit2docker.hub.web.binderhub import BUILD_ROUTE, OPEN_ROUTES
 from rabbit2docker.hub.web.build_tokens import BuildTokens
+from rabbit2docker.hub.web.dead_letters import DEAD_LETTER_ROUTES, dead_letter_access
 from rabbit2docker.hub.web.limits import Limits
 from rabbit2docker.hub.web.open_streams import OpenStreams
 from rabbit2docker.hub.web.openapi import OpenApiHandler
 from rabbit2docker.hub.web.pages import PAGE_ROUTES, STATIC_ROUTE, NotFoundPage, load_pages
-from rabbit2docker.hub.web.queue_position import OpenDepthReader, QueuePositions
+from rabbit2docker.hub.web.running_requests import RunningRequests
+from rabbit2docker.hub.web.streamed import Streamed, StreamedBuilds
 from rabbit2docker.hub.web.submissions import Builds, Submissions
 from rabbit2docker.hub.web.viewers import Viewers
+from rabbit2docker.hub.web.webhooks import WEBHOOK_ROUTE, Webhooks
 from rabbit2docker.settings import HubSettings, Settings
 
 MAX_HEADER_BYTES: Final = 32 * 1024
 """Request line and headers together; JupyterHub's cookies take a few thousand."""
 SEND_BUFFER_BYTES: Final = 128 * 1024
 """The kernel's buffer for one viewer; its own default would take megabytes for each slow one."""
+
+CLOSE_SECONDS: Final = 3.0
+"""Time that handlers have once their connections are closed."""
 
 
 def make_application(
@@ -41,16 +48,13 @@ def make_application(
     builds: Builds,
     records: BuildRecords,
     run_checks: Callable[[], Awaitable[list[HealthCheck]]],
-    open_depth_reader: OpenDepthReader | None = None,
     broker_is_down: Callable[[], bool] = lambda: False,
 ) -> Application:
     """Return the application, with all routes below `base_url`. Raises ConfigurationError.
 
-    Without `open_depth_reader`, viewers get no queue positions. While `broker_is_down`, requests do not count for limits.
+    While `broker_is_down`, requests do not count for limits.
     """
-    context = _make_context(
-        settings, base_url, builds, records, run_checks, open_depth_reader, broker_is_down
-    )
+    context = _make_context(settings, base_url, builds, records, run_checks, broker_is_down)
     load_pages()
     return Application(
         _routes(context, base_url),
@@ -58,6 +62,7 @@ def make_application(
         allow_origin=settings.hub.allow_origin,
         cookie_secret=context.authenticator.cookie_secret(),
         open_streams=context.open_streams,
+        running=context.running,
         default_handler_class=NotFoundPage,
         default_handler_args={"context": context},
         # No access log: URLs may hold secrets that were put there by mistake, such as tokens.
@@ -71,27 +76,28 @@ def _make_context(
     builds: Builds,
     records: BuildRecords,
     run_checks: Callable[[], Awaitable[list[HealthCheck]]],
-    open_depth_reader: OpenDepthReader | None,
     broker_is_down: Callable[[], bool],
 ) -> AppContext:
-    hub, queue_positions = settings.hub, QueuePositions(open_depth_reader)
-    submissions = Submissions(
-        builds, records, queue_positions, tenant=settings.tenant, share_seconds=hub.share_seconds
-    )
-    viewers = Viewers(builds, submissions, queue_positions, keepalive_seconds=hub.keepalive_seconds)
+    hub, streamed = settings.hub, Streamed()
+    builds = StreamedBuilds(builds, streamed)
+    submissions = Submissions(builds, records, tenant=settings.tenant, share_seconds=hub.share_seconds)
+    viewers = Viewers(builds, submissions, keepalive_seconds=hub.keepalive_seconds)
     return AppContext(
         settings=settings,
         authenticator=make_authenticator(hub, base_url),
         builds=builds,
         records=records,
+        streamed=streamed,
         submissions=submissions,
-        queue_positions=queue_positions,
         viewers=viewers,
         run_checks=run_checks,
         limits=Limits(hub, records, broker_is_down),
         open_streams=OpenStreams(hub),
+        running=RunningRequests(),
         public_url=f"{(public_url_of(hub) or base_url).rstrip('/')}/",
         build_tokens=BuildTokens(hub.build_token_secret),
+        webhooks=Webhooks(hub.webhooks),
+        dead_letters=dead_letter_access(settings),
     )
 
 
@@ -102,11 +108,18 @@ def public_url_of(settings: HubSettings) -> str:
 
 def _routes(context: AppContext, base_url: str) -> list[Any]:
     prefix, arguments = re.escape(base_url), {"context": context}
-    protected: list[tuple[str, type[Handler]]] = [BUILD_ROUTE, *PAGE_ROUTES, *API_ROUTES]
+    protected: list[tuple[str, type[Handler]]] = [
+        BUILD_ROUTE,
+        *PAGE_ROUTES,
+        *API_ROUTES,
+        *BATCH_ROUTES,
+        *DEAD_LETTER_ROUTES,
+    ]
     unprotected: list[tuple[str, type[Handler]]] = [
         *OPEN_ROUTES,
         ("api/openapi.json", OpenApiHandler),
         STATIC_ROUTE,
+        WEBHOOK_ROUTE,
     ]
     wrap = context.authenticator.wrap
     return [
@@ -132,6 +145,7 @@ class WebServer:
         )
         self._server.add_sockets(sockets)
         self._open_streams: OpenStreams = application.settings["open_streams"]
+        self._running: RunningRequests = application.settings["running"]
 
     async def close(self, drain_seconds: float = 0.0, hurry: asyncio.Event | None = None) -> None:
         """Stop listening, let streams end by themselves for `drain_seconds` or until `hurry` is set, and close the rest.
@@ -141,6 +155,7 @@ class WebServer:
         self._server.stop()
         await self._open_streams.drain(drain_seconds, hurry or asyncio.Event())
         await self._server.close_all_connections()
+        await self._running.wait_for_end(CLOSE_SECONDS)
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:

@@ -6,11 +6,11 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from tornado.iostream import StreamClosedError
-from tornado.web import HTTPError, RequestHandler
+from tornado.web import HTTPError, OutputTransform, RequestHandler
 
 from rabbit2docker import metrics
 from rabbit2docker.errors import StoreUnavailable
@@ -30,10 +30,15 @@ from rabbit2docker.hub.web.errors import (
 )
 from rabbit2docker.hub.web.limits import Address, Limits, limit_headers, limit_subject
 from rabbit2docker.hub.web.open_streams import OpenStreams, StreamSlot
-from rabbit2docker.hub.web.queue_position import QueuePositions
+from rabbit2docker.hub.web.running_requests import RunningRequests
+from rabbit2docker.hub.web.streamed import Streamed
 from rabbit2docker.hub.web.submissions import Builds, Submissions
 from rabbit2docker.hub.web.viewers import Viewers
 from rabbit2docker.settings import Settings
+
+if TYPE_CHECKING:
+    from rabbit2docker.hub.web.dead_letters import DeadLetterAccess
+    from rabbit2docker.hub.web.webhooks import Webhooks
 
 log = structlog.get_logger()
 
@@ -56,13 +61,17 @@ class AppContext:
     authenticator: Authenticator
     builds: Builds
     records: BuildRecords
+    streamed: Streamed
     submissions: Submissions
-    queue_positions: QueuePositions
     viewers: Viewers
     run_checks: Callable[[], Awaitable[list[HealthCheck]]]
     limits: Limits
     build_tokens: BuildTokens
     open_streams: OpenStreams
+    running: RunningRequests
+    webhooks: "Webhooks"
+    dead_letters: "DeadLetterAccess | None"
+    """None without credentials for the queue."""
     public_url: str
     """URL, or at least the path, under which users reach the service; ends with a slash."""
 
@@ -75,6 +84,10 @@ class Handler(RequestHandler):
     def initialize(self, context: AppContext) -> None:
         """Take the application's parts."""
         self.context = context
+
+    async def _execute(self, transforms: list[OutputTransform], *args: bytes, **kwargs: bytes) -> None:
+        with self.context.running.counted():
+            await super()._execute(transforms, *args, **kwargs)
 
     def set_default_headers(self) -> None:
         """Allow pages of the configured origin to read responses."""

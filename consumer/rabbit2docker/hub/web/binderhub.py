@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from importlib.metadata import version
 from typing import Any, Final
 
 import structlog
@@ -24,7 +23,8 @@ from rabbit2docker.hub.web.errors import (
     UnknownProvider,
 )
 from rabbit2docker.hub.web.resume import BinderHubCursor
-from rabbit2docker_schemas.providers import AVAILABLE
+from rabbit2docker.own_version import OWN_VERSION
+from rabbit2docker_schemas.providers import PROVIDERS
 from rabbit2docker_schemas.requests import BuildRequest
 from rabbit2docker_schemas.validation_messages import describe
 
@@ -91,6 +91,9 @@ class BuildHandler(StreamHandler):
             log.warning("build not requested, RabbitMQ unavailable", reason=str(error))
             yield frame(failure(BUILDS_UNAVAILABLE, 503))
             return
+        if resumed is None:
+            # Not only once the repository's host and the registry have answered.
+            yield stream.waiting()
         async with aclosing(self.context.viewers.stream(stream)) as chunks:
             async for chunk in chunks:
                 self._result = stream.result or self._result
@@ -170,7 +173,7 @@ class VersionsHandler(OpenHandler):
 
     def get(self) -> None:
         """Answer with BinderHub's fields and the version of rabbit2docker."""
-        image, ours = self.context.settings.builder.image, version("rabbit2docker")
+        image, ours = self.context.settings.builder.image, OWN_VERSION
         self.write_json(
             {
                 "builder_info": {"build_image": image},
@@ -213,8 +216,8 @@ class ProvidersHandler(Handler):
 
     def get(self) -> None:
         """Answer with the list."""
-        hostname = self.context.settings.providers.github_hostname
-        self.write_json([provider.as_repoprovider(hostname) for provider in AVAILABLE.values()])
+        hosts = self.context.settings.providers.hosts
+        self.write_json([provider.as_repoprovider(hosts) for provider in PROVIDERS.values()])
 
 
 BUILD_ROUTE: Final[tuple[str, type[Handler]]] = (r"build/([^/]+)/(.+)", BuildHandler)

@@ -45,15 +45,6 @@ def failure(message: str, status_code: int | None = None) -> dict[str, Any]:
     return {"phase": "failed", **code, "message": message if message.endswith("\n") else f"{message}\n"}
 
 
-def queue_message(ahead: int) -> str:
-    """Return the position of a waiting build in words."""
-    if not ahead:
-        before = "this build is the next"
-    else:
-        before = "1 build is before this one" if ahead == 1 else f"{ahead} builds are before this one"
-    return f"Waiting for a free build slot: {before}."
-
-
 def frame(payload: dict[str, Any], id_: str | None = None) -> bytes:
     """Return one server-sent event."""
     return (f"id: {id_}\n".encode() if id_ else b"") + b"data: " + json.dumps(payload).encode() + b"\n\n"
@@ -72,27 +63,19 @@ class BinderHubStream:
         self._provider = provider
         self._spec = spec
         self._seen = 0
-        self._start = replace(cursor)
-        self._cached = False
-
-    @property
-    def has_begun(self) -> bool:
-        """True once the viewer has received an event."""
-        return self.cursor.events > 0
+        self.start = replace(cursor)
+        """Where the viewer resumed."""
+        self._cached = self._is_accepted = False
 
     def waiting(self) -> bytes:
         """Return BinderHub's first event, unless an event has been sent."""
         return b"" if self._seen else self._event(WAITING)
 
-    def queued(self, ahead: int) -> bytes:
-        """Return the position in the queue, without an id: it is true for a moment only."""
-        return self.waiting() + frame({"phase": "waiting", "message": f"{queue_message(ahead)}\n"})
-
     def render(self, event: Event) -> bytes:
         """Return the frames for an event: any number of them."""
         match event.data:
             case Accepted() as accepted:
-                self._cached = accepted.cached
+                self._cached, self._is_accepted = accepted.cached, True
                 first = b"" if accepted.cached else self.waiting()
                 if accepted.notice:
                     return first + self._event({"phase": "waiting", "message": f"{accepted.notice}\n"})
@@ -120,12 +103,18 @@ class BinderHubStream:
 
     def _event(self, payload: dict[str, Any]) -> bytes:
         self._seen += 1
-        if self._seen <= self._start.events:
+        if self._seen <= self.start.events:
             return b""
         self.cursor.events = self._seen
         return frame(payload, str(self.cursor))
 
+    def _place(self, progress: Progress) -> bytes:
+        # Without an id: it is true for a moment only.
+        return self.waiting() + frame({"phase": "waiting", "message": f"{progress.message}\n"})
+
     def _progress(self, progress: Progress) -> bytes:
+        if progress.is_place:
+            return b"" if self._is_accepted else self._place(progress)
         first = self.waiting()
         if progress.phase not in _PHASES_WITH_PROGRESS:
             return first
@@ -146,12 +135,12 @@ class BinderHubStream:
             self._move(log.attempt, log.n + len(lines))
             return
         for number, line in enumerate(lines, log.n):
-            if not self._start.has_line(log.attempt, number):
+            if not self.start.has_line(log.attempt, number):
                 self._move(log.attempt, number + 1)
                 yield f"id: {self.cursor}\n".encode() + line
 
     def _gap(self, gap: Gap) -> bytes:
-        if self._start.has_line(gap.attempt, gap.last):
+        if self.start.has_line(gap.attempt, gap.last):
             return b""
         self._move(gap.attempt, gap.last + 1)
         if gap.first == gap.last:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -12,7 +13,7 @@ from rabbit2docker.hub.store.models import Build, BuildState
 from rabbit2docker.hub.web.auth import User
 from rabbit2docker.hub.web.errors import HttpError, UnknownProvider
 from rabbit2docker.repository_urls import from_url
-from rabbit2docker_schemas.providers import AVAILABLE, in_words
+from rabbit2docker_schemas.providers import PROVIDERS, in_words
 from rabbit2docker_schemas.requests import KEEP_CACHE, BuildRequest, Force, Message
 from rabbit2docker_schemas.validation_messages import describe
 
@@ -28,7 +29,8 @@ class CreateBuildRequest(Message):
     provider: str | None = None
     spec: str | None = None
     url: str | None = None
-    """Address of a repository as people paste it, or of a branch, commit, file or pull request at GitHub."""
+    """Address of a repository or dataset as people paste it: also of a branch, commit, file, pull or merge request at
+    GitHub and GitLab, or a DOI."""
     requester: str | None = None
     """The person that a service requests the build for; the build counts and is listed as that person's."""
     ref: str | None = None
@@ -41,7 +43,7 @@ class CreateBuildRequest(Message):
     timeout_seconds: int | None = None
 
 
-def read_create_request(body: bytes, *, user: User, github_hostname: str) -> BuildRequest:
+def read_create_request(body: bytes, *, user: User, hosts: Mapping[str, str]) -> BuildRequest:
     """Parse a body. Raises HttpError that lists everything that is wrong."""
     form = _create_request(body)
     requester = user.acting_for(form.requester).name
@@ -50,7 +52,7 @@ def read_create_request(body: bytes, *, user: User, github_hostname: str) -> Bui
     provider, spec = form.provider, form.spec
     if form.url is not None:
         try:
-            provider, spec = from_url(form.url, form.ref or None, github_hostname=github_hostname)
+            provider, spec = from_url(form.url, form.ref or None, hosts=hosts)
         except RequestRejected as error:
             raise HttpError(error.message, 400) from error
     elif form.ref is not None:
@@ -83,9 +85,9 @@ def rebuild_request(build: Build, state: BuildState, *, requester: str | None) -
 
 def check_provider(prefix: str) -> None:
     """Raise UnknownProvider, with BinderHub's sentence and the available prefixes, before anything is published."""
-    if prefix not in AVAILABLE:
+    if prefix not in PROVIDERS:
         raise UnknownProvider(
-            f"No provider found for prefix {prefix[:64]}. There are {in_words(list(AVAILABLE))}.", 404
+            f"No provider found for prefix {prefix[:64]}. There are {in_words(list(PROVIDERS))}.", 404
         )
 
 

@@ -190,6 +190,7 @@ class Limits:
             SubjectKind.SERVICE: settings.requests_per_service,
             SubjectKind.ADDRESS: settings.requests_per_address,
         }
+        self._per_webhook = settings.requests_per_webhook
         self._seconds = settings.requests_period_seconds
         self._trusted = read_networks(settings.trusted_proxies, "TRUSTED_PROXIES")
         banned = read_networks(settings.ban_networks, "BAN_NETWORKS")
@@ -215,17 +216,35 @@ class Limits:
         if subject is None or not limit or self._broker_is_down():
             return None
         now = datetime.now(UTC)
+        allowance = await self._counted(subject.key, limit, now)
+        if allowance is not None and not allowance.allowed:
+            raise RateLimited(self._message(subject, allowance, now), allowance, at=now)
+        return allowance
+
+    async def check_webhook(self, repository: str) -> None:
+        """Count a request that a push has made. Raises RateLimited."""
+        limit, now = self._per_webhook, datetime.now(UTC)
+        if not limit or self._broker_is_down():
+            return
+        allowance = await self._counted(f"webhook:{repository.lower()}", limit, now)
+        if allowance is not None and not allowance.allowed:
+            wait = format_duration((allowance.reset_at - now).total_seconds())
+            message = (
+                f"Pushes to {repository} have requested {limit} builds within {format_period(self._seconds)}, which is the "
+                f"limit (hub.requests_per_webhook). Deliver this one again in {wait}."
+            )
+            raise RateLimited(message, allowance, at=now)
+
+    async def _counted(self, key: str, limit: int, now: datetime) -> Allowance | None:
+        """Count a request, and its rejection if it is one too many; None where the store cannot count."""
         try:
             async with asyncio.timeout(STORE_SECONDS):
-                allowance = await self._store.check_rate(
-                    subject.key, limit=limit, seconds=self._seconds, at=now
-                )
+                allowance = await self._store.check_rate(key, limit=limit, seconds=self._seconds, at=now)
         except (StoreUnavailable, TimeoutError) as error:
             log.warning("request not counted", reason=str(error) or "timeout")
             return None
         if not allowance.allowed:
             metrics.HUB_REJECTIONS.labels(limit="rate").inc()
-            raise RateLimited(self._message(subject, allowance, now), allowance, at=now)
         return allowance
 
     def _limit(self, user: User, subject: LimitSubject | None) -> int:

@@ -1,35 +1,31 @@
 """The JSON API's OpenAPI 3.1 document, generated from its models."""
 
-from copy import deepcopy
 from functools import cache
-from importlib.metadata import version
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from rabbit2docker.hub.store.models import Build, BuildPage, Record
+from rabbit2docker.hub.store.models import BatchReport, Build, BuildPage
 from rabbit2docker.hub.web.api import ListQuery, LogQuery, RebuildQuery
 from rabbit2docker.hub.web.api_stream import BuildEvent, QueuePosition
-from rabbit2docker.hub.web.base import MAX_BODY_BYTES, Handler
+from rabbit2docker.hub.web.base import Handler
+from rabbit2docker.hub.web.batches import BatchesPage
 from rabbit2docker.hub.web.build_form import CreateBuildRequest
+from rabbit2docker.hub.web.dead_letters import (
+    DeadLetterDetail,
+    DeadLetterPage,
+    LetterResults,
+    LetterSelection,
+    RedriveSelection,
+)
 from rabbit2docker.hub.web.log_response import LogAnswer
+from rabbit2docker.hub.web.openapi_operations import operations
+from rabbit2docker.hub.web.openapi_parts import REF, ErrorAnswer, Json, content, errors, parameters
+from rabbit2docker.own_version import OWN_VERSION
 from rabbit2docker.settings import HubAuth
 from rabbit2docker_schemas.requests import BuildRequest
 
-Json = dict[str, Any]
-
-
-class ErrorAnswer(Record):
-    """The body of every error response."""
-
-    message: str
-    """A message for people: what happened and what to do."""
-    status: int
-    """The status code of the response."""
-
-
-_REF: Final = "#/components/schemas/"
 _MODELS: Final[tuple[type[BaseModel], ...]] = (
     Build,
     BuildPage,
@@ -37,15 +33,14 @@ _MODELS: Final[tuple[type[BaseModel], ...]] = (
     BuildEvent,
     QueuePosition,
     ErrorAnswer,
+    BatchesPage,
+    BatchReport,
+    DeadLetterPage,
+    DeadLetterDetail,
+    LetterResults,
+    LetterSelection,
+    RedriveSelection,
 )
-
-
-def _ref(name: str) -> Json:
-    return {"$ref": f"{_REF}{name}"}
-
-
-def _json(name: str) -> Json:
-    return {"application/json": {"schema": _ref(name)}}
 
 
 _ID: Final[Json] = {
@@ -54,17 +49,6 @@ _ID: Final[Json] = {
     "required": True,
     "description": "Id of a build, or of a request for it.",
     "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,128}$"},
-}
-_ERRORS: Final = {
-    "400": "The request is not valid; the message says why.",
-    "403": "The client is not authenticated, is not allowed to do this, or acts for a page of another site.",
-    "404": "There is no such build, or the client may not see it.",
-    "409": "The build has ended already, or others requested it as well.",
-    "413": f"The body is longer than {MAX_BODY_BYTES} bytes.",
-    "415": "The body is not JSON.",
-    "429": "The client has requested too many builds, or watches too many; see `Retry-After`.",
-    "500": "An internal error; the service's log has the details.",
-    "503": "RabbitMQ or the database is unavailable.",
 }
 _LIMITS: Final[Json] = {
     f"X-RateLimit-{name}": {"description": description, "schema": {"type": "integer"}}
@@ -76,23 +60,6 @@ _LIMITS: Final[Json] = {
 }
 
 
-def _errors(*codes: str) -> Json:
-    return {code: {"description": _ERRORS[code], "content": _json("ErrorAnswer")} for code in (*codes, "500")}
-
-
-def _parameters(query: type[BaseModel]) -> list[Json]:
-    schema = query.model_json_schema(ref_template=f"{_REF}{{model}}")
-    return [
-        {
-            "name": name,
-            "in": "query",
-            "description": about.pop("description", ""),
-            "schema": {key: value for key, value in about.items() if key != "title"},
-        }
-        for name, about in deepcopy(schema["properties"]).items()
-    ]
-
-
 def _accepted() -> Json:
     return {
         "description": "The request is queued. Its build gets this id unless the request joins a running build.",
@@ -100,7 +67,7 @@ def _accepted() -> Json:
             "Location": {"description": "URL of the build.", "schema": {"type": "string"}},
             **_LIMITS,
         },
-        "content": _json("Build"),
+        "content": content("Build"),
     }
 
 
@@ -111,6 +78,7 @@ def _paths() -> Json:
         "/api/builds/{id}/log": {"parameters": [_ID], "get": _get_log()},
         "/api/builds/{id}/events": {"parameters": [_ID], "get": _stream_events()},
         "/api/builds/{id}/rebuild": {"parameters": [_ID], "post": _rebuild()},
+        **operations(),
     }
 
 
@@ -118,10 +86,10 @@ def _list_builds() -> Json:
     return {
         "operationId": "listBuilds",
         "summary": "List the builds that the user may see, newest first",
-        "parameters": _parameters(ListQuery),
+        "parameters": parameters(ListQuery),
         "responses": {
-            "200": {"description": "A page of builds.", "content": _json("BuildPage")},
-            **_errors("400", "403", "503"),
+            "200": {"description": "A page of builds.", "content": content("BuildPage")},
+            **errors("400", "403", "503"),
         },
     }
 
@@ -130,8 +98,8 @@ def _create_build() -> Json:
     return {
         "operationId": "createBuild",
         "summary": "Request a build",
-        "requestBody": {"required": True, "content": _json("CreateBuildRequest")},
-        "responses": {"202": _accepted(), **_errors("400", "403", "413", "415", "429", "503")},
+        "requestBody": {"required": True, "content": content("CreateBuildRequest")},
+        "responses": {"202": _accepted(), **errors("400", "403", "413", "415", "429", "503")},
     }
 
 
@@ -140,8 +108,8 @@ def _get_build() -> Json:
         "operationId": "getBuild",
         "summary": "Get a build",
         "responses": {
-            "200": {"description": "The build.", "content": _json("Build")},
-            **_errors("403", "404", "503"),
+            "200": {"description": "The build.", "content": content("Build")},
+            **errors("403", "404", "503"),
         },
     }
 
@@ -152,8 +120,8 @@ def _cancel_build() -> Json:
         "operationId": "cancelBuild",
         "summary": "Cancel a build that no one else requested",
         "responses": {
-            "202": {"description": cancelling, "content": _json("Build")},
-            **_errors("400", "403", "404", "409", "413", "415", "503"),
+            "202": {"description": cancelling, "content": content("Build")},
+            **errors("400", "403", "404", "409", "413", "415", "503"),
         },
     }
 
@@ -162,14 +130,14 @@ def _get_log() -> Json:
     lines = (
         "Lines `first` to `last` as they were written. A line in brackets stands for lines that are missing."
     )
-    content = {"text/plain": {"schema": {"type": "string"}}, **_json("LogAnswer")}
+    written = {"text/plain": {"schema": {"type": "string"}}, **content("LogAnswer")}
     return {
         "operationId": "getLog",
         "summary": "Get the log written so far",
-        "parameters": _parameters(LogQuery),
+        "parameters": parameters(LogQuery),
         "responses": {
-            "200": {"description": lines, "content": content},
-            **_errors("400", "403", "404", "503"),
+            "200": {"description": lines, "content": written},
+            **errors("400", "403", "404", "503"),
         },
     }
 
@@ -198,7 +166,7 @@ def _stream_events() -> Json:
                 "content": {"text/event-stream": {"schema": {"type": "string"}}},
             },
             "204": {"description": "All events have been received."},
-            **_errors("403", "404", "429", "503"),
+            **errors("403", "404", "429", "503"),
         },
     }
 
@@ -207,8 +175,8 @@ def _rebuild() -> Json:
     return {
         "operationId": "rebuild",
         "summary": "Request the same build again; if it completed, even though its image exists",
-        "parameters": _parameters(RebuildQuery),
-        "responses": {"202": _accepted(), **_errors("400", "403", "404", "413", "415", "429", "503")},
+        "parameters": parameters(RebuildQuery),
+        "responses": {"202": _accepted(), **errors("400", "403", "404", "413", "415", "429", "503")},
     }
 
 
@@ -242,16 +210,16 @@ def _security(auth: HubAuth) -> Json:
 def document(base_url: str, auth: HubAuth) -> Json:
     """Return the document of the API at this base URL. It is cached: do not modify it."""
     inputs: list[tuple[type[BaseModel], Literal["validation"]]] = [(model, "validation") for model in _MODELS]
-    _, definitions = models_json_schema(inputs, ref_template=f"{_REF}{{model}}")
+    _, definitions = models_json_schema(inputs, ref_template=f"{REF}{{model}}")
     schemas = definitions["$defs"] | {"CreateBuildRequest": _create_request()}
-    for name, about in ListQuery.model_json_schema(ref_template=f"{_REF}{{model}}").get("$defs", {}).items():
+    for name, about in ListQuery.model_json_schema(ref_template=f"{REF}{{model}}").get("$defs", {}).items():
         schemas.setdefault(name, about)
     security = _security(auth)
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "rabbit2docker",
-            "version": version("rabbit2docker"),
+            "version": OWN_VERSION,
             "description": "Builds container images from repositories: request, follow, cancel and repeat builds.",
         },
         "servers": [{"url": base_url.rstrip("/") or "/"}],

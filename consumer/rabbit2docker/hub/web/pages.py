@@ -7,8 +7,7 @@ import hashlib
 import json
 import os
 import re
-from functools import cache
-from importlib.metadata import version
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -19,7 +18,10 @@ from tornado.web import HTTPError
 from rabbit2docker.errors import StoreUnavailable
 from rabbit2docker.hub.web.auth import User
 from rabbit2docker.hub.web.base import Handler
+from rabbit2docker.hub.web.batches import NO_SUCH_BATCH, viewer_of
+from rabbit2docker.hub.web.dead_letters import check_admin
 from rabbit2docker.hub.web.errors import NO_SUCH_PAGE, RECORDS_UNAVAILABLE, Forbidden, HttpError
+from rabbit2docker.own_version import OWN_VERSION
 from rabbit2docker.settings import HubAuth
 from rabbit2docker_schemas.providers import PROVIDERS
 
@@ -41,7 +43,7 @@ MEDIA_TYPES: Final = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-_NEXT: Final = re.compile(r"(new|builds/[A-Za-z0-9._~%-]+)(\?[^\s#]*)?")
+_NEXT: Final = re.compile(r"(new|dead-letters|batches|(?:builds|batches)/[A-Za-z0-9._~%-]+)(\?[^\s#]*)?")
 """Pages to which the list of builds redirects after a login."""
 YEAR_SECONDS: Final = 31_536_000
 _TITLES: Final = {
@@ -114,11 +116,11 @@ def jupyterhub_url() -> str | None:
 
 
 @cache
-def page_providers(github_hostname: str) -> str:
-    """Return the descriptors of all providers as JSON for scripts, with the configured host of GitHub."""
-    hosts = {"gh": github_hostname}
+def page_providers(hosts: frozenset[tuple[str, str]]) -> str:
+    """Return the descriptors of all providers as JSON for scripts, with the configured hosts by provider."""
+    chosen = dict(hosts)
     data = [descriptor.as_page_data() for descriptor in PROVIDERS.values()]
-    return json.dumps([{**each, "host": hosts.get(each["prefix"], each["host"])} for each in data])
+    return json.dumps([{**each, "host": chosen.get(each["prefix"], each["host"])} for each in data])
 
 
 def _wants_html(handler: Handler) -> bool:
@@ -181,8 +183,8 @@ class Page(Handler):
                 user=user,
                 xsrf=token,
                 keepalive_seconds=self.context.settings.hub.keepalive_seconds,
-                providers=page_providers(self.context.settings.providers.github_hostname),
-                version=version("rabbit2docker"),
+                providers=page_providers(frozenset(self.context.settings.providers.hosts.items())),
+                version=OWN_VERSION,
                 **values,
             )
         )
@@ -260,7 +262,39 @@ class BuildPage(Page):
                 "There is no such build, or you do not have access to it. Builds are deleted after a retention period.",
                 404,
             )
+        build = await self.context.streamed.caught_up(build, partial(self.context.records.build, build.id))
         self.render_page("build.html", user, title="Build", build=build)
+
+
+class BatchesPage(Page):
+    """The list of batches."""
+
+    async def get(self) -> None:
+        """Answer with the page."""
+        if user := await self.authenticated_user():
+            self.render_page("batches.html", user, title="Batches")
+
+
+class BatchPage(Page):
+    """One batch."""
+
+    async def get(self, id_: str) -> None:
+        """Answer with the page if the user may see any build of the batch, else 404."""
+        if user := await self.authenticated_user():
+            if not await self.context.records.batches.exists(id_, viewer_of(user)):
+                raise HttpError(NO_SUCH_BATCH, 404)
+            self.render_page("batch.html", user, title="Batch", batch=id_)
+
+
+class DeadLettersPage(Page):
+    """The dead letters, for administrators."""
+
+    async def get(self) -> None:
+        """Answer with the page, or with how to enable it. Raises Forbidden for others."""
+        if user := await self.authenticated_user():
+            check_admin(user)
+            is_enabled = self.context.dead_letters is not None
+            self.render_page("dead-letters.html", user, title="Dead letters", is_enabled=is_enabled)
 
 
 class StaticHandler(Handler):
@@ -297,6 +331,9 @@ PAGE_ROUTES: Final[tuple[tuple[str, type[Handler]], ...]] = (
     ("", ListPage),
     ("new", NewPage),
     ("builds/([^/]+)", BuildPage),
+    ("batches", BatchesPage),
+    ("batches/([^/]+)", BatchPage),
+    ("dead-letters", DeadLettersPage),
 )
 """Paths below the base URL; they need authentication."""
 STATIC_ROUTE: Final[tuple[str, type[Handler]]] = ("static/([0-9a-f]+)/([^/]+)", StaticHandler)

@@ -12,13 +12,13 @@ import structlog
 from rabbit2docker import metrics
 from rabbit2docker.errors import BrokerUnavailable, Rabbit2DockerError, StoreRefused, StoreUnavailable
 from rabbit2docker.hub.store.models import BuildRecords
-from rabbit2docker.hub.web.queue_position import QueuePositions
 from rabbit2docker.hub.web.resume import new_request_id
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Rejected
 from rabbit2docker_schemas.ids import RequestId, request_event_id
 from rabbit2docker_schemas.reasons import RejectReason
 from rabbit2docker_schemas.requests import BuildRequest
+from rabbit2docker_schemas.routing import Priority
 
 log = structlog.get_logger()
 
@@ -38,7 +38,7 @@ async def no_rate_check() -> None:
 class Builds(Protocol):
     """The part of `BuildEvents` that the web side uses; tests have one in memory."""
 
-    async def submit(self, request: BuildRequest) -> RequestId:
+    async def submit(self, request: BuildRequest, priority: Priority = Priority.INTERACTIVE) -> RequestId:
         """Publish a request for a build. Raises BrokerUnavailable."""
 
     async def cancel(self, id_: str, *, by: str, spare_joined: bool = False) -> None:
@@ -69,7 +69,6 @@ class Submissions:
         self,
         builds: Builds,
         records: BuildRecords,
-        queue_positions: QueuePositions,
         *,
         tenant: str,
         share_seconds: float,
@@ -77,7 +76,6 @@ class Submissions:
         """Take the parts; requests for the same spec within `share_seconds` become one."""
         self._builds = builds
         self._records = records
-        self._queue_positions = queue_positions
         self._tenant = tenant
         self._share_seconds = share_seconds
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
@@ -117,14 +115,19 @@ class Submissions:
         expires_at = asyncio.get_running_loop().time() + self._share_seconds
         return _SharedRequest(request_id, expires_at, submitting, {request.requester})
 
-    async def submit(self, request: BuildRequest, *, at: datetime | None = None) -> RequestId:
+    async def submit(
+        self,
+        request: BuildRequest,
+        *,
+        at: datetime | None = None,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> RequestId:
         """Record a request and publish it under its own id. Raises BrokerUnavailable and what publishing raises."""
         await self._record(self._records.record_request(request, at=at or datetime.now(UTC)))
-        outcome, request_id = "unavailable", str(request.request_id)
-        self._queue_positions.add(request_id)
+        outcome = "unavailable"
         try:
             async with asyncio.timeout(CONFIRM_SECONDS):
-                confirmed = await self._builds.submit(request)
+                confirmed = await self._builds.submit(request, priority)
             outcome = "asked"
             return confirmed
         except TimeoutError as error:
@@ -135,8 +138,6 @@ class Submissions:
             raise
         finally:
             metrics.HUB_REQUESTS.labels(outcome=outcome).inc()
-            if outcome != "asked":
-                self._queue_positions.remove(request_id)
 
     async def _record_unconfirmed(self, request: BuildRequest) -> None:
         """Record that RabbitMQ did not confirm a request, so that it does not look queued indefinitely.

@@ -8,6 +8,8 @@ export class BuildState {
   build;
   /** Number of builds ahead in the queue; null while it is unknown. */
   ahead = null;
+  /** Time at which the build is expected to start; null while it is unknown. */
+  expectedStart = null;
   /** Whether a cancellation was requested. */
   isCancelling = false;
   // Position in the events: a stream starts at the build's beginning, also for a build that is halfway through.
@@ -24,8 +26,10 @@ export class BuildState {
 
   /** Apply one event of the stream. */
   apply(kind, event) {
-    if (kind === "queue") this.ahead = event.ahead;
-    else if (kind in HANDLERS) HANDLERS[kind](this, event.data, event.time);
+    if (kind === "queue") {
+      this.ahead = event.ahead;
+      this.expectedStart = event.expected_start;
+    } else if (kind in HANDLERS) HANDLERS[kind](this, event.data, event.time);
   }
 
   accept(data, time) {

@@ -3,7 +3,7 @@ import * as api from "./api.js";
 import { Terminal } from "./ansi.js";
 import { PHASES } from "./buildstate.js";
 import { byId, make, setList, setText } from "./dom.js";
-import { ago, badgeClass, exactTime, formatBytes, formatDuration, isEnd, linkable, pluralize, secondsBetween, shortRef, STATES } from "./format.js";
+import { ago, badgeClass, clockTime, exactTime, formatBytes, formatDuration, isEnd, linkable, pluralize, secondsBetween, shortRef, STATES } from "./format.js";
 import { target } from "./providers.js";
 
 const CATEGORIES = {
@@ -46,7 +46,11 @@ function showProblem({ problem, state, cancelled_by }) {
   section.hidden = !(problem || state === "cancelled");
   if (section.hidden) return;
   section.classList.toggle("cancelled", state === "cancelled");
-  const titles = { cancelled: "This build was cancelled", rejected: "This request was rejected" };
+  const isWithdrawn = problem?.reason === "cancelled";
+  const titles = {
+    cancelled: "This build was cancelled",
+    rejected: isWithdrawn ? "This request was cancelled before its build began" : "This request was rejected",
+  };
   setText(byId("problem-title"), titles[state] ?? "This build failed");
   setText(byId("problem-message"), state === "cancelled" ? `Cancelled by ${cancelled_by || "an unknown user"}.` : problem.message);
   setText(byId("problem-hint"), problem?.hint || (problem?.retryable ? "Try again later: the cause may be temporary." : ""));
@@ -147,20 +151,21 @@ export function showFacts(build) {
   ]);
 }
 
-function showProgress({ build, ahead, isCancelling }) {
-  const text = progressText(build, ahead, isCancelling);
+function showProgress({ build, ahead, expectedStart, isCancelling }) {
+  const text = progressText(build, ahead, expectedStart, isCancelling);
   // Build steps are many; screen readers announce only what the user waits for.
   byId("progress").setAttribute("aria-live", isCancelling || build.state === "queued" ? "polite" : "off");
   if (byId("progress").textContent !== text) byId("progress").textContent = text;
 }
 
-function progressText(build, ahead, isCancelling) {
+function progressText(build, ahead, expectedStart, isCancelling) {
   if (isCancelling) return "Cancelling …";
   if (isEnd(build.state)) return "";
   if (build.state !== "queued") return build.message;
   if (ahead === null) return "Waiting for a free build slot.";
-  if (ahead === 0) return "Waiting for a free build slot: this build is next.";
-  return `Waiting for a free build slot: ${pluralize(ahead, "build")} ${ahead === 1 ? "is" : "are"} before this one.`;
+  const before = ahead === 0 ? "this build is next" : `${pluralize(ahead, "build")} ${ahead === 1 ? "is" : "are"} before this one`;
+  const expected = expectedStart ? ` It is expected to start at about ${clockTime(expectedStart)}.` : "";
+  return `Waiting for a free build slot: ${before}.${expected}`;
 }
 
 /** Update the log's toolbar and notices. `build`: null until it is loaded. */

@@ -75,6 +75,9 @@ export function ago(time) {
   return "just now";
 }
 
+/** Return the hour and minute of a time. */
+export const clockTime = (time) => new Date(time).toLocaleTimeString(undefined, { timeStyle: "short" });
+
 /** Return a time with its date and seconds. */
 export const exactTime = (time) => new Date(time).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
 

@@ -18,9 +18,9 @@ function showDetected() {
     return;
   }
   const ref = valueOf("ref") || found.ref;
-  const version = ref ? shortRef(ref) : "default branch";
-  if (output.textContent === `${found.kind}: ${found.name}, ${version}`) return;
-  output.replaceChildren(`${found.kind}: `, make("strong", {}, found.name), `, ${version}`);
+  const version = found.hasRef ? `, ${ref ? shortRef(ref) : "default branch"}` : "";
+  if (output.textContent === `${found.kind}: ${found.name}${version}`) return;
+  output.replaceChildren(`${found.kind}: `, make("strong", {}, found.name), version);
 }
 
 function setFieldError(name, message) {

@@ -3,6 +3,7 @@ import { unescaped } from "./format.js";
 
 const PROVIDERS = new Map(JSON.parse(document.documentElement.dataset.providers).map((each) => [each.prefix, each]));
 const SHORTHAND = /^([A-Za-z0-9][A-Za-z0-9-]*)\/([\w.-]+?)(\.git)?\/?$/;
+const DOI = /^(?:doi:\s*|https?:\/\/(?:dx\.|www\.)?doi\.org\/)?(10\.\d+\/\S+)$/i;
 const SCHEMES = ["http:", "https:", "git:", "ssh:"];
 
 const plainHost = (host) => host.toLowerCase().replace(/^www\./, "");
@@ -28,40 +29,61 @@ export function fullUrl(typed) {
 }
 
 function matchWhole(pattern, text) {
-  return new RegExp(`^(?:${pattern})$`).exec(text)?.groups;
+  const found = new RegExp(`^(?:${pattern})$`).exec(text);
+  return found && { ...found.groups };
 }
 
 function fill(template, values) {
   return template.replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
 }
 
-/** Return {kind, name, ref} by a provider's grammar; null if the URL's path is not one of its repositories. */
-function parsePath(provider, path) {
-  const found = matchWhole(provider.urlGrammar.path, path);
-  if (!found) return null;
-  const refs = provider.urlGrammar.refs.map(([pattern, template]) => {
+/** Return {kind, name, ref} of what a provider builds for a spec with the default version. */
+function described(provider, spec, ref) {
+  return { kind: provider.name, name: target(provider.prefix, spec).name, ref, hasRef: provider.hasRef };
+}
+
+/** Return {kind, name, ref} by a provider's grammar; null if the URL is not one of its repositories. */
+function parse(provider, parsed) {
+  const grammar = provider.urlGrammar;
+  const found = matchWhole(grammar.path, parsed.pathname.replace(/^\/+|\/+$/g, ""));
+  const asked = new RegExp(grammar.query).exec(parsed.search.slice(1));
+  if (!found || !asked) return null;
+  const refs = grammar.refs.map(([pattern, template]) => {
     const groups = matchWhole(pattern, found.rest ?? "");
     return groups && fill(template, groups);
   });
   const ref = refs.find(Boolean) ?? "";
-  const { name } = target(provider.prefix, fill(provider.urlGrammar.spec, { ...found, ref: "HEAD" }));
-  return { kind: provider.name, name, ref: unescaped(ref) };
+  const query = Object.fromEntries(Object.entries(asked.groups ?? {}).map(([name, text]) => [name, unescaped(text)]));
+  let values = { ...query, ...found };
+  if (provider.isUrlEncoded) values = Object.fromEntries(Object.entries(values).map(([name, text]) => [name, encodeURIComponent(unescaped(text ?? ""))]));
+  const spec = fill(grammar.spec, { ...values, ref: provider.hasRef ? "HEAD" : ref, url: encodeURIComponent(parsed.href) });
+  return described(provider, spec, provider.hasRef ? unescaped(ref) : "");
 }
 
-/** Return {kind, name, ref} as the service is likely to read a URL, null if it is not a repository's. The service decides. */
+/** Return {kind, name, ref} of a DOI, null for other text. */
+function detectDoi(text) {
+  const doi = DOI.exec(text.trim())?.[1];
+  const provider = doi && [...PROVIDERS.values()].find((each) => each.doiPattern && new RegExp(`^(?:${each.doiPattern})$`, "i").test(unescaped(doi)));
+  return provider ? described(provider, unescaped(doi), "") : null;
+}
+
+/** Return {kind, name, ref, hasRef} as the service is likely to read a URL, null if it is not a repository's. The service decides. */
 export function detect(url) {
+  const dataset = detectDoi(url);
+  if (dataset) return dataset;
   let parsed;
   try {
     parsed = new URL(url);
   } catch {
-    return /^[\w.-]+@[\w.-]+:.+/.test(url) ? { kind: "Git", name: url, ref: "" } : null;
+    return /^[\w.-]+@[\w.-]+:.+/.test(url) ? { kind: "Git", name: url, ref: "", hasRef: true } : null;
   }
   if (!SCHEMES.includes(parsed.protocol)) return null;
-  const path = parsed.pathname.replace(/^\/+|\/+$/g, "");
+  const isWeb = parsed.protocol.startsWith("http");
   for (const provider of PROVIDERS.values()) {
-    if (!provider.isAvailable || !provider.urlGrammar || provider.host !== plainHost(parsed.host)) continue;
-    const found = parsePath(provider, path);
+    const grammar = provider.urlGrammar;
+    if (!grammar || !((grammar.anyHost && isWeb) || plainHost(provider.host ?? "") === plainHost(parsed.host))) continue;
+    const found = parse(provider, parsed);
     if (found) return found;
   }
-  return { kind: "Git", name: withoutSuffix(`${parsed.host}${parsed.pathname}`), ref: "" };
+  return { kind: "Git", name: withoutSuffix(`${parsed.host}${parsed.pathname}`), ref: "", hasRef: true };
 }
