@@ -9,7 +9,7 @@ from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.events import Completed, Progress
 from tests.faults.conftest import MakeConsumer, ask
 from tests.support.consumer import a_request
-from tests.support.disks import a_small_disk
+from tests.support.disks import a_small_disk, fill
 from tests.support.promises import captured, check_promises, lines_of, until_ended
 from tests.support.waiting import eventually
 
@@ -21,16 +21,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A state directory on a separate disk of two megabytes."""
     with a_small_disk(tmp_path / "state", "2m") as state:
         yield state
-
-
-def fill(disk: Path) -> Path:
-    ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"x" * 4096)
-        except OSError:
-            return ballast
 
 
 async def test_a_request_that_meets_a_full_disk_is_built_once_there_is_space(
