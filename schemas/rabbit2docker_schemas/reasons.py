@@ -17,12 +17,21 @@ class RejectReason(StrEnum):
     UNKNOWN_PROVIDER = "unknown_provider"
     INVALID_SPEC = "invalid_spec"  # the spec does not fit the provider's grammar
     NOT_ALLOWED = "not_allowed"  # the spec is banned or not among the allowed ones
+    LIMIT_REACHED = "limit_reached"  # a limit of the operator on builds; the message says when it ends
     REFUSED_URL = "refused_url"  # URL with a scheme or address that requests may not use
     REF_NOT_FOUND = "ref_not_found"
     REPOSITORY_NOT_FOUND = "repository_not_found"
     REPOSITORY_PRIVATE = (
         "repository_private"  # the host asks for credentials; it may hide that there is no repository
     )
+    CREDENTIALS_REFUSED = (
+        "credentials_refused"  # the host does not accept those of the tenant: expired, withdrawn
+    )
+    HOST_KEY_REFUSED = (
+        "host_key_refused"  # the SSH host has another key than the operator has recorded, or an unknown one
+    )
+    REPOSITORY_EMPTY = "repository_empty"  # a dataset without files that can be downloaded
+    REPOSITORY_TOO_LARGE = "repository_too_large"  # a dataset beyond the operator's limit
     INVALID_IMAGE_NAME = "invalid_image_name"
     REGISTRY_DENIED = "registry_denied"  # the registry refuses the operator's credentials, or needs some
     REQUEST_ID_REUSED = "request_id_reused"  # an earlier request with this id has other content
@@ -62,6 +71,12 @@ class FailureReason(StrEnum):
     REPOSITORY_TOO_LARGE = "repository_too_large"
     REF_NOT_FOUND = "ref_not_found"
     REPOSITORY_PRIVATE = "repository_private"
+    CREDENTIALS_REFUSED = (
+        "credentials_refused"  # the host does not accept those of the tenant: expired, withdrawn
+    )
+    HOST_KEY_REFUSED = (
+        "host_key_refused"  # the SSH host has another key than the operator has recorded, or an unknown one
+    )
     NO_ENVIRONMENT = "no_environment"
     LOOKUP_FAILED = "lookup_failed"  # repo2docker could not ask which versions of R or Julia there are
     BUILD_STEP_FAILED = "build_step_failed"
@@ -103,6 +118,8 @@ CATEGORY_OF: Final[dict[FailureReason, Category]] = {
     FailureReason.REPOSITORY_TOO_LARGE: Category.USER,
     FailureReason.REF_NOT_FOUND: Category.USER,
     FailureReason.REPOSITORY_PRIVATE: Category.USER,
+    FailureReason.CREDENTIALS_REFUSED: Category.OPERATOR,
+    FailureReason.HOST_KEY_REFUSED: Category.OPERATOR,
     FailureReason.NO_ENVIRONMENT: Category.USER,
     FailureReason.LOOKUP_FAILED: Category.INFRASTRUCTURE,
     FailureReason.BUILD_STEP_FAILED: Category.USER,
@@ -163,6 +180,8 @@ HINT_OF: Final[dict[FailureReason, str]] = {
     FailureReason.REPOSITORY_TOO_LARGE: "Keep data out of the repository and download it in a build step, or ask the operator for a higher limit.",
     FailureReason.REF_NOT_FOUND: "The branch, tag or commit may have been renamed or deleted. Check it, then build again.",
     FailureReason.REPOSITORY_PRIVATE: "Make the repository public, or ask the operator to configure credentials for it.",
+    FailureReason.CREDENTIALS_REFUSED: "The operator must renew the credentials that the message names. Then build again.",
+    FailureReason.HOST_KEY_REFUSED: "The operator must find out whether the host has a new key, and record it. Then build again.",
     FailureReason.NO_ENVIRONMENT: "Check the environment files of the repository (environment.yml, requirements.txt, Dockerfile …), then build again.",
     FailureReason.LOOKUP_FAILED: "Build again later. If it fails again, ask the operator whether the service reaches that server.",
     FailureReason.BUILD_STEP_FAILED: "The last log lines show the failed step and its error. Fix the repository, then build again.",

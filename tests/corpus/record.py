@@ -106,13 +106,17 @@ class Site:
 
 
 @contextmanager
-def small_disk(size: str, directory: Path, *, is_quota: bool) -> Iterator[Path]:
-    """Mount a disk of `size`, or a larger one with a quota of `size`, which needs btrfs-progs."""
+def small_disk(size: str, directory: Path, *, is_quota: bool, is_loop: bool = False) -> Iterator[Path]:
+    """Mount a disk of `size`, in memory or in a file, or a larger one with a quota of `size`, which needs btrfs-progs."""
     disk, mounted = directory / "disk", directory / "data"
     mounted.mkdir()
     if is_quota:
         subprocess.run(["truncate", "--size", "400m", disk], check=True)
         subprocess.run(["mkfs.btrfs", "--quiet", disk], check=True)
+        subprocess.run(["mount", "-o", "loop", disk, mounted], check=True)
+    elif is_loop:
+        subprocess.run(["truncate", "--size", size, disk], check=True)
+        subprocess.run(["mkfs.ext4", "-q", disk], check=True)
         subprocess.run(["mount", "-o", "loop", disk, mounted], check=True)
     else:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mounted], check=True)
@@ -145,14 +149,14 @@ def memory_limit(megabytes: int) -> Iterator[list[str]]:
 
 
 @contextmanager
-def own_engine(size: str, *, is_quota: bool) -> Iterator[MadeEngine]:
+def own_engine(size: str, *, is_quota: bool, is_loop: bool = False) -> Iterator[MadeEngine]:
     """Run an engine with its data on a small disk."""
     directory = Path(tempfile.mkdtemp(prefix="r2d-engine-"))
     made = MadeEngine(root=engines.engine_root(), directory=directory, name=uuid.uuid4().hex[:8])
     ledger = Ledger(directory / "started.json")
     disk = ExitStack()
     try:
-        disk.enter_context(small_disk(size, directory, is_quota=is_quota))
+        disk.enter_context(small_disk(size, directory, is_quota=is_quota, is_loop=is_loop))
         made.start(ledger)
         own = {**os.environ, "PATH": tools_path()}
         saved = subprocess.run(

@@ -1,4 +1,4 @@
-"""A registry on loopback that stores images and answers chosen requests with errors, in the documented format."""
+"""A registry that stores images and answers chosen requests with errors, in the documented format."""
 
 import hashlib
 import json
@@ -51,8 +51,8 @@ class Registry(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, rules: Sequence[str] = (), port: int = 0) -> None:
-        super().__init__(("127.0.0.1", port), Handler)
+    def __init__(self, rules: Sequence[str] = (), port: int = 0, host: str = "127.0.0.1") -> None:
+        super().__init__((host, port), Handler)
         self.rules = [Rule(text) for text in rules]
         self.blobs: dict[str, bytes] = {}
         self.uploads: dict[str, bytes] = {}
@@ -61,7 +61,7 @@ class Registry(ThreadingHTTPServer):
     @property
     def address(self) -> str:
         """Return host and port, as image names contain them."""
-        return f"127.0.0.1:{self.server_address[1]}"
+        return f"{self.server_address[0]!s}:{self.server_address[1]}"
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Ignore clients that close early."""
@@ -177,9 +177,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def registry(rules: Sequence[str] = (), port: int = 0) -> Iterator[Registry]:
-    """Run a registry."""
-    server = Registry((), port)
+def registry(rules: Sequence[str] = (), port: int = 0, host: str = "127.0.0.1") -> Iterator[Registry]:
+    """Run a registry, on loopback unless `host` is another address of this machine."""
+    server = Registry((), port, host)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -282,6 +283,37 @@ def test_the_engine_gets_labels_the_operators_arguments_and_those_of_a_forced_bu
     assert ("Repo2Docker.find_image = lambda self: False" in bench.texts()) == builds_anew
     assert "--debug" in bench.texts()
     assert operators[0] not in bench.texts()
+
+
+def test_the_origin_is_written_over_other_labels_and_is_reported_as_the_image_has_it(bench: Bench) -> None:
+    bench.repo2docker(f"{SHOW_CONFIG}\n{BUILD}")
+    labels = {
+        "org.opencontainers.image.created": "2026-01-01T12:00:00Z",
+        "io.rabbit2docker.build-id": "of-the-image",
+        "other": "x y",
+    }
+    bench.docker(others=KEEP_CALLS, images=f"echo '1234 {json.dumps(labels)}'")
+    result = bench.run(
+        **bench.without_fetch(),
+        labels={"one": "1", "io.rabbit2docker.build-id": "forged"},
+        provenance={"io.rabbit2docker.build-id": "b1", "org.opencontainers.image.source": "https://x"},
+    )
+    [build, *_] = bench.calls()
+    given = dict(build[at + 1].split("=", 1) for at, word in enumerate(build) if word == "--label")
+    created = given.pop("org.opencontainers.image.created")
+    assert datetime.fromisoformat(created).tzinfo is not None
+    assert given == {
+        "one": "1",
+        "io.rabbit2docker.build-id": "b1",
+        "org.opencontainers.image.source": "https://x",
+    }
+    assert result["size"] == 1234
+    assert result["provenance"] == {"created": "2026-01-01T12:00:00Z", "build_id": "of-the-image"}
+
+
+def test_an_origin_that_fills_the_result_is_left_out() -> None:
+    result = {"reason": "ok", "provenance": {"version": "v" * MAX_RESULT_BYTES}, "message": "kept"}
+    assert json.loads(encode_result(result)) == {"reason": "ok", "message": "kept"}
 
 
 @pytest.mark.parametrize(
@@ -622,6 +654,21 @@ def test_a_step_that_fails_while_its_engine_is_restarted_is_not_the_users_fault(
     result = bench.run()
     assert result["reason"] == "docker_unavailable"
     assert result["message"].startswith("The Docker engine was restarted during the build. Because of that: ")
+
+
+@pytest.mark.parametrize(
+    ("restart", "reason"), [("mv next.sock engine.sock\n", "docker_unavailable"), ("", "image_missing")]
+)
+def test_an_image_that_its_engine_lost_in_a_restart_is_not_missed_but_built_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, restart: str, reason: str
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{bench.directory}/engine.sock")
+    (bench.directory / "engine.sock").touch()
+    (bench.directory / "next.sock").touch()
+    bench.docker(push=f"{restart}echo 'An image does not exist locally with the tag: one'; exit 1")
+
+    assert bench.run(push_retries=4)["reason"] == reason
+    assert not [text for text in bench.texts() if "Trying again" in text]
 
 
 def test_the_builder_only_asks_the_engine_if_that_is_all_it_is_to_do(bench: Bench) -> None:

@@ -1,21 +1,19 @@
 """The builder's fetch stage: real git and real servers on loopback, with scripts in the place of repo2docker and docker."""
 
-import hashlib
 import json
 import os
-import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
-from rabbit2docker.consumer.builder import BUILDER_PATH
 from rabbit2docker.consumer.builder.builder import (
-    EXIT_CODES,
     LOOK_UP,
     AddressRules,
     AttemptEnded,
@@ -36,99 +34,13 @@ from rabbit2docker.errors import RequestRejected
 from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.reasons import CATEGORY_OF, FailureReason
 from tests.support.disks import a_small_disk
+from tests.support.fetch_bench import PYTHON, Bench
 from tests.support.git_http import NEEDS_PASSWORD, GitHttp, answer, cut_pack, git_http, redirect, static_files
 from tests.support.repositories import Repository
 from tests.unit.test_address_policy import INTERNAL_HOSTS, MALFORMED_URLS
 
-DIGEST = "sha256:" + "ab" * 32
 SECRET = "planted-secret"
 TEXT = "".join(f"{number} lines of text that do not compress to nothing\n" for number in range(2000))
-# In the place of `python -m repo2docker`: shows what it was given.
-PYTHON = """#!/bin/bash
-cd {directory}
-printf '%s\\n' "$@" > arguments
-env > environment
-for last; do :; done
-cp -a "$last" tree
-while [ "$1" != --config ]; do shift; done
-cp "$2" config.py
-docker buildx build --progress plain --load --tag any tree
-"""
-DOCKER = """#!/bin/bash
-case "$1" in
-version) echo 28.0;;
-image) echo 1234;;
-buildx) printf '%s\\0' "$@" >> {directory}/builds; echo >> {directory}/builds; cat > /dev/null;;
-push) echo "one: digest: {digest} size: 950";;
-esac
-"""
-
-
-class Bench:
-    """A directory to run the builder in."""
-
-    def __init__(self, directory: Path, git: GitHttp) -> None:
-        self.directory = directory
-        self.git = git
-        self.bin = directory / "bin"
-        self.bin.mkdir()
-        self.environment: dict[str, str] = {}
-        self.script("docker", DOCKER.format(directory=directory, digest=DIGEST))
-        self.script("fake-python", PYTHON.format(directory=directory))
-
-    def script(self, name: str, text: str) -> None:
-        (self.bin / name).write_text(text)
-        (self.bin / name).chmod(0o755)
-
-    def repository(self, files: Mapping[str, str | bytes] | None = None, name: str = "one") -> Repository:
-        return Repository(name, files or {"README.md": "Text.\n"}, self.git.server)
-
-    def run(self, repository: Repository | str, ref: str | None = None, **spec: Any) -> dict[str, Any]:
-        """Run to the end and return the result."""
-        defaults = {
-            "repo_url": repository if isinstance(repository, str) else repository.url,
-            "ref": ref or ("HEAD" if isinstance(repository, str) else repository.head()),
-            "image": "registry.example/one:1",
-            "python": str(self.bin / "fake-python"),
-            "workdir": str(self.directory / "work"),
-            "allow_private_addresses": True,
-            "fetch_retries": 1,
-            "push_retries": 0,
-            "docker_wait_seconds": 1,
-            "timeout_seconds": 60,
-        }
-        (self.directory / "spec.json").write_text(json.dumps(defaults | spec))
-        command = [sys.executable, "-I", "-S", str(BUILDER_PATH), "--spec", str(self.directory / "spec.json")]
-        command += ["--log", str(self.log), "--result", str(self.directory / "result.json")]
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")},
-            "PATH": f"{self.bin}:{os.environ['PATH']}",
-            **self.environment,
-        }
-        code = subprocess.run(command, env=environment, check=False, timeout=100).returncode
-        result: dict[str, Any] = json.loads((self.directory / "result.json").read_bytes())
-        assert result["exit_code"] == code == EXIT_CODES[result["reason"]]
-        assert not (self.directory / "work").exists()
-        return result
-
-    @property
-    def log(self) -> Path:
-        return self.directory / "log.jsonl"
-
-    def texts(self) -> list[str]:
-        return [json.loads(line)["text"] for line in self.log.read_bytes().splitlines()]
-
-    @property
-    def tree(self) -> Path:
-        """A copy of the directory that repo2docker was given."""
-        return self.directory / "tree"
-
-    def builds(self) -> list[list[str]]:
-        """Return the arguments of each build of the engine."""
-        return [call.split("\0") for call in (self.directory / "builds").read_text().split("\0\n") if call]
-
-    def arguments(self) -> list[str]:
-        return (self.directory / "arguments").read_text().splitlines()
 
 
 @pytest.fixture
@@ -302,29 +214,18 @@ class TestFaults:
         assert not any("Trying again" in text for text in bench.texts())
 
 
-def add_submodule(repository: Repository, path: str, url: str, commit: str, **more: str) -> str:
-    """Commit a submodule without fetching it, and return the commit."""
-    repository.git("update-index", "--add", "--cacheinfo", f"160000,{commit},{path}")
-    settings = {"path": path, "url": url, **more}
-    for key, value in settings.items():
-        repository.git("config", "--file", ".gitmodules", f"submodule.{path}.{key}", value)
-    repository.git("add", ".gitmodules")
-    repository.git("commit", "--quiet", "--message", "A submodule")
-    return repository.head()
-
-
 class TestSubmodules:
     def test_submodules_are_fetched_at_every_level_also_with_relative_addresses(self, bench: Bench) -> None:
         inner, middle, outer = (bench.repository({"name": name}, name) for name in ("in", "mid", "out"))
-        add_submodule(middle, "deep/inner", inner.url, inner.head())
-        add_submodule(outer, "middle", f"../{middle.name}", middle.head())
+        middle.add_submodule("deep/inner", inner.url, inner.head())
+        outer.add_submodule("middle", f"../{middle.name}", middle.head())
         assert bench.run(outer)["reason"] == "ok", bench.texts()
         assert (bench.tree / "middle" / "name").read_text() == "mid"
         assert (bench.tree / "middle" / "deep" / "inner" / "name").read_text() == "in"
 
     def test_a_submodule_that_is_not_to_be_updated_stays_empty(self, bench: Bench) -> None:
         repository = bench.repository()
-        add_submodule(repository, "sub", "https://unknown.example/a", "1" * 40, update="none")
+        repository.add_submodule("sub", "https://unknown.example/a", "1" * 40, update="none")
         assert bench.run(repository)["reason"] == "ok", bench.texts()
         assert list((bench.tree / "sub").iterdir()) == []
 
@@ -341,7 +242,7 @@ class TestSubmodules:
     ) -> None:
         other = bench.repository(name="gone")
         repository = bench.repository()
-        add_submodule(repository, "libs/sub", f"../{other.name}", "1" * 40)
+        repository.add_submodule("libs/sub", f"../{other.name}", "1" * 40)
         git.faults += [fault] if fault else []
         result = bench.run(repository)
         assert (result["reason"], category(result)) == ("submodule_failed", "user")
@@ -350,7 +251,7 @@ class TestSubmodules:
 
     def test_a_cut_connection_to_a_submodule_is_repeated(self, bench: Bench, git: GitHttp) -> None:
         other, repository = bench.repository({"a.txt": TEXT}), bench.repository()
-        add_submodule(repository, "sub", other.url, other.head())
+        repository.add_submodule("sub", other.url, other.head())
         git.faults.append(answer(503, times=1, path=f"/{other.name}"))
         assert bench.run(repository)["reason"] == "ok", bench.texts()
         assert any(text.startswith("The submodule sub") and "503" in text for text in bench.texts())
@@ -364,7 +265,7 @@ class TestSubmodules:
     )  # fmt: skip
     def test_an_address_that_a_request_may_not_use_is_refused(self, bench: Bench, url: str) -> None:
         repository = bench.repository()
-        add_submodule(repository, "sub", url, "1" * 40)
+        repository.add_submodule("sub", url, "1" * 40)
         result = bench.run(repository)
         assert (result["reason"], category(result)) == ("submodule_failed", "user"), result
         assert result["message"].startswith("The submodule sub ")
@@ -382,7 +283,7 @@ class TestSubmodules:
     def test_a_repository_that_contains_itself_comes_to_an_end(self, bench: Bench) -> None:
         repository = bench.repository()
         for _ in range(10):
-            add_submodule(repository, "again", f"../{repository.name}", repository.head())
+            repository.add_submodule("again", f"../{repository.name}", repository.head())
         result = bench.run(repository)
         assert result["reason"] == "submodule_failed"
         assert "8 levels" in result["message"]
@@ -438,7 +339,7 @@ class TestAddresses:
     def test_a_submodule_inside_the_network_is_refused(self, bench: Bench, git: GitHttp, inner: str) -> None:
         url = inner.format(port=git.server.url.rpartition(":")[2])
         repository = bench.repository()
-        add_submodule(repository, "sub", url, "1" * 40)
+        repository.add_submodule("sub", url, "1" * 40)
         # A proxy reaches what looks like a public host: this server.
         bench.environment = {"http_proxy": git.server.url, "no_proxy": ""}
         public = f"http://git.example.org/{repository.name}"
@@ -541,6 +442,32 @@ class TestNames:
             "http.curloptResolve=example.org.:443:93.184.215.14,2606:4700::1111",
         ]
 
+    def test_git_reaches_the_checked_address_of_a_git_daemon_whatever_its_name_leads_to(
+        self, tmp_path: Path
+    ) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.settimeout(60)
+        asked: list[bytes] = []
+
+        def serve() -> None:
+            with listener, listener.accept()[0] as connection:
+                asked.append(connection.recv(1 << 16))
+                line = f"{'1' * 40} refs/heads/main\0 agent=x\n"
+                connection.sendall(f"{len(line) + 4:04x}{line}0000".encode())
+                asked.append(connection.recv(1 << 16))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        port = listener.getsockname()[1]
+        fetcher = self.fetcher(tmp_path, 0, "127.0.0.1")
+        fetcher._rules.check_addresses = lambda *_: None  # type: ignore[method-assign]
+        [pin] = fetcher.checked(Source(f"git://no-such-host.example:{port}/one", "HEAD"))
+        command = ["git", "-c", pin, "ls-remote", f"git://no-such-host.example:{port}/one"]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        thread.join()
+        assert found.stdout == f"{'1' * 40}\trefs/heads/main\n", found.stderr
+        assert f"host=no-such-host.example:{port}".encode() in asked[0]
+
     @pytest.mark.parametrize(
         ("code", "addresses", "may_pass", "words"),
         [
@@ -575,85 +502,6 @@ def test_quoted_paths_are_read_as_git_writes_them(tmp_path: Path) -> None:
         ["git", "-C", tmp_path, "ls-files"], capture_output=True, text=True, check=True
     ).stdout
     assert {unquoted(line) for line in listed.splitlines()} == set(names)
-
-
-POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4' * 64}\nsize 12\n"
-LFS = {".gitattributes": "*.bin filter=lfs diff=lfs merge=lfs -text\n"}
-
-
-class TestLargeFiles:
-    def test_files_that_stay_pointers_are_a_warning_in_the_log_and_the_result(self, bench: Bench) -> None:
-        without_git_lfs(bench)
-        repository = bench.repository(
-            {**LFS, "a/b.bin": POINTER, "c.bin": POINTER, "d.bin": "content", "e.txt": POINTER}
-        )
-        result = bench.run(repository)
-        assert result["reason"] == "ok", result
-        [warning] = result["warnings"]
-        assert warning.startswith("2 files are missing, such as a/b.bin: ")
-        assert "git-lfs is not installed" in warning
-        assert f"Warning: {warning}" in bench.texts()
-
-    def test_a_repository_without_pointers_has_no_warning(self, bench: Bench) -> None:
-        assert "warnings" not in bench.run(bench.repository({**LFS, "d.bin": "content"}))
-
-    @pytest.mark.skipif(shutil.which("git-lfs") is None, reason="git-lfs is not installed")
-    def test_files_are_fetched_where_git_lfs_is_installed(self, bench: Bench, git: GitHttp) -> None:
-        content = b"the content\n"
-        oid = hashlib.sha256(content).hexdigest()
-        git.faults.append(lfs_server({oid: content}))
-        pointer = POINTER.replace("4" * 64, oid)
-        result = bench.run(bench.repository({**LFS, "a.bin": pointer, "gone.bin": POINTER}))
-        assert result["reason"] == "ok", result
-        assert (bench.tree / "a.bin").read_bytes() == content
-        [warning] = result["warnings"]
-        assert warning.startswith("1 file is missing, such as gone.bin: ")
-
-    def test_a_server_for_large_files_inside_the_network_is_not_asked(
-        self, bench: Bench, git: GitHttp
-    ) -> None:
-        bench.script("git-lfs", "#!/bin/sh\ntouch " + str(bench.directory / "asked"))
-        files = {**LFS, "a.bin": POINTER, ".lfsconfig": "[lfs]\nurl = http://169.254.169.254/latest\n"}
-        repository = bench.repository(files)
-        bench.environment = {"http_proxy": git.server.url, "no_proxy": ""}
-        public = f"http://git.example.org/{repository.name}"
-        result = bench.run(public, repository.head(), allow_private_addresses=False)
-        assert result["reason"] == "ok", result
-        assert "inside the network of the service" in result["warnings"][0]
-        assert not (bench.directory / "asked").exists()
-
-
-def without_git_lfs(bench: Bench) -> None:
-    """Let the builder find git and nothing of git-lfs."""
-    for name in ("git", "bash", "cat", "env", "cp", "sh"):
-        (bench.bin / name).symlink_to(str(shutil.which(name)))
-    bench.environment["PATH"] = str(bench.bin)
-
-
-def lfs_server(objects: dict[str, bytes]) -> Any:
-    """Return the part of a server that gives out large files."""
-
-    def fault(handler: Any) -> bool:
-        if handler.path.endswith("/objects/batch"):
-            wanted = json.loads(handler.body)["objects"]
-            base = f"http://{handler.headers['Host']}/lfs-content"
-            answers = [
-                {**item, "actions": {"download": {"href": f"{base}/{item['oid']}"}}}
-                if item["oid"] in objects
-                else {**item, "error": {"code": 404, "message": "Object does not exist"}}
-                for item in wanted
-            ]
-            for item in answers:
-                item["size"] = len(objects.get(item["oid"], b"")) or item["size"]
-            body = json.dumps({"transfer": "basic", "objects": answers}).encode()
-            handler.send(200, body, {"Content-Type": "application/vnd.git-lfs+json"})
-            return True
-        if handler.path.startswith("/lfs-content/"):
-            handler.send(200, objects[handler.path.rpartition("/")[2]])
-            return True
-        return False
-
-    return fault
 
 
 class TestLimits:
@@ -770,7 +618,7 @@ class TestLinks:
         outside.mkdir()
         (repository.directory / "way").symlink_to(outside)
         repository.commit({"README.md": "More."})
-        add_submodule(repository, "way2/sub", other.url, other.head())
+        repository.add_submodule("way2/sub", other.url, other.head())
         repository.git("config", "--file", ".gitmodules", "submodule.way2/sub.path", "way/sub")
         repository.git("add", ".gitmodules")
         # Git makes no such tree, but a server may send one: `way` is a link, and a directory with a submodule.
@@ -852,3 +700,33 @@ class TestPrograms:
         }
         assert bench.run(bench.repository())["reason"] == "ok", bench.texts()
         assert any(seen)
+
+    def test_a_submodule_elsewhere_gets_no_credentials_that_are_bound_to_no_host(
+        self, bench: Bench, tmp_path: Path
+    ) -> None:
+        seen: list[str] = []
+        (tmp_path / "elsewhere").mkdir()
+        with git_http(tmp_path / "elsewhere") as other:
+
+            def fault(handler: Any) -> bool:
+                seen.append(str(handler.headers))
+                handler.send(401, headers=NEEDS_PASSWORD)
+                return True
+
+            other.faults.append(fault)
+            repository = bench.repository()
+            repository.add_submodule("sub", f"{other.server.url}/any", "1" * 40)
+            bench.script("askpass", f"#!/bin/sh\necho {SECRET}\n")
+            config = {
+                "http.extraHeader": f"X-Token: {SECRET}",
+                "credential.helper": f"!f() {{ echo username=me; echo password={SECRET}; }}; f",
+            }
+            bench.environment = {"GIT_CONFIG_COUNT": "2", "GIT_ASKPASS": str(bench.bin / "askpass")}
+            for number, (key, value) in enumerate(config.items()):
+                bench.environment |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+            result = bench.run(repository)
+        assert result["reason"] == "submodule_failed"
+        assert "asks for a password" in result["message"]
+        assert seen
+        assert SECRET not in str(seen)
+        assert "Authorization" not in str(seen)

@@ -4,6 +4,8 @@ import base64
 import json
 import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import quote
 
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rabbit2docker.consumer.builder import BUILDER_PATH, builder
 from rabbit2docker.consumer.builder.builder import (
     REWRITE_SECONDS,
     RewrittenLines,
@@ -229,6 +232,42 @@ def test_credentials_that_helpers_of_docker_have_are_redacted(tmp_path: Path) ->
     secrets = known_secrets({}, {"DOCKER_CONFIG": str(tmp_path), "HOME": str(tmp_path), "PATH": path})
     said = ["one-a.example-secret", "two-b.example-secret", "header-secret", "proxy-secret"]
     assert [clean_text(text, secrets) for text in said] == ["***"] * len(said)
+
+
+def test_helpers_of_docker_are_asked_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builder, "HELPER_SECONDS", 120.0)
+    program = tmp_path / "docker-credential-slow"
+    # Each waits for all of them.
+    program.write_text(
+        f"""#!/bin/sh
+read server
+touch {tmp_path}/asked-$server
+until [ $(ls {tmp_path} | grep -c asked) = 5 ]; do sleep 0.05; done
+echo '{{"Username": "me", "Secret": "secret-of-'$server'"}}'
+"""
+    )
+    program.chmod(0o755)
+    servers = [f"{letter}.example" for letter in "abcde"]
+    (tmp_path / "config.json").write_text(json.dumps({"credHelpers": dict.fromkeys(servers, "slow")}))
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    secrets = known_secrets({}, {"DOCKER_CONFIG": str(tmp_path), "HOME": str(tmp_path), "PATH": path})
+    assert {f"secret-of-{server}" for server in servers} <= set(secrets)
+
+
+def test_no_helper_is_asked_where_no_line_is_written(tmp_path: Path) -> None:
+    for name, text in {
+        "docker": "exit 1",
+        "docker-credential-slow": f"touch {tmp_path}/asked",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "config.json").write_text('{"credHelpers": {"a.example": "slow"}}')
+    environment = {**os.environ, "DOCKER_CONFIG": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [sys.executable, "-I", "-S", str(BUILDER_PATH), "--check-engine", "5"]
+    assert subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode == 75
+    assert not (tmp_path / "asked").exists()
 
 
 @pytest.mark.parametrize(

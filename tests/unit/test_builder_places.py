@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rabbit2docker.consumer.builder import BUILDER_PATH
+from rabbit2docker.consumer.builder import BUILDER_PATH, builder
 from tests.support.repositories import GitServer, Repository
 from tests.support.waiting import eventually_blocking
 
@@ -22,6 +23,7 @@ case "$1" in
 version) echo 28.0;;
 image) echo 1234;;
 push) echo "one: digest: {digest} size: 950";;
+tag*) ;;
 *) printf '%s\\0' "$@" > {directory}/arguments; cat > {directory}/archive; echo "$DOCKER_CONFIG"; exit {code};;
 esac
 """
@@ -223,7 +225,9 @@ class TestDoor:
         assert "The builder does not allow this command of the engine." in bench.texts()
 
     def test_the_directory_is_sent_without_what_dockerignore_names(self, bench: Bench, content: Path) -> None:
-        (content / ".dockerignore").write_text("# comment\n*.log\nignored\n!kept.log\n")
+        (content / ".dockerignore").write_text(
+            "# comment\n*.log\nignored\n!kept.log\nDockerfile\n.dockerignore\n"
+        )
         for name in ("a.log", "kept.log", "ignored/file", "sub/file", "with space"):
             (content / name).parent.mkdir(exist_ok=True)
             (content / name).write_text(name)
@@ -232,7 +236,7 @@ class TestDoor:
         listed = ["tar", "--list", "--file", str(bench.directory / "archive")]
         names = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split("\n")
         assert {name.rstrip("/") for name in names if name} == {
-            ".", ".dockerignore", "Dockerfile", "kept.log", "sub", "sub/file", "with space", "link",
+            ".", "Dockerfile", "kept.log", "sub", "sub/file", "with space", "link",
         }  # fmt: skip
         command = (bench.directory / "arguments").read_text().split("\0")[:-1]
         assert command[:-2] == [
@@ -327,11 +331,13 @@ class TestContainers:
     def test_a_killed_container_is_not_taken_for_a_build_that_fails(
         self, bench: Bench, content: Path, servers: Servers
     ) -> None:
-        bench.repo2docker("echo started; sleep 1000")
+        step = bench.directory / "step"
+        bench.repo2docker(f"echo $$ > {step}; echo started; exec sleep 1000")
         servers.start("cage")
         process = bench.start(content, **servers.spec("cage"))
         eventually_blocking(lambda: (bench.directory / "log").exists() and "started" in bench.texts())
         servers.processes["cage"].kill()
+        os.kill(int(step.read_text()), signal.SIGKILL)  # with a container, all of its processes end
         assert process.wait(60) == 71
         assert bench.result()["reason"] == "builder_out_of_memory"
 
@@ -352,3 +358,43 @@ class TestContainers:
         eventually_blocking(lambda: (servers.directory / "cage.sock").exists())
         servers.processes["cage"].terminate()
         assert servers.processes["cage"].wait(60) == 0
+
+
+class TestDockerignore:
+    """The rules of https://github.com/moby/patternmatcher, which is what docker's client follows in a directory."""
+
+    PATHS = (
+        "a.py", "b.txt", "pkg/c.py", "pkg/deep/d.py", "pkg/deep/e.txt", "data/f.bin", "[x]", "$y", "src/.git/g",
+        "src/h.py", ".dockerignore", "name with\nnewline",
+    )  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("rules", "expected"),
+        [
+            ("*\n!**/*.py", "a.py pkg/c.py pkg/deep/d.py src/h.py"),
+            ("**\n!src/**", "src/.git src/.git/g src/h.py"),
+            ("*\n!pkg\npkg/deep\n!pkg/deep/e.txt", "pkg pkg/c.py pkg/deep/e.txt"),
+            ("*\n!/pkg/deep/", "pkg/deep pkg/deep/d.py pkg/deep/e.txt"),
+            ("*\n!?.py\n!\\[x]", "[x] a.py"),
+            ("*\n![ab].*\n!$y", "$y a.py b.txt"),
+            ("*\n![^a].*", "b.txt"),
+            ("*\n!x/../data/./f.bin", "data/f.bin"),
+            ("\ufeff*\r\n! b.txt \r\n", "b.txt"),
+            ("**/.git\n#*\n.\n/\n", None),
+        ],
+    )
+    def test_the_context_has_what_docker_would_send(
+        self, tmp_path: Path, rules: str, expected: str | None
+    ) -> None:
+        for path in self.PATHS:
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(path)
+        (tmp_path / "loop").symlink_to(".")
+        (tmp_path / ".dockerignore").write_bytes(rules.encode())
+        shim: dict[str, Any] = {}
+        exec(builder.DOCKER.partition("arguments = sys.argv")[0], shim)
+        found = set(shim["included"](tmp_path, "Dockerfile", shim["ignored"](tmp_path, "Dockerfile")))
+        every = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+        assert found == (
+            set(expected.split()) if expected is not None else every - {"src/.git", "src/.git/g"}
+        )

@@ -18,11 +18,11 @@ image unavailable, disk full, image removed ·
 from __future__ import annotations
 
 import argparse
-import ast
 import base64
 import contextlib
 import ctypes
 import errno
+import fcntl
 import functools
 import ipaddress
 import json
@@ -42,10 +42,10 @@ import threading
 import time
 import unicodedata
 import urllib.parse
-import urllib.request
 from datetime import datetime, timezone
 from types import FrameType
 from typing import (
+    TYPE_CHECKING,
     Any,
     Callable,
     Dict,
@@ -59,6 +59,10 @@ from typing import (
     Union,
 )
 
+if TYPE_CHECKING:  # their import takes as long as all others; functions do it that need them
+    import http.client
+    import ssl
+
 Spec = Dict[str, Any]
 Result = Dict[str, Any]
 OnLine = Callable[[str], object]
@@ -69,6 +73,13 @@ Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 VERSION = "1"
 MAX_LINE_BYTES = 8192
+ORIGIN = {
+    "created": "org.opencontainers.image.created",
+    "version": "org.opencontainers.image.version",
+    "request_id": "io.rabbit2docker.request-id",
+    "build_id": "io.rabbit2docker.build-id",
+    "builder": "io.rabbit2docker.version",
+}  # labels that the result repeats
 MAX_RESULT_BYTES = 2000
 MAX_WARNINGS = 3
 MAX_WARNING = 250  # characters
@@ -77,6 +88,9 @@ TERM_GRACE = 8.0  # seconds between SIGTERM and SIGKILL for children
 DRAIN_SECONDS = 2.0  # time that a pipe may stay open after the child has ended
 PROGRESS_SECONDS = 0.5  # pause between two lines about progress of a push
 REWRITE_SECONDS = 5.0  # pause between two states of a line that is rewritten with carriage returns
+GATE_PAUSE = 0.05  # seconds between two looks whether images are still being removed
+CLEANING_SECONDS = 600.0  # time that a cleaning of the engine's disk may take
+CLEANING_PAUSE = 0.1
 DISK_PATIENCE = 120.0  # seconds to wait for space on a full disk
 FULL_BELOW_BYTES = 32 << 20  # a step that met a full disk has often removed a little of what it wrote
 FULL_BELOW_FILES = 100
@@ -102,6 +116,8 @@ EXIT_CODES = {
     "repository_too_large": 65,
     "ref_not_found": 65,
     "repository_private": 65,
+    "credentials_refused": 65,
+    "host_key_refused": 65,
     "no_environment": 66,
     "builder_error": 69,
     "build_step_failed": 70,
@@ -264,7 +280,8 @@ _HEADER = re.compile(
     r"(?im)(?:authorization|private-token|job-token|x-[\w-]*(?:token|key|auth)[\w-]*)\s*[:=].*|extraheader .*:.*"
 )
 _HELPER_PASSWORD = re.compile(r"""\bpassword=([^\s"';]+)""")  # of a credential helper that is a line of shell
-HELPER_SECONDS = 10.0
+HELPER_SECONDS = 10.0  # for all helpers of a kind together
+HELPERS_AT_ONCE = 8
 MIN_TOKEN = 16  # characters of a user in a URL that is not just a name
 
 
@@ -279,7 +296,8 @@ def known_secrets(spec: Spec, environment: Mapping[str, str]) -> list[str]:
         for line in [value, *value.splitlines()]
         if len(line.strip()) >= MIN_ARGUMENT
     }
-    credentials = {*_registry_secrets(environment), *_git_secrets(environment)}
+    access = spec.get("git") or {}
+    credentials = {*_registry_secrets(environment), *_git_secrets(environment), *_access_secrets(access)}
     values.update(value for value in credentials if len(value) >= MIN_SECRET)
     return sorted({form for value in values for form in _forms(value)}, key=len, reverse=True)
 
@@ -313,23 +331,39 @@ def _registry_secrets(environment: Mapping[str, str]) -> Iterator[str]:
                 if server not in helpers
             }
         )
-    for server, name in helpers.items():
-        yield from _helper_secrets(f"docker-credential-{name}", server, environment)
+    yield from _helper_secrets(helpers, environment)
 
 
 def _entries(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _helper_secrets(program: str, server: str, environment: Mapping[str, str]) -> Iterator[str]:
-    """Yield what a credential helper of docker has for a server; nothing if it fails."""
+def _helper_secrets(helpers: Mapping[str, str], environment: Mapping[str, str]) -> list[str]:
+    """Return what credential helpers of docker have for servers; nothing for those that fail or take too long."""
+    if not helpers:
+        return []
+    import concurrent.futures
+
+    until = time.monotonic() + HELPER_SECONDS
+    with concurrent.futures.ThreadPoolExecutor(HELPERS_AT_ONCE) as pool:
+        return list(
+            pool.map(
+                lambda item: _ask_helper(f"docker-credential-{item[1]}", item[0], environment, until),
+                helpers.items(),
+            )
+        )
+
+
+def _ask_helper(program: str, server: str, environment: Mapping[str, str], until: float) -> str:
+    left = until - time.monotonic()
     with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
-        answer = subprocess.run(
-            [program, "get"], input=server.encode(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env=dict(environment), timeout=HELPER_SECONDS, check=True,
-        )  # fmt: skip
-        secret = str(_entries(json.loads(answer.stdout)).get("Secret") or "")
-        yield secret
+        if left > 0:
+            answer = subprocess.run(
+                [program, "get"], input=server.encode(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                env=dict(environment), timeout=left, check=True,
+            )  # fmt: skip
+            return str(_entries(json.loads(answer.stdout)).get("Secret") or "")
+    return ""
 
 
 def _git_secrets(environment: Mapping[str, str]) -> Iterator[str]:
@@ -356,6 +390,18 @@ def _git_secrets(environment: Mapping[str, str]) -> Iterator[str]:
     for name in environment:
         if re.fullmatch(r"(?i)https?_proxy", name):
             yield from _url_passwords(environment[name])
+
+
+def _access_secrets(access: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the secrets in the files with the tenant's credentials for git."""
+    directory = str(access.get("directory") or "")
+    with contextlib.suppress(OSError):
+        for name in os.listdir(directory) if directory else ():
+            text = _read_text(os.path.join(directory, name))
+            if name.startswith("login_"):
+                yield text.partition("password=")[2].strip("\n")
+            if name.startswith("ssh_key_"):
+                yield from (line for line in text.split("\n") if not line.startswith("-----"))
 
 
 def _git_configuration(environment: Mapping[str, str]) -> list[str]:
@@ -510,6 +556,8 @@ SIGNALS = (
     (ENGINE, r"", "build_step_failed", "The image could not be built: {error}"),
     (CLIENT, _LOST + r"|Cannot connect to the Docker daemon|error during connect|dial (?:unix|tcp)|\bEOF$",
      "docker_unavailable", "The connection to the Docker engine was lost during the build: {error}"),
+    (CLIENT, r"client must be installed: .* returned non-zero", "docker_unavailable",
+     "The Docker engine did not answer: {error}"),
     (CLIENT, r"client must be installed", "docker_unavailable", "The docker client does not work: {error}"),
     (CLIENT, r"", "engine_error", "The Docker engine or its client failed: {error}"),
     (PUSH, r"^(?:An image does not exist locally|tag does not exist|No such image)", "image_missing",
@@ -630,6 +678,16 @@ class RaisedError:
             for frame in self._frames
         )
 
+    def dataset_problem(self) -> Verdict | None:
+        """Return the verdict of `give_up_dataset` if that raised the exception."""
+        file, function = self._frames[-1] if self._frames else ("", "")
+        reason, mark, message = self.text.partition(": ")
+        if function != give_up_dataset.__name__ or not file.endswith("/builder.py"):
+            return None
+        if not mark or reason not in DATASET_REASONS:
+            return None
+        return Verdict(reason, message)
+
     def file_read(self) -> str | None:
         """Return the file of the repository that repo2docker was reading."""
         for file, function, name in _READERS:
@@ -652,6 +710,10 @@ def parse_record(raw: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return record if isinstance(record, dict) and "message" in record else None
+
+
+# Where an engine keeps the file system of a step; what follows is the path in the image.
+_ROOT_IN_ENGINE = re.compile(r"/[^\s:]*/(?:overlay2/\w{10,64}/(?:merged|diff)|snapshots/\d+/fs)(?=/)")
 
 
 class BuildOutput:
@@ -714,6 +776,8 @@ class BuildOutput:
             return Verdict(
                 "builder_out_of_memory", "repo2docker was killed, most likely because it ran out of memory."
             )
+        if raised and (problem := raised.dataset_problem()):
+            return problem
         if raised and raised.passed("docker.py"):
             return self._judge_launch(raised) or self._judge_engine()
         if raised and not raised.passed("app.py", "fetch"):
@@ -756,7 +820,7 @@ class BuildOutput:
         )
         if found := _PULLING.match(vertex):
             return judge(BASE, error, image=found["image"].partition("@")[0])
-        verdict = judge(ENGINE, error)
+        verdict = judge(ENGINE, _ROOT_IN_ENGINE.sub("", error))
         if verdict.reason == "build_step_failed" and vertex.startswith("exporting "):
             return judge(CLIENT, error)
         if verdict.reason == "build_step_failed" and self._source and "line" not in error:
@@ -927,7 +991,7 @@ def encode_result(result: Result) -> bytes:
     while True:
         data = (json.dumps(result, ensure_ascii=False) + "\n").encode("utf-8", "replace")
         key = max(("message", "failed_step", "image"), key=lambda name: len(result.get(name) or ""))
-        if len(data) > MAX_RESULT_BYTES and result.pop("warnings", None):
+        if len(data) > MAX_RESULT_BYTES and (result.pop("warnings", None) or result.pop("provenance", None)):
             continue
         if len(data) <= MAX_RESULT_BYTES or not result.get(key):
             return data
@@ -1065,6 +1129,9 @@ class Place:
         """Give the place up."""
 
 
+THIS_PROGRAM = [sys.executable, "-I", "-S", os.path.abspath(__file__)]
+
+
 class Confined(Place):
     """A place with namespaces of its own, in which only a part of the machine's files exists."""
 
@@ -1073,8 +1140,7 @@ class Confined(Place):
 
     def wrapped(self, command: list[str]) -> list[str]:
         """Return the command that enters the namespaces and runs `command` there."""
-        program = [sys.executable, "-I", "-S", os.path.abspath(__file__)]
-        return [*program, "--confine", json.dumps(self._view._asdict()), "--", *command]
+        return [*THIS_PROGRAM, "--confine", json.dumps(self._view._asdict()), "--", *command]
 
 
 class Container(Place):
@@ -1695,12 +1761,14 @@ FETCH_PAUSES = (1.0, 3.0, 8.0, 20.0)  # seconds before a fetch is repeated; the 
 MAX_SUBMODULES = 200
 MAX_SUBMODULE_DEPTH = 8
 MAX_REDIRECTS = 3
+NO_HELPER = "credential.helper="  # a setting that withdraws the helpers that are configured
 MAX_LINK_STEPS = 40  # as many as the kernel follows
 SIZE_CHECK_SECONDS = 1.0
 LOOK_UP_SECONDS = 30.0
 MIN_FREE_BYTES = 64 * 1024  # with less, a disk is full
 DEFAULT_PORTS = {"https": 443, "http": 80, "git": 9418}
-POINTER_START = b"version https://git-lfs.github.com/spec/"
+SSH_PORT = 22
+SCP_LIKE = re.compile(r"([\w-]+@[\w.-]+):(?!//)(.+)")
 LOOK_UP = """
 import socket, sys
 try:
@@ -1738,18 +1806,26 @@ class AddressRules:
         ".cluster.local",
     )  # fmt: skip
 
-    def __init__(self, allow_private: bool) -> None:
+    def __init__(self, allow_private: bool, ssh_hosts: Iterable[str] = ()) -> None:
         self.allow_private = allow_private
+        self._ssh_hosts = frozenset(ssh_hosts)
 
     def check(self, url: str) -> Target:
         """Check the URL as written, without a DNS lookup. Raises UrlRefused."""
         parts = self._split(url)
-        if parts.scheme not in DEFAULT_PORTS:
+        if parts.scheme not in DEFAULT_PORTS and not self._has_ssh_key(parts):
             raise UrlRefused(f"begins with `{parts.scheme}:`, which is not allowed; use https://")
         host = self._plain_host(parts.hostname or "")
         if not self.allow_private:
             self._check_host(host)
-        return Target(parts.scheme, host, parts.port or DEFAULT_PORTS[parts.scheme])
+        return Target(parts.scheme, host, parts.port or DEFAULT_PORTS.get(parts.scheme, SSH_PORT))
+
+    def _has_ssh_key(self, parts: urllib.parse.SplitResult) -> bool:
+        """Return whether the tenant has a key for the host."""
+        name, port = (parts.hostname or "").rstrip("."), parts.port or SSH_PORT
+        host = f"[{name}]" if ":" in name else name
+        names = {f"{host}:{port}", *([host] if port == SSH_PORT else [])}
+        return parts.scheme == "ssh" and not names.isdisjoint(self._ssh_hosts)
 
     def check_addresses(self, host: str, addresses: Iterable[str]) -> None:
         """Check the addresses that a name resolves to. Raises UrlRefused."""
@@ -1771,7 +1847,8 @@ class AddressRules:
             raise UrlRefused("is not the address of a repository on the web; use https://")
         if self._DOT_SEGMENT.search(parts.path):
             raise UrlRefused("contains `.` or `..` between slashes")
-        if "@" in parts.netloc:
+        user, at, _host = parts.netloc.rpartition("@")
+        if at and not (parts.scheme == "ssh" and re.fullmatch(r"\w[\w-]*", user, re.ASCII)):
             raise UrlRefused("contains a user name or a password, or is for SSH; use https:// without a user")
         return parts
 
@@ -1836,6 +1913,8 @@ def shown_url(url: str) -> str:
 
 def submodule_url(parent: str, url: str) -> str:
     """Return the absolute URL of a submodule; git resolves relative ones against the URL of the parent."""
+    if scp_like := SCP_LIKE.fullmatch(url):
+        return f"ssh://{scp_like[1]}/{scp_like[2].lstrip('/')}"
     if not url.startswith(("./", "../")):
         return url
     scheme, _, rest = parent.rstrip("/").partition("://")
@@ -1879,6 +1958,7 @@ _GIT_SAYS = (
     (r"returned error: 30[12378]$", "redirected"),
     (r"^fatal: (could not read (Username|Password)|Authentication failed)|returned error: 40[137]$"
      r"|Permission denied \(publickey", "private"),
+    (r"^Host key verification failed", "host_key"),
     (
         r"^fatal: repository .* not found|does not appear to be a git repository$|is this a git repository\?$"
         r"|^fatal: remote error: (access denied or repository not exported|no such repository)"
@@ -1894,7 +1974,7 @@ _GIT_SAYS = (
     (r"Could not resolve (host|proxy)|^fatal: unable to look up ", "unresolved"),
     (r"No space left on device$|Disk quota exceeded$|Out of diskspace$", "disk_full"),
     (
-        r"SSL certificate problem|certificate verif|^Host key verification failed"
+        r"SSL certificate problem|certificate verif"
         r"|^fatal: transport '.*' not allowed|^fatal: mismatched algorithms"
         r"|^(error|fatal): invalid path|unable to create file .*: File name too long|^fatal: URL (using bad|rejected)",
         "lasting",
@@ -1960,6 +2040,14 @@ class TreeEntry(NamedTuple):
     commit: str
 
 
+class Pointer(NamedTuple):
+    """A file whose content Git LFS has."""
+
+    path: str
+    oid: str
+    size: int
+
+
 class SizeLimits:
     """The limits on what a repository may bring, with all its submodules."""
 
@@ -1970,9 +2058,9 @@ class SizeLimits:
         self._files = self._bytes = 0
         self._next = 0.0
 
-    def add(self, size: int) -> None:
-        """Count a file before it is checked out. Raises AttemptEnded."""
-        self._files += 1
+    def add(self, size: int, files: int = 1) -> None:
+        """Count a file before it is written. Raises AttemptEnded."""
+        self._files += files
         self._bytes += size
         self._check(self._files, self._bytes)
 
@@ -2054,7 +2142,7 @@ class Git:
         return code, output
 
     def remote(
-        self, directory: str, *arguments: str, options: Iterable[str] = (), trace: str | None = None
+        self, directory: str, *arguments: str, options: Sequence[str] = (), trace: str | None = None
     ) -> tuple[int, list[str]]:
         """Run git with network and credentials; write its lines into the log, and return exit code and last lines."""
         output: list[str] = []
@@ -2075,12 +2163,21 @@ class Git:
             "GIT_TERMINAL_PROMPT": "0",
             "LC_ALL": "C",
             "GIT_TRACE2_EVENT": self._events,
+            **({"GIT_ASKPASS": ""} if NO_HELPER in options else {}),
+            **self._ssh(options),
             **({"GIT_TRACE_CURL": trace, "GIT_TRACE_CURL_NO_DATA": "1"} if trace else {}),
         }
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._events)
         settings = [part for option in options for part in ("-c", option)]
         return self._run(directory, [*settings, *arguments], environment, on_line), output
+
+    @staticmethod
+    def _ssh(options: Sequence[str]) -> dict[str, str]:
+        """Return the variable for an option about ssh, which would take precedence over it."""
+        name = "core.sshCommand="
+        commands = [option[len(name) :] for option in options if option.startswith(name)]
+        return {"GIT_SSH_COMMAND": commands[-1]} if commands else {}
 
     def server_knows_ids(self) -> bool:
         """Return whether the server of the last call gives out any commit that it has: protocol version 2 does."""
@@ -2094,8 +2191,14 @@ class Git:
         self, directory: str, arguments: Iterable[str], environment: dict[str, str], on_line: OnLine
     ) -> int:
         options = [part for option in self.OPTIONS for part in ("-c", option)]
+        code = self.run_in_time(["git", "-C", directory, *options, *arguments], on_line, environment)
+        if code == COMMAND_NOT_FOUND:
+            raise AttemptEnded("builder_error", "git cannot be started on the build machine.")
+        return code
+
+    def run_in_time(self, command: list[str], on_line: OnLine, environment: dict[str, str]) -> int:
+        """Run a command within the limits for a fetch. Raises AttemptEnded at these."""
         left = self._deadline - time.monotonic()
-        command = ["git", "-C", directory, *options, *arguments]
         code = self._runner.run(
             command, on_line, max(0.1, left), environment=environment, watch=self._sizes.watch
         )
@@ -2103,8 +2206,6 @@ class Git:
             raise AttemptEnded(
                 "timeout", f"Fetching the repository took longer than {self.seconds} seconds and was ended."
             )
-        if code == COMMAND_NOT_FOUND:
-            raise AttemptEnded("builder_error", "git cannot be started on the build machine.")
         return code
 
 
@@ -2152,7 +2253,11 @@ class Fetcher:
         self._trace = os.path.join(workdir, "redirect.trace")
         self._sizes = SizeLimits(spec, self.directory)
         self._git = Git(spec, runner, self._sizes, write)
-        self._rules = AddressRules(bool(spec.get("allow_private_addresses")))
+        self._given = spec.get("git") or {}
+        self._rules = AddressRules(
+            bool(spec.get("allow_private_addresses")), self._given.get("ssh_hosts") or ()
+        )
+        self._access: GitAccess | None = None
         self._submodules = 0
 
     def fetch(self) -> str:
@@ -2183,7 +2288,7 @@ class Fetcher:
     def _fetch_once(self, source: Source, directory: str) -> str:
         asked = source
         for _ in range(MAX_REDIRECTS + 1):
-            pins = self.checked(asked)
+            pins = [*self.checked(asked), *self._credentials(asked)]
             self._make(asked, directory)
             lines: list[str] = []
             for way in asked.ways(self._spec.get("fetch_depth", 1)):
@@ -2252,10 +2357,35 @@ class Fetcher:
             self._rules.check_addresses(target.host, addresses)
         except UrlRefused as refusal:
             raise self._problem(source, f"cannot be fetched: its address {refusal}.") from refusal
+        if target.scheme == "git":
+            return [f"core.gitProxy={self._connector(addresses)}"]
+        if target.scheme == "ssh":
+            name = target.host if target.port == SSH_PORT else f"[{target.host}]:{target.port}"
+            pin = f"-o HostName={addresses[0]} -o HostKeyAlias={name}"
+            return [f"core.sshCommand={self._given['ssh_command']} {pin}"]
         return [
             f"http.curloptResolve={host}:{target.port}:{','.join(addresses)}"
             for host in (target.host, f"{target.host}.")
         ]
+
+    def _connector(self, addresses: list[str]) -> str:
+        """Return a program that connects git to the addresses of a host; git calls it with host and port."""
+        command = shlex.join([*THIS_PROGRAM, "--connect", ",".join(addresses)])
+        path = os.path.join(self._runner.workdir, "connect")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(f'#!/bin/sh\nexec {command} "$2"\n')
+        os.chmod(path, 0o700)
+        return path
+
+    def _credentials(self, source: Source) -> list[str]:
+        """Return options that keep credentials from a server that they may not be for."""
+        if self._access is None:
+            url = self._spec["repo_url"]
+            self._access = GitAccess([url, GitAccess([]).mapped(url)])
+        restrictions = self._access.restrictions(source.url)
+        # What withdraws helpers for all hosts withdraws those of the tenant for this one, too.
+        own = self._given.get("config") if NO_HELPER in restrictions else None
+        return [*restrictions, *(f"{name}={value}" for name, value in own or ())]
 
     def _look_up(self, source: Source, target: Target) -> list[str]:
         # In a process of its own: the system's resolver cannot be interrupted.
@@ -2306,13 +2436,10 @@ class Fetcher:
             target = self._rules.check(at or source.url)
             if not goes_through_proxy(target):
                 self._look_up(source, target)  # raises where the name service has an answer, or none
+        if kind == "host_key":
+            return FetchFailed("host_key_refused", self._host_key_text(source, lines))
         if kind == "private":
-            if not source.path:
-                return FetchFailed(
-                    "repository_private",
-                    "The repository requires credentials: it is private or does not exist.",
-                )
-            return self._problem(source, "asks for a password: it is private or does not exist.")
+            return self._private(source)
         if kind == "gone":
             return self._problem(
                 source, f"could not be fetched: there is no git repository at {shown_url(source.url)}."
@@ -2324,6 +2451,55 @@ class Fetcher:
             return self._problem(source, f"could not be {doing}: {words}")
         return FetchFailed(
             "fetch_interrupted", f"{source.title} could not be fetched: {words}", may_pass=True
+        )
+
+    def _private(self, source: Source) -> FetchFailed:
+        """Return the failure for a repository that a login is needed for, or another than the given one."""
+        if failure := self._app_failure(source):
+            return failure
+        if self._had_credentials(source):
+            return FetchFailed(
+                "credentials_refused",
+                f"{source.title} could not be fetched: {shown_host(source.url)} refuses the credentials that the operator "
+                "has configured. They have expired, were withdrawn, or are not for this repository.",
+            )
+        if not source.path:
+            return FetchFailed(
+                "repository_private",
+                "The repository requires credentials: it is private or does not exist.",
+            )
+        return self._problem(source, "asks for a password: it is private or does not exist.")
+
+    def _app_failure(self, source: Source) -> FetchFailed | None:
+        """Return the failure if a GitHub App had no token for the fetch, or one that has expired."""
+        target = endpoint(source.url)
+        apps = self._given.get("apps") or {}
+        app = apps.get(f"{target.host}:{target.port}") or apps.get(target.host) or {}
+        if app.get("problem"):
+            return FetchFailed("credentials_refused", str(app["problem"]))
+        expires_at = app.get("expires_at")
+        if not expires_at or time.time() < expires_at:
+            return None
+        until = time.strftime("%H:%M UTC", time.gmtime(expires_at))
+        return FetchFailed(
+            "fetch_interrupted",
+            f"{source.title} could not be fetched: the token of the GitHub App for this attempt has expired, at {until}. The "
+            "next attempt gets a new one.",
+        )
+
+    def _had_credentials(self, source: Source) -> bool:
+        if endpoint(source.url).scheme == "ssh":
+            return True
+        return self._access is not None and bool(self._access.login(source.url))
+
+    def _host_key_text(self, source: Source, lines: list[str]) -> str:
+        has_changed = any("IDENTIFICATION HAS CHANGED" in line for line in lines)
+        what = (
+            "has another SSH key than the one that is recorded" if has_changed else "has no recorded SSH key"
+        )
+        return (
+            f"{source.title} could not be fetched: {shown_host(source.url)} {what}. It was given a new key, or another "
+            "machine answers in its place."
         )
 
     # -- submodules
@@ -2358,12 +2534,8 @@ class Fetcher:
 
     def _declared(self, directory: str, commit: str) -> dict[str, tuple[str, str]]:
         """Return URL and update mode of each path in .gitmodules, which is read from the commit and not from a file."""
-        code, lines = self._git.local(
-            directory, "config", "--no-includes", "--blob", f"{commit}:.gitmodules", "--null", "--list"
-        )
         sections: dict[str, dict[str, str]] = {}
-        for item in "\n".join(lines).split("\0") if code == 0 else ():
-            key, _, value = item.partition("\n")
+        for key, value in self._config(directory, f"{commit}:.gitmodules"):
             name, _, field = key.rpartition(".")
             sections.setdefault(name, {})[field] = value
         return {
@@ -2372,57 +2544,153 @@ class Fetcher:
             if section.get("path")
         }
 
+    def _config(self, directory: str, blob: str) -> list[tuple[str, str]]:
+        """Return keys and values of a file in git's format that is in a commit; nothing if it is not or is broken."""
+        code, lines = self._git.local(
+            directory, "config", "--no-includes", "--blob", blob, "--null", "--list"
+        )
+        items = "\n".join(lines).split("\0") if code == 0 else []
+        return [(key, value) for key, _, value in (item.partition("\n") for item in items)]
+
     # -- large files
 
     def _get_large_files(self, source: Source, directory: str) -> None:
-        """Fetch files of Git LFS where git-lfs is installed; warn about those that remain pointers."""
-        pointers = self._pointers(directory)
+        """Fetch files of Git LFS; warn about those that remain pointers. Raises AttemptEnded for what may pass."""
+        settings = dict(self._config(directory, "HEAD:.lfsconfig"))
+        pointers = self._wanted(directory, settings)
         if not pointers:
             return
-        why = "git-lfs is not installed on the build machine"
-        if shutil.which("git-lfs", path=self._runner.environment.get("PATH")):
-            why = self._pull_large_files(source, directory)
-            pointers = self._pointers(directory)
-        if pointers:
+        missing = self._download(source, directory, settings, pointers)
+        self._replace_pointers(directory, [pointer for pointer in pointers if pointer.oid not in missing])
+        left = [pointer for pointer in pointers if pointer.oid in missing]
+        if left:
             where = f" of the submodule {shown_url(source.path)}" if source.path else ""
-            are = "file is" if len(pointers) == 1 else "files are"
+            are = "file is" if len(left) == 1 else "files are"
             self.warn(
-                f"{len(pointers)} {are} missing{where}, such as {shown_url(pointers[0])}: Git LFS has the content, the "
-                f"image has pointers in its place. Reason: {why}"
+                f"{len(left)} {are} missing{where}, such as {shown_url(left[0].path)}: Git LFS has the content, the image "
+                f"has pointers in its place. Reason: {missing[left[0].oid]}"
             )
 
-    def _pull_large_files(self, source: Source, directory: str) -> str:
-        """Run `git lfs pull`, and return why files may be missing."""
-        code, lines = self._git.local(
-            directory, "config", "--no-includes", "--blob", "HEAD:.lfsconfig", "--get", "lfs.url"
+    def _wanted(self, directory: str, settings: Mapping[str, str]) -> list[Pointer]:
+        """Return the pointers that .gitattributes assigns to Git LFS, without those that .lfsconfig leaves out."""
+        paths = self._paths(directory, "--", ":(attr:filter=lfs)")
+        found = [pointer for path in paths if (pointer := read_pointer(os.path.join(directory, path), path))]
+        included, excluded = (
+            self._matching(directory, settings.get(f"lfs.fetch{name}", "")) for name in ("include", "exclude")
         )
-        base = source.url.rstrip("/")
-        url = (
-            lines[0]
-            if code == 0 and lines
-            else f"{base if base.endswith('.git') else base + '.git'}/info/lfs"
-        )
-        try:
-            pins = self.checked(source._replace(url=url))
-        except FetchFailed as failure:
-            return failure.message
-        # Without filters, git-lfs regards itself as not installed.
-        filters = (
-            "clean=git-lfs clean -- %f",
-            "smudge=git-lfs smudge -- %f",
-            "process=git-lfs filter-process",
-        )
-        options = [*pins, f"lfs.url={url}", *(f"filter.lfs.{setting}" for setting in filters)]
-        _, lines = self._git.remote(directory, "lfs", "fetch", options=options)
-        # `git lfs pull` would leave out the files that came if one is missing.
-        self._git.remote(directory, "lfs", "checkout", options=options)
-        reasons = [line for line in lines if line.startswith(("[", "batch response: "))]
-        return clean_text(reasons[0]) if reasons else classify_git(lines, url)[1]
+        wanted = [
+            pointer
+            for pointer in found
+            if (included is None or pointer.path in included) and pointer.path not in (excluded or ())
+        ]
+        if len(wanted) < len(found):
+            self._write(
+                f".lfsconfig leaves {len(found) - len(wanted)} files of Git LFS out: they stay pointers."
+            )
+        return wanted
 
-    def _pointers(self, directory: str) -> list[str]:
-        """Return the files that .gitattributes assigns to Git LFS and that are pointers."""
-        _, lines = self._git.local(directory, "ls-files", "--", ":(attr:filter=lfs)")
-        return [path for path in map(unquoted, lines) if is_pointer(os.path.join(directory, path))]
+    def _matching(self, directory: str, patterns: str) -> set[str] | None:
+        """Return the files that match a list of patterns as .gitignore has them; None if the list is empty."""
+        if not patterns.strip():
+            return None
+        name = os.path.join(self._runner.workdir, "patterns")
+        with open(name, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write("\n".join(part.strip() for part in patterns.split(",")))
+        return set(self._paths(directory, "--cached", "--ignored", f"--exclude-from={name}"))
+
+    def _paths(self, directory: str, *arguments: str) -> list[str]:
+        _, lines = self._git.local(directory, "ls-files", *arguments)
+        return [unquoted(line) for line in lines]
+
+    def _download(
+        self, source: Source, directory: str, settings: Mapping[str, str], pointers: list[Pointer]
+    ) -> dict[str, str]:
+        """Fetch the content of pointers; return why it is missing, by id."""
+        sizes = {pointer.oid: pointer.size for pointer in pointers if pointer.oid != UNREADABLE}
+        unreadable = {UNREADABLE: "The pointer is broken, or uses an extension of Git LFS."}
+        if not sizes:
+            return unreadable
+        for pointer in pointers:
+            self._sizes.add(pointer.size, files=0)
+        base = source.url.rstrip("/")
+        own = f"{base if base.endswith('.git') else base + '.git'}/info/lfs"
+        url = settings.get("lfs.url") or settings.get("remote.origin.lfsurl") or own
+        job = {
+            "url": url,
+            "ssh": self._ssh_of_large_files(source, url),
+            "trusted": self._spec["repo_url"],
+            "allow_private": self._rules.allow_private,
+            "directory": os.path.join(directory, LARGE_FILES),
+            "objects": sizes,
+            "ref": source.named,
+        }
+        os.makedirs(os.path.join(directory, LARGE_FILES), exist_ok=True)
+        files = "1 file" if len(sizes) == 1 else f"{len(sizes)} files"
+        self._write(f"Fetching {files} of Git LFS ({in_bytes(sum(sizes.values()))}) from {shown_url(url)}")
+        retries = self._spec.get("fetch_retries", 3)
+        missing = self._runner.repeat(
+            lambda: self._download_once(source, job), pauses(FETCH_PAUSES, retries), self._write
+        )
+        return {**unreadable, **missing}
+
+    def _ssh_of_large_files(self, source: Source, url: str) -> Message | None:
+        """Return how to ask by SSH for the server of Git LFS; None where the repository is not read by SSH itself."""
+        if endpoint(source.url).scheme != "ssh" or endpoint(url) != endpoint(source.url):
+            return None
+        pins = self.checked(source)
+        command = pins[0].partition("=")[2] if pins else self._given.get("ssh_command")
+        return {"command": command or "ssh", "url": source.url}
+
+    def _download_once(self, source: Source, job: Message) -> dict[str, str]:
+        missing: dict[str, str] = {}
+        ends: list[Message] = []
+
+        def on_line(raw: str) -> None:
+            record = parse_fetch_record(raw)
+            missing.update(record.get("missing", {}))
+            ends.extend([record] if "end" in record else [])
+            if "missing" not in record and "end" not in record:
+                self._write(str(record.get("text", raw)))
+
+        path = os.path.join(self._runner.workdir, "large-files.json")
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(job, file)
+        self._git.run_in_time(
+            [*THIS_PROGRAM, "--large-files", "--spec", path], on_line, self._runner.environment
+        )
+        if not ends:
+            raise AttemptEnded("builder_error", "Fetching files of Git LFS ended without a result.")
+        reason = sentence(ends[0]["end"]) if ends[0]["end"] else ""
+        if ends[0].get("disk_full") or free_bytes(self._runner.workdir) < MIN_FREE_BYTES:
+            raise FetchFailed("disk_full", f"The disk of the build machine is full: {reason}")
+        if ends[0].get("may_pass"):
+            what = (
+                f"Files of Git LFS of the submodule {shown_url(source.path)}"
+                if source.path
+                else "Files of Git LFS"
+            )
+            raise FetchFailed("fetch_interrupted", f"{what} could not be fetched: {reason}", may_pass=True)
+        if reason:
+            missing.update(
+                (oid, reason) for oid in job["objects"] if not os.path.exists(f"{job['directory']}/{oid}")
+            )
+        return missing
+
+    def _replace_pointers(self, directory: str, pointers: list[Pointer]) -> None:
+        """Put the content in the place of pointers."""
+        last = {pointer.oid: pointer for pointer in pointers}
+        for pointer in pointers:
+            place = os.path.join(directory, pointer.path)
+            content = os.path.join(directory, LARGE_FILES, pointer.oid)
+            if last[pointer.oid] is not pointer:
+                content = shutil.copyfile(content, f"{content}.copy")
+            os.chmod(content, stat.S_IMODE(os.lstat(place).st_mode))
+            os.replace(content, place)
+        shutil.rmtree(os.path.join(directory, LARGE_FILES), ignore_errors=True)
+        # Otherwise git, which has no filter here, takes them for changes: `git describe --dirty` becomes a version.
+        for start in range(0, len(pointers), 500):
+            paths = [pointer.path for pointer in pointers[start : start + 500]]
+            self._git.local(directory, "update-index", "--assume-unchanged", "--", *paths)
 
     def warn(self, text: str) -> None:
         """Write a warning into the log and into the result."""
@@ -2434,7 +2702,11 @@ def goes_through_proxy(target: Target) -> bool:
     """Return whether a proxy connects, which applies its own rules."""
     # git takes no other variables for http://, and builders do not inherit ALL_PROXY.
     names = {"http": ("http_proxy",), "https": ("https_proxy", "HTTPS_PROXY")}.get(target.scheme, ())
-    return any(os.environ.get(name) for name in names) and not urllib.request.proxy_bypass(target.host)
+    if not any(os.environ.get(name) for name in names):
+        return False
+    import urllib.request  # half of the builder's start, for builders behind a proxy only
+
+    return not urllib.request.proxy_bypass(target.host)
 
 
 def free_bytes(path: str) -> int:
@@ -2443,16 +2715,20 @@ def free_bytes(path: str) -> int:
     return disk.f_bavail * disk.f_frsize
 
 
-def is_pointer(path: str) -> bool:
-    """Return whether a file is a pointer of Git LFS."""
+def read_pointer(path: str, shown: str) -> Pointer | None:
+    """Return what a pointer of Git LFS names; None if the file is not one."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return False
+        return None
     try:
-        return os.read(fd, len(POINTER_START)) == POINTER_START
+        text = os.read(fd, MAX_POINTER_BYTES)
     finally:
         os.close(fd)
+    if not text.startswith(POINTER_START):
+        return None
+    found = _POINTER.fullmatch(text)
+    return Pointer(shown, found[1].decode(), int(found[2])) if found else Pointer(shown, UNREADABLE, 0)
 
 
 def check_tree(root: str, subdir: str) -> None:
@@ -2538,6 +2814,824 @@ def resolved(root: str, parts: list[str]) -> list[str] | None:
     return done
 
 
+# --- Datasets -----------------------------------------------------------------------------------------------
+
+DATASET_TIMEOUT_SECONDS = 60.0
+DATASET_REASONS = ("fetch_failed", "ref_not_found", "repository_too_large", "unsafe_repository")
+
+
+class DatasetProblem(Exception):
+    """A dataset cannot be built; raised within repo2docker, whose log has the text."""
+
+
+def give_up_dataset(reason: str, message: str) -> None:
+    """Raise DatasetProblem in the form that `RaisedError.dataset_problem` recognises."""
+    raise DatasetProblem(f"{reason}: {message}")
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
+    """Replace an attribute for a while by what `make` makes of it."""
+    original = getattr(owner, name)
+    setattr(owner, name, make(original))
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+class DatasetGuard:
+    """Limits what repo2docker's content providers may connect to, download and unpack, while it is entered.
+
+    A dataset can name any address as that of a file, and any host can redirect to one.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self._allows_private = bool(spec.get("allow_private_addresses"))
+        self._max_bytes = spec.get("max_dataset_bytes") or float("inf")
+        self._max_files = spec.get("max_repository_files") or float("inf")
+        self._bytes = 0
+        self.problem: tuple[str, str] | None = None
+        """Reason and message of what was refused: libraries turn the exception into one of their own."""
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Apply the limits, and raise DatasetProblem if one was met."""
+        import zipfile
+
+        requests: Any = sys.modules["requests"]  # repo2docker's
+
+        try:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(replaced(socket, "getaddrinfo", self._look_up))
+                stack.enter_context(replaced(requests.Response, "iter_content", self._read))
+                stack.enter_context(replaced(zipfile.ZipFile, "extractall", self._unpack))
+                yield
+        except DatasetProblem:
+            raise
+        except Exception:
+            if self.problem:
+                give_up_dataset(*self.problem)
+            raise
+
+    def _refuse(self, reason: str, message: str) -> None:
+        self.problem = (reason, message)
+        raise OSError(message)
+
+    def _look_up(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a look-up of names after which a program can connect to allowed addresses only."""
+        proxies = {urllib.parse.urlsplit(url).hostname for url in urllib.request.getproxies().values()}
+
+        def getaddrinfo(host: Any, *arguments: Any, **options: Any) -> Any:
+            found = original(host, *arguments, **options)
+            if self._allows_private or host in proxies:  # a proxy applies its own rules
+                return found
+            for entry in found:
+                address = str(entry[4][0]).partition("%")[0]
+                if not is_public(ipaddress.ip_address(address)):
+                    self._refuse(
+                        "unsafe_repository",
+                        f"The dataset leads to {host} at {address}, which is inside the network of the service.",
+                    )
+            return found
+
+        return getaddrinfo
+
+    def _read(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a method that reads responses within the limit."""
+
+        def iter_content(response: Any, *arguments: Any, **options: Any) -> Iterator[bytes]:
+            for chunk in original(response, *arguments, **options):
+                self._bytes += len(chunk)
+                self._check_bytes(self._bytes)
+                yield chunk
+
+        return iter_content
+
+    def _unpack(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a method that unpacks archives whose content is within the limits."""
+
+        def extractall(archive: Any, *arguments: Any, **options: Any) -> None:
+            entries = archive.infolist()
+            if len(entries) > self._max_files:
+                self._refuse(
+                    "repository_too_large",
+                    f"The dataset has an archive of more than {self._max_files:,} files, the limit of this service.",
+                )
+            self._check_bytes(sum(entry.file_size for entry in entries))
+            original(archive, *arguments, **options)
+
+        return extractall
+
+    def _check_bytes(self, size: int) -> None:
+        if size > self._max_bytes:
+            self._refuse(
+                "repository_too_large",
+                f"The dataset is larger than {in_bytes(self._max_bytes)}, the limit of this service.",
+            )
+
+
+class PinnedDataset:
+    """Mixed into a content provider of repo2docker: makes it fetch one version of a dataset, or nothing.
+
+    Most of them fetch what is newest at the time, whatever was resolved: it would get the tag of another version.
+    """
+
+    guard: Any
+    wanted: str
+    source: str
+    content_id: Any
+    session: Any
+    hosts: Any
+    version: Any
+    _fetch_version: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        site = urllib.parse.urlsplit(self.source)
+        origin = f"{site.scheme}://{site.netloc}/records/"
+        if self._is("Dataverse"):
+            # Otherwise it asks a third party for the list of installations. The service has resolved this one.
+            self.hosts = [{"hostname": site.netloc}]
+        elif self._is("Zenodo") and not any(origin in host["hostname"] for host in self.hosts):
+            api = f"{site.scheme}://{site.netloc}/api/records/"
+            self.hosts.append({**self.hosts[1], "hostname": [origin], "api": api})
+
+    def detect(self, source: str, ref: str | None = None, extra_args: Any = None) -> Any:
+        with self.guard.entered():
+            found = self._parent.detect(source, ref, extra_args)
+        if found is None:
+            give_up_dataset("fetch_failed", f"{shown_url(source)} is not a site that repo2docker knows")
+        if not self._is("Dataverse") and not self._is_activity(found):
+            self._check(self.content_id)
+        return found
+
+    def fetch(self, found: Any, output_dir: str, yield_output: bool = False) -> Iterator[str]:
+        with self.guard.entered():
+            yield from self._parent.fetch(found, output_dir, yield_output)
+            if hasattr(self, "_fetch_version") and not self._is_activity(found):
+                # It may have changed while it was downloaded.
+                self.version = self._fetch_version(found.get("api_url") or found["host"])
+                self._check(self.content_id)
+            if not os.listdir(output_dir):
+                give_up_dataset("fetch_failed", "The dataset has no files that could be downloaded")
+
+    def urlopen(self, url: str, **options: Any) -> Any:
+        return self._request(url, **{"stream": True, **options})
+
+    def _request(self, url: str, **options: Any) -> Any:
+        response = self.session.get(url, **{"timeout": DATASET_TIMEOUT_SECONDS, **options})
+        if "/api/datasets/:persistentId" in url and response.status_code == 200:
+            data = response.json()["data"]
+            latest = data["latestVersion"]
+            self._check(f"{data['id']}.v{latest['versionNumber']}.{latest['versionMinorNumber']}")
+        return response
+
+    def _urlretrieve(self, url: str) -> tuple[str, None]:
+        file, path = tempfile.mkstemp(suffix=".zip")
+        with os.fdopen(file, "wb") as target:
+            for chunk in self.urlopen(url).iter_content(1 << 16):
+                target.write(chunk)
+        return path, None
+
+    @property
+    def _parent(self) -> Any:
+        return super()
+
+    def _is(self, name: str) -> bool:
+        return type(self).__name__ == name
+
+    def _is_activity(self, found: Any) -> bool:
+        return isinstance(found, dict) and bool(found.get("activity_id"))
+
+    def _check(self, found: str) -> None:
+        if found != self.wanted:
+            give_up_dataset(
+                "ref_not_found",
+                f"The dataset has changed since the request: it was at version {self.wanted}, and its host has {found} "
+                "now. Build again to get the newest version",
+            )
+
+
+def pinned_provider(base: Any, spec: Spec) -> Any:
+    """Return a content provider of repo2docker for the one version of a dataset that the specification names."""
+    pinned = {
+        "guard": DatasetGuard(spec),
+        "wanted": str(spec.get("ref") or ""),
+        "source": str(spec.get("repo_url") or ""),
+    }
+    return type(base.__name__, (PinnedDataset, base), pinned)
+
+
+DATASET_CONFIG = """
+import importlib.util, json
+spec = importlib.util.spec_from_file_location("builder", {path!r})
+builder = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(builder)
+c.Repo2Docker.content_providers = [builder.pinned_provider({provider}, json.loads({spec!r}))]
+"""
+_DATASET_SPEC = ("repo_url", "ref", "allow_private_addresses", "max_dataset_bytes", "max_repository_files")
+
+
+# --- Large files --------------------------------------------------------------------------------------------
+#
+# The batch API of Git LFS with its basic transfer, https://github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md.
+# It runs as a process of its own, as git does: nothing that a server does can hold up the fetch.
+
+LARGE_FILES = os.path.join(".git", "large-files")
+LFS_TYPE = "application/vnd.git-lfs+json"
+LFS_BATCH = 100  # objects, as git-lfs asks for
+LFS_DOWNLOADS = 8  # at a time
+SSH_SECONDS = 60
+SSH_FAILED = 255  # ssh's own failure, not that of what it has run
+MAX_BATCH_BYTES = 8 << 20
+MAX_POINTER_BYTES = 1024
+HTTP_SECONDS = 60.0  # time without a byte from a server
+UNBOUND_URL = "https://unbound.invalid/"
+"""Credentials that exist for this URL are bound to no host."""
+POINTER_START = b"version https://git-lfs.github.com/spec/"
+UNREADABLE = ""  # id of what a pointer does not name
+_POINTER = re.compile(
+    rb"version https://git-lfs\.github\.com/spec/v1\noid sha256:([0-9a-f]{64})\nsize (\d{1,18})\n?"
+)
+
+
+class HttpFailed(Exception):
+    """A request that was not answered as it should be."""
+
+    def __init__(self, message: str, *, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.message = message
+        self.may_pass = may_pass
+
+
+class Proxy(NamedTuple):
+    """A proxy for HTTP."""
+
+    host: str
+    port: int
+    headers: dict[str, str]
+
+
+class GitAccess:
+    """Git's configuration for HTTP: what the operator allows to be sent to a server.
+
+    Credentials that are bound to no host are for the host of the repository; a repository may name others.
+    """
+
+    def __init__(self, trusted: Iterable[str]) -> None:
+        self._trusted = {endpoint(url) for url in trusted}
+        self._lock = threading.Lock()
+        self._found: dict[tuple[str, ...], str | None] = {}
+
+    def mapped(self, url: str) -> str:
+        """Return the URL that the operator has git use in its place, perhaps with credentials."""
+        found = (self._git("ls-remote", "--get-url", "--", url) or "").strip()
+        return found if found.startswith(("https://", "http://")) else url
+
+    def settings(self, url: str) -> dict[str, str]:
+        """Return the settings `http.*` for a URL, with names in lower case."""
+        lines = (self._git("config", "--get-urlmatch", "http", url) or "").splitlines()
+        return {
+            name.lower(): value for name, _, value in (line[len("http.") :].partition(" ") for line in lines)
+        }
+
+    def header(self, url: str) -> tuple[str, str] | None:
+        """Return the header that the operator has git send to a server."""
+        name, _, value = self._bound(lambda at: self.settings(at).get("extraheader", ""), url).partition(":")
+        return (name.strip(), value.strip()) if name else None
+
+    def login(self, url: str) -> str:
+        """Return the value of the header Authorization for a server that asks for a password; empty if there is none."""
+        found = self._bound(self._fill, url) or self._netrc(url)
+        return f"Basic {base64.b64encode(found.encode()).decode()}" if found else ""
+
+    def trusts(self, url: str) -> bool:
+        """Return whether credentials that are bound to no host are for a URL."""
+        target = endpoint(url)
+        return target in self._trusted or (
+            (target.scheme, target.port) == ("https", 443)
+            and any(target.host == host for _, host, _ in self._trusted)
+        )
+
+    def restrictions(self, url: str) -> list[str]:
+        """Return options by which git does not send what is bound to no host to a server that a repository names."""
+        if self.trusts(url):
+            return []
+        # Git withdraws a setting by one that is at least as specific.
+        header = [f"http.{url}.extraHeader="] if self.settings(UNBOUND_URL).get("extraheader") else []
+        helper = [NO_HELPER] if self._fill(UNBOUND_URL) else []
+        return [*header, *helper]
+
+    def _bound(self, look_up: Callable[[str], str], url: str) -> str:
+        found = look_up(url)
+        return found if not found or self.trusts(url) or found != look_up(UNBOUND_URL) else ""
+
+    def _fill(self, url: str) -> str:
+        parts = urllib.parse.urlsplit(url)
+        question = f"protocol={parts.scheme}\nhost={parts.netloc}\npath={parts.path.lstrip('/')}\n\n"
+        answer = dict(
+            line.partition("=")[::2]
+            for line in (self._git("credential", "fill", question=question) or "").split("\n")
+        )
+        return (
+            f"{answer['username']}:{answer['password']}" if {"username", "password"} <= answer.keys() else ""
+        )
+
+    def _netrc(self, url: str) -> str:
+        import netrc
+
+        home = os.environ.get("HOME", "/")
+        try:
+            hosts = netrc.netrc(os.path.join(home, ".netrc")).hosts
+        except (OSError, netrc.NetrcParseError):
+            return ""
+        found = hosts.get(endpoint(url).host) or (hosts.get("default") if self.trusts(url) else None)
+        return f"{found[0]}:{found[2]}" if found else ""
+
+    def _git(self, *arguments: str, question: str = "") -> str | None:
+        """Return the output of git outside of any repository, None if it failed. It is asked once."""
+        with self._lock:
+            if (key := (*arguments, question)) not in self._found:
+                self._found[key] = self._ask_git(arguments, question)
+            return self._found[key]
+
+    @staticmethod
+    def _ask_git(arguments: tuple[str, ...], question: str) -> str | None:
+        environment = {**os.environ, "GIT_DIR": os.devnull, "GIT_TERMINAL_PROMPT": "0"}
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            return subprocess.run(
+                ["git", *arguments], input=question, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                env=environment, timeout=HELPER_SECONDS, check=True, encoding="utf-8", errors="surrogateescape",
+            ).stdout  # fmt: skip
+        return None
+
+
+def endpoint(url: str) -> Target:
+    """Return scheme, host and port of a URL. Raises UrlRefused."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        port = parts.port or DEFAULT_PORTS.get(parts.scheme, 0)
+    except ValueError as error:
+        raise UrlRefused("cannot be read") from error
+    return Target(parts.scheme, (parts.hostname or "").rstrip("."), port)
+
+
+def joined(base: str, url: str) -> str:
+    """Return a URL that is relative to another one. Raises UrlRefused."""
+    try:
+        return urllib.parse.urljoin(base, url)
+    except ValueError as error:
+        raise UrlRefused("cannot be read") from error
+
+
+def basic(user: str) -> str:
+    """Return the value of a header for a user with its password, as in a URL."""
+    plain = urllib.parse.unquote(user if ":" in user else f"{user}:")
+    return f"Basic {base64.b64encode(plain.encode()).decode()}"
+
+
+class Web:
+    """HTTP requests to servers that a repository names: to the addresses that were judged, with credentials of the host."""
+
+    def __init__(self, rules: AddressRules, access: GitAccess) -> None:
+        self._rules = rules
+        self._access = access
+        self._logins: dict[Target, str] = {}
+        self.unjudged: set[Target] = set()
+        """Endpoints that the operator has chosen."""
+
+    @contextlib.contextmanager
+    def request(
+        self, url: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Have the answer 200, after redirects and a login. Raises HttpFailed, UrlRefused and OSError."""
+        sent = {name.lower(): value for name, value in headers.items()}
+        for _ in range(MAX_REDIRECTS + 2):
+            with contextlib.ExitStack() as opened:
+                response = self._send(url, sent, body, opened)
+                if response.status == 200:
+                    yield response
+                    return
+                url, sent = self._next(url, sent, response)
+        raise HttpFailed(f"{shown_host(url)} redirects too many times.")
+
+    def _next(
+        self, url: str, sent: dict[str, str], response: http.client.HTTPResponse
+    ) -> tuple[str, dict[str, str]]:
+        """Return URL and headers of the request that an answer calls for. Raises HttpFailed and UrlRefused."""
+        if response.status in (301, 302, 303, 307, 308):
+            target = joined(url, response.headers.get("Location", ""))
+            return target, sent if endpoint(target) == endpoint(url) else self._plain(sent, url, target)
+        if response.status == 401 and self._log_in(url, sent):
+            return url, sent
+        raise self._failure(url, response)
+
+    def keep_login(self, url: str, user: str) -> None:
+        """Use a user with its password, as in a URL, for a server that asks for one."""
+        self._logins[endpoint(url)] = basic(user)
+
+    @staticmethod
+    def _plain(headers: Mapping[str, str], url: str, target: str) -> dict[str, str]:
+        """Return the headers for another server: those that say what is asked for."""
+        if endpoint(url).scheme == "https" and endpoint(target).scheme != "https":
+            raise UrlRefused("leads from https:// to an address without encryption")
+        return {name: value for name, value in headers.items() if name in ("accept", "content-type")}
+
+    def _log_in(self, url: str, headers: dict[str, str]) -> bool:
+        """Add the credentials for a server; False if there are none, or if it got them."""
+        known = self._logins.get(endpoint(url)) or self._access.login(url)
+        if not known or headers.get("authorization") == known:
+            return False
+        headers["authorization"] = known
+        return True
+
+    def _send(
+        self, url: str, headers: Mapping[str, str], body: bytes | None, opened: contextlib.ExitStack
+    ) -> http.client.HTTPResponse:
+        import http.client
+        import ssl
+
+        target = self._judge(url)
+        settings = self._access.settings(url)
+        proxy = self._proxy(target, settings)
+        extra = dict([header]) if (header := self._access.header(url)) else {}
+        own = {
+            "user-agent": f"rabbit2docker-builder/{VERSION}",
+            "accept-encoding": "identity",
+            "connection": "close",
+        }
+        parts = urllib.parse.urlsplit(url)
+        path = urllib.parse.quote(
+            urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, "")), safe=_IN_URLS
+        )
+        if proxy and target.scheme == "http":
+            path, extra = f"http://{parts.netloc}{path}", {**extra, **proxy.headers}
+        try:
+            connection = opened.enter_context(contextlib.closing(self._connect(target, settings, proxy)))
+            connection.request("GET" if body is None else "POST", path, body, {**own, **extra, **headers})
+            return connection.getresponse()
+        except ssl.SSLCertVerificationError as error:
+            what = f"the certificate of {shown_host(url)} is not valid: {error.verify_message}."
+            raise HttpFailed(what) from error
+        except (OSError, http.client.HTTPException) as error:
+            what = f"{shown_host(url)} gave no answer: {getattr(error, 'strerror', None) or error}"
+            raise HttpFailed(what.strip(), may_pass=True) from error
+        except ValueError as error:
+            raise HttpFailed(f"{shown_host(url)} is to get a header that is not valid.") from error
+
+    def _judge(self, url: str) -> Target:
+        if endpoint(url) in self.unjudged:
+            return endpoint(url)
+        target = self._rules.check(url)
+        if target.scheme not in ("https", "http"):
+            raise UrlRefused(f"begins with `{target.scheme}:`; files of Git LFS come from https:// only")
+        return target
+
+    def _connect(
+        self, target: Target, settings: Mapping[str, str], proxy: Proxy | None
+    ) -> http.client.HTTPConnection:
+        import http.client
+
+        context = tls_context(settings) if target.scheme == "https" else None
+        host, port = (proxy.host, proxy.port) if proxy else (target.host, target.port)
+        connection = (
+            http.client.HTTPSConnection(host, port, timeout=HTTP_SECONDS, context=context)
+            if context
+            else http.client.HTTPConnection(host, port, timeout=HTTP_SECONDS)
+        )
+        if proxy and context:
+            connection.set_tunnel(target.host, target.port, proxy.headers)
+        elif not proxy:
+            plain = connect_to(self._addresses(target), target.port)
+            connection.sock = context.wrap_socket(plain, server_hostname=target.host) if context else plain
+        return connection
+
+    def _addresses(self, target: Target) -> list[str]:
+        """Return the addresses of a host, all of which are allowed."""
+        if literal := literal_address(target.host):
+            return [str(literal)]
+        try:
+            found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            absent = getattr(error, "errno", socket.EAI_NONAME) in (socket.EAI_NONAME, _EAI_NODATA)
+            what = (
+                f"there is no host {target.host}"
+                if absent
+                else f"the name service did not resolve {target.host}"
+            )
+            raise HttpFailed(f"{what}.", may_pass=not absent) from error
+        addresses = list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
+        if not self._rules.allow_private and target not in self.unjudged:
+            self._rules.check_addresses(target.host, addresses)
+        return addresses
+
+    @staticmethod
+    def _proxy(target: Target, settings: Mapping[str, str]) -> Proxy | None:
+        """Return the proxy that connects to a host and applies its own rules."""
+        configured = settings.get("proxy")
+        if configured is None and goes_through_proxy(target):
+            names = ("http_proxy",) if target.scheme == "http" else ("https_proxy", "HTTPS_PROXY")
+            configured = next(filter(None, map(os.environ.get, names)), None)
+        if not configured:
+            return None
+        parts = urllib.parse.urlsplit(configured if "://" in configured else f"http://{configured}")
+        if parts.scheme != "http" or not parts.hostname:
+            raise HttpFailed("files of Git LFS cannot be fetched through a proxy of this kind.")
+        user = parts.netloc.rpartition("@")[0]
+        headers = {"proxy-authorization": basic(user)} if user else {}
+        return Proxy(parts.hostname, parts.port or 80, headers)
+
+    @staticmethod
+    def _failure(url: str, response: http.client.HTTPResponse) -> HttpFailed:
+        status, said = response.status, server_message(response)
+        if status == 401:
+            return HttpFailed(f"{shown_host(url)} asks for a password{said}")
+        may_pass = status in (408, 425, 429, 500, 502, 503, 504) or 520 <= status <= 530
+        return HttpFailed(f"{shown_host(url)} answered with status {status}{said}", may_pass=may_pass)
+
+
+_IN_URLS = "/%:=&+,;@!$*'()~?"
+_EAI_NODATA = getattr(socket, "EAI_NODATA", socket.EAI_NONAME)
+
+
+def read_part(response: http.client.HTTPResponse, size: int, url: str) -> bytes:
+    """Return the next bytes of an answer, none at its end. Raises HttpFailed if it breaks off."""
+    import http.client
+
+    try:
+        data = response.read(size)
+    except (OSError, http.client.HTTPException) as error:
+        raise HttpFailed(f"{shown_host(url)} broke off in the middle of an answer.", may_pass=True) from error
+    if not data and response.length:
+        raise HttpFailed(f"{shown_host(url)} broke off in the middle of an answer.", may_pass=True)
+    return data
+
+
+def server_message(response: http.client.HTTPResponse) -> str:
+    """Return the end of a sentence: what a server of Git LFS says about a failure."""
+    import http.client
+
+    with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+        found = _entries(json.loads(response.read(MAX_LINE_BYTES))).get("message")
+        if isinstance(found, str) and found:
+            return f": {clean_text(found)[:200]}"
+    return "."
+
+
+def shown_host(url: str) -> str:
+    """Return the host of a URL for messages: its path and query may contain a token."""
+    return shown_url(re.sub(r"^[^/]*//", "", url).partition("/")[0].rpartition("@")[2])
+
+
+def connect_to(addresses: list[str], port: int) -> socket.socket:
+    """Return a connection to the first of the addresses that takes one. Raises OSError."""
+    problem: OSError | None = None
+    for address in addresses:
+        try:
+            return socket.create_connection((address, port), HTTP_SECONDS)
+        except OSError as error:
+            problem = error
+    raise problem or OSError(errno.EHOSTUNREACH, "no address")
+
+
+def connect_streams(addresses: list[str], port: int) -> int:
+    """Connect standard input and output to one of the addresses, until the other side closes the connection."""
+    try:
+        connection = connect_to(addresses, port)
+        connection.settimeout(None)
+        threading.Thread(target=_send_input, args=(connection,), daemon=True).start()
+        while data := connection.recv(1 << 16):
+            while data:
+                data = data[os.write(1, data) :]
+    except OSError as error:
+        sys.stderr.write(f"fatal: unable to connect: {error.strerror or error}\n")
+        return 1
+    return 0
+
+
+def _send_input(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := os.read(0, 1 << 16):
+            connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+
+
+def tls_context(settings: Mapping[str, str]) -> ssl.SSLContext:
+    """Return how certificates are checked, as git is configured to."""
+    import ssl
+
+    context = ssl.create_default_context(cafile=os.environ.get("GIT_SSL_CAINFO") or settings.get("sslcainfo"))
+    if "GIT_SSL_NO_VERIFY" in os.environ or settings.get("sslverify", "").lower() in (
+        "false",
+        "no",
+        "off",
+        "0",
+    ):
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+class LargeFiles:
+    """Fetches the content of pointers, and writes a record for each that is missing."""
+
+    def __init__(self, job: Message) -> None:
+        self._url = str(job["url"]).rstrip("/")
+        self._directory = str(job["directory"])
+        self._sizes: dict[str, int] = job["objects"]
+        self._ref = job.get("ref")
+        self._ssh: Message | None = job.get("ssh")
+        self._headers: dict[str, str] = {}
+        access = GitAccess([job["trusted"], GitAccess([]).mapped(job["trusted"])])
+        self._rules = AddressRules(job["allow_private"])
+        self._web = Web(self._rules, access)
+        self._access = access
+        self._lock = threading.Lock()
+        self._bytes = 0
+        self._shown_at = time.monotonic()
+
+    def fetch(self) -> Message:
+        """Fetch everything that is not there, and return the record of the end."""
+        try:
+            if self._ssh:
+                self._ask_by_ssh(self._ssh["command"], self._ssh["url"])
+            self._use_mapping()
+            wanted = [oid for oid in self._sizes if not os.path.exists(self._place(oid))]
+            for start in range(0, len(wanted), LFS_BATCH):
+                self._fetch_batch(wanted[start : start + LFS_BATCH])
+        except UrlRefused as refusal:
+            return {
+                "end": f"The address of the server for Git LFS, {shown_host(self._url) or shown_url(self._url)}, {refusal}."
+            }
+        except HttpFailed as failure:
+            return {"end": failure.message, "may_pass": failure.may_pass}
+        except OSError as error:
+            return self._broken(error)
+        return {"end": ""}
+
+    def _ask_by_ssh(self, command: str, url: str) -> None:
+        """Use the server, and the login for it, that the repository's host names to those who have a key."""
+        parts = urllib.parse.urlsplit(url)
+        host = f"{parts.username}@{parts.hostname}" if parts.username else str(parts.hostname)
+        port = ["-p", str(parts.port)] if parts.port else []
+        asked = f"git-lfs-authenticate {shlex.quote(urllib.parse.unquote(parts.path))} download"
+        try:
+            answer = subprocess.run(
+                ["sh", "-c", f'{command} "$@"', "ssh", *port, "--", host, asked],
+                stdin=subprocess.DEVNULL, capture_output=True, timeout=SSH_SECONDS, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise HttpFailed(f"{shown_host(url)} gave no answer by SSH.", may_pass=True) from error
+        if answer.returncode:
+            said = clean_text(answer.stderr.decode(errors="replace").strip().rpartition("\n")[2])[:200]
+            raise HttpFailed(
+                f"{shown_host(url)} names no server for Git LFS by SSH: {said or 'it gives no reason'}",
+                may_pass=answer.returncode == SSH_FAILED,
+            )
+        self._url, self._headers = self._named_by_ssh(url, answer.stdout)
+
+    def _named_by_ssh(self, url: str, answer: bytes) -> tuple[str, dict[str, str]]:
+        try:
+            found = _entries(json.loads(answer))
+        except (ValueError, RecursionError) as error:
+            raise HttpFailed(f"{shown_host(url)} gives an answer by SSH that cannot be read.") from error
+        headers = {str(name): str(value) for name, value in _entries(found.get("header")).items()}
+        named = str(found.get("href") or "").rstrip("/")
+        if not named:
+            parts = urllib.parse.urlsplit(self._url)
+            named = f"https://{parts.hostname}{parts.path}"
+        if endpoint(named).scheme != "https":
+            raise UrlRefused("begins otherwise than with https://, and a login would be sent to it")
+        return named, headers
+
+    def _use_mapping(self) -> None:
+        """Use the server that the operator has git use in the place of the one that the repository names."""
+        self._rules.check(self._url)
+        mapped = self._access.mapped(self._url)
+        parts = urllib.parse.urlsplit(mapped)
+        user, _, host = parts.netloc.rpartition("@")
+        if mapped != self._url:
+            self._url = urllib.parse.urlunsplit(parts._replace(netloc=host))
+            self._web.unjudged.add(endpoint(self._url))
+        if user:
+            self._web.keep_login(self._url, user)
+
+    def _broken(self, error: OSError) -> Message:
+        if is_full(error):
+            return {"end": str(error), "disk_full": True}
+        return {"end": error.strerror or str(error) or type(error).__name__, "may_pass": True}
+
+    def _fetch_batch(self, oids: list[str]) -> None:
+        import concurrent.futures
+
+        with concurrent.futures.ThreadPoolExecutor(LFS_DOWNLOADS) as pool:
+            list(pool.map(self._fetch_object, self._ask(oids)))
+
+    def _ask(self, oids: list[str]) -> list[Message]:
+        """Return the server's answer for each object."""
+        question: Message = {
+            "operation": "download",
+            "transfers": ["basic"],
+            "hash_algo": "sha256",
+            "objects": [{"oid": oid, "size": self._sizes[oid]} for oid in oids],
+        }
+        if self._ref:
+            question["ref"] = {"name": self._ref}
+        headers = {**self._headers, "Accept": LFS_TYPE, "Content-Type": LFS_TYPE}
+        with self._web.request(
+            f"{self._url}/objects/batch", headers, json.dumps(question).encode()
+        ) as response:
+            data = b""
+            while len(data) <= MAX_BATCH_BYTES and (part := read_part(response, 1 << 18, self._url)):
+                data += part
+        try:
+            answer = json.loads(data)
+            found = {item["oid"]: item for item in answer["objects"]}
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise HttpFailed(f"{shown_host(self._url)} does not speak the protocol of Git LFS.") from error
+        if (answer.get("transfer") or "basic") != "basic":
+            raise HttpFailed(f"{shown_host(self._url)} does not offer the basic transfer of Git LFS.")
+        return [{**_entries(found.get(oid)), "oid": oid} for oid in oids]
+
+    def _fetch_object(self, answer: Message) -> None:
+        oid = answer["oid"]
+        reason = None
+        try:
+            reason = self._download(oid, *self._action(answer))
+        except UrlRefused as refusal:
+            reason = f"the address that the server for Git LFS gives {refusal}."
+        except HttpFailed as failure:
+            if failure.may_pass:
+                raise
+            reason = failure.message
+        if reason:
+            write_record({"missing": {oid: sentence(reason)}})
+
+    def _action(self, answer: Message) -> tuple[str, dict[str, str]]:
+        """Return URL and headers for the download of an object."""
+        if error := _entries(answer.get("error")):
+            code = error.get("code")
+            said = clean_text(str(error.get("message") or "no reason"))[:200]
+            may_pass = code == 429 or (isinstance(code, int) and 500 <= code < 507)
+            raise HttpFailed(f"{shown_host(self._url)} does not have it ({code}): {said}", may_pass=may_pass)
+        action = _entries(_entries(answer.get("actions")).get("download"))
+        if not action.get("href"):
+            raise HttpFailed(f"{shown_host(self._url)} gives no address for it.")
+        headers = _entries(action.get("header"))
+        return joined(f"{self._url}/", str(action["href"])), {
+            str(name): str(value)
+            for name, value in headers.items()
+            if name.lower()
+            not in ("host", "connection", "content-length", "transfer-encoding", "accept-encoding")
+        }
+
+    def _download(self, oid: str, url: str, headers: dict[str, str]) -> str | None:
+        """Write the content of an object; return what is wrong with what came."""
+        import hashlib
+
+        size, hashed, left = self._sizes[oid], hashlib.sha256(), self._sizes[oid]
+        partial = self._place(oid) + ".part"
+        with self._web.request(url, headers) as response, open(partial, "wb") as file:
+            while data := read_part(response, 1 << 18, url):
+                left -= len(data)
+                if left < 0:
+                    return f"{shown_host(url)} sent more than the {size} bytes of the pointer."
+                hashed.update(data)
+                file.write(data)
+                self._count(len(data))
+        if left:
+            return f"{shown_host(url)} sent {size - left} bytes, the pointer names {size}."
+        if hashed.hexdigest() != oid:
+            return f"{shown_host(url)} sent content with another SHA-256 than the pointer names."
+        os.replace(partial, self._place(oid))
+        return None
+
+    def _count(self, size: int) -> None:
+        """Write how much has come, from time to time."""
+        with self._lock:
+            self._bytes += size
+            if time.monotonic() - self._shown_at >= REWRITE_SECONDS:
+                self._shown_at = time.monotonic()
+                total = in_bytes(sum(self._sizes.values()))
+                write_record({"text": f"Git LFS: {in_bytes(self._bytes)} of {total}"})
+
+    def _place(self, oid: str) -> str:
+        return os.path.join(self._directory, oid)
+
+
+def fetch_large_files(path: str) -> int:
+    """Fetch the files that a job names, and write records about it."""
+    with open(path, encoding="utf-8") as file:
+        files = LargeFiles(json.load(file))
+    try:
+        end = files.fetch()
+    except BaseException as error:
+        end = {"end": f"The builder failed unexpectedly: {error!r}", "may_pass": False}
+    write_record(end)
+    return 0
+
+
 # --- The engine ---------------------------------------------------------------------------------------------
 
 
@@ -2598,9 +3692,10 @@ class Engine:
     def build_arguments(self, spec: Spec) -> list[str]:
         """Return the arguments that repo2docker passes on to the command that builds."""
         # Not through repo2docker: it writes labels into a Dockerfile that it generates, without quoting them.
-        arguments = [
-            part for item in (spec.get("labels") or {}).items() for part in ("--label", "=".join(item))
-        ]
+        # The origin last: a request cannot give an image another one. All of them are written after the last layer, so
+        # that no step is built again because of them.
+        labels = {**(spec.get("labels") or {}), **(spec.get("provenance") or {})}
+        arguments = [part for item in labels.items() for part in ("--label", "=".join(item))]
         if spec.get("force") is True:
             arguments += ["--no-cache", *(["--pull"] if self.pulls_bases else [])]
         return [*arguments, "--iidfile", self._id_file]
@@ -2630,19 +3725,26 @@ class Engine:
 
     def name_image(self) -> None:
         """Give the image its name again: another build of the same version may have taken it since."""
+        # One that was not built anew is named as well: the time of that is the time of its last use.
         image_id = _read_text(self._id_file).strip()
-        if image_id:
-            self._call("tag", image_id, self._image)
+        self._call("tag", image_id or self._image, self._image)
 
     def is_local_only(self, image: str) -> bool:
         """Return whether the engine has the image, and no registry is known that has it."""
         code, output = self._call("image", "inspect", "--format", "{{json .RepoDigests}}", image)
         return code == 0 and output[-1:] == ["[]"]
 
-    def image_size(self) -> int | None:
-        """Return the size of the image in bytes, None if the engine does not report it."""
-        code, output = self._call("image", "inspect", "--format", "{{.Size}}", self._image)
-        return int(output[0]) if code == 0 and output and output[0].isdigit() else None
+    def inspect(self) -> tuple[int | None, dict[str, str]]:
+        """Return size in bytes and labels of the image, None and nothing where the engine does not report them."""
+        code, output = self._call(
+            "image", "inspect", "--format", "{{.Size}} {{json .Config.Labels}}", self._image
+        )
+        size, _, labels = (output[0] if code == 0 and output else "").partition(" ")
+        try:
+            found = json.loads(labels)
+        except ValueError:
+            found = None
+        return int(size) if size.isdigit() else None, _entries(found)
 
     def push(self, write: WriteLine) -> str | None:
         """Push the image once, and return its digest, None if the output does not contain it. Raises PushFailed."""
@@ -2690,6 +3792,92 @@ class Engine:
         """Return exit code and output of a short command."""
         output: list[str] = []
         return self._runner.run(["docker", *arguments], output.append, seconds), output
+
+
+class Lease:
+    """Holds the image of a build in the engine: no cleaning removes it while this process lives and has the file locked.
+
+    The gate is shared while the file is created; a cleaning has it for itself while it removes an image.
+    """
+
+    def __init__(self, directory: str | None, image: str) -> None:
+        self._directory = directory
+        self._image = image
+        self._file: int | None = None
+
+    def take(self, runner: Runner) -> None:
+        """Take the lease. Without the directory, nothing cleans this engine. Raises AttemptEnded."""
+        if self._directory is None or not os.path.isdir(os.path.join(self._directory, "held")):
+            return
+        try:
+            self._take(self._directory, runner)
+        except OSError as error:
+            reason = "disk_full" if is_full(error) else "builder_error"
+            message = f"The image cannot be held in the engine: {self._directory}: {error.strerror}."
+            raise AttemptEnded(reason, message) from None
+
+    def _take(self, directory: str, runner: Runner) -> None:
+        import hashlib
+
+        key = hashlib.sha256(self._image.encode()).hexdigest()[:32]
+        gate = os.open(os.path.join(directory, "gate"), os.O_RDONLY | os.O_CREAT, 0o664)
+        try:
+            while not self._lock(gate, fcntl.LOCK_SH):
+                runner.pause(GATE_PAUSE)
+            path = os.path.join(directory, "held", f"{key}.{os.urandom(8).hex()}")
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o664)
+            self._lock(self._file, fcntl.LOCK_EX)
+        finally:
+            os.close(gate)
+
+    @staticmethod
+    def _lock(file: int, kind: int) -> bool:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Give the lease up; the next cleaning removes the file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def ask_for_space(self, runner: Runner, on_wait: Callable[[], object]) -> int:
+        """Have the disk cleaned, and return the bytes that were freed; 0 if nothing cleans it. Raises AttemptEnded.
+
+        `on_wait` is called once the request is made.
+        """
+        try:
+            with self._connect() as connection:
+                on_wait()
+                return int(json.loads(self._answer(connection, runner))["freed"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+
+    @staticmethod
+    def _answer(connection: socket.socket, runner: Runner) -> bytes:
+        answer, until = b"", time.monotonic() + CLEANING_SECONDS
+        while not answer.endswith(b"\n") and time.monotonic() < until:
+            runner.pause(CLEANING_PAUSE)
+            with contextlib.suppress(BlockingIOError):
+                answer += connection.recv(4096) or b"\n"
+        return answer
+
+    def _connect(self) -> socket.socket:
+        # By way of /proc: a socket's own path may have 107 bytes at most.
+        directory = os.open(self._directory or "", os.O_RDONLY | os.O_DIRECTORY)
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(f"/proc/self/fd/{directory}/cleaner.sock")
+        except OSError:
+            connection.close()
+            raise
+        finally:
+            os.close(directory)
+        connection.setblocking(False)
+        return connection
 
 
 class DiskWatch:
@@ -2799,6 +3987,8 @@ def _listed(value: str) -> list[str]:
     """Return the items of a Python list, or the value itself, as repo2docker reads it."""
     if not value.startswith("["):
         return [value]
+    import ast
+
     try:
         return [str(item) for item in ast.literal_eval(value)]
     except (ValueError, SyntaxError) as error:
@@ -2812,17 +4002,49 @@ def _listed(value: str) -> list[str]:
 # The command that repo2docker finds as `docker`. It hands its standard streams to the builder, which starts the real
 # one; the directory of a build is sent as an archive. It sees what repo2docker sees.
 DOCKER = r"""
-import json, os, signal, socket, sys, tarfile
+import json, os, re, signal, socket, sys, tarfile
 
-def included(context, dockerfile):
+# The rules of .dockerignore as (keeps, expression), None if there is no such file.
+def ignored(context, dockerfile):
     names = [name for name in (f"{dockerfile}.dockerignore", ".dockerignore") if os.path.isfile(os.path.join(context, name))]
     if not names:
         return None
-    from docker.utils.build import exclude_paths
     with open(os.path.join(context, names[0]), encoding="utf-8-sig", errors="surrogateescape") as file:
-        lines = [line.strip() for line in file]
-    patterns = [line for line in lines if line and not line.startswith("#")]
-    return exclude_paths(context, [*patterns, "!.dockerignore"], dockerfile=dockerfile)
+        lines = [line.strip() for line in file.read().split("\n") if not line.startswith("#")]
+    rules = [(line.startswith("!"), line[line.startswith("!"):].strip()) for line in lines]
+    return [(keeps, expression(os.path.normpath(line).lstrip("/"))) for keeps, line in rules if line]
+
+# What a pattern matches, as https://github.com/moby/patternmatcher defines it.
+def expression(pattern):
+    found = re.findall(r"(\*\*/?)|(\*)|(\?)|\[(\^?[^\]]+)\]|\\?(.)", pattern, re.DOTALL)
+    last = len(found) - 1
+    return re.compile("".join(
+        (".*" if number == last else "(.*/)?") if every
+        else "[^/]*" if some
+        else "[^/]" if one
+        else "[" + of.replace("\\", r"\\").replace("[", r"\[") + "]" if of
+        else re.escape(plain)
+        for number, (every, some, one, of, plain) in enumerate(found)
+    ), re.DOTALL)
+
+# The paths that are in the context. A rule for a directory is one for all that is in it.
+def included(context, dockerfile, rules):
+    dockerfile = os.path.normpath(dockerfile)
+    may_keep = any(keeps for keeps, _ in rules)
+    left = [("", [False] * len(rules))]
+    while left:
+        directory, above = left.pop()
+        for name in os.listdir(os.path.join(context, directory)):
+            path = os.path.join(directory, name)
+            hits = [hit or bool(rule.fullmatch(path)) for hit, (_, rule) in zip(above, rules)]
+            is_kept = [keeps for hit, (keeps, _) in zip(hits, rules) if hit][-1:] != [False]
+            # The engine takes the Dockerfile from the archive, so it is in the context even if a rule names it.
+            if is_kept or path == dockerfile:
+                yield path
+            whole = os.path.join(context, path)
+            may_have = is_kept or may_keep or dockerfile.startswith(path + "/")
+            if may_have and os.path.isdir(whole) and not os.path.islink(whole):
+                left.append((path, hits))
 
 def anonymous(item):
     item.uid = item.gid = 0
@@ -2830,13 +4052,13 @@ def anonymous(item):
     return item
 
 def archive(context, dockerfile, output):
-    names = included(context, dockerfile)
-    every = os.listdir(context) if names is None else names
+    rules = ignored(context, dockerfile)
+    every = os.listdir(context) if rules is None else included(context, dockerfile, rules)
     with os.fdopen(output, "wb") as file, tarfile.open(fileobj=file, mode="w|", format=tarfile.GNU_FORMAT) as tar:
         # First an entry of 512 bytes, the part by which the client recognizes an archive.
         tar.addfile(anonymous(tar.gettarinfo(context, arcname=".")))
         for name in sorted(every):
-            tar.add(os.path.join(context, name), arcname=name, recursive=names is None, filter=anonymous)
+            tar.add(os.path.join(context, name), arcname=name, recursive=rules is None, filter=anonymous)
 
 arguments = sys.argv[1:]
 source = os.open(os.devnull, os.O_RDONLY)
@@ -3048,7 +4270,7 @@ class Places:
 _ENGINE = re.compile(r"DOCKER_|BUILDX_|BUILDKIT_")
 FETCH_VARIABLE = "RABBIT2DOCKER_FETCH"
 _FETCH_SPEC = (
-    "repo_url", "ref", "source_ref", "subdir", "allow_private_addresses", "fetch_seconds", "fetch_retries",
+    "repo_url", "ref", "source_ref", "git", "subdir", "allow_private_addresses", "fetch_seconds", "fetch_retries",
     "fetch_depth", "max_repository_bytes", "max_repository_files",
 )  # fmt: skip
 
@@ -3062,6 +4284,18 @@ def inherited(workdir: str) -> dict[str, str]:
         "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oStrictHostKeyChecking=accept-new",
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def git_settings(access: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, str]:
+    """Return variables that add settings to those of git, which say where the credentials of the tenant are."""
+    if not (settings := access.get("config")):
+        return {}
+    first = int(environment.get("GIT_CONFIG_COUNT") or 0)
+    added = {"GIT_CONFIG_COUNT": str(first + len(settings))}
+    for number, (name, value) in enumerate(settings, first):
+        added[f"GIT_CONFIG_KEY_{number}"] = name
+        added[f"GIT_CONFIG_VALUE_{number}"] = value
+    return added
 
 
 def parse_fetch_record(raw: str) -> Message:
@@ -3094,8 +4328,11 @@ def write_record(record: Message) -> None:
 def fetch(spec: Spec) -> int:
     """Fetch the repository, and write records about it; what leaves here has none of the credentials for git."""
     workdir = tempfile.mkdtemp(prefix="r2d-fetch-")
-    secrets = known_secrets({}, os.environ)
-    runner = Runner(inherited(workdir), workdir, ReportedLimits({}))
+    access = spec.get("git") or {}
+    os.environ.update(git_settings(access, os.environ))
+    secrets = known_secrets({"git": access}, os.environ)
+    ssh = {"GIT_SSH_COMMAND": access["ssh_command"]} if access.get("ssh_command") else {}
+    runner = Runner({**inherited(workdir), **ssh}, workdir, ReportedLimits({}))
     fetcher = Fetcher(spec, runner, workdir, lambda text: write_record({"text": clean_text(text, secrets)}))
     end: Result = {"reason": "ok", "message": ""}
     try:
@@ -3131,9 +4368,12 @@ class Attempt:
         self._fetched: str | None = None
         self._fetch_end: Result | None = None
         self.warnings: list[str] = []
-        self._secrets = known_secrets(spec, os.environ)
         self._build_lines = RewrittenLines(self._write_build_line)
         self._unresolved_base: str | None = None
+        self._lease = Lease(spec.get("leases"), spec["image"])
+        self._was_cleaned = False
+        self._built_by: tuple[int, ...] | None = None
+        """The engine in which the image is built."""
 
     def _make_workdir(self) -> str:
         if not self.spec.get("workdir"):
@@ -3146,14 +4386,38 @@ class Attempt:
         """Run all steps, and return the part of the result that they yield."""
         self._places.open(self._limits)
         self.wait_for_engine()
-        self.fetch()
-        self.build()
-        size = self.engine.image_size()
-        digest = self.push() if self.spec.get("push", True) else None
-        return {"digest": digest, "size": size}
+        self._with_space(self.fetch)
+        self._lease.take(self._runner)
+        self._with_space(self.build)
+        size, labels = self.engine.inspect()
+        digest = self._with_space(self.push) if self.spec.get("push", True) else None
+        origin = {name: labels[label] for name, label in ORIGIN.items() if labels.get(label)}
+        return {"digest": digest, "size": size, "provenance": origin or None}
+
+    def _with_space(self, step: Callable[[], T]) -> T:
+        """Take a step, once more if it met a full disk that could be cleaned. An attempt waits for one cleaning."""
+        try:
+            return step()
+        except AttemptEnded as failure:
+            if failure.reason != "disk_full" or self._was_cleaned:
+                raise
+            self._was_cleaned = True
+            if not self._make_space(failure):
+                raise
+        self._fetch_end = None
+        return step()
+
+    def _make_space(self, failure: AttemptEnded) -> bool:
+        """Return whether a cleaning has freed something."""
+        text = f"{sentence(failure.message)} Waiting until the disk of the {self.engine.title} is cleaned."
+        freed = self._lease.ask_for_space(self._runner, lambda: self.write(text))
+        if freed:
+            self.write(f"{in_bytes(freed)} freed. Trying again.")
+        return freed > 0
 
     def close(self) -> None:
         """Remove the working directory, end the guard and what runs in other containers."""
+        self._lease.release()
         self._places.close()
         self._runner.close()
         shutil.rmtree(self._workdir, ignore_errors=True)
@@ -3173,6 +4437,11 @@ class Attempt:
             line = self.clean(line)
             if line:
                 self._log.write(self.phase, line, progress, is_clipped)
+
+    @functools.cached_property
+    def _secrets(self) -> list[str]:
+        # Helpers take seconds: they are asked once there is a line to write.
+        return known_secrets(self.spec, os.environ)
 
     def clean(self, text: str) -> str:
         """Return a text as users may see it: without secrets and the builder's own directory."""
@@ -3202,7 +4471,7 @@ class Attempt:
         if self.spec.get("repo2docker_command") or self._content_provider() != "Git":
             return
         code = self._runner.run(
-            [sys.executable, "-I", "-S", os.path.abspath(__file__), "--fetch", "--spec-env", FETCH_VARIABLE],
+            [*THIS_PROGRAM, "--fetch", "--spec-env", FETCH_VARIABLE],
             self._on_fetch_line,
             environment=self._places.fetch_environment(self.spec, self._runner.environment),
             place=self._places.fetching,
@@ -3234,21 +4503,24 @@ class Attempt:
         """Run repo2docker, repeatedly if its failure may pass. Raises AttemptEnded if it fails."""
         if self._fetched:
             self.enter("building")
+        if self.spec.get("provenance"):
+            created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+            self.spec["provenance"] = {**self.spec["provenance"], ORIGIN["created"]: created}
         retries = self.spec.get("base_image_retries", len(BASE_IMAGE_PAUSES))
         self._runner.repeat(self._build_once, pauses(BASE_IMAGE_PAUSES, retries), self.write)
 
     def _build_once(self) -> None:
-        engine = self.engine.instance()
+        self._built_by = self.engine.instance()
         code = self._run_repo2docker()
         if code != 0:
-            raise BuildFailed(self._unless_engine_lost(self._output.judge(self.phase, code), engine))
+            raise BuildFailed(self._unless_engine_lost(self._output.judge(self.phase, code)))
 
-    def _unless_engine_lost(self, verdict: Verdict, before: tuple[int, ...] | None) -> Verdict:
-        """Return the verdict, or that the engine was lost if it is away or another one than `before`."""
+    def _unless_engine_lost(self, verdict: Verdict) -> Verdict:
+        """Return the verdict, or that the engine was lost if it is away or another one than at the start of the build."""
         if verdict.reason not in FAILURES_OF_A_LOST_ENGINE:
             return verdict
         problem = self.engine.problem(ENGINE_CHECK_SECONDS)
-        if problem is None and self.engine.instance() == before:
+        if problem is None and self.engine.instance() == self._built_by:
             return verdict
         found = problem or f"The {self.engine.title} was restarted during the build."
         return Verdict("docker_unavailable", f"{found} Because of that: {verdict.message}", verdict.step)
@@ -3316,6 +4588,10 @@ class Attempt:
             f"from repo2docker.contentproviders import {provider}",
             f"c.Repo2Docker.content_providers = [{provider}]",
         ]
+        if provider not in ("Local", "Git", "Mercurial"):
+            wanted = json.dumps({name: self.spec.get(name) for name in _DATASET_SPEC})
+            path = os.path.abspath(__file__)
+            lines.append(DATASET_CONFIG.format(path=path, provider=provider, spec=wanted))
         if self.spec.get("force"):
             # Otherwise it answers with the image of this name that the engine has, and builds nothing.
             lines += [
@@ -3367,9 +4643,16 @@ class Attempt:
         """Push the image, repeatedly if the failure may pass; return its digest if the engine reported it."""
         self.enter("pushing")
         retries = self.spec.get("push_retries", 4)
-        return self._runner.repeat(
-            lambda: self.engine.push(self.write), pauses(PUSH_PAUSES, retries), self.write
-        )
+        return self._runner.repeat(self._push_once, pauses(PUSH_PAUSES, retries), self.write)
+
+    def _push_once(self) -> str | None:
+        try:
+            return self.engine.push(self.write)
+        except PushFailed as failure:
+            if failure.reason != "image_missing" or self.engine.instance() == self._built_by:
+                raise
+            message = f"The {self.engine.title} was restarted before the push and has lost the image."
+            raise AttemptEnded("docker_unavailable", message) from None
 
 
 # --- Main ---------------------------------------------------------------------------------------------------
@@ -3477,6 +4760,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fetch", action="store_true", help="only fetch the repository, for a builder that reads the output"
     )
+    source.add_argument("--connect", metavar="ADDRESSES", help=argparse.SUPPRESS)
+    parser.add_argument("--large-files", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("command", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--log", metavar="FILE", help="append lines to this file instead of standard output")
     parser.add_argument(
@@ -3510,6 +4795,10 @@ def main() -> int:
         return 0
     if arguments.confine:
         return run_confined(View(**json.loads(arguments.confine)), arguments.command)
+    if arguments.connect:
+        return connect_streams(arguments.connect.split(","), int(arguments.command[0]))
+    if arguments.large_files:
+        return fetch_large_files(arguments.spec)
     if arguments.fetch:
         return fetch(read_spec(arguments))
     default = "/dev/termination-log" if os.path.exists("/dev/termination-log") else None
