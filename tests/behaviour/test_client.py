@@ -189,12 +189,12 @@ class TestManyReaders:
     async def test_many_builds_are_replayed_at_the_same_time(
         self, settings: Settings, publisher: ConfirmedPublisher
     ) -> None:
-        builds = [ids.build_id_of("default", f"r{number}") for number in range(150)]
-        for build_id in builds:
-            await publish(publisher, lines(0, 2, build_id=build_id))
+        builds = {f"r{number}": ids.build_id_of("default", f"r{number}") for number in range(150)}
+        for request_id, build_id in builds.items():
+            await publish(publisher, accepted(request_id, build_id), lines(0, 2, build_id=build_id))
         async with BuildEvents(settings.amqp) as events:
-            readers = [Reader(events.of_build(build_id)) for build_id in builds for _ in range(2)]
-            for build_id in builds:
+            readers = [Reader(events.of_build(build_id)) for build_id in builds.values() for _ in range(2)]
+            for build_id in builds.values():
                 await publish(
                     publisher, lines(2, 2, build_id=build_id), completed(build_id=build_id, count=4)
                 )

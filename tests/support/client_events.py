@@ -9,7 +9,16 @@ from rabbit2docker.amqp.publisher import ConfirmedPublisher
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas import ids
 from rabbit2docker_schemas.cloudevents import Event
-from rabbit2docker_schemas.events import Accepted, Completed, Log, LogLine, Phase, Progress, Rejected
+from rabbit2docker_schemas.events import (
+    Accepted,
+    Completed,
+    Log,
+    LogLine,
+    Phase,
+    Progress,
+    ProgressDetail,
+    Rejected,
+)
 from rabbit2docker_schemas.reasons import RejectReason
 from rabbit2docker_schemas.requests import BuildRequest
 from tests.support.proxy import Proxy
@@ -40,8 +49,11 @@ def rejected(request_id: str = "r", reason: RejectReason = RejectReason.NOT_ALLO
     return Event(ids.request_event_id("default", request_id, "rejected"), "default", datetime.now(UTC), data)
 
 
-def progress(about: str, build_id: str = BUILD) -> Event:
-    data = Progress(build_id=build_id, attempt=1, phase=Phase.BUILDING, message=about)
+def progress(
+    about: str, build_id: str = BUILD, *, phase: Phase = Phase.BUILDING, step: int | None = None
+) -> Event:
+    detail = ProgressDetail(step=step, steps=step)
+    data = Progress(build_id=build_id, attempt=1, phase=phase, message=about, detail=detail)
     return Event(ids.progress_event_id(build_id, 1, about), "default", datetime.now(UTC), data)
 
 

@@ -57,11 +57,12 @@ async def publish_all(amqp: AmqpSettings, events: Iterable[Event]) -> int:
         underlay = await channel.get_underlay_channel()
         for event in events:
             count += 1
+            index_key = {} if event.index_key is None else {"BCC": [event.index_key]}
             await underlay.basic_publish(
                 event.body(),
                 exchange=RESULTS_EXCHANGE,
                 routing_key=event.routing_key,
-                properties=make_message(b"", event.headers()).properties,
+                properties=make_message(b"", event.headers() | index_key).properties,
             )
         await channel.set_qos(prefetch_count=1)  # answered once everything before it has been routed
     return count

@@ -1,10 +1,10 @@
-"""Buffers of recent events stay within their bound, and report from when on they are complete."""
+"""Buffers of events stay within their bound."""
 
 from datetime import UTC, datetime
 
 import pytest
 
-from rabbit2docker.client.buffers import EVENT_BYTES, LINE_BYTES, EventBuffer, RecentEvents, weight
+from rabbit2docker.client.buffers import EVENT_BYTES, LINE_BYTES, EventBuffer, weight
 from rabbit2docker_schemas import ids
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Log, LogLine, Phase, Progress
@@ -37,24 +37,3 @@ def test_the_weight_of_a_log_is_that_of_its_lines() -> None:
     lines = [LogLine(phase=Phase.BUILDING, text="x" * 100, ts=NOW)] * 7
     log = Event(ids.EventId("l"), "default", NOW, Log(build_id="b", attempt=1, n=0, lines=lines))
     assert weight(log) == pytest.approx(EVENT_BYTES + 7 * (LINE_BYTES + 100))
-
-
-def test_recent_events_are_found_by_build_and_time() -> None:
-    recent = RecentEvents(1.0, limit=100 * EVENT_BYTES)
-    for number in range(6):
-        recent.add(event(number, "r" if number % 2 else "other"), 10.0 + number)
-    build_id = ids.build_id_of("default", "r")
-    assert recent.of_build(build_id) == [event(1), event(3), event(5)]
-    assert recent.of_build(build_id, since=13.0) == [event(3), event(5)]
-    assert recent.is_complete_since(2.0)
-
-
-def test_recent_events_are_incomplete_after_a_drop_or_a_possible_gap() -> None:
-    recent = RecentEvents(1.0, limit=3 * EVENT_BYTES)
-    for number in range(5):
-        recent.add(event(number), 10.0 + number)
-    assert not recent.is_complete_since(11.0)
-    assert recent.is_complete_since(12.0)
-    recent.mark_gap_possible(20.0)
-    assert not recent.is_complete_since(20.0)
-    assert recent.is_complete_since(21.0)

@@ -13,7 +13,7 @@ from rabbit2docker.client.build_index import (
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.ids import EventId, build_id_of
 from rabbit2docker_schemas.reasons import RejectReason
-from tests.support.client_events import BUILD, accepted, completed, rejected
+from tests.support.client_events import BUILD, accepted, completed, progress, rejected
 
 
 def entries(*events: Event) -> BuildEntries | None:
@@ -38,6 +38,20 @@ def test_a_build_that_is_built_anew_goes_on_again() -> None:
     found = entries(accepted(), completed(), again(accepted()))
     assert found is not None
     assert (found.begin.id, found.end, found.is_repetition) == (again(accepted()).id, None, True)
+
+
+def test_only_what_comes_before_any_attempt_begins_a_build() -> None:
+    late = progress("a phase that another replica publishes late")
+    assert not is_beginning(late)
+    found = entries(accepted(), completed(), late)
+    assert found is not None
+    assert (found.begin.kind, found.is_repetition, found.end) == ("accepted", False, found.events[1])
+
+
+def test_phases_have_a_stream_of_their_own_without_steps_and_layers() -> None:
+    assert progress("Building the image").index_key == f"build.default.{BUILD}.phase"
+    assert progress("Step 2 of 4", step=2).index_key is None
+    assert accepted().index_key is None
 
 
 def test_a_request_ends_with_its_rejection_or_with_the_build_that_it_joins() -> None:

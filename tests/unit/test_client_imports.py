@@ -1,6 +1,7 @@
-"""A hub's own code that imports the client library loads nothing of the service."""
+"""Programs load what they need: a hub's own code nothing of the service, a service nothing of the others."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -48,6 +49,37 @@ def loaded() -> set[str]:
 def test_the_client_library_does_not_load(module: str, loaded: set[str]) -> None:
     assert "rabbit2docker.client" in loaded
     assert module not in loaded
+
+
+@pytest.mark.parametrize(
+    ("start", "absent"),
+    [
+        (
+            "from rabbit2docker.consumer.service import make_executor; from rabbit2docker.settings import Settings; "
+            "make_executor(Settings())",
+            {"alembic", "jinja2", "jupyterhub", "kubernetes_asyncio", "repo2docker", "sqlalchemy", "tornado"},
+        ),
+        (
+            "import rabbit2docker.hub.service",
+            {
+                "asyncinotify",
+                "escapism",
+                "jupyterhub",
+                "kubernetes_asyncio",
+                "repo2docker",
+                "rabbit2docker.consumer",
+            },
+        ),
+    ],
+    ids=["run", "hub"],
+)
+def test_a_service_loads_nothing_that_its_settings_do_not_ask_for(start: str, absent: set[str]) -> None:
+    program = f"import json, sys; {start}; print(json.dumps([*sys.modules]))"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RABBIT2DOCKER_")}
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+    )
+    assert not absent & set(json.loads(result.stdout))
 
 
 def test_no_module_of_the_client_library_uses_structlogs_default_which_prints_to_stdout(

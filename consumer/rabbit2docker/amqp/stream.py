@@ -17,7 +17,7 @@ from aiormq.abc import AbstractChannel as UnderlayChannel
 from aiormq.abc import DeliveredMessage
 
 from rabbit2docker.amqp.connection import ManagedChannel, translated
-from rabbit2docker.errors import BrokerUnavailable
+from rabbit2docker.errors import AccessRefused, BrokerUnavailable
 from rabbit2docker.logs import get_logger
 from rabbit2docker.tasks import TaskSet
 from rabbit2docker_schemas.cloudevents import (
@@ -38,8 +38,10 @@ FEW: Final = 10
 LAST_PREFETCHES: Final = (FEW, 1_000, 65_535)
 """Tried one after the other until the last chunk of a stream fits: it has up to 65,535 messages, most often a few."""
 EMPTY_SECONDS: Final = 2.0
-"""A stream that has a message sends its last chunk at once: one that has sent nothing for this long, although RabbitMQ
-answers on the channel, is empty. RabbitMQ's count of messages would be no better: it is seconds old."""
+"""A stream that has a message sends its last chunk at once, if the machine is not busy: one that has sent nothing for
+this long is empty if RabbitMQ counts nothing in it either. The count alone is no proof: it is seconds old."""
+SILENT_TRIES: Final = 5
+"""Times to wait for so long while RabbitMQ counts messages."""
 SEEK_SECONDS: Final = 1.0
 """A time after the last message is a position where nothing comes. After this long an earlier time is tried."""
 SEEK_SLACKS: Final = (timedelta(0), timedelta(minutes=10), timedelta(days=1))
@@ -71,7 +73,7 @@ async def reading(
     unfiltered: bool = False,
     prefetch: int = PREFETCH,
 ) -> AsyncIterator[Messages]:
-    """Open a queue that fills with the messages from `offset` on; None in it means that the channel has closed.
+    """Open a queue that fills with the messages from `offset` on; None in it: channel closed, or stream deleted.
 
     `only`: filter values; RabbitMQ leaves out most other messages, but with `unfiltered` none that has no value. It
     sends the first matches once it has found `prefetch` of them or has reached the end of the stream. Acknowledging a
@@ -79,7 +81,7 @@ async def reading(
     """
     incoming: Messages = asyncio.Queue()
 
-    def on_close(sender: Any, error: BaseException | None) -> None:
+    def on_end(*event: Any) -> None:
         incoming.put_nowait(None)
 
     async def on_message(message: DeliveredMessage) -> None:
@@ -88,9 +90,10 @@ async def reading(
     arguments: dict[str, Any] = {"x-stream-offset": offset}
     if only:
         arguments |= {"x-stream-filter": list(only), "x-stream-match-unfiltered": unfiltered}
-    channel.close_callbacks.add(on_close)
+    channel.close_callbacks.add(on_end)
     # Past the library's queue, whose two tasks for each message may run after an answer that came later.
     underlay = await channel.get_underlay_channel()
+    underlay.on_consumer_cancel_callbacks.add(on_end)
     starter = _starters.setdefault(channel, _Starter())
     async with starter.lock:
         if starter.prefetch != prefetch:
@@ -100,7 +103,8 @@ async def reading(
     try:
         yield incoming
     finally:
-        channel.close_callbacks.discard(on_close)
+        channel.close_callbacks.discard(on_end)
+        underlay.on_consumer_cancel_callbacks.discard(on_end)
         if not channel.is_closed and consumer.consumer_tag is not None:
             # Not waited for: RabbitMQ answers only once it has found its next match or the end of the stream.
             starter.tasks.run(_end(underlay, consumer.consumer_tag, incoming), "end of a consumer")
@@ -116,7 +120,7 @@ async def _end(channel: UnderlayChannel, consumer_tag: str, incoming: Messages) 
 
 async def _take(incoming: Messages) -> AbstractIncomingMessage:
     """Return the next message, and allow one more. Raises BrokerUnavailable."""
-    message = _received(await incoming.get())
+    message = received(await incoming.get())
     await message.ack()
     return message
 
@@ -129,10 +133,11 @@ async def _receive_within(seconds: float, incoming: Messages) -> AbstractIncomin
             message = await incoming.get()
     except TimeoutError:
         return None
-    return _received(message)
+    return received(message)
 
 
-def _received(message: AbstractIncomingMessage | None) -> AbstractIncomingMessage:
+def received(message: AbstractIncomingMessage | None) -> AbstractIncomingMessage:
+    """Return what was taken from `Messages`. Raises BrokerUnavailable if it says that the channel has closed."""
     if message is None:
         raise BrokerUnavailable("The connection to RabbitMQ was lost.")
     return message
@@ -214,15 +219,34 @@ class StreamReader:
         channel = await self._connection.channel()
         with translated(self._connection.url):
             async with reading(channel, self._stream, offset="last", prefetch=prefetch) as incoming:
-                if first := await _receive_within(EMPTY_SECONDS, incoming):
+                if first := await self._first(incoming):
                     found.append(first)
                 # RabbitMQ sends all of the chunk that the prefetch allows before it answers.
                 await _wait_for_answer(channel)
                 while not incoming.empty():
-                    found.append(_received(incoming.get_nowait()))
+                    found.append(received(incoming.get_nowait()))
                 for message in found:
                     await message.ack()
         return found
+
+    async def _first(self, incoming: Messages) -> AbstractIncomingMessage | None:
+        """Return the first message; None if the stream is empty. Raises BrokerUnavailable if it sends nothing at all."""
+        for _ in range(SILENT_TRIES):
+            if first := await _receive_within(EMPTY_SECONDS, incoming):
+                return first
+            if not await self._counts_messages():
+                return None
+        # As of a stream that RabbitMQ is about to find again after a crash: another consumer may be sent something.
+        raise BrokerUnavailable(f"The stream {self._stream} has messages, but sends none.")
+
+    async def _counts_messages(self) -> bool:
+        """Return whether RabbitMQ knows of messages; False if the user may not look, as in RabbitMQ 4.3 for most."""
+        try:
+            async with self._connection.further_channel() as channel:
+                queue = await channel.declare_queue(self._stream, passive=True)
+        except AccessRefused:
+            return False
+        return bool(queue.declaration_result.message_count)
 
     async def event_at(self, offset: int) -> StoredEvent | None:
         """Return the message at an offset, or the first of the stream if that is gone; None if it is no event."""

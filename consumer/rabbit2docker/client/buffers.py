@@ -1,7 +1,6 @@
-"""Recent events in memory, bounded by their size. No I/O."""
+"""A buffer of events in memory, bounded by their size. No I/O."""
 
 from collections import deque
-from collections.abc import Iterable
 from typing import Final
 
 from rabbit2docker_schemas.cloudevents import Event
@@ -46,37 +45,3 @@ class EventBuffer:
         while self.weight > limit and len(self._events) > 1:
             self.weight -= self._events.popleft()[1]
             self.first += 1
-
-
-class RecentEvents:
-    """Recent events with their time of arrival, and the time since which they are complete."""
-
-    def __init__(self, now: float, *, limit: int) -> None:
-        """Start empty at `now`, a time of the event loop; hold at most about `limit` bytes."""
-        self._complete_since = now
-        self._limit = limit
-        self._weight = 0
-        self._events: deque[tuple[float, Event]] = deque()
-
-    def add(self, event: Event, now: float) -> None:
-        """Add an event that arrived now."""
-        self._events.append((now, event))
-        self._weight += weight(event)
-        while self._weight > self._limit:
-            arrived, oldest = self._events.popleft()
-            self._weight -= weight(oldest)
-            self._complete_since = arrived
-
-    def mark_gap_possible(self, now: float) -> None:
-        """Record that events may have been missed until now."""
-        self._complete_since = now
-
-    def is_complete_since(self, moment: float) -> bool:
-        """Return whether every event that arrived since `moment` is here."""
-        return moment > self._complete_since
-
-    def of_build(self, build_id: str, *, since: float = 0.0) -> Iterable[Event]:
-        """Return the events of a build that arrived at `since` or later."""
-        return [
-            event for arrived, event in self._events if arrived >= since and event.stream_filter == build_id
-        ]

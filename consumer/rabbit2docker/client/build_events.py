@@ -16,10 +16,9 @@ from rabbit2docker.amqp.connection import ManagedChannel, connected
 from rabbit2docker.amqp.event_consumer import EventConsumer
 from rabbit2docker.amqp.publisher import ConfirmedPublisher
 from rabbit2docker.amqp.request_publisher import RequestPublisher
-from rabbit2docker.amqp.stream import Offset
-from rabbit2docker.client.buffers import RecentEvents
 from rabbit2docker.client.feed import SETTLE_SECONDS, BuildFeed, TenantFeed
 from rabbit2docker.client.history import CLOCK_SLACK, History
+from rabbit2docker.client.recent_events import RecentBuild, RecentEvents
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker.tasks import TaskSet
 from rabbit2docker_schemas.cloudevents import Event
@@ -32,7 +31,8 @@ MEMORY_BYTES: Final = 64 * 1024 * 1024
 """Memory that the buffers of all builds share."""
 MAX_FEED_BYTES: Final = 2 * 1024 * 1024
 MIN_FEED_BYTES: Final = 128 * 1024
-RECENT_BYTES: Final = 8 * 1024 * 1024
+RECENT_BYTES: Final = 32 * 1024 * 1024
+"""Memory for the past of builds, from which readers that join are served."""
 SUBMITTED_REQUESTS: Final = 10_000
 """Own requests whose time is remembered; most are followed at once."""
 
@@ -52,11 +52,13 @@ class BuildEvents:
         name: str | None = None,
         *,
         wait_seconds: float | None = None,
+        recent_bytes: int = RECENT_BYTES,
     ) -> None:
         """Take RabbitMQ's URL, and a `name` for the hub if its events shall be queued while it is away.
 
         One program at a time can use a name; a second one waits until the first has closed. `wait_seconds`: limit for
-        the first connection; without it, entering the context waits for RabbitMQ indefinitely.
+        the first connection; without it, entering the context waits for RabbitMQ indefinitely. `recent_bytes`: memory
+        for recent events, which spare readers of a running build the tenant's stream; 0 if there are no such readers.
         Raises ConfigurationError for an invalid URL.
         """
         self._amqp = url if isinstance(url, AmqpSettings) else AmqpSettings(url=SecretStr(url))
@@ -71,7 +73,7 @@ class BuildEvents:
         self._queued_feed: TenantFeed | None = None
         """With a name: everything since entering, including what had waited in the hub's queue."""
         self._submitted_at: LRUCache[str, float] = LRUCache(SUBMITTED_REQUESTS)
-        self._recent = RecentEvents(0.0, limit=RECENT_BYTES)
+        self._recent = RecentEvents(limit=recent_bytes)
         self._requester: RequestPublisher | None = None
         self._consuming: ManagedChannel | None = None
         self._connecting = asyncio.Lock()
@@ -151,13 +153,13 @@ class BuildEvents:
         """
         own = build_id_of(self._tenant, request_id)
         submitted_at = self._submitted_at.get(request_id)
-        if submitted_at is not None and not self._recent.is_complete_since(submitted_at):
+        if submitted_at is not None and not self._recent.is_complete_since(own, submitted_at):
             submitted_at = None
         elif submitted_at is not None and since is None:
             ago = timedelta(seconds=asyncio.get_running_loop().time() - submitted_at)
             since = datetime.now(UTC) - ago
         joined: str | None = None
-        async with self._feed(own, _offset(since), submitted_at) as feed, aclosing(feed.read()) as events:
+        async with self._feed(own, since, submitted_at) as feed, aclosing(feed.read()) as events:
             async for event in events:
                 yield event
                 data = event.data
@@ -172,10 +174,10 @@ class BuildEvents:
     async def of_build(self, build_id: str, *, since: datetime | None = None) -> AsyncGenerator[Event, None]:
         """Yield the events of a build from its beginning to its end. An unknown id is waited for.
 
-        `since`: the time of the build's request, if known; without it the index is searched.
+        `since`: the time of the build's request, if known; it spares looking for the beginning in the index.
         Raises TopologyMismatch when the tenant has no stream.
         """
-        async with self._feed(build_id, _offset(since)) as feed, aclosing(feed.read()) as events:
+        async with self._feed(build_id, since) as feed, aclosing(feed.read()) as events:
             async for event in events:
                 yield event
 
@@ -205,30 +207,32 @@ class BuildEvents:
         now = asyncio.get_running_loop().time
         connections = 0
         async with aclosing(consumer.events()) as events:
-            async for event in events:
-                if event is None:
+            async for received in events:
+                if received is None:
                     connections += 1
                     self._recent.mark_gap_possible(now())
                     if connections > 1:
                         for feed in [*self._feeds.values(), *self._tenant_feeds]:
                             feed.mark_gap_possible()
                     continue
-                self._recent.add(event, now())
+                event, body = received
+                self._recent.add(event, body, now())
                 for feed in (*self._feeds_by_key.get(event.stream_filter, ()), *self._tenant_feeds):
                     feed.push(event)
 
     @asynccontextmanager
     async def _feed(
-        self, build_id: str, offset: Offset | None, submitted_at: float | None = None
+        self, build_id: str, since: datetime | None, submitted_at: float | None = None
     ) -> AsyncIterator[BuildFeed]:
         """Share the feed of a build among its readers; it begins at `submitted_at` if that is given."""
         key = (build_id, submitted_at)
         feed = self._feeds.get(key)
         if feed is None or feed.failed:
-            feed = BuildFeed(
-                self.history, build_id, offset=offset, read_first=submitted_at is None, limit=self._feed_limit
-            )
-            for event in self._recent.of_build(build_id, since=submitted_at or 0.0):
+            now = asyncio.get_running_loop().time()
+            since = None if since is None else since - CLOCK_SLACK
+            recent = RecentBuild(self._recent, build_id, submitted_at or _at(since, now))
+            feed = BuildFeed(self.history, build_id, since=since, recent=recent, limit=self._feed_limit)
+            for event in recent.newest(now):
                 feed.push(event)
             self._feeds[key] = feed
             self._feeds_by_key[build_id].add(feed)
@@ -249,9 +253,12 @@ class BuildEvents:
         await feed.close()
 
     def _new_tenant_feed(self, beginning: datetime, *, read_first: bool) -> TenantFeed:
-        offset = beginning - CLOCK_SLACK
         feed = TenantFeed(
-            self.history, self._tenant, offset=offset, read_first=read_first, limit=lambda: MAX_FEED_BYTES
+            self.history,
+            self._tenant,
+            since=beginning - CLOCK_SLACK,
+            read_first=read_first,
+            limit=lambda: MAX_FEED_BYTES,
         )
         self._tenant_feeds.add(feed)
         return feed
@@ -278,8 +285,9 @@ class BuildEvents:
         return self._requester
 
 
-def _offset(since: datetime | None) -> Offset | None:
-    return None if since is None else since - CLOCK_SLACK
+def _at(moment: datetime | None, now: float) -> float | None:
+    """Return a moment as a time of the event loop, which is `now` now."""
+    return None if moment is None else now - (datetime.now(UTC) - moment).total_seconds()
 
 
 def _is_build_id(text: str) -> bool:

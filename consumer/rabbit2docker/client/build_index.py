@@ -15,7 +15,6 @@ from rabbit2docker.client.stream_pages import StreamPages
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Accepted, Progress, Rejected
 from rabbit2docker_schemas.ids import EventId
-from rabbit2docker_schemas.reasons import RejectReason
 
 FIRST_WINDOW: Final = 1_000
 """Number of newest entries that are searched first: most builds looked for are recent."""
@@ -25,7 +24,8 @@ WINDOW_GROWTH: Final = 8
 FILLERS: Final = 16
 """Later builds whose events may come along. RabbitMQ sends matches in batches: without these, the last batch of a build
 would be complete only at the end of the stream."""
-FILLER_ENTRIES: Final = 64
+FILLER_ENTRIES: Final = 32
+"""A first page. A few later builds have more events than fit into a batch."""
 ENDED_PREFETCH: Final = 32
 """For builds that have ended: no more than fillers can make up for."""
 
@@ -61,7 +61,7 @@ class BuildEntries:
         if ends:
             return ends[-1]
         accepted = [event for event in self.events if isinstance(event.data, Accepted)]
-        has_joined = any(event.subject != event.stream_filter for event in accepted)
+        has_joined = any(map(_joins, accepted))
         is_rejected = not accepted and isinstance(self.events[-1].data, Rejected)
         return self.events[-1] if has_joined or is_rejected else None
 
@@ -69,8 +69,30 @@ class BuildEntries:
 def is_beginning(event: Event) -> bool:
     """Return whether an entry may be the first of its build."""
     if isinstance(event.data, Rejected):
-        return event.data.reason != RejectReason.REQUEST_ID_REUSED
-    return isinstance(event.data, Accepted | Progress)
+        return event.data.is_end
+    return isinstance(event.data, Accepted) or _is_wait_for_attempt(event)
+
+
+def _joins(event: Event) -> bool:
+    """Return whether an event says that a request has joined the build of another one."""
+    return isinstance(event.data, Accepted) and event.subject != event.stream_filter
+
+
+def is_last(event: Event) -> bool:
+    """Return whether no other event of a build or request is to be expected after this one."""
+    if isinstance(event.data, Rejected):
+        return event.data.is_end
+    return event.is_terminal or _joins(event)
+
+
+def _is_wait_for_attempt(event: Event) -> bool:
+    return isinstance(event.data, Progress) and event.data.attempt == 0
+
+
+def begins_anew(event: Event) -> bool:
+    """Return whether an entry after an end begins another generation. A place in the line may come late."""
+    is_place = isinstance(event.data, Progress) and event.data.is_place
+    return isinstance(event.data, Accepted) or (_is_wait_for_attempt(event) and not is_place)
 
 
 def newest_generation(entries: Sequence[StoredEvent]) -> BuildEntries | None:
@@ -84,9 +106,7 @@ def newest_generation(entries: Sequence[StoredEvent]) -> BuildEntries | None:
         if entry.event.id in seen:
             continue
         seen.add(entry.event.id)
-        if isinstance(entry.event.data, Accepted | Progress) and any(
-            earlier.event.is_terminal for earlier in generations[-1]
-        ):
+        if begins_anew(entry.event) and any(earlier.event.is_terminal for earlier in generations[-1]):
             generations.append([])
         generations[-1].append(entry)
     newest = generations[-1]
@@ -104,6 +124,23 @@ def fillers_among(entries: Sequence[StoredEvent]) -> tuple[str, ...]:
         if isinstance(entry.event.data, Accepted) and not entry.event.data.attached
     ]
     return tuple(dict.fromkeys(began))[:FILLERS]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexLookup:
+    """The result of looking for one build in the index."""
+
+    entries: BuildEntries | None
+    """None if there are none."""
+    last_entry: Last | None
+    """The last entry of the index at the time; None if it is empty or there is none."""
+
+    def begin_after(self, moment: datetime | None) -> Event | None:
+        """Return the first event of the build; None if that is not known, or was before `moment` and so of another build."""
+        begin = None if self.entries is None else self.entries.begin
+        if begin is None or not is_beginning(begin) or (moment is not None and begin.time < moment):
+            return None
+        return begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +176,14 @@ class BuildIndex:
         """Read the index from its stream."""
         self._pages = pages
 
-    async def find(self, keys: Sequence[str], last: Last) -> tuple[BuildEntries | None, tuple[str, ...]]:
-        """Return the entries with these filter values up to `last`, and fillers for reading what they stand for."""
-        found = await self._search(keys, last)
-        fillers: tuple[str, ...] = ()
-        if found is not None and found.end is not None:
-            fillers = fillers_among(await self._read(found.last_offset + 1, last, newest=FILLER_ENTRIES))
-        return found, fillers
+    async def fillers(self, found: BuildEntries, last: Last) -> tuple[str, ...]:
+        """Return fillers for reading the events of a build that has ended; none for another."""
+        if found.end is None:
+            return ()
+        return fillers_among(await self._read(found.last_offset + 1, last, newest=FILLER_ENTRIES))
 
-    async def _search(self, keys: Sequence[str], last: Last) -> BuildEntries | None:
+    async def search(self, keys: Sequence[str], last: Last) -> BuildEntries | None:
+        """Return the entries with these filter values up to `last`; None if there are none."""
         entries: list[StoredEvent] = []
         for start in _starts(await self._beginning(last), last):
             entries = [

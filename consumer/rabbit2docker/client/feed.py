@@ -1,8 +1,8 @@
 """The events of one build as it goes on, assembled once for all of its readers.
 
-Events arrive live, and from the tenant's stream where live events may have been missed. Each reader has its own
-position in the buffer; a reader so slow that its position was dropped reads the stream until it has caught up. No
-reader holds up another.
+Events arrive live, and from the tenant's stream where live events may have been missed. The past of a build is taken
+from recent events in memory if all of it is there. Each reader has its own position in the buffer; a reader so slow that
+its position was dropped reads the past again until it has caught up. No reader holds up another.
 """
 
 import asyncio
@@ -15,17 +15,20 @@ from typing import Final, Protocol
 
 from rabbit2docker.amqp.stream import Offset
 from rabbit2docker.client.buffers import EventBuffer
-from rabbit2docker.client.build_index import Located
+from rabbit2docker.client.build_index import IndexLookup, Located
 from rabbit2docker.client.history import CLOCK_SLACK, History
+from rabbit2docker.client.recent_events import RecentBuild
 from rabbit2docker.client.resequencer import Resequencer, SeenFilter
 from rabbit2docker.errors import BrokerUnavailable
 from rabbit2docker_schemas.cloudevents import Event
-from rabbit2docker_schemas.events import Accepted, Gap, Log, Rejected
+from rabbit2docker_schemas.events import Accepted, Gap, Log, Progress, Rejected
 
 INBOX_EVENTS: Final = 1000
 """Live events queued while the stream is read. Further ones are dropped, as the stream has them."""
 HOLE_SECONDS: Final = 0.5
 """Wait for missing lines before they are looked for in the stream."""
+EVENTS_AT_ONCE: Final = 100
+"""Recent events that are taken before others get their turn."""
 SETTLE_SECONDS: Final = 1.0
 """Wait after a gap before the stream is read: it may store an event later than a queue delivered it."""
 
@@ -68,19 +71,24 @@ class BuildFeed:
         history: History,
         key: str,
         *,
-        offset: Offset | None,
-        read_first: bool,
+        since: datetime | None,
+        recent: RecentBuild | None = None,
+        read_first: bool = True,
         limit: Callable[[], int],
     ) -> None:
-        """Take the build's id, the stream `offset` of its beginning, and the `limit` of the buffer in bytes.
+        """Take the build's id, the `recent` events of it, and the `limit` of the buffer in bytes.
 
-        Without an `offset` the beginning is looked up. `read_first`: read the stream before live events are passed on.
+        `since`: a time before the first event, for the case that the index does not have it. `read_first`: take the past
+        before live events are passed on.
         """
         self.readers = 0
         self.key = key
         self._history = history
-        self._located = None if offset is None else Located(offset)
-        self._offset = offset
+        self._since = since
+        self._recent = recent
+        self._known: IndexLookup | None = None
+        self._located: Located | None = None
+        self._offset: Offset | None = None
         self._limit = limit
         self._order = self._new_order()
         self._buffer = EventBuffer()
@@ -89,6 +97,7 @@ class BuildFeed:
         self._changed = asyncio.Event()
         self._has_build = self._is_over = False
         now = asyncio.get_running_loop().time()
+        self._is_first_read = True
         self._read_at: float | None = now if read_first else None
         """Time to read the stream, because live events may have been missed."""
         self._hole_at: float | None = None
@@ -141,12 +150,17 @@ class BuildFeed:
         due_times = [due for due in (self._read_at, self._hole_at) if due is not None]
         if due_times and min(due_times) <= now:
             self._read_at = self._hole_at = None
-            await self._read_stream()
-            self._drain_inbox()
-            self._append(self._order.flush())
+            if self._is_first_read and await self._take_recent():
+                self._drain_inbox()
+                self._watch_hole()
+            else:
+                await self._read_stream()
+                self._drain_inbox()
+                self._append(self._order.flush())
+            self._is_first_read = False
         elif self._inbox:
             self._drain_inbox()
-            self._hole_at = (self._hole_at or now + HOLE_SECONDS) if self._order.is_holding else None
+            self._watch_hole()
         else:
             self._wake.clear()
             try:
@@ -155,11 +169,32 @@ class BuildFeed:
             except TimeoutError:
                 return
 
+    def _watch_hole(self) -> None:
+        due = self._hole_at or asyncio.get_running_loop().time() + HOLE_SECONDS
+        self._hole_at = due if self._order.is_holding else None
+
     def _drain_inbox(self) -> None:
         while self._inbox:
             self._append(self._order.push(self._inbox.popleft()))
 
+    async def _take_recent(self) -> bool:
+        """Append the past of the build from memory; return False if not all of it is there."""
+        if self._recent is None:
+            return False
+        found = self._recent.events()
+        if found is None:
+            begin = (await self._look_up()).begin_after(self._since)
+            found = None if begin is None else self._recent.events_from(begin)
+        if found is None:
+            return False
+        for number, event in enumerate(found, 1):
+            self._append(self._order.push(event))
+            if not number % EVENTS_AT_ONCE:
+                await asyncio.sleep(0)
+        return True
+
     async def _read_stream(self) -> None:
+        self._recent = None  # what it lacks, readers that are late must get from the stream, too
         located, offset = await self._locate(), self._stream_offset()
         pages = self._history.pages(
             offset=located.offset if offset is None else offset,
@@ -177,8 +212,17 @@ class BuildFeed:
 
     async def _locate(self) -> Located:
         if self._located is None:
-            self._located = await self._history.locate(self._filter_values())
+            known = await self._look_up()
+            if self._since is None or known.begin_after(self._since) is not None:
+                self._located = await self._history.locate(self._filter_values(), known)
+            else:
+                self._located = Located(self._since)
         return self._located
+
+    async def _look_up(self) -> IndexLookup:
+        if self._known is None:
+            self._known = await self._history.look_up(self._filter_values())
+        return self._known
 
     def _stream_offset(self) -> Offset | None:
         return self._offset
@@ -187,6 +231,8 @@ class BuildFeed:
         for event in events:
             if self._is_over:
                 return
+            if self._has_build and isinstance(event.data, Progress) and event.data.is_place:
+                continue  # published at the moment at which the request was taken
             self._buffer.append(event, limit=self._limit())
             self._has_build = self._has_build or isinstance(event.data, Accepted | Log | Gap)
             # A rejection after an acceptance belongs to another request that reused the id.
@@ -218,7 +264,22 @@ class BuildFeed:
                 await self._changed.wait()
 
     async def _replay(self, position: ReaderPosition) -> AsyncGenerator[Event, None]:
-        """Yield from the stream what the buffer has dropped, and move the position back into the buffer."""
+        """Yield what the buffer has dropped, and move the position back into the buffer."""
+        end = self._buffer.end
+        found = None if self._recent is None else self._recent.events()
+        if found is None:
+            async with aclosing(self._replay_stream(position)) as missed:
+                async for event in missed:
+                    yield event
+            return
+        for number, event in enumerate(found, 1):
+            for new in position.push(event):
+                yield new
+            if not number % EVENTS_AT_ONCE:
+                await asyncio.sleep(0)
+        position.number = end
+
+    async def _replay_stream(self, position: ReaderPosition) -> AsyncGenerator[Event, None]:
         located, offset = await self._locate(), self._replay_offset(position)
         while position.number < self._buffer.first:
             end = self._buffer.end
@@ -262,6 +323,9 @@ class TenantFeed(BuildFeed):
 
     def _filter_values(self) -> list[str]:
         return []
+
+    async def _locate(self) -> Located:
+        return Located("first" if self._since is None else self._since)
 
     def _append(self, events: Iterable[Event]) -> None:
         for event in events:

@@ -9,7 +9,14 @@ from typing import Final, Self
 
 from rabbit2docker.amqp.connection import ManagedChannel, connected
 from rabbit2docker.amqp.stream import Last, Offset, Page, report_missing_index
-from rabbit2docker.client.build_index import BuildIndex, IndexWindow, Located, is_beginning
+from rabbit2docker.client.build_index import (
+    BuildEntries,
+    BuildIndex,
+    IndexLookup,
+    IndexWindow,
+    Located,
+    is_beginning,
+)
 from rabbit2docker.client.resequencer import Resequencer
 from rabbit2docker.client.stream_pages import ReadingConnection, StreamPages
 from rabbit2docker.errors import AccessRefused, TopologyMismatch
@@ -17,12 +24,16 @@ from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Accepted
 from rabbit2docker_schemas.ids import BuildId, build_id_of
-from rabbit2docker_schemas.routing import tenant_index, tenant_stream
+from rabbit2docker_schemas.routing import tenant_index, tenant_phases, tenant_stream
 
 CLOCK_SLACK: Final = timedelta(seconds=10)
 """Difference allowed between the clocks of machines; a stream seeks by time only roughly anyway."""
 MAX_BUILD_AGE: Final = timedelta(hours=25)
 """A build began at most this long before its end: no build may run longer than a day."""
+LATEST_WINDOWS: Final = (1_000, 8_000)
+"""Numbers of newest events of a tenant among which those of a running build are looked for."""
+PHASES_WINDOWS: Final = (1_000, 8_000, 64_000)
+"""The same for its phases, of which a build has a few."""
 INDEX_LAG: Final = timedelta(minutes=1)
 """An event is in the stream at most this long before it is in the index."""
 
@@ -52,6 +63,7 @@ class History:
         self._stream = StreamPages(shared, tenant_stream(tenant))
         self._index_pages = StreamPages(shared, tenant_index(tenant))
         self._index = BuildIndex(self._index_pages)
+        self._phases = StreamPages(shared, tenant_phases(tenant))
         self._lacks_index = self._is_wholly_indexed = False
         self._tenant = tenant
         self._wait_seconds = wait_seconds
@@ -94,20 +106,33 @@ class History:
             async for page in pages:
                 yield page
 
-    async def locate(self, keys: Sequence[str]) -> Located:
-        """Return from where on the events with these filter values can be read."""
-        last_entry, last = await asyncio.gather(self._last_of_index(), self._stream.last())
+    async def look_up(self, keys: Sequence[str]) -> IndexLookup:
+        """Return what the index has of the build with these filter values."""
+        last_entry = await self._last_of_index()
+        return IndexLookup(await self._index.search(keys, last_entry) if last_entry else None, last_entry)
+
+    async def locate(self, keys: Sequence[str], known: IndexLookup | None = None) -> Located:
+        """Return from where on the events with these filter values can be read; `known`: what the index has of them."""
+        if known is not None:
+            return await self._locate(keys, known, await self._stream.last())
+        found, last = await asyncio.gather(self.look_up(keys), self._stream.last())
+        return await self._locate(keys, found, last)
+
+    async def _locate(self, keys: Sequence[str], known: IndexLookup, last: Last | None) -> Located:
+        entries, last_entry = known.entries, known.last_entry
         if last_entry is None:
             return Located("first", is_empty=last is None)
-        entries, fillers = await self._index.find(keys, last_entry)
         if entries is None:
             return Located(datetime.now(UTC) - INDEX_LAG if await self._is_indexed(last) else "first")
         begin = entries.begin
-        if not is_beginning(begin):
-            return Located(begin.time - MAX_BUILD_AGE, entries, fillers)
         if last is None:
             return Located("first", entries, is_empty=True)
-        offset = await self._stream.offset_at(begin.time - CLOCK_SLACK, last, before=begin.time)
+        if not is_beginning(begin):
+            return Located(begin.time - MAX_BUILD_AGE, entries)
+        fillers, offset = await asyncio.gather(
+            self._index.fillers(entries, last_entry),
+            self._stream.offset_at(begin.time - CLOCK_SLACK, last, before=begin.time),
+        )
         if entries.is_repetition:
             offset = await self._offset_of(begin, offset, last, only=[*keys, *fillers])
         end = entries.end
@@ -154,7 +179,10 @@ class History:
                 yield event
 
     async def state_of(self, id_: str) -> AsyncGenerator[Event, None]:
-        """Yield the events of `so_far` that make up the state: of what has ended only its beginning and its end."""
+        """Yield the events of `so_far` that make up the state, at the same cost however long the build has run.
+
+        Of what has not ended these are its latest phases and newest events, some of which may come twice.
+        """
         async with aclosing(self._follow_joined(id_, self._state_events_of)) as events:
             async for event in events:
                 yield event
@@ -174,18 +202,54 @@ class History:
                     yield event
 
     async def _state_events_of(self, keys: list[str]) -> AsyncGenerator[Event, None]:
-        located = await self.locate(keys)
-        if located.entries is not None and located.end is not None:
-            for event in located.entries.events:
+        known, last = await asyncio.gather(self.look_up(keys), self._stream.last())
+        if (entries := known.entries) is None:
+            events = self._read(await self._locate(keys, known, last), keys)
+        else:
+            for event in entries.events:
                 yield event
-            return
-        async with aclosing(self._read(located, keys)) as events:
-            async for event in events:
+            if entries.end is not None:
+                return
+            events = self._present(entries)
+        async with aclosing(events) as found:
+            async for event in found:
                 yield event
 
+    async def _present(self, entries: BuildEntries) -> AsyncGenerator[Event, None]:
+        """Yield the latest phases of a build, then what it has among the newest events of the tenant."""
+        build_id = entries.begin.stream_filter
+        found = [event async for event in self.phases_of([build_id])]
+        found += await self._newest(self._stream, [build_id], LATEST_WINDOWS)
+        for event in found:
+            # The events of an earlier generation are as near.
+            if not entries.is_repetition or event.time >= entries.begin.time:
+                yield event
+
+    async def phases_of(self, build_ids: Sequence[str]) -> AsyncGenerator[Event, None]:
+        """Yield the latest phases and waits of running builds, repetitions included."""
+        try:
+            found = await self._newest(self._phases, build_ids, PHASES_WINDOWS)
+        except (TopologyMismatch, AccessRefused):
+            return  # declared by an earlier version
+        for event in found:
+            yield event
+
+    async def _newest(self, pages: StreamPages, keys: Sequence[str], windows: Sequence[int]) -> list[Event]:
+        """Return events with each of these filter values, as far as there are some among the newest of a stream."""
+        found: list[Event] = []
+        last = await pages.last()
+        if last is None:
+            return found
+        for size in windows:
+            start = max(0, last.offset + 1 - size)
+            async with aclosing(pages.pages(offset=start, only=keys, last=last)) as window:
+                found = [e async for page in window for e in page.events if e.stream_filter in keys]
+            if start == 0 or {event.stream_filter for event in found}.issuperset(keys):
+                break
+        return found
+
     async def _events_of(self, keys: list[str]) -> AsyncGenerator[Event, None]:
-        located = await self.locate(keys)
-        async with aclosing(self._read(located, keys)) as events:
+        async with aclosing(self._read(await self.locate(keys), keys)) as events:
             async for event in events:
                 yield event
 
@@ -234,15 +298,6 @@ class History:
         async with aclosing(self._index.windows(moment - CLOCK_SLACK, last_entry, newest=newest)) as windows:
             async for window in windows:
                 yield window
-
-    async def of_builds(self, build_ids: Sequence[str], since: datetime) -> AsyncGenerator[Event, None]:
-        """Yield the events of several builds since a moment, each build's in order, repetitions included."""
-        wanted = set(build_ids)
-        async with aclosing(self.pages(offset=since - CLOCK_SLACK, only=build_ids)) as pages:
-            async for page in pages:
-                for event in page.events:
-                    if event.stream_filter in wanted:
-                        yield event
 
 
 def _joined_build(event: Event, request_id: str, own: BuildId) -> str | None:

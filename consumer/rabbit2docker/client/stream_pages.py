@@ -7,10 +7,10 @@ from datetime import datetime
 from functools import partial
 from typing import Final, TypeVar
 
-from rabbit2docker.amqp.connection import ManagedChannel, is_cancelled
+from rabbit2docker.amqp.connection import ManagedChannel
 from rabbit2docker.amqp.stream import PREFETCH, Last, Offset, Page, StoredEvent, StreamReader
 from rabbit2docker.errors import BrokerUnavailable, TopologyMismatch
-from rabbit2docker.retry import Backoff, retry_forever
+from rabbit2docker.retry import Backoff, is_cancelled, retry_forever
 from rabbit2docker_schemas.ids import EventId
 
 T = TypeVar("T")
