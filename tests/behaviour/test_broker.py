@@ -17,7 +17,7 @@ from rabbit2docker.amqp.endpoint import Endpoint
 from rabbit2docker.client import History
 from rabbit2docker.consumer.intake.parsing import sender_of
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable
-from rabbit2docker.settings import Settings
+from rabbit2docker.settings import Settings, TopologySettings
 from rabbit2docker_schemas import ids, routing
 from tests.support.broker import REQUEST, completed, running, submit, take, with_amqp
 from tests.support.ports import free_port
@@ -87,7 +87,7 @@ class TestDeliveries:
             await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
             await submit(settings, REQUEST)
             [delivery] = await take(broker)
-            await delivery.retry(routing.RETRY_LADDER[0])
+            await delivery.retry(routing.RETRY_LADDER.rungs[0])
             [again] = await take(broker)
             assert again.received.body == delivery.received.body
             assert again.received.routing_key == "request.default.interactive"
@@ -95,6 +95,24 @@ class TestDeliveries:
             assert again.received.message_id == delivery.received.message_id
             assert again.received.tries == 1
             await again.ack()
+
+    async def test_what_waits_on_a_former_ladder_returns_once_the_ladder_is_another_one(
+        self, settings: Settings
+    ) -> None:
+        former, present = TopologySettings(retry_pauses=[3, 700]), TopologySettings(retry_pauses=[1])
+        async with running(settings.model_copy(update={"topology": former})) as broker:
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
+            await submit(settings, REQUEST)
+            [delivery] = await take(broker)
+            await delivery.retry(routing.make_rung(3))
+        async with running(settings.model_copy(update={"topology": present})) as broker:
+            await broker.source.set_prefetch(routing.REQUESTS_QUEUE, 1)
+            [again] = await take(broker)
+            assert (again.received.body, again.received.tries) == (delivery.received.body, 1)
+            await again.retry(routing.make_rung(1))
+            [at_last] = await take(broker)
+            assert (at_last.received.body, at_last.received.tries) == (delivery.received.body, 2)
+            await at_last.ack()
 
     async def test_a_request_without_an_id_keeps_the_one_that_it_is_given_on_the_ladder(
         self, settings: Settings
@@ -108,7 +126,7 @@ class TestDeliveries:
             finally:
                 await close(connection)
             [delivery] = await take(broker)
-            await delivery.retry(routing.RETRY_LADDER[0])
+            await delivery.retry(routing.RETRY_LADDER.rungs[0])
             [again] = await take(broker)
             await again.ack()
             assert sender_of(again.received) == sender_of(delivery.received)

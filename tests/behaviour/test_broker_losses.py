@@ -9,7 +9,7 @@ import pytest
 
 from rabbit2docker import metrics
 from rabbit2docker.amqp import connection, declare, event_consumer, request_log, topology_keeper
-from rabbit2docker.amqp.broker import publishing
+from rabbit2docker.amqp.broker import Broker, publishing
 from rabbit2docker.amqp.dead_letters import dead_letters
 from rabbit2docker.amqp.request_publisher import RequestPublisher
 from rabbit2docker.amqp.topology import make_topology
@@ -83,6 +83,9 @@ async def read_stream(settings: Settings, stream: str) -> list[Any]:
 
 
 class TestRestoring:
+    def test_the_topology_is_incomplete_until_it_was_checked(self, settings: Settings) -> None:
+        assert Broker(settings).topology_problems() == [topology_keeper.UNCHECKED]
+
     async def test_a_deleted_queue_is_declared_again_at_once_and_consumed(
         self, settings: Settings, losses: Losses
     ) -> None:
@@ -300,7 +303,7 @@ class TestLogOfRequests:
             await submit(settings, REQUEST)
             [delivery] = await take(broker)
             await delivery.record()
-            await delivery.retry(routing.RETRY_LADDER[0])
+            await delivery.retry(routing.RETRY_LADDER.rungs[0])
             [again] = await take(broker)
             await again.record()
             await again.ack()

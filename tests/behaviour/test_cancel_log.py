@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rabbit2docker.amqp import cancel_log, declare
+from rabbit2docker.amqp import declare, shared_log
 from rabbit2docker.amqp.broker import Broker, publishing
 from rabbit2docker.amqp.request_publisher import RequestPublisher
 from rabbit2docker.consumer.intake.withdrawn import UNNAMED_REQUESTER, WithdrawnRequests
@@ -28,8 +28,8 @@ class TestStream:
     async def test_replicas_hear_of_cancels_at_once_and_of_earlier_ones_before_they_begin(
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(cancel_log, "PREFETCH", 100)
-        monkeypatch.setattr(cancel_log, "ACK_EVERY", 20)
+        monkeypatch.setattr(shared_log, "PREFETCH", 100)
+        monkeypatch.setattr(shared_log, "ACK_EVERY", 20)
         await declare.declare(settings)
         earlier = [f"build-{number}" for number in range(300)]
         async with running(settings) as one, running(settings) as two:
@@ -103,7 +103,7 @@ class TestProcesses:
         await eventually(lambda: retried in consumer.get("/metrics")[1])
         await asyncio.to_thread(consumer.kill)
         # As after more than the retry ladder's eleven minutes: the cancel messages have come to their end.
-        for queue in (CANCEL_QUEUE, *(retry_queue(rung, CANCEL_QUEUE) for rung in RETRY_LADDER)):
+        for queue in (CANCEL_QUEUE, *(retry_queue(rung, CANCEL_QUEUE) for rung in RETRY_LADDER.rungs)):
             await eventually(partial(is_purged, rabbitmq, vhost, queue))
         await asyncio.to_thread(consumer.start_and_wait)
         release.touch()

@@ -44,7 +44,7 @@ async def test_expired_requests_and_those_delivered_too_often_are_rejected_and_k
     await ask(settings, a_request("first", hold=tmp_path / "release"))
     events = await until_answered(amqp, 2)
     assert [event.data.request_id for event in events if isinstance(event.data, Accepted)] == ["first"]
-    policy = {"pattern": r"^builds\.requests$", "definition": {"message-ttl": 100}, "priority": 9}
+    policy = {"pattern": r"^builds\.waiting\.default", "definition": {"message-ttl": 100}, "priority": 9}
     rabbitmq.api("PUT", f"policies/{vhost}/impatient", policy)
     forged = {ROUTING_KEY_HEADER: "request.other.interactive"}
     await publish(amqp, a_request("late").model_dump_json().encode(), forged)
@@ -58,7 +58,7 @@ async def test_expired_requests_and_those_delivered_too_often_are_rejected_and_k
     for letter in letters.values():
         assert letter.routing_key == "request.default.interactive"
     assert b"late" in letters["expired"].body
-    assert rabbitmq.depth(vhost, DROPPED_QUEUE) == 0
+    await eventually(lambda: rabbitmq.depth(vhost, DROPPED_QUEUE) == 0)
     assert not [line for line in consumer.lines() if line["level"] == "error"]
 
 

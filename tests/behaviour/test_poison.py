@@ -18,7 +18,8 @@ from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.events import Accepted, Rejected
 from rabbit2docker_schemas.requests import BuildRequest
 from tests.faults.conftest import MakeConsumer
-from tests.support.consumer import COMMAND, Consumer, a_request
+from tests.support.consumer import Consumer, a_request
+from tests.support.programs import COMMAND
 from tests.support.promises import captured
 from tests.support.raw_amqp import RawPublisher, field, long, nested, short
 from tests.support.waiting import eventually, eventually_blocking

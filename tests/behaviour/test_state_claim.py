@@ -33,6 +33,7 @@ class TestProcesses:
         elsewhere = tmp_path / "elsewhere"
         elsewhere.mkdir()
         second = Consumer(elsewhere, amqp)
+        second.fork = True
         second.start()
         try:
             names = [f"r{number}" for number in range(6)]

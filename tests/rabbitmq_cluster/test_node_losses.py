@@ -1,4 +1,4 @@
-"""Nodes of a RabbitMQ cluster that die during builds."""
+"""Nodes of a RabbitMQ cluster that die, or lose each other, during builds."""
 
 import asyncio
 
@@ -68,3 +68,36 @@ async def test_with_a_majority_away_requests_wait_and_nothing_is_lost(
     events = await until_ended(amqp, 2)
     ends = check_promises(events, ["before", "during"])
     assert all(isinstance(end, Completed) for end in ends.values())
+
+
+async def test_two_nodes_that_lose_each_other_during_builds_cost_nothing(
+    cluster: Cluster, amqp: AmqpSettings, make_consumer: MakeConsumer
+) -> None:
+    """Both still see the third, so that neither is in a minority by itself."""
+    settings = Settings(amqp=amqp)
+    consumer = make_consumer(RABBIT2DOCKER_AMQP__NODES=cluster.addresses)
+    await asyncio.to_thread(consumer.start_and_wait)
+    names: list[str] = []
+    one, other, _ = cluster.nodes
+
+    async def build(moment: str) -> None:
+        new = [f"{moment}-{n}" for n in range(3)]
+        await ask(settings, *[a_request(name, lines=LINES, every=0.02) for name in new])
+        names.extend(new)
+        await eventually(lambda: len(consumer.records()) == len(names))
+
+    await build("before")
+    await asyncio.to_thread(cluster.cut, one, other)
+    await eventually(lambda: asyncio.to_thread(lambda: not cluster.is_whole()))
+    await build("apart")
+    await eventually(lambda: asyncio.to_thread(consumer.is_ready))
+    await asyncio.to_thread(cluster.heal, one, other)
+    await asyncio.to_thread(cluster.wait_until_whole)
+    await build("after")
+    events = await until_ended(amqp, len(names))
+    ends = check_promises(events, names)
+    assert all(isinstance(end, Completed) for end in ends.values())
+    assert all(
+        len([line for line in log if line.startswith("line ")]) == LINES for log in lines_of(events).values()
+    )
+    assert not consumer.has_ended()

@@ -55,6 +55,13 @@ class Node(Management):
         except OSError:
             return 0
 
+    def evaluate(self, expression: str) -> str:
+        """Evaluate an Erlang expression in the node, also while RabbitMQ pauses in it."""
+        control = ["rabbitmqctl", "-n", self.name, "--erlang-cookie", _COOKIE]
+        code, output = self.container.execute(*control, "eval", expression)
+        assert code == 0, output
+        return output.decode()
+
     def kill(self) -> None:
         self.container.kill()
 
@@ -103,11 +110,26 @@ class Cluster:
             self.nodes.append(Node(name, own, container))
         self.wait_until_whole()
 
+    def cut(self, one: Node, other: Node) -> None:
+        """Cut the connection between two nodes, which both still see the third, until `heal`.
+
+        The nodes share the loopback interface, where no rule distinguishes them: each refuses the other's handshake.
+        """
+        for here, there in ((one, other), (other, one)):
+            here.evaluate(f"erlang:set_cookie('{there.name}', cut), erlang:disconnect_node('{there.name}').")
+
+    def heal(self, one: Node, other: Node) -> None:
+        """Let two nodes connect again."""
+        for here, there in ((one, other), (other, one)):
+            here.evaluate(f"erlang:set_cookie('{there.name}', '{_COOKIE}').")
+
     def wait_until_whole(self) -> None:
         """Wait until each node sees all of them running."""
-        eventually_blocking(
-            lambda: all(node.running_nodes() == NODES for node in self.nodes), seconds=START_SECONDS
-        )
+        eventually_blocking(self.is_whole, seconds=START_SECONDS)
+
+    def is_whole(self) -> bool:
+        """Return whether each node answers and sees all of them running."""
+        return all(node.running_nodes() == NODES for node in self.nodes)
 
     @property
     def addresses(self) -> str:

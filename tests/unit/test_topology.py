@@ -32,7 +32,10 @@ ARGUMENTS = {queue.name: queue.arguments for queue in TOPOLOGY.queues}
 
 
 def test_no_work_queue_drops_a_message() -> None:
-    for name in (*WORK_QUEUES, *(retry_queue(rung, queue) for queue in WORK_QUEUES for rung in RETRY_LADDER)):
+    for name in (
+        *WORK_QUEUES,
+        *(retry_queue(rung, queue) for queue in WORK_QUEUES for rung in RETRY_LADDER.rungs),
+    ):
         arguments = ARGUMENTS[name]
         assert arguments["x-queue-type"] == "quorum"
         assert "x-dead-letter-exchange" in arguments
@@ -43,7 +46,7 @@ def test_no_work_queue_drops_a_message() -> None:
 
 def test_each_rung_of_the_ladder_leads_back_to_its_queue() -> None:
     for queue in WORK_QUEUES:
-        for rung in RETRY_LADDER:
+        for rung in RETRY_LADDER.rungs:
             arguments = ARGUMENTS[retry_queue(rung, queue)]
             assert arguments["x-dead-letter-routing-key"] == queue
             assert arguments["x-message-ttl"] == rung.seconds * 1000
@@ -51,7 +54,7 @@ def test_each_rung_of_the_ladder_leads_back_to_its_queue() -> None:
 
 def test_streams_have_segments_small_enough_to_expire() -> None:
     streams = [arguments for arguments in ARGUMENTS.values() if arguments["x-queue-type"] == "stream"]
-    assert len(streams) == 4
+    assert len(streams) == 6
     assert all(arguments["x-stream-max-segment-size-bytes"] <= 50_000_000 for arguments in streams)
 
 

@@ -1,4 +1,4 @@
-"""The connections of a consumer: to take requests, to publish, to follow cancels, and two that guard the topology.
+"""The connections of a consumer: to take requests, to publish, to follow two logs, and two that guard the topology.
 
 RabbitMQ stops reading from a connection that publishes during an alarm; acknowledgements would be stuck behind.
 """
@@ -15,15 +15,18 @@ from rabbit2docker.amqp.cancel_log import CancelLog
 from rabbit2docker.amqp.connection import ManagedChannel, connected
 from rabbit2docker.amqp.declare import declare_if_allowed
 from rabbit2docker.amqp.publisher import ConfirmedPublisher
+from rabbit2docker.amqp.queue_age import QUEUE_AGES
 from rabbit2docker.amqp.request_consumer import RequestConsumer
 from rabbit2docker.amqp.sender import is_blocked
 from rabbit2docker.amqp.state_claim import StateClaim
+from rabbit2docker.amqp.topology import waiting_queues
 from rabbit2docker.amqp.topology_keeper import TopologyKeeper
 from rabbit2docker.amqp.unrouted import UnroutedRequests
+from rabbit2docker.amqp.waiting_log import WaitingLog
 from rabbit2docker.errors import ConfigurationError
 from rabbit2docker.logs import get_logger
 from rabbit2docker.settings import Settings
-from rabbit2docker_schemas.routing import UNROUTED_QUEUE
+from rabbit2docker_schemas.routing import UNROUTED_QUEUE, make_ladder
 
 log = get_logger()
 
@@ -49,9 +52,12 @@ class Broker:
         self.publisher = ConfirmedPublisher(
             self._publishing, settings.amqp, on_loss, tenants=tuple(settings.tenants)
         )
-        self.source = RequestConsumer(settings.amqp, self.publisher, on_loss)
+        ladder = make_ladder(settings.topology.retry_pauses)
+        self.source = RequestConsumer(settings.amqp, self.publisher, on_loss, ladder=ladder)
         self.cancels = CancelLog(settings, self.publisher, on_loss)
-        self._unrouted = UnroutedRequests(settings.amqp, self.publisher, on_loss)
+        QUEUE_AGES.expose(waiting_queues(settings.tenants))
+        self.waiting = WaitingLog(settings, self.publisher, on_loss)
+        self._unrouted = UnroutedRequests(settings.amqp, self.publisher, on_loss, ladder=ladder)
 
     async def run(self, state_id: str | None = None) -> None:
         """Stay connected until cancelled. Raises AccessRefused or TopologyMismatch at the start.
@@ -67,6 +73,7 @@ class Broker:
                 group.create_task(self._publishing.run(), name="publishing connection")
                 group.create_task(self.source.connection.run(), name="consuming connection")
                 group.create_task(self.cancels.run(), name="log of cancels")
+                group.create_task(self.waiting.run(), name="log of waiting requests")
                 group.create_task(self._unrouted.run(), name="unrouted requests")
                 group.create_task(self._keeper.run(), name="topology keeper")
         finally:

@@ -29,7 +29,7 @@ from rabbit2docker.amqp.endpoint import Endpoint, address_of
 from rabbit2docker.amqp.screened_transport import ScreenedTransportFactory
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, ConfigurationError, TopologyMismatch
 from rabbit2docker.logs import get_logger
-from rabbit2docker.retry import Backoff
+from rabbit2docker.retry import Backoff, end_if_cancelled, is_cancelled
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker.tasks import TaskSet
 
@@ -57,12 +57,6 @@ def quiet_library_loggers() -> None:
     """Silence the libraries' tracebacks about lost connections; ManagedChannel logs one line instead."""
     for name in ("aiormq", "aio_pika"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def is_cancelled() -> bool:
-    """Return whether this task was really cancelled. aiormq also raises CancelledError when a connection is stuck."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 @contextmanager
@@ -159,11 +153,11 @@ def _close_with_a_reason(connection: AbstractConnection) -> None:
     underlay.close = close_with_reason
 
 
-async def close(connection: AbstractConnection) -> None:
-    """Close a connection, or abandon it if it is stuck."""
+async def close(opened: AbstractConnection | AbstractChannel) -> None:
+    """Close a connection or channel, or abandon it if it is stuck."""
     try:
         async with asyncio.timeout(3.0):
-            await asyncio.shield(connection.close())
+            await asyncio.shield(opened.close())
     except (*BROKEN, asyncio.CancelledError):
         if is_cancelled():
             raise
@@ -193,6 +187,7 @@ class ManagedChannel:
         self._probe = probe
         self._channel: AbstractChannel | None = None
         self._newest: AbstractChannel | None = None
+        self._connection: AbstractConnection | None = None
         self._connected_event = asyncio.Event()
         self._reconnect_requested = asyncio.Event()
         self._closing = False
@@ -226,6 +221,21 @@ class ManagedChannel:
             await self._connected_event.wait()
         return channel
 
+    @asynccontextmanager
+    async def further_channel(self) -> AsyncIterator[AbstractChannel]:
+        """Open one more channel on the connection, which is not opened again. Raises BrokerUnavailable, AccessRefused.
+
+        On it, several messages can be acknowledged at once, and a refusal closes nothing that others use.
+        """
+        await self.channel()
+        assert self._connection is not None
+        with translated(self.url):
+            channel = await self._connection.channel(publisher_confirms=False)
+            try:
+                yield channel
+            finally:
+                await close(channel)
+
     def request_reconnect(self) -> None:
         """Have connection and channel opened anew, because they turned out not to work."""
         self._reconnect_requested.set()
@@ -238,10 +248,12 @@ class ManagedChannel:
             while True:
                 try:
                     async with self._open_channel():
+                        end_if_cancelled()
                         backoff.reset()
                         logged = ""
                         await self._watch()
                 except AccessRefused as error:
+                    end_if_cancelled()
                     if not self._was_connected:
                         raise
                     self.problem = str(error)
@@ -259,7 +271,7 @@ class ManagedChannel:
     async def _open_channel(self) -> AsyncIterator[None]:
         self._reconnect_requested.clear()
         connection = await open_connection(self._endpoint)
-        self.url = connection.url
+        self.url, self._connection = connection.url, connection
         try:
             with translated(self.url):
                 channel = await connection.channel(publisher_confirms=True, on_return_raises=True)

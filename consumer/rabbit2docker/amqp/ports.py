@@ -1,5 +1,6 @@
 """The interface of the broker for intake, following and the command line; test doubles implement it."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class RequestMessage:
 
 
 class Delivery(Protocol):
-    """One unacknowledged message, held for seconds. Settled exactly once, by one of the three methods."""
+    """One unacknowledged message, held for seconds. Settled exactly once, by one of the four methods."""
 
     @property
     def received(self) -> RequestMessage:
@@ -82,6 +83,12 @@ class Delivery(Protocol):
         `counts`: as one more try; `waiting`: what it brings along when it returns. Raises BrokerUnavailable.
         """
 
+    async def enqueue(self, queue: str) -> None:
+        """Publish a copy to a queue in which requests wait for a slot, confirmed, then acknowledge.
+
+        Raises MessageRefused when that queue is full, TopologyMismatch when it is missing, BrokerUnavailable.
+        """
+
     async def dead_letter(self, reason: str, message: str) -> None:
         """Publish a copy to the dead-letter queue, with the reason, then acknowledge.
 
@@ -98,6 +105,9 @@ class RequestSource(Protocol):
     async def set_prefetch(self, queue: str, count: int) -> None:
         """Hold at most `count` deliveries of a queue at once; 0 pauses it. Kept across reconnects."""
 
+    async def take(self, queue: str) -> Delivery | None:
+        """Take one message of a queue that has no prefetch; None if it has none. Raises BrokerUnavailable."""
+
 
 class CancelLog(Protocol):
     """Cancels of requests that are no builds yet, shared by all replicas."""
@@ -109,12 +119,38 @@ class CancelLog(Protocol):
         """Keep a cancel, confirmed. Raises BrokerUnavailable."""
 
 
+IsNeeded = Callable[[], bool]
+
+
+def always() -> bool:
+    """Return True: the event is needed whatever happens."""
+    return True
+
+
+class WaitingLog(Protocol):
+    """The log of the requests that wait for a slot, shared by all replicas."""
+
+    caught_up: asyncio.Event
+    """Set once all that happened earlier is known, or turned out not to be readable."""
+    problem: str
+    """The reason why what happens at other replicas is not known; empty if it is."""
+
+    def subscribe(self, listener: Callable[[Mapping[str, Any]], None]) -> None:
+        """Have `listener` called with each entry, those of this replica included. It must not block."""
+
+    async def record(self, content: Mapping[str, Any]) -> None:
+        """Add an entry, confirmed. Without the stream, it is only logged that there is none. Raises BrokerUnavailable."""
+
+
 class Publisher(Protocol):
     """Events out, confirmed."""
 
-    async def publish(self, event: Event, *, patience: float | None = None) -> None:
+    async def publish(
+        self, event: Event, *, patience: float | None = None, is_needed: IsNeeded = always
+    ) -> bool:
         """Return once the tenant's stream has the event; wait and try again while RabbitMQ is away.
 
+        `is_needed` is asked right before each try; once it is False, the event is left out and this returns False.
         Hubs of the tenant that refuse it are not waited for. Raises StreamUnavailable when the stream refuses it for
         `patience` seconds; BrokerUnavailable only when the outbox is full or the publisher is closing.
         """

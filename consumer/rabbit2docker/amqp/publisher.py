@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import partial
 from math import isfinite
 from typing import Any, Final
 
@@ -22,6 +21,7 @@ from cachetools import LRUCache
 from rabbit2docker import metrics
 from rabbit2docker.amqp.connection import ManagedChannel
 from rabbit2docker.amqp.hub_backlog import Answer, HeldEvent, HubBacklogs
+from rabbit2docker.amqp.ports import IsNeeded, always
 from rabbit2docker.amqp.sender import MakeMessage, MessageSender, Unrouted
 from rabbit2docker.errors import BrokerUnavailable, MessageRefused, StreamUnavailable, TopologyMismatch
 from rabbit2docker.logs import get_logger
@@ -104,6 +104,10 @@ def _encodable(value: Any) -> Any:
             return value
 
 
+class _NoLongerNeeded(Exception):
+    """An event that waited has become unnecessary."""
+
+
 class ConfirmedPublisher(MessageSender):
     """Publishes events, and sends other messages, on one connection."""
 
@@ -143,8 +147,16 @@ class ConfirmedPublisher(MessageSender):
             if about != RESULTS_EXCHANGE
         ]
 
-    async def publish(self, event: Event, *, patience: float | None = None) -> None:
+    async def publish(
+        self, event: Event, *, patience: float | None = None, is_needed: IsNeeded = always
+    ) -> bool:
         """Publish an event until it is confirmed; see amqp.ports.Publisher."""
+        with suppress(_NoLongerNeeded):
+            await self._publish_event(event, patience, is_needed)
+            return True
+        return False
+
+    async def _publish_event(self, event: Event, patience: float | None, is_needed: IsNeeded) -> None:
         body, headers, number = event.body(), event.headers(), next(self._numbers)
         # RabbitMQ routes by it and removes it.
         index_key = {"BCC": [event.index_key]} if event.index_key is not None else {}
@@ -158,7 +170,11 @@ class ConfirmedPublisher(MessageSender):
                 timestamp=event.time,
             )
 
-        indexed = partial(message, indexed=True)
+        def indexed() -> aio_pika.Message:
+            if not is_needed():
+                raise _NoLongerNeeded
+            return message(indexed=True)
+
         with metrics.EVENT_PUBLISH_SECONDS.time():
             is_apart = self._is_apart(event.tenant)
             try:
@@ -219,6 +235,21 @@ class ConfirmedPublisher(MessageSender):
         self, tenant: str, key: str, message: MakeMessage, patience: float | None
     ) -> bool:
         """Publish to the stream; return True if that took another offer to the hubs. Raises StreamUnavailable."""
+        while True:
+            try:
+                await self._publish_past_hubs(tenant, key, message, patience)
+            except TopologyMismatch:
+                # Without its second way the stream has the first one, on which it takes what a hub refuses.
+                if await self._publish_beside_hubs(tenant, key, message):
+                    return True
+                await asyncio.sleep(UNROUTED_PAUSE)
+            else:
+                return False
+
+    async def _publish_past_hubs(
+        self, tenant: str, key: str, message: MakeMessage, patience: float | None
+    ) -> None:
+        """Publish to the exchange that only streams are bound to. Raises StreamUnavailable, TopologyMismatch."""
         stream = tenant_stream(tenant)
         if patience is not None and stream in self._refusing:
             patience = min(patience, KNOWN_REFUSAL_PATIENCE)
@@ -236,12 +267,19 @@ class ConfirmedPublisher(MessageSender):
             raise StreamUnavailable(
                 f"The events of tenant {tenant} cannot be stored. {error.message}"
             ) from error
+
+    async def _publish_beside_hubs(self, tenant: str, key: str, message: MakeMessage) -> bool:
+        """Publish to stream and hubs once; return False if it is worth another try."""
+        try:
+            await self._send_once(key, message)
+        except MessageRefused:
+            return True  # by a hub: the stream has it
+        except Unrouted:
+            return self._give_up_unrouted(tenant)
         except TopologyMismatch:
-            # Without its second way the stream has the first one, on which it takes what a hub refuses.
-            with suppress(TopologyMismatch, MessageRefused):
-                await self._send_once(key, message)
-            return True
-        return False
+            return False
+        self._unrouted_since.pop(tenant, None)
+        return True
 
     async def _offer(self, event: HeldEvent, was_refused: bool) -> Answer:
         """Publish an event to hubs alone."""
@@ -264,8 +302,10 @@ class ConfirmedPublisher(MessageSender):
             return Answer.MISSED
         try:
             await self._send_once(event.routing_key, event.message)
-        except (MessageRefused, TopologyMismatch):
+        except (MessageRefused, Unrouted):
             return Answer.MISSED
+        except TopologyMismatch:  # no exchange, so there is no further copy
+            return Answer.REFUSED
         return Answer.TAKEN
 
     async def _send_once(self, key: str, message: MakeMessage) -> None:

@@ -8,13 +8,14 @@ from typing import Any, Final
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
-from aiormq.exceptions import ChannelNotFoundEntity
+from aiormq.exceptions import ChannelNotFoundEntity, DeliveryError
 
 from rabbit2docker import metrics
 from rabbit2docker.amqp.connection import BROKEN, ManagedChannel, is_down
 from rabbit2docker.amqp.frame_screen import UNDECODABLE_HEADER
 from rabbit2docker.amqp.ports import Delivery, RequestMessage, Waiting, anonymous_id
 from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
+from rabbit2docker.amqp.queue_age import QUEUE_AGES
 from rabbit2docker.amqp.request_log import RequestLog
 from rabbit2docker.amqp.senders import (
     ANY_USER,
@@ -28,7 +29,7 @@ from rabbit2docker.amqp.senders import (
 from rabbit2docker.amqp.state_claim import StateClaim
 from rabbit2docker.amqp.topology import WORK_QUEUES
 from rabbit2docker.clock import as_utc, utc_now
-from rabbit2docker.errors import MessageRefused
+from rabbit2docker.errors import BrokerUnavailable, MessageRefused, TopologyMismatch
 from rabbit2docker.logs import get_logger
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker.tasks import TaskSet
@@ -46,7 +47,9 @@ from rabbit2docker_schemas.routing import (
     ROUTING_KEY_HEADER,
     WAITING_FOR_HEADER,
     WAITING_SINCE_HEADER,
+    RetryLadder,
     RetryRung,
+    entry_queue,
     retry_queue,
 )
 
@@ -55,11 +58,16 @@ log = get_logger()
 MESSAGE_HEADER: Final = "r2d-message"
 DEAD_LETTER_PATIENCE: Final = 0.5
 """Seconds for the dead-letter queue to take a message, which is held in the meantime."""
+WAITING_PATIENCE: Final = 30.0
+"""Seconds for a queue in which requests wait for a slot to confirm one, unless it refuses it."""
+ANSWER_SECONDS: Final = 10.0
+"""Time for RabbitMQ to answer whether a queue has a message."""
 _MAX_REASON: Final = 1000
+MAX_TRIES: Final = 1_000_000
 
 
 def _number(value: Any) -> int:
-    return value if isinstance(value, int) and 0 <= value < 1000 else 0
+    return value if isinstance(value, int) and 0 <= value < MAX_TRIES else 0
 
 
 def _waiting(headers: Mapping[str, Any]) -> Waiting | None:
@@ -69,6 +77,12 @@ def _waiting(headers: Mapping[str, Any]) -> Waiting | None:
     except (KeyError, ValueError):
         return None
     return Waiting(as_utc(since), header_text(headers.get(WAITING_FOR_HEADER, "")))
+
+
+def _waiting_headers(waiting: Waiting | None) -> dict[str, Any]:
+    if waiting is None:
+        return {}
+    return {WAITING_SINCE_HEADER: waiting.since.isoformat(), WAITING_FOR_HEADER: waiting.about}
 
 
 def request_message_from(
@@ -108,6 +122,8 @@ def request_message_from(
 
 def _observe_wait(received: RequestMessage) -> None:
     """Measure the wait of a message that comes for the first time. The sender's timestamp may be any."""
+    if not received.tries:
+        QUEUE_AGES.note_taken(received.queue, received.timestamp)
     if received.timestamp is not None and not received.tries and not received.redelivered:
         seconds = (utc_now() - received.timestamp).total_seconds()
         metrics.QUEUED_SECONDS.labels(queue=received.queue).observe(max(0.0, seconds))
@@ -124,6 +140,7 @@ class AmqpDelivery:
         publisher: ConfirmedPublisher,
         request_log: RequestLog,
         check: SenderCheck,
+        ladder: RetryLadder,
     ) -> None:
         """Bind the message to the connection's current channel."""
         self._message = message
@@ -132,6 +149,7 @@ class AmqpDelivery:
         self._publisher = publisher
         self._request_log = request_log
         self._received = request_message_from(message, queue, check)
+        self._ladder = ladder
 
     @property
     def received(self) -> RequestMessage:
@@ -160,22 +178,26 @@ class AmqpDelivery:
     async def retry(self, rung: RetryRung, *, counts: bool = True, waiting: Waiting | None = None) -> None:
         """Publish a copy to the ladder, then acknowledge."""
         received = self._received
-        headers: dict[str, Any] = {
-            ATTEMPT_HEADER: received.tries + counts,
-            ROUTING_KEY_HEADER: received.routing_key,
-        }
-        if waiting is not None:
-            headers |= {
-                WAITING_SINCE_HEADER: waiting.since.isoformat(),
-                WAITING_FOR_HEADER: waiting.about,
-            }
+        headers = self._copy_headers(received.tries + counts, waiting)
         await self._publish_copy(RETRY_EXCHANGE, retry_queue(rung, received.queue), headers)
+        await self.ack()
+
+    async def enqueue(self, queue: str) -> None:
+        """Publish a copy to a queue in which requests wait for a slot, then acknowledge."""
+        headers = self._copy_headers(self._received.tries, self._received.waiting)
+        at_once = (MessageRefused, TopologyMismatch)
+        try:
+            await self._publish_copy(RETRY_EXCHANGE, queue, headers, gives_up_on=at_once)
+        except MessageRefused as error:
+            if isinstance(error.__cause__, DeliveryError):
+                raise
+            # Slow, or without a majority for a moment. A second copy is answered as a duplicate.
+            await self._publish_copy(RETRY_EXCHANGE, queue, headers, patience=WAITING_PATIENCE)
         await self.ack()
 
     async def reroute(self, queue: str) -> None:
         """Publish a copy to the queue, once that exists, then acknowledge."""
-        headers = {ATTEMPT_HEADER: 0, ROUTING_KEY_HEADER: self._received.routing_key}
-        await self._publish_copy(RETRY_EXCHANGE, queue, headers)
+        await self._publish_copy(RETRY_EXCHANGE, queue, self._copy_headers(0, None))
         await self.ack()
 
     async def dead_letter(self, reason: str, message: str) -> None:
@@ -184,7 +206,7 @@ class AmqpDelivery:
         headers = {
             REASON_HEADER: str(reason),
             MESSAGE_HEADER: message[:_MAX_REASON],
-            QUEUE_HEADER: received.queue,
+            QUEUE_HEADER: entry_queue(received.queue),
             ATTEMPT_HEADER: received.tries,
             ROUTING_KEY_HEADER: received.routing_key,
         }
@@ -198,17 +220,28 @@ class AmqpDelivery:
             )
         except MessageRefused as error:
             metrics.DEAD_LETTERS_REFUSED.inc()
-            rung = RETRY_LADDER[min(received.tries, len(RETRY_LADDER) - 1)]
+            rung = self._ladder.regular(received.tries)
             log.warning("dead letter refused", reason=error.message, delay_seconds=rung.seconds)
-            queue = received.queue if received.queue in WORK_QUEUES else REQUESTS_QUEUE
+            queue = entry_queue(received.queue)
+            queue = queue if queue in WORK_QUEUES else REQUESTS_QUEUE
             headers[ATTEMPT_HEADER] = received.tries + 1
             await self._publish_copy(RETRY_EXCHANGE, retry_queue(rung, queue), headers)
         else:
             metrics.DEAD_LETTERED.labels(reason=str(reason)).inc()
         await self.ack()
 
+    def _copy_headers(self, tries: int, waiting: Waiting | None) -> dict[str, Any]:
+        key = self._received.routing_key
+        return {ATTEMPT_HEADER: tries, ROUTING_KEY_HEADER: key, **_waiting_headers(waiting)}
+
     async def _publish_copy(
-        self, exchange: str, key: str, headers: dict[str, Any], *, patience: float | None = None
+        self,
+        exchange: str,
+        key: str,
+        headers: dict[str, Any],
+        *,
+        patience: float | None = None,
+        gives_up_on: tuple[type[Exception], ...] = (),
     ) -> None:
         received = self._received
         kept = publisher_headers(received.headers)
@@ -222,7 +255,9 @@ class AmqpDelivery:
                 timestamp=received.timestamp or datetime.now(UTC),
             )
 
-        await self._publisher.send(exchange, key, message, until_confirmed=True, patience=patience)
+        await self._publisher.send(
+            exchange, key, message, until_confirmed=True, patience=patience, gives_up_on=gives_up_on
+        )
 
 
 class RequestConsumer:
@@ -233,6 +268,8 @@ class RequestConsumer:
         settings: AmqpSettings,
         publisher: ConfirmedPublisher,
         on_loss: Callable[[], None] = lambda: None,
+        *,
+        ladder: RetryLadder = RETRY_LADDER,
     ) -> None:
         """Create the consuming connection, which connects when its `run` starts.
 
@@ -244,6 +281,7 @@ class RequestConsumer:
         """Queues that did not exist when they were last to be consumed."""
         self._on_loss = on_loss
         self._request_log = RequestLog(publisher)
+        self._ladder = ladder
         self._check = SenderCheck(settings.tenant_users)
         self.connection = ManagedChannel("consume", settings, setup=self._restore, probe=self._lost_consumer)
         self._publisher = publisher
@@ -296,6 +334,28 @@ class RequestConsumer:
             raise
         self._consumers[queue] = (source, tag)
 
+    async def take(self, queue: str) -> Delivery | None:
+        """Take one message of a queue that is not consumed; None if it has none. Raises BrokerUnavailable."""
+        return await asyncio.shield(self._tasks.run(self._take(queue), f"message of {queue}"))
+
+    async def _take(self, queue: str) -> Delivery | None:
+        async with self._changing:
+            channel = self.connection.current()
+            if queue in self.missing:
+                return None
+            if channel is None:
+                raise BrokerUnavailable("The connection to RabbitMQ is down.")
+            source = await channel.get_queue(queue, ensure=False)
+            try:
+                message = await source.get(fail=False, timeout=ANSWER_SECONDS)
+            except BROKEN as error:
+                if isinstance(error, ChannelNotFoundEntity) and not is_down(error):
+                    self.missing.add(queue)
+                    self._on_loss()
+                self.connection.request_reconnect()
+                raise BrokerUnavailable(f"RabbitMQ did not answer for {queue}: {error}") from error
+        return None if message is None else self._delivery(queue, message)
+
     async def consume_again(self, still_missing: Collection[str]) -> None:
         """Consume the queues that exist again; `still_missing` is what a check has just not found."""
         for queue in self.missing - set(still_missing):
@@ -304,11 +364,20 @@ class RequestConsumer:
 
     async def _on_message(self, queue: str, message: AbstractIncomingMessage) -> None:
         # This runs in a task that ends with the channel, so the work is done elsewhere.
+        self._incoming.put_nowait(self._delivery(queue, message))
+
+    def _delivery(self, queue: str, message: AbstractIncomingMessage) -> Delivery:
         delivery = AmqpDelivery(
-            message, queue, self.connection, self._publisher, self._request_log, self._check
+            message,
+            queue,
+            self.connection,
+            self._publisher,
+            self._request_log,
+            self._check,
+            self._ladder,
         )
         _observe_wait(delivery.received)
-        self._incoming.put_nowait(delivery)
+        return delivery
 
     async def _restore(self, channel: AbstractChannel) -> None:
         async with self._changing:

@@ -30,6 +30,17 @@ def request_exchange(settings: AmqpSettings, tenant: str) -> str:
     return entry_exchange(tenant) if is_own else REQUESTS_EXCHANGE
 
 
+def message_headers(id_: str, type_: str, source: str, moment: datetime) -> dict[str, str]:
+    """Return the attributes of CloudEvents of a request or cancel message."""
+    return {
+        "ce-specversion": "1.0",
+        "ce-id": id_,
+        "ce-type": type_,
+        "ce-source": source,
+        "ce-time": moment.isoformat(),
+    }
+
+
 class RequestPublisher:
     """Publishes for one tenant. Methods raise BrokerUnavailable, TopologyMismatch or AccessRefused."""
 
@@ -54,13 +65,7 @@ class RequestPublisher:
 
     async def _send(self, key: str, body: bytes, type_: str, event_id: str) -> None:
         moment = datetime.now(UTC)
-        headers = {
-            "ce-specversion": "1.0",
-            "ce-id": event_id,
-            "ce-type": type_,
-            "ce-source": SOURCE,
-            "ce-time": moment.isoformat(),
-        }
+        headers = message_headers(event_id, type_, SOURCE, moment)
 
         def message() -> aio_pika.Message:
             user_id = self._publisher.user if self._publisher.settings.send_user_id else None

@@ -8,9 +8,10 @@ from aio_pika.abc import AbstractConnection
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
-from rabbit2docker.amqp.connection import BROKEN, close, is_cancelled, is_down, open_connection
+from rabbit2docker.amqp.connection import BROKEN, close, is_down, open_connection
 from rabbit2docker.amqp.endpoint import Endpoint
 from rabbit2docker.errors import BrokerUnavailable
+from rabbit2docker.retry import is_cancelled
 
 T = TypeVar("T")
 

@@ -10,10 +10,10 @@ from aio_pika.abc import AbstractChannel, AbstractExchange
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, DeliveryError, PublishError
 
 from rabbit2docker import metrics
-from rabbit2docker.amqp.connection import BROKEN, ManagedChannel, is_cancelled
+from rabbit2docker.amqp.connection import BROKEN, ManagedChannel
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, MessageRefused, TopologyMismatch
 from rabbit2docker.logs import get_logger
-from rabbit2docker.retry import Backoff
+from rabbit2docker.retry import Backoff, is_cancelled
 from rabbit2docker.settings import AmqpSettings
 
 log = get_logger()
@@ -146,14 +146,8 @@ class MessageSender:
             raise MessageRefused(
                 "RabbitMQ does not take the message: a queue is full or has no majority."
             ) from error
-        except ChannelNotFoundEntity as error:
-            raise TopologyMismatch(
-                f"RabbitMQ has no exchange {exchange}. `rabbit2docker topology declare` makes it."
-            ) from error
-        except ChannelAccessRefused as error:
-            raise AccessRefused(
-                f"RabbitMQ does not allow this user to publish {key} to {exchange}."
-            ) from error
+        except (ChannelNotFoundEntity, ChannelAccessRefused) as error:
+            raise _refusal_of(error, exchange, key) from error
         except TimeoutError as error:
             if await is_blocked(channel):
                 raise BrokerUnavailable(
@@ -172,6 +166,22 @@ class MessageSender:
             # Not ensured: that takes a permission, and closes the channel if the exchange is missing.
             self._exchanges[name] = await channel.get_exchange(name, ensure=False)
         return self._exchanges[name]
+
+
+def _refusal_of(
+    error: ChannelNotFoundEntity | ChannelAccessRefused, exchange: str, key: str
+) -> TopologyMismatch | AccessRefused | BrokerUnavailable:
+    """Return what the end of the channel means for a message that was being published on it.
+
+    All messages in flight share the channel, and RabbitMQ ends it for the first of them that it refuses.
+    """
+    if f"'{exchange}'" not in str(error):
+        return BrokerUnavailable(f"RabbitMQ closed the channel because of another message: {error}")
+    if isinstance(error, ChannelNotFoundEntity):
+        return TopologyMismatch(
+            f"RabbitMQ has no exchange {exchange}. `rabbit2docker topology declare` makes it."
+        )
+    return AccessRefused(f"RabbitMQ does not allow this user to publish {key} to {exchange}.")
 
 
 async def is_blocked(channel: AbstractChannel) -> bool:

@@ -20,6 +20,7 @@ from rabbit2docker_schemas.routing import (
     UNROUTED_QUEUE,
     RequestKey,
     entry_exchange,
+    entry_queue,
     parse_request_key,
 )
 
@@ -94,12 +95,16 @@ class Drop:
             return None
         deaths: Any = message.headers["x-death"]
         entries = [one for one in deaths if isinstance(one, dict)] if isinstance(deaths, list) else []
-        of_requests: dict[str, Any] = next((one for one in entries if one.get("queue") in WORK_QUEUES), {})
+        of_requests: dict[str, Any] = next((one for one in entries if _is_of_requests(one)), {})
         origin = replace(
             Origin.of(message, header_text(of_requests.get("queue", ""))),
             exchange=header_text(of_requests.get("exchange", "of an unknown name")),
         )
         return cls(origin, header_text(of_requests.get("reason", "dropped")))
+
+
+def _is_of_requests(death: Mapping[str, Any]) -> bool:
+    return entry_queue(header_text(death.get("queue", ""))) in WORK_QUEUES
 
 
 class SenderCheck:
@@ -114,7 +119,7 @@ class SenderCheck:
         key = parse_request_key(origin.routing_key)
         if key is None:  # of no tenant
             return ""
-        if origin.queue not in (key.queue, UNROUTED_QUEUE):
+        if entry_queue(origin.queue) not in (key.queue, UNROUTED_QUEUE):
             return (
                 f"The message was in {origin.queue}, where its routing key {origin.routing_key} does not lead: "
                 "it got there by a CC or BCC header or by a dead letter."

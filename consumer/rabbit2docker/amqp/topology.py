@@ -25,20 +25,26 @@ from rabbit2docker_schemas.routing import (
     RESULTS_EXCHANGE,
     RESULTS_LOG_EXCHANGE,
     RETRY_EXCHANGE,
-    RETRY_LADDER,
     STATE_QUEUE,
+    UNLISTED_TENANT,
     UNROUTED_EXCHANGE,
     UNROUTED_QUEUE,
+    WAITING_LOG_STREAM,
+    Lane,
     Priority,
     cancel_key,
     entry_exchange,
     hub_bindings,
     index_bindings,
+    make_ladder,
+    phase_key,
     request_key,
     retry_queue,
     stream_bindings,
     tenant_index,
+    tenant_phases,
     tenant_stream,
+    waiting_queue,
 )
 
 KEPT_DELIVERY_LIMIT: Final = 1_000_000_000
@@ -59,6 +65,9 @@ STREAM_LIMITS: Final = {
     "x-initial-cluster-size": "stream_replicas",
 }
 WORK_QUEUES: Final = (REQUESTS_QUEUE, BULK_QUEUE, CANCEL_QUEUE)
+WAITING_LOG: Final = {"x-max-age": "2D", "x-max-length-bytes": 50_000_000}
+"""Consumers read the whole of it when they start."""
+WAITING_LOG_SEGMENT_BYTES: Final = 5_000_000
 
 Arguments = dict[str, Any]
 
@@ -156,7 +165,7 @@ def _work_queue(name: str, settings: TopologySettings, dropped: str = DROPPED_EX
 def _retry_queues(settings: TopologySettings) -> Iterable[tuple[QueueSpec, BindingSpec]]:
     limits = {"x-max-length": "retry_length", "x-delivery-limit": "delivery_limit", **QUORUM_LIMITS}
     for queue in WORK_QUEUES:
-        for rung in RETRY_LADDER:
+        for rung in make_ladder(settings.retry_pauses).rungs:
             name = retry_queue(rung, queue)
             arguments = {
                 **QUORUM,
@@ -184,12 +193,24 @@ def _stream(name: str, settings: TopologySettings, limits: Mapping[str, str]) ->
 
 
 def _tenant_streams(tenant: str, settings: TopologySettings) -> Iterable[QueueSpec]:
-    """Yield the stream with a tenant's events, and its index."""
+    """Yield the stream with a tenant's events, its index and its phases."""
     limits = {"x-max-age": "events_days", "x-max-length-bytes": "events_bytes"}
     yield _stream(tenant_stream(tenant), settings, limits)
-    index = _stream(tenant_index(tenant), settings, limits)
     segments = {"x-stream-max-segment-size-bytes": INDEX_SEGMENT_BYTES}
-    yield replace(index, arguments={**index.arguments, **segments})
+    for name in (tenant_index(tenant), tenant_phases(tenant)):
+        small = _stream(name, settings, limits)
+        yield replace(small, arguments={**small.arguments, **segments})
+
+
+def waiting_queues(tenants: Iterable[str]) -> list[str]:
+    """Return the queues in which requests wait for a slot."""
+    return [waiting_queue(tenant, lane) for tenant in (*tenants, UNLISTED_TENANT) for lane in Lane]
+
+
+def _waiting_log(settings: TopologySettings) -> QueueSpec:
+    stream = _stream(WAITING_LOG_STREAM, settings, {})
+    segments = {"x-stream-max-segment-size-bytes": WAITING_LOG_SEGMENT_BYTES}
+    return replace(stream, arguments={**stream.arguments, **WAITING_LOG, **segments})
 
 
 def state_queue(state_id: str) -> QueueSpec:
@@ -235,7 +256,8 @@ def _request_bindings() -> Iterable[BindingSpec]:
     yield BindingSpec(DROPPED_EXCHANGE, DROPPED_QUEUE, "")
     yield BindingSpec(REQUEST_LOG_EXCHANGE, REQUEST_LOG_STREAM, "")
     # Not to `builds`: with a copy for the log, RabbitMQ would confirm a cancel that no queue of work has taken.
-    yield BindingSpec(RETRY_EXCHANGE, CANCEL_LOG_STREAM, CANCEL_LOG_STREAM)
+    for stream in (CANCEL_LOG_STREAM, WAITING_LOG_STREAM):
+        yield BindingSpec(RETRY_EXCHANGE, stream, stream)
 
 
 def _entry_exchange(tenant: str) -> ExchangeSpec:
@@ -257,6 +279,7 @@ def _stream_bindings(tenant: str) -> Iterable[BindingSpec]:
             yield BindingSpec(exchange, tenant_stream(tenant), key)
         for key in index_bindings(tenant):
             yield BindingSpec(exchange, tenant_index(tenant), key)
+        yield BindingSpec(exchange, tenant_phases(tenant), phase_key(tenant, "*"))
 
 
 def _obsolete_bindings(tenants: Iterable[str]) -> Iterable[BindingSpec]:
@@ -274,7 +297,9 @@ def make_topology(tenants: Iterable[str], settings: TopologySettings = DEFAULTS)
     """Return the topology for these tenants, with the limits of these settings."""
     tenants = tuple(tenants)
     retry = tuple(_retry_queues(settings))
+    waiting = waiting_queues(tenants)
     streams = (
+        _waiting_log(settings),
         _stream(
             REQUEST_LOG_STREAM,
             settings,
@@ -304,12 +329,13 @@ def make_topology(tenants: Iterable[str], settings: TopologySettings = DEFAULTS)
         queues=(
             *_kept_queues(settings),
             _work_queue(DROPPED_QUEUE, settings, DEAD_LETTER_EXCHANGE),
-            *(_work_queue(name, settings) for name in WORK_QUEUES),
+            *(_work_queue(name, settings) for name in (*WORK_QUEUES, *waiting)),
             *(queue for queue, _ in retry),
             *streams,
         ),
         bindings=(
             *_request_bindings(),
+            *(BindingSpec(RETRY_EXCHANGE, queue, queue) for queue in waiting),
             *(binding for tenant in tenants for binding in _entry_bindings(tenant)),
             *(binding for _, binding in retry),
             *(binding for tenant in tenants for binding in _stream_bindings(tenant)),

@@ -18,6 +18,7 @@ from rabbit2docker import metrics
 from rabbit2docker.amqp.declarer import Declarer, Difference
 from rabbit2docker.amqp.endpoint import Endpoint
 from rabbit2docker.amqp.management import Management
+from rabbit2docker.amqp.queue_age import QUEUE_AGES
 from rabbit2docker.amqp.topology import BindingSpec, ExchangeSpec, QueueSpec, make_topology
 from rabbit2docker.clock import utc_now
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, Rabbit2DockerError, TopologyMismatch
@@ -42,6 +43,8 @@ ADVICE: Final = (
 LOSS_ADVICE: Final = "they are gone, and nothing has a copy: their senders must send them again"
 LOSS_SECONDS: Final = 3600.0
 """How long readiness reports messages that were lost with their queue."""
+UNCHECKED: Final = "the topology has not been checked yet"
+"""Keeps the service unready: the first check declares everything, so it would restore a loss without a word."""
 _AFTER_RESTORING: Final = {
     "exchange": "find out what deletes it; its bindings are restored, hubs restore their own when they reconnect",
     "queue": "find out what deletes it; its limits and bindings are restored",
@@ -55,7 +58,7 @@ class TopologyKeeper:
 
     def __init__(self, settings: Settings, on_checked: Callable[[], Awaitable[None]]) -> None:
         """Take the tenants from the settings. `on_checked` is called after each check."""
-        self.problems: tuple[str, ...] = ()
+        self.problems: tuple[str, ...] = (UNCHECKED,)
         """What is missing or differs and was not restored, as the last check found it."""
         self.missing_queues: set[str] = set()
         """Queues that the last check did not find and did not restore."""
@@ -136,10 +139,11 @@ class TopologyKeeper:
         metrics.TOPOLOGY_PROBLEMS.set(len(found.problems))
         for queue, waiting in self._declarer.waiting.items():
             metrics.QUEUE_MESSAGES.labels(queue=queue).set(waiting)
+            QUEUE_AGES.note_waiting(queue, waiting)
         for problem in found.problems:
             if problem not in self.problems:
                 log.error("topology incomplete", problem=problem, advice=ADVICE)
-        if self.problems and not found.problems:
+        if self.problems and self.problems != (UNCHECKED,) and not found.problems:
             log.info("topology complete again")
         for difference in found.differences - self._differences:
             log.warning("limit differs from the settings", problem=str(difference))

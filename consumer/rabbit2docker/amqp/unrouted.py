@@ -12,6 +12,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from rabbit2docker import metrics
 from rabbit2docker.amqp.connection import ManagedChannel
+from rabbit2docker.amqp.dead_letter_help import UNROUTABLE, UNROUTABLE_MESSAGE
 from rabbit2docker.amqp.publisher import ConfirmedPublisher
 from rabbit2docker.amqp.request_consumer import AmqpDelivery
 from rabbit2docker.amqp.request_log import RequestLog
@@ -20,7 +21,7 @@ from rabbit2docker.errors import AccessRefused, BrokerUnavailable
 from rabbit2docker.logs import get_logger
 from rabbit2docker.retry import retry_forever
 from rabbit2docker.settings import AmqpSettings
-from rabbit2docker_schemas.routing import FORGED, UNROUTED_QUEUE, parse_request_key
+from rabbit2docker_schemas.routing import FORGED, UNROUTED_QUEUE, RetryLadder, parse_request_key
 
 log = get_logger()
 
@@ -33,7 +34,12 @@ class UnroutedRequests:
     """Moves unrouted messages to the queues of their routing keys, or to the dead letters."""
 
     def __init__(
-        self, settings: AmqpSettings, publisher: ConfirmedPublisher, on_loss: Callable[[], None]
+        self,
+        settings: AmqpSettings,
+        publisher: ConfirmedPublisher,
+        on_loss: Callable[[], None],
+        *,
+        ladder: RetryLadder,
     ) -> None:
         """Take `on_loss`, called for each message that a complete topology would have routed."""
         self._connection = ManagedChannel("unrouted", settings, setup=self._consume)
@@ -41,6 +47,7 @@ class UnroutedRequests:
         self._request_log = RequestLog(publisher)
         self._check = SenderCheck(settings.tenant_users)
         self._on_loss = on_loss
+        self._ladder = ladder
         self._latest: float | None = None
 
     @property
@@ -69,14 +76,18 @@ class UnroutedRequests:
 
     async def _move(self, message: AbstractIncomingMessage) -> None:
         delivery = AmqpDelivery(
-            message, UNROUTED_QUEUE, self._connection, self._publisher, self._request_log, self._check
+            message,
+            UNROUTED_QUEUE,
+            self._connection,
+            self._publisher,
+            self._request_log,
+            self._check,
+            self._ladder,
         )
         routing_key = delivery.received.routing_key
         try:
             if (key := parse_request_key(routing_key)) is None:
-                await self._dead_letter(
-                    delivery, "unroutable", "No queue takes messages with this routing key."
-                )
+                await self._dead_letter(delivery, UNROUTABLE, UNROUTABLE_MESSAGE)
                 return
             if delivery.received.forged:
                 await self._dead_letter(delivery, FORGED, delivery.received.forged)

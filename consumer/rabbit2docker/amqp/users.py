@@ -10,17 +10,20 @@ from typing import Final
 
 from rabbit2docker.errors import ConfigurationError
 from rabbit2docker_schemas.routing import (
+    DEAD_QUEUE,
     REQUESTS_EXCHANGE,
     RESULTS_EXCHANGE,
     entry_exchange,
     is_tenant,
     tenant_index,
+    tenant_phases,
     tenant_stream,
 )
 
 WORKER: Final = "rabbit2docker-worker"
 OPERATOR: Final = "rabbit2docker-operator"
 MONITORING: Final = "rabbit2docker-monitoring"
+DEAD_LETTERS: Final = "rabbit2docker-dead-letters"
 HUB_PREFIX: Final = "hub-"
 _NOTHING: Final = "^$"
 _EVERYTHING: Final = ".*"
@@ -41,7 +44,7 @@ class UserSpec:
 
 
 def make_users(tenants: Iterable[str]) -> Iterable[UserSpec]:
-    """Yield the users of the service, its operators, its monitoring and each tenant.
+    """Yield the users of the service, its operators, its monitoring, its dead letters and each tenant.
 
     Raises ConfigurationError for an invalid tenant, whose name would be part of regular expressions.
     """
@@ -55,13 +58,16 @@ def make_users(tenants: Iterable[str]) -> Iterable[UserSpec]:
         WORKER,
         configure=r"^builds\.state$",
         write=r"^builds\.(results|results\.log|retry|dlx|log)$",
-        read=r"^builds\.(requests|requests\.bulk|cancels|cancels\.log|dropped|unrouted|state)$",
+        read=r"^builds\.(requests|requests\.bulk|waiting\..+|cancels|cancels\.log|dropped|unrouted|state)$",
         topics=((RESULTS_EXCHANGE, r"^(build|request)\.", _NOTHING),),
     )
     yield UserSpec(
         OPERATOR, configure=_EVERYTHING, write=_EVERYTHING, read=_EVERYTHING, tags=("policymaker",)
     )
     yield UserSpec(MONITORING, configure=_NOTHING, write=_NOTHING, read=_NOTHING, tags=("monitoring",))
+    yield UserSpec(
+        DEAD_LETTERS, configure=_NOTHING, write=r"^builds(\.retry)?$", read=_any_of(_literal(DEAD_QUEUE))
+    )
     for tenant in tenants:
         yield _hub(tenant, is_alone=len(tenants) == 1)
 
@@ -81,6 +87,7 @@ def _hub(tenant: str, *, is_alone: bool) -> UserSpec:
             _literal(RESULTS_EXCHANGE),
             _literal(tenant_stream(tenant)),
             _literal(tenant_index(tenant)),
+            _literal(tenant_phases(tenant)),
         ),
         topics=(
             *((exchange, keys, _NOTHING) for exchange in entries),

@@ -1,18 +1,26 @@
 """Settings of the queues and streams in RabbitMQ."""
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import Field, field_validator
 
 from rabbit2docker.settings.base import Group
+from rabbit2docker_schemas.routing import RETRY_PAUSES
 
 
 class TopologySettings(Group):
     """Limits of the queues and streams in RabbitMQ. They apply to what is declared from now on; what exists keeps its own."""
 
     requests_length: int = Field(default=10_000, ge=1)
-    """Messages that may wait in each of `builds.requests`, `builds.requests.bulk`, `builds.cancels` and `builds.unrouted`.
-    RabbitMQ does not confirm more."""
+    """Messages that may wait in each of `builds.requests`, `builds.requests.bulk`, `builds.cancels`, `builds.unrouted` and
+    the `builds.waiting.<tenant>.…`. RabbitMQ does not confirm more."""
     retry_length: int = Field(default=100_000, ge=1)
     """Messages that may wait on each rung of the retry ladder."""
+    retry_pauses: list[Annotated[int, Field(ge=1, le=86_400)]] = Field(
+        default=list(RETRY_PAUSES), min_length=1, max_length=8
+    )
+    """Seconds of the pauses on the retry ladder, one rung each. Each rung has queues of its own, named by the pause: other
+    pauses need other queues, and what waits in the former ones returns by itself. Delete those once they are empty."""
     delivery_limit: int = Field(default=20, ge=3)
     """Deliveries of one message that end without an answer, as by a crash, before it becomes a dead letter."""
     dead_letters_length: int = Field(default=100_000, ge=1)
@@ -37,3 +45,10 @@ class TopologySettings(Group):
     """Nodes of a RabbitMQ cluster that hold a copy of each queue; unset: RabbitMQ's default, which is three."""
     stream_replicas: int | None = Field(default=None, ge=1)
     """The same for each stream."""
+
+    @field_validator("retry_pauses")
+    @classmethod
+    def _check_pauses(cls, value: list[int]) -> list[int]:
+        if value != sorted(set(value)):
+            raise ValueError("the shortest pause comes first, and none twice")
+        return value
