@@ -22,7 +22,7 @@ from rabbit2docker.consumer.executors.base import (
     MissingLines,
 )
 from rabbit2docker.consumer.executors.change_feed import ChangeFeed
-from rabbit2docker.errors import RecordMissing, TransientError
+from rabbit2docker.errors import NameTaken, RecordMissing, TransientError
 from rabbit2docker_schemas.events import Phase
 
 BATCH_LINES = 1000
@@ -70,6 +70,8 @@ class MemoryWorld:
         """Raised by every call to an executor while it is set."""
         self.engine_problem: str | None = None
         """Why builds would find no engine."""
+        self.taken: set[str] = set()
+        """Names of objects that are no records."""
         self.cancels: list[AttemptName] = []
         self.feeds: list[ChangeFeed] = []
         """One per executor ever created for this world."""
@@ -173,6 +175,8 @@ class MemoryExecutor:
 
     async def create(self, spec: AttemptSpec, status: AttemptStatus) -> tuple[Attempt, bool]:
         await self._respond()
+        if spec.name in self.world.taken:
+            raise NameTaken(f"{spec.name} is something else.")
         record, is_new = self.world.records.get(spec.name), False
         if record is None:
             record, is_new = Record(spec, status), True

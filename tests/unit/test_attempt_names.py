@@ -1,6 +1,8 @@
 """Names of records beyond the first attempt of a build."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rabbit2docker.consumer.executors.attempt_names import MAX_LENGTH, fallback_name, next_attempt_name
 from rabbit2docker.consumer.executors.base import AttemptName
@@ -15,6 +17,24 @@ def test_the_names_of_later_attempts_replace_the_suffix_of_earlier_ones() -> Non
 
 def test_a_build_name_that_looks_like_a_second_attempt_keeps_its_end() -> None:
     assert next_attempt_name(AttemptName("build-a1"), 2) == "build-a1-a2"
+
+
+@given(st.sets(st.sampled_from([f"{'b' * 60}-{end:02x}" for end in range(256)]), min_size=2))
+def test_builds_whose_long_names_differ_only_at_the_end_have_attempts_of_their_own(names: set[str]) -> None:
+    second = {next_attempt_name(AttemptName(name), 2) for name in names}
+    third = {next_attempt_name(name, 3) for name in second}
+    assert len(names) == len(second) == len(third) == len({*second, *third} - names) / 2
+
+
+def test_a_long_build_name_that_ends_like_a_second_attempt_is_not_that_of_its_second_attempt() -> None:
+    name = AttemptName(f"{'b' * 60}-a2")
+    assert len(name) == MAX_LENGTH
+    assert next_attempt_name(name, 2) != name
+
+
+def test_each_attempt_has_a_fallback_name_of_its_own() -> None:
+    first, second = a_spec("b" * MAX_LENGTH), a_spec("b" * MAX_LENGTH, attempt=2)
+    assert fallback_name(first) != fallback_name(second)
 
 
 def test_the_fallback_name_depends_on_the_build() -> None:

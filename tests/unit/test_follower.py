@@ -12,9 +12,10 @@ from rabbit2docker.consumer.engine_watch import EngineWatch
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.executors.base import Attempt, AttemptName, AttemptStatus
 from rabbit2docker.consumer.following.follower import Follower, FollowerContext
+from rabbit2docker.consumer.following.pace import LONGEST_SECONDS
 from rabbit2docker.consumer.following.recovery import Recovery
 from rabbit2docker.consumer.images.base import ImageInfo
-from rabbit2docker.errors import ENGINE, Dependency, DependencyKind, RegistryUnavailable
+from rabbit2docker.errors import ENGINE, BrokerUnavailable, Dependency, DependencyKind, RegistryUnavailable
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Cancelled, Completed, Failed, Log, Phase, Progress
 from tests.support.memory_executor import MemoryExecutor, MemoryWorld
@@ -44,7 +45,7 @@ class Bench:
         """Answers of the registry, the last one repeated; if empty, the image is there."""
         self.looked_up: list[str] = []
 
-    async def find_image(self, image: str) -> ImageInfo | None:
+    async def find_image(self, image: str, _tenant: str = "default") -> ImageInfo | None:
         self.looked_up.append(image)
         answer = (
             (self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]) if self.answers else IMAGE
@@ -113,6 +114,42 @@ async def test_a_line_is_published_while_the_build_runs(bench: Bench) -> None:
     assert not following.done()
     bench.world.end(NAME)
     await following
+
+
+async def test_a_line_that_comes_alone_leaves_at_once_and_lines_of_a_burst_leave_together(
+    bench: Bench,
+) -> None:
+    following = asyncio.create_task(bench.follow())
+    await asyncio.sleep(1)
+    bench.write("alone")
+    await asyncio.sleep(0)  # the builder's next lines come while this one is under way
+    for number in range(20):
+        await asyncio.sleep(LONGEST_SECONDS / 50)
+        bench.write(f"burst {number}")
+    await asyncio.sleep(1)
+    logs = [event.data for event in bench.publisher.events if isinstance(event.data, Log)]
+    assert [line.text for line in logs[0].lines] == ["alone"]
+    assert sum(len(log.lines) for log in logs) == 21
+    assert len(logs) < 10
+    bench.world.end(NAME)
+    await following
+
+
+async def test_lines_are_published_again_if_the_progress_before_them_was_not(bench: Bench) -> None:
+    bench.write("one", "two")
+    attempt = await bench.executor.get(NAME)
+    assert attempt is not None
+    bench.publisher.refuses = lambda event: isinstance(event.data, Progress) and event.data.lines == 0
+    with pytest.raises(BrokerUnavailable):
+        await Follower(attempt, bench.context).run()
+    bench.publisher.refuses = lambda event: False
+    published = len(bench.publisher.events)
+    bench.world.end(NAME, digest=DIGEST)
+    await bench.follow()
+    again = [event.data for event in bench.publisher.events[published:]]
+    assert any(isinstance(data, Progress) and data.phase is Phase.BUILDING for data in again)
+    assert [log.n for log in again if isinstance(log, Log)] == [0]
+    assert [*lines_of(bench.publisher.events).values()] == [["one", "two"]]
 
 
 async def test_nothing_is_published_of_a_build_before_its_request_is_answered(bench: Bench) -> None:
@@ -242,6 +279,31 @@ async def test_repeating_a_retry_after_a_crash_creates_no_third_attempt(bench: B
     await bench.follow()
     await bench.follow()
     assert sorted(attempt.spec.attempt for attempt in bench.attempts) == [1, 2]
+
+
+async def test_an_attempt_whose_name_another_build_holds_gets_another_name(bench: Bench) -> None:
+    name = AttemptName("build-1-a2")
+    await bench.executor.create(a_spec(name, build_id="other", request_id="other"), AttemptStatus())
+    bench.world.kill(NAME)
+    await bench.follow()
+    assert (await status_of(bench)).reported
+    await bench.follow()
+    [second] = bench.world.records.keys() - {NAME, name}
+    attempt = await bench.executor.get(second)
+    assert attempt is not None
+    assert (attempt.spec.build_id, attempt.spec.attempt) == (a_spec(NAME).build_id, 2)
+    assert attempt.status.requests == {"r": "digest"}
+    held = await bench.executor.get(name)
+    assert held is not None
+    assert held.status == AttemptStatus(), "the other build is left alone"
+
+
+async def test_an_attempt_whose_name_something_else_holds_gets_another_name(bench: Bench) -> None:
+    bench.world.taken.add("build-1-a2")
+    bench.world.kill(NAME)
+    await bench.follow()
+    [second] = bench.world.records.keys() - {NAME}
+    assert second.startswith("build-1-a2-")
 
 
 async def test_a_cancel_between_two_attempts_reaches_the_second(bench: Bench) -> None:

@@ -16,10 +16,17 @@ def next_attempt_name(name: AttemptName, attempt: int) -> AttemptName:
 
 
 def fallback_name(spec: AttemptSpec) -> AttemptName:
-    """Return the name to use where another repository's build, or one that has ended, holds the build name."""
-    return _with_suffix(spec.name, hashlib.sha256(spec.build_id.encode()).hexdigest()[:8])
+    """Return the name to use where another build, or one that has ended, holds the name of the attempt."""
+    owner = spec.build_id if spec.attempt == 1 else f"{spec.build_id}/{spec.attempt}"
+    return _with_suffix(spec.name, _digest(owner))
 
 
 def _with_suffix(base: str, suffix: str) -> AttemptName:
-    """Return `base-suffix`, with the base cut so that the whole is a DNS label."""
+    """Return `base-suffix`, a DNS label. Where the base is cut, a digest keeps it apart from others that begin like it."""
+    if len(base) + 1 + len(suffix) > MAX_LENGTH:
+        suffix = f"{_digest(base)}-{suffix}"
     return AttemptName(f"{base[: MAX_LENGTH - len(suffix) - 1].rstrip('-_')}-{suffix}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
