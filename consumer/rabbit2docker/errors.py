@@ -2,11 +2,15 @@
 
     Rabbit2DockerError
      ├── RequestRejected          never: the request is invalid or not allowed; has a text for the requester
-     │    └── RegistryDenied          the registry does not accept the operator's credentials
+     │    ├── RegistryDenied          the registry does not accept the operator's credentials
+     │    └── CredentialsRefused      a repository's host does not accept those of the tenant, or has an unknown key
+     │         └── AppRefused         it gives the tenant's GitHub App no token for a repository
      ├── TransientError           yes: a dependency is away; names what is being waited for
      │    ├── ProviderUnavailable     a repository host did not answer, or limits the rate
      │    ├── RegistryUnavailable     it is unknown whether the registry has an image
+     │    ├── LimitReached            a limit of the operator is used up; it ends by itself
      │    ├── ExecutorUnavailable     attempts cannot be created or read at the moment
+     │    ├── EngineUnavailable       the Docker engine or its disk cannot be asked
      │    ├── BrokerUnavailable       RabbitMQ did not confirm
      │    │    └── MessageRefused     it works, but a queue of the message is full or has no majority
      │    ├── StreamUnavailable       the stream of one tenant takes no events
@@ -53,6 +57,18 @@ class RegistryDenied(RequestRejected):
     def __init__(self, message: str) -> None:
         """Take the `message` for users."""
         super().__init__(RejectReason.REGISTRY_DENIED, message, retryable=True)
+
+
+class CredentialsRefused(RequestRejected):
+    """A repository's host refuses the tenant's credentials, or is not the host they are for; the operator can change that."""
+
+    def __init__(self, message: str, reason: RejectReason = RejectReason.CREDENTIALS_REFUSED) -> None:
+        """Take the `message` for users; `reason` may be HOST_KEY_REFUSED."""
+        super().__init__(reason, message, retryable=True)
+
+
+class AppRefused(CredentialsRefused):
+    """A host gives a tenant's GitHub App no token for a repository, which may be public all the same."""
 
 
 class DependencyKind(StrEnum):
@@ -117,8 +133,21 @@ class RegistryUnavailable(TransientError):
     """The registry gave no answer about an image; unknown is not the same as absent."""
 
 
+class LimitReached(TransientError):
+    """A limit of the operator on builds is used up for now."""
+
+    def __init__(self, message: str, *, limit: str, retry_after: float | None = None) -> None:
+        """Take the `message` for users and the name of the `limit`; `retry_after` if its end is known."""
+        super().__init__(message, retry_after=retry_after)
+        self.limit = limit
+
+
 class ExecutorUnavailable(TransientError):
     """Attempts cannot be created, read or changed at the moment."""
+
+
+class EngineUnavailable(TransientError):
+    """The Docker engine does not answer, or refuses what it is asked for."""
 
 
 class BrokerUnavailable(TransientError):

@@ -28,12 +28,18 @@ REQUESTS_RECEIVED = Counter(
 )
 REQUESTS_SETTLED = Counter(
     "rabbit2docker_requests_settled_total",
-    "Deliveries settled by intake, by outcome: accepted, attached, cached, rejected, retried, waiting (for the end of an outage), stale, error.",
+    "Deliveries settled by intake, by outcome: queued (to wait for a slot), accepted, attached, cached, rejected, retried, waiting (for the end of an outage), stale, error.",
     ["outcome"],
     registry=REGISTRY,
 )
 REQUESTS_REJECTED = Counter(
     "rabbit2docker_requests_rejected_total", "Rejected requests, by reason.", ["reason"], registry=REGISTRY
+)
+REQUESTS_LIMITED = Counter(
+    "rabbit2docker_requests_limited_total",
+    "Requests that met a limit on builds, once for each time they were tried.",
+    ["limit"],
+    registry=REGISTRY,
 )
 INTAKE_SECONDS = Histogram(
     "rabbit2docker_intake_seconds",
@@ -136,6 +142,13 @@ QUEUE_MESSAGES = Gauge(
     ["queue"],
     registry=REGISTRY,
 )
+QUEUE_AGE = Gauge(
+    "rabbit2docker_queue_age_seconds",
+    "Seconds that the oldest request or cancel waits in its queue, at most: since the publication of the one taken last, or "
+    "since the queue was last seen empty, whichever is later; 0 if nothing waited at the last check of the topology.",
+    ["queue"],
+    registry=REGISTRY,
+)
 MESSAGES_LOST = Counter(
     "rabbit2docker_messages_lost_total",
     "Messages that waited in a queue, as last seen, before it was deleted. Their senders must send them again.",
@@ -206,6 +219,45 @@ DEPENDENCIES_AWAY = Gauge(
     ["kind"],
     registry=REGISTRY,
 )
+HOST_REQUESTS_LEFT = Gauge(
+    "rabbit2docker_host_requests_left",
+    "Requests that the API of a provider's host still takes from this service until its limit is reset, by the credential "
+    "that they are made with: `token` or `none`. Hosts that requests name are `other`.",
+    ["provider", "host", "credential"],
+    registry=REGISTRY,
+)
+REGISTRY_REQUESTS_LEFT = Gauge(
+    "rabbit2docker_registry_requests_left",
+    "Requests or pulls that a registry says are left to this service, such as Docker Hub does.",
+    ["registry"],
+    registry=REGISTRY,
+)
+ENGINE_DISK = Gauge(
+    "rabbit2docker_engine_disk_bytes",
+    "Bytes on the disk of a Docker engine whose disk is limited, by kind: images, cache (that is in no image), and free and "
+    "size of the disk, as far as it can be seen.",
+    ["kind"],
+    registry=REGISTRY,
+)
+ENGINE_DISK_EXCESS = Gauge(
+    "rabbit2docker_engine_disk_excess_bytes",
+    "Bytes above the limits of the engine's disk that the last cleaning could not free: they are in use, or of others.",
+    registry=REGISTRY,
+)
+ENGINE_DISK_FREED = Counter(
+    "rabbit2docker_engine_disk_freed_bytes_total",
+    "Bytes of images and build cache that cleanings have freed.",
+    registry=REGISTRY,
+)
+ENGINE_IMAGES = Gauge("rabbit2docker_engine_images", "Images that the engine has.", registry=REGISTRY)
+ENGINE_IMAGES_REMOVED = Counter(
+    "rabbit2docker_engine_images_removed_total", "Images that cleanings have removed.", registry=REGISTRY
+)
+ENGINE_OLDEST_IMAGE = Gauge(
+    "rabbit2docker_engine_oldest_image_timestamp_seconds",
+    "Time of the last use of the image that the last cleaning would have removed next; 0 before the first one.",
+    registry=REGISTRY,
+)
 REPLICAS = Gauge("rabbit2docker_replicas", "Live replicas, as seen by this one.", registry=REGISTRY)
 HUB_VIEWERS = Gauge(
     "rabbit2docker_hub_viewers",
@@ -216,6 +268,19 @@ HUB_STREAMS = Counter(
     "rabbit2docker_hub_streams_total",
     "Ended event streams, by end: ready, failed, refused, unavailable, left, stalled, restart, interrupted, ended, error.",
     ["end"],
+    registry=REGISTRY,
+)
+HUB_WEBHOOKS = Counter(
+    "rabbit2docker_hub_webhooks_total",
+    "Deliveries of push webhooks, by outcome: requested, ignored (nothing to build, or received before), rejected.",
+    ["host", "outcome"],
+    registry=REGISTRY,
+)
+HUB_COMMIT_STATUSES = Counter(
+    "rabbit2docker_hub_commit_statuses_total",
+    "Calls that write a commit status, by outcome: written, postponed (tried again later), refused (the host does not accept "
+    "it), given_up (after too many tries).",
+    ["host", "outcome"],
     registry=REGISTRY,
 )
 HUB_REQUESTS = Counter(
@@ -229,11 +294,6 @@ HUB_REJECTIONS = Counter(
     "rabbit2docker_hub_rejections_total",
     "Requests that a limit of the hub service rejected, by limit: rate, network, token, viewers.",
     ["limit"],
-    registry=REGISTRY,
-)
-HUB_QUEUE_DEPTH_CHECKS = Counter(
-    "rabbit2docker_hub_queue_depth_checks_total",
-    "Queries for the number of queued requests, each on behalf of all waiting viewers.",
     registry=REGISTRY,
 )
 HUB_STORE_BEHIND = Gauge(

@@ -1,5 +1,6 @@
 """Addresses of image registries, for the consumer that looks images up and the hub that checks the registry alike."""
 
+from collections.abc import Collection
 from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
@@ -19,13 +20,17 @@ def split_registry(image: str) -> tuple[str, str]:
     return (DOCKER_HUB if first in DOCKER_HUB_NAMES else first), rest
 
 
-def api_url(registry: str, override: str | None = None) -> str:
-    """Return the base URL of a registry's API, without `/v2`; `override` is the operator's setting."""
+def api_url(registry: str, override: str | None = None, unencrypted: Collection[str] = ()) -> str:
+    """Return the base URL of a registry's API, without `/v2`.
+
+    `override` and the `unencrypted` registries are the operator's settings.
+    """
     if override:
         return override.rstrip("/").removesuffix("/v2")
     if registry == DOCKER_HUB:
         return f"https://{DOCKER_HUB_HOST}"
-    return f"{'http' if _is_loopback(registry) else 'https'}://{registry}"
+    is_plain = registry in unencrypted or _is_loopback(registry)
+    return f"{'http' if is_plain else 'https'}://{registry}"
 
 
 def _is_loopback(registry: str) -> bool:

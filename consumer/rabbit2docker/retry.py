@@ -14,6 +14,18 @@ JITTER: Final = 0.5
 """Each pause is varied by this share of itself either way, so that replicas do not return all at once."""
 
 
+def is_cancelled() -> bool:
+    """Return whether this task was really cancelled. aiormq also raises CancelledError when a connection is stuck."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def end_if_cancelled() -> None:
+    """Raise CancelledError where a library has replaced it by another error, or dropped it for a late answer."""
+    if is_cancelled():
+        raise asyncio.CancelledError
+
+
 def doubling(first: float, longest: float) -> tuple[float, ...]:
     """Return pauses in seconds that double from `first` up to `longest`."""
     pauses = [first]
@@ -39,7 +51,8 @@ class Backoff:
         return max(pause * random.uniform(1 - self._jitter, 1 + self._jitter), at_least)
 
     async def sleep(self, *, at_least: float = 0.0) -> None:
-        """Count a failure and wait out the pause after it."""
+        """Count a failure and wait out the pause after it. Raises CancelledError if the failure hides one."""
+        end_if_cancelled()
         await asyncio.sleep(self.next(at_least=at_least))
 
     def reset(self) -> None:
@@ -95,4 +108,5 @@ async def _repeat(
             pause = backoff.next()
             if report is not None:
                 report(error, pause)
+            end_if_cancelled()
             await asyncio.sleep(pause)

@@ -1,15 +1,29 @@
 """Tasks: the one place that starts, watches and ends background work."""
 
 import asyncio
+import math
+import signal
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from rabbit2docker.errors import Rabbit2DockerError
 from rabbit2docker.logs import get_logger
 from rabbit2docker.retry import Backoff
 
 log = get_logger()
+
+CANCEL_AGAIN_SECONDS: Final = 60.0
+"""Longer than any task takes to end by itself once it is cancelled: a second time may interrupt its clearing up."""
+
 T = TypeVar("T")
+
+
+def set_on_signals() -> asyncio.Event:
+    """Return an event that SIGTERM or SIGINT sets, for a program that then ends by itself."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
 
 
 class TaskSet:
@@ -37,8 +51,7 @@ class TaskSet:
         await cancel_and_wait(self._background)
         if seconds is not None and self._finishing:
             await asyncio.wait(self._finishing, timeout=seconds)
-            for task in self._finishing:
-                task.cancel()
+            await cancel_and_wait(self._finishing)
         while self._finishing:
             await asyncio.gather(*self._finishing, return_exceptions=True)
 
@@ -86,14 +99,21 @@ async def restart_forever(
 
 
 async def cancel_and_wait(tasks: Collection[asyncio.Task[Any]], *, seconds: float | None = None) -> None:
-    """Cancel tasks and wait until they have ended, for at most `seconds`; their exceptions are dropped."""
-    running_tasks = list(tasks)
-    for task in running_tasks:
-        task.cancel()
-    if running_tasks:
-        done, _ = await asyncio.wait(running_tasks, timeout=seconds)
+    """Cancel tasks and wait until they have ended, for at most `seconds`; their exceptions are dropped.
+
+    A library may lose a cancellation that meets an answer, so it is repeated.
+    """
+    loop = asyncio.get_running_loop()
+    pending, give_up_at = set(tasks), loop.time() + (math.inf if seconds is None else seconds)
+    while pending:
+        for task in pending:
+            task.cancel()
+        timeout = min(CANCEL_AGAIN_SECONDS, max(0.0, give_up_at - loop.time()))
+        done, pending = await asyncio.wait(pending, timeout=timeout)
         for task in done:
             _ = task.cancelled() or task.exception()
+        if loop.time() >= give_up_at:
+            return
 
 
 async def first_set(*events: asyncio.Event) -> None:

@@ -3,16 +3,15 @@
 import base64
 import json
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
 from rabbit2docker.consumer.executors.base import AttemptName, AttemptState, AttemptStatus
 from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor, gc, manifest
-from rabbit2docker.consumer.executors.kubernetes.containers import GIT_FILE
 from rabbit2docker.errors import ExecutorUnavailable
-from rabbit2docker.settings import Settings, TenantCredentials
+from rabbit2docker.settings import Settings, TenantCredentials, TenantSettings
 from rabbit2docker_schemas.ids import build_id_of
 from tests.behaviour.test_executors import ONE, in_state
 from tests.behaviour.test_kubernetes_records import ended, reported, running
@@ -22,10 +21,20 @@ from tests.support.kube.replicas import Replicas
 from tests.support.records import a_spec
 from tests.support.waiting import eventually
 
-CREDENTIALS = "https://ada:s3cret-token@git.example.org"
-TENANTS = {"physics": TenantCredentials(git_credentials=SecretStr(CREDENTIALS), push_secret="physics-push")}
+CREDENTIALS = "username=ada\npassword=s3cret-token\n"
+TENANTS = {"physics": TenantCredentials(push_secret="physics-push")}
 SECRET = manifest.credentials_name(a_spec(ONE))
+FILE = "login_0"
 HOURS = timedelta(hours=2)
+
+
+@pytest.fixture(autouse=True)
+def credentials(kube: Replicas, tmp_path: Path) -> None:
+    """Give a tenant credentials for git."""
+    (tmp_path / "token").write_text("s3cret-token")
+    tenant = {"git": {"git.example.org": {"user": "ada", "token_file": str(tmp_path / "token")}}}
+    tenants = {"physics": TenantSettings.model_validate(tenant)}
+    kube.settings = kube.settings.model_copy(update={"tenants": tenants})
 
 
 def names(kube: Replicas, resource: Resource) -> set[str]:
@@ -50,7 +59,7 @@ def put(kube: Replicas, resource: Resource, data: dict[str, Any], *, by: timedel
 
 
 def a_secret(name: str, *, settings: Settings | None = None) -> dict[str, Any]:
-    return manifest.credentials_secret(settings or Settings(), a_spec(name), CREDENTIALS)
+    return manifest.credentials_secret(settings or Settings(), a_spec(name), {FILE: CREDENTIALS})
 
 
 def a_map(name: str, *, settings: Settings | None = None) -> dict[str, Any]:
@@ -58,7 +67,7 @@ def a_map(name: str, *, settings: Settings | None = None) -> dict[str, Any]:
 
 
 def content(kube: Replicas, name: str = SECRET) -> str:
-    return base64.b64decode(data_of(kube, SECRETS, name)["data"][GIT_FILE]).decode()
+    return base64.b64decode(data_of(kube, SECRETS, name)["data"][FILE]).decode()
 
 
 async def made(executor: KubernetesExecutor, tenant: str = "physics") -> None:
@@ -74,11 +83,13 @@ async def test_git_credentials_of_a_tenant_are_in_a_secret_that_is_deleted_with_
 ) -> None:
     async with kube.executor(tenants=TENANTS) as executor:
         await made(executor)
-        assert content(kube) == CREDENTIALS + "\n"
+        assert content(kube) == CREDENTIALS
         owners = data_of(kube, SECRETS, SECRET)["metadata"]["ownerReferences"]
         pod = kube.cluster.pod(ONE)
         assert [owner["uid"] for owner in owners] == [pod["metadata"]["uid"]]
-        assert {"name": "git", "secret": {"secretName": SECRET}} in pod["spec"]["volumes"]
+        assert {"name": "git", "secret": {"secretName": SECRET, "defaultMode": 0o400}} in pod["spec"][
+            "volumes"
+        ]
         assert "s3cret" not in json.dumps(pod)
         kube.end(ONE)
         await in_state(executor, ONE, AttemptState.ENDED)
@@ -112,13 +123,13 @@ async def test_the_credentials_of_a_deleted_pod_are_kept_until_its_end_is_report
 
 async def test_credentials_of_an_earlier_build_with_the_same_name_are_not_used(kube: Replicas) -> None:
     earlier = a_spec(ONE, build_id=build_id_of("physics", "earlier"))
-    old = manifest.credentials_secret(Settings(), earlier, "https://ada:old@git.example.org")
+    old = manifest.credentials_secret(Settings(), earlier, {FILE: "an old one"})
     owner = {"apiVersion": "v1", "kind": "Pod", "name": ONE, "uid": "gone"}
     old["metadata"]["ownerReferences"] = [owner]
     put(kube, SECRETS, old)
     async with kube.executor(tenants=TENANTS) as executor:
         await made(executor)
-    assert content(kube) == CREDENTIALS + "\n"
+    assert content(kube) == CREDENTIALS
     owners = data_of(kube, SECRETS, SECRET)["metadata"]["ownerReferences"]
     assert [owner["uid"] for owner in owners] == [kube.cluster.pod(ONE)["metadata"]["uid"]]
 
@@ -131,7 +142,7 @@ async def test_credentials_whose_creation_lost_its_response_are_used_by_the_repe
         with pytest.raises(ExecutorUnavailable):
             await executor.create(a_spec(ONE, tenant="physics"), AttemptStatus())
         await made(executor)
-        assert content(kube) == CREDENTIALS + "\n"
+        assert content(kube) == CREDENTIALS
         assert "ownerReferences" in data_of(kube, SECRETS, SECRET)["metadata"]
 
 

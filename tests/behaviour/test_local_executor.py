@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from rabbit2docker.consumer.executors.base import AttemptName, AttemptState, Att
 from rabbit2docker.consumer.executors.local import LocalExecutor, state_directory
 from rabbit2docker.errors import ConfigurationError, ExecutorUnavailable
 from rabbit2docker.settings import DockerSettings, LocalSettings, Settings
+from rabbit2docker_schemas.tracing import Trace
 from tests.behaviour.test_executors import (
     ONE,
     in_state,
@@ -43,6 +45,26 @@ async def test_a_second_service_on_the_state_directory_fails_and_names_the_first
             await stage.service().__aenter__()
     async with stage.service():
         pass
+
+
+async def test_the_last_child_of_a_killed_service_is_waited_for(stage: LocalStage) -> None:
+    """Between fork and exec, a child holds the lock of its parent, which may have been killed."""
+    killed = await asyncio.create_subprocess_exec("true")
+    await killed.wait()
+    stage.state.mkdir(exist_ok=True)
+    child = os.open(stage.state / state_directory.LOCK, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(child, fcntl.LOCK_EX)
+    os.pwrite(child, str(killed.pid).encode(), 0)
+
+    async def start_and_stop() -> None:
+        async with stage.service():
+            pass
+
+    starting = asyncio.create_task(start_and_stop())
+    done, _ = await asyncio.wait([starting], timeout=0.5)
+    assert not done
+    os.close(child)
+    await starting
 
 
 async def test_a_state_directory_that_cannot_be_created_is_a_configuration_error(tmp_path: Path) -> None:
@@ -250,11 +272,14 @@ async def test_the_builders_environment_holds_no_settings_of_the_service(
         local=LocalSettings(state_dir=stage.state), docker=DockerSettings(config=tmp_path / "docker")
     )
     async with LocalExecutor(settings, builder_command=["sh", "-c", "env >&2"]) as executor:
-        await executor.create(a_spec(ONE), AttemptStatus())
+        trace = Trace(parent="00-1-2-3", state="a=1")
+        await executor.create(a_spec(ONE, trace=trace), AttemptStatus())
         await in_state(executor, ONE, AttemptState.ENDED)
     environment = (stage.folder(ONE) / "builder.err").read_text()
     assert f"DOCKER_CONFIG={tmp_path / 'docker'}" in environment
     assert "RABBIT2DOCKER_" not in environment
+    assert "TRACEPARENT=00-1-2-3\n" in environment
+    assert "TRACESTATE=a=1\n" in environment
 
 
 async def test_a_builder_runs_in_its_own_session(stage: LocalStage) -> None:

@@ -21,7 +21,7 @@ from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.events import Accepted, Cancelled, Completed, Failed, Progress, Rejected
 from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.requests import BuildRequest, CancelRequest
-from rabbit2docker_schemas.routing import Priority
+from rabbit2docker_schemas.routing import Lane, Priority, waiting_queue
 from tests.faults.conftest import MakeConsumer, ask
 from tests.support.consumer import COMMIT, Consumer, a_request
 from tests.support.github import FakeGitHub
@@ -67,7 +67,9 @@ class TestRequests:
     async def test_a_plain_json_message_becomes_a_build(self, consumer: Consumer, amqp: AmqpSettings) -> None:
         request = a_request("plain").model_dump(exclude={"request_id"}, exclude_defaults=True)
         later = {"colour": "green"}  # of a later version
-        await publish(amqp, json.dumps(request | later).encode(), message_id="my-message")
+        trace = {"traceparent": f"00-{'4b' * 16}-{'f0' * 8}-01", "tracestate": "a=1"}
+        body = json.dumps(request | later).encode()
+        await publish(amqp, body, message_id="my-message", headers=trace)
         [accepted] = await answers(amqp)
         assert isinstance(accepted, Accepted)
         assert accepted.request_id == "my-message"
@@ -76,6 +78,10 @@ class TestRequests:
         [end] = (await ends(amqp)).values()
         assert isinstance(end, Completed)
         assert end.image == accepted.image
+        traced = [event for event in await captured(amqp) if event.kind not in ("log", "gap")]
+        assert {event.trace and tuple(event.trace.headers().items()) for event in traced} == {
+            tuple(trace.items())
+        }
 
     async def test_five_copies_of_a_request_get_five_answers_and_one_build(
         self, consumer: Consumer, amqp: AmqpSettings, settings: Settings
@@ -189,7 +195,7 @@ class TestWaiting:
             [wait] = await eventually(waits)
         assert (wait.phase, wait.attempt, wait.build_id) == ("waiting", 0, build_id_of("default", "limited"))
         assert wait.detail.retry_at is not None
-        assert wait.message.startswith("github.com limits this service's requests.")
+        assert wait.message.startswith("github.com limits this service's requests until ")
         assert f"The next try is at {wait.detail.retry_at:%H:%M} UTC, in " in wait.message
         consumer.stop()
 
@@ -375,6 +381,9 @@ class TestCancel:
         assert isinstance(end, Cancelled), consumer.log.read_text()
 
 
+LANES = [waiting_queue("default", lane) for lane in (Lane.INTERACTIVE, Lane.LATER)]
+
+
 class TestCapacity:
     async def test_requests_above_the_limit_wait_in_rabbitmq_and_are_all_built(
         self,
@@ -391,7 +400,7 @@ class TestCapacity:
         release = tmp_path / "release"
         await ask(settings, *[a_request(name, hold=release) for name in names])
         await answers(amqp, 2)
-        await eventually(lambda: rabbitmq.depth(vhost, "builds.requests") == 4)
+        await eventually(lambda: sum(map(rabbitmq.depths(vhost).__getitem__, LANES)) == 4)
         ready = json.loads(consumer.get("/health/ready")[1])
         assert ready["ok"]
         assert "all slots are taken" in json.dumps(ready)

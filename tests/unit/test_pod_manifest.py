@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rabbit2docker.consumer.credentials import HostCredential, Login, SshKey
 from rabbit2docker.consumer.executors.base import AttemptName, AttemptSpec, AttemptStatus, StoredOutcome
+from rabbit2docker.consumer.executors.fetch_access import FetchAccess
 from rabbit2docker.consumer.executors.kubernetes import manifest
 from rabbit2docker.consumer.executors.kubernetes.client import JSON_PATCH
-from rabbit2docker.consumer.executors.kubernetes.containers import pod_builder_spec
+from rabbit2docker.consumer.executors.kubernetes.containers import GIT_DIR, pod_builder_spec
 from rabbit2docker.consumer.executors.kubernetes.executor import KubernetesExecutor
 from rabbit2docker.consumer.executors.kubernetes.manifest import (
     FINALIZER,
@@ -24,7 +26,6 @@ from rabbit2docker.consumer.executors.kubernetes.manifest import (
     credentials_name,
     credentials_secret,
     encode_status,
-    git_credentials,
     read_spec,
     read_status,
     status_patch,
@@ -34,12 +35,14 @@ from rabbit2docker.consumer.executors.kubernetes.models import Pod
 from rabbit2docker.consumer.following.follower import TAIL_BYTES
 from rabbit2docker.consumer.following.outcome import stored
 from rabbit2docker.consumer.following.progress import last_of
+from rabbit2docker.consumer.git_files import git_files
 from rabbit2docker.hashing import ranked
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Failed
 from rabbit2docker_schemas.ids import RequestId, build_id_of
 from rabbit2docker_schemas.reasons import CATEGORY_OF, HINT_OF, FailureReason
 from rabbit2docker_schemas.requests import BuildRequest
+from rabbit2docker_schemas.tracing import Trace
 from tests.support.kube.patches import read_patch
 from tests.support.records import NOW, REQUEST, a_spec
 
@@ -51,7 +54,24 @@ ARGUMENT_BYTES: Final = 128 * 1024
 """Limit of the kernel for one variable of the environment, with its name (MAX_ARG_STRLEN)."""
 NODES: Final = ("node-a", "node-b", "node-c", "node-d", "node-e")
 SEPARATE: Final = (("builder", ""), ("fetch", "-fetch"), ("cage", "-cage"))
-TOKEN: Final = "https://robot:s3cr3t-t0ken@git.example.org"
+GIVEN: Final = git_files(
+    [
+        HostCredential(
+            "git.example.org", Login("robot", "s3cr3t-t0ken"), SshKey("s3cr3t-key", "git.example.org ssh x")
+        )
+    ],
+    GIT_DIR,
+)
+assert GIVEN
+ACCESS: Final = FetchAccess(
+    GIVEN.files,
+    {
+        "directory": GIT_DIR,
+        "config": GIVEN.config,
+        "ssh_command": GIVEN.ssh_command,
+        "ssh_hosts": ["git.example.org"],
+    },
+)
 
 
 def with_kubernetes(**kubernetes: Any) -> Settings:
@@ -63,7 +83,7 @@ def made(
     settings: Settings | None = None,
     *,
     status: AttemptStatus | None = None,
-    credentials: str | None = None,
+    access: FetchAccess | None = None,
     ready_nodes: Sequence[str] = NODES,
 ) -> Json:
     return build_pod(
@@ -72,7 +92,7 @@ def made(
         settings or Settings(),
         replica="replica-1",
         builder_map="rabbit2docker-builder-0",
-        credentials=credentials,
+        access=access,
         ready_nodes=ready_nodes,
     )
 
@@ -172,25 +192,24 @@ def test_an_operator_can_choose_the_user_of_the_image_or_root() -> None:
 def test_credentials_are_mounted_and_never_written_into_the_pod() -> None:
     settings = with_kubernetes(
         push_secret="push-all",
-        tenants={"default": {"push_secret": "push-default", "git_credentials": TOKEN}},
+        tenants={"default": {"push_secret": "push-default"}},
     )
-    pod = made(settings=settings, credentials="build-1-credentials")
+    pod = made(settings=settings, access=ACCESS)
     assert "s3cr3t" not in json.dumps(pod)
     for container in pod["spec"]["containers"]:
         assert not any("valueFrom" in item for item in container["env"])
         assert "envFrom" not in container
         read_only = {"git", "docker-config", "builder"} & mounts(pod, container["name"]).keys()
         assert all(mounts(pod, container["name"])[name]["readOnly"] for name in read_only)
-    assert "s3cr3t" not in json.dumps(pod_builder_spec(a_spec(), settings))
+    assert "s3cr3t" not in json.dumps(pod_builder_spec(a_spec(), settings, ACCESS))
 
 
 def test_what_reads_the_repository_has_no_credentials_and_no_engine() -> None:
     settings = with_kubernetes(
         push_secret="push-all",
-        tenants={"default": {"git_credentials": TOKEN}},
         env={"HTTPS_PROXY": "http://proxy", "DOCKER_AUTH_CONFIG": "auth", "GIT_CONFIG_VALUE_1": "token"},
     )
-    pod = made(settings=settings, credentials="build-1-credentials")
+    pod = made(settings=settings, access=ACCESS)
     kinds = {name: next(iter(volume.keys() - {"name"})) for name, volume in volumes(pod).items()}
     seen = {name: {kinds[mount] for mount in mounts(pod, name)} for name in ("builder", "fetch", "cage")}
     assert seen["cage"] == {"configMap", "emptyDir"}
@@ -210,7 +229,7 @@ def test_the_other_containers_take_nothing_of_the_nodes_beyond_the_pods_reservat
 
 
 def test_content_that_repo2docker_fetches_itself_needs_no_container_with_credentials_for_git() -> None:
-    pod = made(a_spec(content_provider="Zenodo"), credentials="build-1-credentials")
+    pod = made(a_spec(content_provider="Zenodo"), access=ACCESS)
     assert [container["name"] for container in pod["spec"]["containers"]] == ["builder", "cage"]
     assert "git" not in volumes(pod)
     assert "fetch" not in json.loads(environment(pod)["RABBIT2DOCKER_BUILD"])["containers"]
@@ -227,33 +246,39 @@ def test_the_push_secret_of_a_tenant_replaces_the_common_one() -> None:
         assert environment(pod)["DOCKER_CONFIG"] == mounts(pod)["docker-config"]["mountPath"]
 
 
+def test_the_builder_has_the_trace_context_of_the_request() -> None:
+    pod = made(a_spec(trace=Trace(parent="00-1-2-3", state="a=1")))
+    found = environment(pod)
+    assert (found["TRACEPARENT"], found["TRACESTATE"]) == ("00-1-2-3", "a=1")
+    assert "TRACEPARENT" not in environment(made())
+    assert "TRACEPARENT" not in environment(pod, "cage")
+
+
 def test_a_tenant_without_credentials_gets_none_mounted() -> None:
-    settings = with_kubernetes(tenants={"ada": {"push_secret": "push-ada", "git_credentials": TOKEN}})
+    settings = with_kubernetes(tenants={"ada": {"push_secret": "push-ada"}})
     pod = made(settings=settings)
     kept = {"builder", "docker-api", "attempt", "tmp", "tmp-cage", "tmp-fetch"}
     assert volumes(pod).keys() == kept
     for name in ("builder", "fetch"):
         assert mounts(pod, name).keys() <= kept
-        assert not {"DOCKER_CONFIG", "GIT_CONFIG_COUNT"} & environment(pod, name).keys()
-    assert git_credentials(a_spec(), settings) is None, "they are another tenant's"
+        assert "DOCKER_CONFIG" not in environment(pod, name)
 
 
-def test_git_reads_its_credentials_from_the_mounted_secret() -> None:
-    settings = with_kubernetes(tenants={"default": {"git_credentials": TOKEN}})
-    assert git_credentials(a_spec(), settings) == TOKEN
-    secret = credentials_secret(settings, a_spec("build-1"), TOKEN)
-    [(file, text)] = secret["stringData"].items()
-    assert text == TOKEN + "\n", "git reads whole lines only"
-    assert credentials_secret(settings, a_spec("build-1"), text)["stringData"] == secret["stringData"]
+def test_git_and_ssh_read_their_credentials_from_the_mounted_secret() -> None:
+    secret = credentials_secret(Settings(), a_spec("build-1"), ACCESS.files)
+    assert secret["stringData"].items() >= ACCESS.files.items()
     assert secret["immutable"] is True
     assert secret["metadata"]["annotations"] == {manifest.FOR: "build-1"}
-    pod = made(settings=settings, credentials=secret["metadata"]["name"])
-    variables = environment(pod, "fetch")
-    assert (variables["GIT_CONFIG_COUNT"], variables["GIT_CONFIG_KEY_0"]) == ("1", "credential.helper")
-    assert (
-        variables["GIT_CONFIG_VALUE_0"] == f"store --file={mounts(pod, 'fetch')['git']['mountPath']}/{file}"
-    )
-    assert volumes(pod)["git"]["secret"] == {"secretName": secret["metadata"]["name"]}
+    pod = made(a_spec("build-1"), access=ACCESS)
+    assert volumes(pod)["git"]["secret"] == {"secretName": secret["metadata"]["name"], "defaultMode": 0o400}
+    [directory, users] = [item for item in part(pod, "fetch")["volumeMounts"] if item["name"] == "git"]
+    read = json.loads(environment(pod)["RABBIT2DOCKER_BUILD"])["git"]
+    assert read["directory"] == directory["mountPath"] == GIT_DIR
+    assert f"{GIT_DIR}/login_0" in json.dumps(read["config"])
+    assert read["ssh_command"] == f"ssh -F {GIT_DIR}/ssh_config"
+    # ssh refuses to work for a user without a name.
+    assert (users["mountPath"], users["subPath"]) == ("/etc/passwd", "passwd")
+    assert "builder:x:1000:1000:" in secret["stringData"]["passwd"]
 
 
 def test_builds_with_the_same_pod_name_have_different_secrets() -> None:
@@ -360,6 +385,27 @@ def test_the_pod_has_the_settings_of_the_operator() -> None:
     assert pod["metadata"]["labels"][manifest.COMPONENT] == manifest.BUILD
     assert environment(pod)["HTTPS_PROXY"] == "http://proxy.example.org"
     assert json.loads(environment(pod)["RABBIT2DOCKER_BUILD"]) == pod_builder_spec(a_spec(), settings)
+
+
+def test_builds_of_a_tenant_run_on_its_own_nodes() -> None:
+    ours, theirs = {"key": "builds", "operator": "Exists"}, {"key": "tenant", "value": "ada"}
+    settings = Settings.model_validate(
+        {
+            "kubernetes": {"node_selector": {"disk": "fast", "pool": "common"}, "tolerations": [ours]},
+            "tenants": {"ada": {"node_selector": {"pool": "ada"}, "tolerations": [theirs]}, "default": {}},
+        }
+    )
+    found = {
+        tenant: made(a_spec(tenant=tenant), settings)["spec"] for tenant in ("ada", "default", "removed")
+    }
+    assert {tenant: spec["nodeSelector"] for tenant, spec in found.items()} == {
+        "ada": {"disk": "fast", "pool": "ada"},
+        "default": {"disk": "fast", "pool": "common"},
+        "removed": {"disk": "fast", "pool": "common"},
+    }
+    tolerated = {tenant: spec["tolerations"][-2:] for tenant, spec in found.items()}
+    assert tolerated["ada"] == [ours, theirs]
+    assert all(theirs not in spec["tolerations"] for tenant, spec in found.items() if tenant != "ada")
 
 
 def test_limits_and_rules_for_the_fetch_reach_the_builder() -> None:

@@ -14,9 +14,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from rabbit2docker import metrics
 from rabbit2docker.consumer.images.base import ImageInfo
 from rabbit2docker.consumer.images.registry import Reference, Registry, parse_image
 from rabbit2docker.errors import RegistryDenied, RegistryUnavailable
+from rabbit2docker.registry_urls import api_url
 from rabbit2docker.settings import DockerSettings, ImageSettings
 
 MANIFEST = json.dumps(
@@ -309,3 +311,27 @@ async def test_a_lookup_at_docker_hub_does_not_count_as_a_pull(fake: FakeRegistr
     async with asking(tmp_path, registry_url=f"http://{fake.host}") as registry:
         assert await registry.find("docker.io/org/a:1") == ImageInfo(DIGEST, None)
     assert fake.asked == ["HEAD"]
+
+
+@pytest.mark.parametrize(("header", "left"), [("76;w=21600", 76), ("5", 5), ("many", None)])
+async def test_what_a_registry_says_is_left_is_a_metric(
+    fake: FakeRegistry, tmp_path: Path, header: str, left: int | None
+) -> None:
+    fake.headers["RateLimit-Remaining"] = header
+    async with asking(tmp_path) as registry:
+        await registry.find(f"{fake.host}/r2d-a:1")
+    name = "rabbit2docker_registry_requests_left"
+    assert metrics.REGISTRY.get_sample_value(name, {"registry": fake.host}) == left
+
+
+@pytest.mark.parametrize(
+    ("registry", "scheme"),
+    [
+        ("127.0.0.1:5000", "http"),
+        ("registry.local:5000", "http"),
+        ("registry.local", "https"),
+        ("other.local:5000", "https"),
+    ],
+)
+def test_only_listed_registries_are_asked_without_encryption(registry: str, scheme: str) -> None:
+    assert api_url(registry, None, ["registry.local:5000"]) == f"{scheme}://{registry}"

@@ -1,11 +1,14 @@
 """Backoff and retries: which pauses follow which failures."""
 
 import asyncio
+from functools import partial
+from typing import Any
 
 import pytest
 
 from rabbit2docker.errors import BrokerUnavailable, TransientError
 from rabbit2docker.retry import Backoff, doubling, retry, retry_forever
+from rabbit2docker.tasks import restart_forever
 
 pytestmark = pytest.mark.looptime
 
@@ -76,3 +79,23 @@ async def test_cancelling_a_retry_ends_it() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+@pytest.mark.parametrize("repeat", [retry_forever, partial(restart_forever, report=lambda error: None)])
+async def test_a_cancellation_that_a_library_turns_into_an_error_ends_the_retries(repeat: Any) -> None:
+    begun = asyncio.Event()
+
+    async def step() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise OSError("refused") from None
+
+    arguments = {"on": OSError} if repeat is retry_forever else {}
+    task = asyncio.create_task(repeat(step, pauses=(3600.0,), **arguments))
+    await begun.wait()
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=60)
+    assert done
+    assert task.cancelled()

@@ -44,7 +44,7 @@ class Replica:
         self.supervisor = FollowerSupervisor(context, self.ownership)
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def _find_image(self, image: str) -> ImageInfo:
+    async def _find_image(self, image: str, _tenant: str = "default") -> ImageInfo:
         return ImageInfo(DIGEST, 7)
 
     def start(self) -> None:

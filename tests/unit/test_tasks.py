@@ -1,6 +1,7 @@
 """Background tasks: what an owner waits for, cancels, restarts and logs."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 from structlog.testing import capture_logs
@@ -102,3 +103,30 @@ def test_the_root_cause_of_a_group_is_our_own_error_where_there_is_one() -> None
     group = ExceptionGroup("outer", [ValueError("noise"), ExceptionGroup("inner", [KeyError("x"), ours])])
     assert root_cause(ExceptionGroup("top", [group, ours])) is ours
     assert isinstance(root_cause(ExceptionGroup("plain", [ValueError("only")])), ValueError)
+
+
+async def test_a_cancellation_that_is_lost_is_repeated() -> None:
+    async def work() -> None:
+        with suppress(asyncio.CancelledError):  # as a library does where an answer comes at the same moment
+            await asyncio.sleep(3600)
+        await asyncio.sleep(3600)
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    await cancel_and_wait([task])
+    assert task.cancelled()
+
+
+async def test_waiting_for_cancelled_tasks_has_an_end() -> None:
+    async def work() -> None:
+        while True:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(300)
+            if asyncio.get_running_loop().time() > 1000:
+                return
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    await cancel_and_wait([task], seconds=90)
+    assert not task.done()
+    await task

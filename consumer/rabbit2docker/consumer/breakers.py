@@ -1,6 +1,7 @@
 """Circuit breakers: what has failed repeatedly is tried once in a while, by one request, until it answers again."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -66,7 +67,11 @@ class _Breaker:
 
 
 def _loop_time() -> float:
-    return asyncio.get_running_loop().time()
+    # Metrics are also read where no loop runs; the clock of a loop is this one.
+    try:
+        return asyncio.get_running_loop().time()
+    except RuntimeError:
+        return time.monotonic()
 
 
 class Breakers:

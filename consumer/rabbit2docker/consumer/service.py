@@ -1,7 +1,6 @@
 """The consumer service: wires its parts together and runs them until a signal."""
 
 import asyncio
-import signal
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -16,27 +15,38 @@ from rabbit2docker.amqp.topology_keeper import ADVICE, LOSS_ADVICE
 from rabbit2docker.consumer.attempt_cache import AttemptCache
 from rabbit2docker.consumer.breakers import Breakers
 from rabbit2docker.consumer.cleaner import Cleaner
+from rabbit2docker.consumer.credentials import GitCredentials
+from rabbit2docker.consumer.engine_disk.cleaner import EngineCleaner
 from rabbit2docker.consumer.engine_watch import EngineWatch
 from rabbit2docker.consumer.event_publisher import EventPublisher
 from rabbit2docker.consumer.executors.base import Executor
 from rabbit2docker.consumer.following.follower import FollowerContext
+from rabbit2docker.consumer.following.pace import LogPace
 from rabbit2docker.consumer.following.recovery import Recovery
 from rabbit2docker.consumer.following.supervisor import FollowerSupervisor
 from rabbit2docker.consumer.health import Check, Health
 from rabbit2docker.consumer.images.base import FindImage
-from rabbit2docker.consumer.images.registry import Registry
+from rabbit2docker.consumer.images.creation import RepositoryCreation
+from rabbit2docker.consumer.images.tenants import TenantImages, TenantRegistries
 from rabbit2docker.consumer.intake.admission import Admission, AdmissionContext, AdmissionOutcome
+from rabbit2docker.consumer.intake.build_limits import BuildLimits, Quotas
 from rabbit2docker.consumer.intake.cancellation import Cancellation
-from rabbit2docker.consumer.intake.capacity import Capacity
+from rabbit2docker.consumer.intake.capacity import OPEN_QUEUES, Capacity
+from rabbit2docker.consumer.intake.places import PlaceAnnouncer
+from rabbit2docker.consumer.intake.shares import Shares
+from rabbit2docker.consumer.intake.waiting_line import WaitingLine
 from rabbit2docker.consumer.intake.worker import IntakeWorker
 from rabbit2docker.consumer.ownership import Ownership
-from rabbit2docker.consumer.providers.catalog import Providers
+from rabbit2docker.consumer.providers.catalog import Providers, connect_apps
 from rabbit2docker.consumer.providers.http import open_session
+from rabbit2docker.consumer.providers.spec_rules import SpecRules
 from rabbit2docker.errors import ConfigurationError, ExecutorUnavailable
+from rabbit2docker.garbage import collect_less_often
 from rabbit2docker.retry import retry_forever
 from rabbit2docker.settings import ExecutorKind, Settings
-from rabbit2docker.tasks import cancel_and_wait, first_set, root_cause
-from rabbit2docker_schemas.routing import BULK_QUEUE, CANCEL_QUEUE, DROPPED_QUEUE, REQUESTS_QUEUE
+from rabbit2docker.settings.reloading import SettingsFile
+from rabbit2docker.tasks import cancel_and_wait, first_set, root_cause, set_on_signals
+from rabbit2docker_schemas.routing import make_ladder
 
 log = structlog.get_logger()
 
@@ -47,7 +57,7 @@ ANSWER_SECONDS: Final = 10.0
 """Time that a tenant's stream may take for an answer: until then, its request is held in place of others."""
 
 
-def make_executor(settings: Settings) -> Executor:
+def make_executor(settings: Settings, credentials: GitCredentials | None = None) -> Executor:
     """Return the executor that the settings name; raises ConfigurationError."""
     # Imported only here: an installation has the packages of the executor that it uses.
     try:
@@ -55,16 +65,22 @@ def make_executor(settings: Settings) -> Executor:
             case ExecutorKind.LOCAL:
                 from rabbit2docker.consumer.executors.local.executor import LocalExecutor
 
-                return LocalExecutor(settings)
+                return LocalExecutor(settings, credentials=credentials)
             case ExecutorKind.KUBERNETES:
                 from rabbit2docker.consumer.executors.kubernetes import KubernetesExecutor
 
-                return KubernetesExecutor(settings)
+                return KubernetesExecutor(settings, credentials=credentials)
     except ModuleNotFoundError as error:
         kind = settings.executor
         raise ConfigurationError(
             f"The {kind} executor needs {error.name}: pip install 'rabbit2docker[{kind}]'."
         ) from error
+
+
+def make_engine_cleaner(settings: Settings) -> EngineCleaner | None:
+    """Return what cleans the engine's disk; None if it has no limit, or if pods beside the engines do. Raises ConfigurationError."""
+    is_beside = settings.executor is ExecutorKind.LOCAL
+    return EngineCleaner(settings) if is_beside and settings.engine.disk.is_limited else None
 
 
 class Service:
@@ -73,7 +89,9 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         """Check the settings; raises ConfigurationError. Nothing is opened before the context is entered."""
         self._settings = settings
-        self._executor = make_executor(settings)
+        TenantImages(settings)  # checks them
+        self._credentials = GitCredentials(settings.tenants)
+        self._executor = make_executor(settings, self._credentials)
         self._broker = Broker(settings)
         self._attempts = AttemptCache(self._executor)
         self._events = EventPublisher(self._broker.publisher, instance=settings.instance)
@@ -81,7 +99,21 @@ class Service:
             self._broker.publisher, instance=settings.instance, patience=ANSWER_SECONDS
         )
         self._ownership = Ownership(self._executor)
-        self._capacity = Capacity(self._broker.source, self._attempts, self._ownership, settings)
+        shares = Shares(settings.shares)
+        self._line = WaitingLine(settings, shares)
+        self._broker.waiting.subscribe(self._line.apply)
+        self._capacity = Capacity(
+            self._broker.source,
+            self._attempts,
+            self._ownership,
+            self._line,
+            shares,
+            self._broker.waiting,
+            settings,
+        )
+        self._places = PlaceAnnouncer(
+            self._line, self._broker.waiting, self._answers, self._ownership, self._capacity, settings
+        )
         self._cancellation = Cancellation(self._executor, self._attempts, self._broker.cancels)
         self._cleaner = Cleaner(
             self._executor,
@@ -92,6 +124,9 @@ class Service:
         self._breakers = Breakers()
         self._breakers.export()
         self._engine = EngineWatch(self._executor, self._breakers)
+        self._engine_cleaner = make_engine_cleaner(settings)
+        self._limits = BuildLimits(self._attempts, settings.policy)
+        self._settings_file = SettingsFile(self._use_rules)
         self._health = Health(settings.http.bind, self._checks, self._degraded)
         self._stack = AsyncExitStack()
         self._stopping = False
@@ -101,10 +136,11 @@ class Service:
         """Open the executor; raises ConfigurationError when another service holds its records."""
         await self._stack.__aenter__()
         session = await self._stack.enter_async_context(open_session(self._settings.providers))
-        registry = Registry(session, self._settings.images, self._settings.docker, self._breakers)
-        providers = Providers(self._settings.providers, session, self._breakers)
+        connect_apps(self._credentials, self._settings.providers, session, self._breakers)
+        registry = TenantRegistries(session, self._settings, self._breakers)
+        self._providers = Providers(self._settings.providers, session, self._breakers, self._credentials)
         self._supervisor = self._make_supervisor(registry.find)
-        self._intake = self._make_intake(providers, registry.find)
+        self._intake = self._make_intake(registry.find)
         await self._stack.enter_async_context(self._executor)
         return self
 
@@ -120,20 +156,31 @@ class Service:
             find_image=find_image,
             settings=self._settings,
             recovery=Recovery(self._engine, find_image, self._settings),
+            pace=LogPace(self._settings.build_logs.batch_seconds),
+            credentials=self._credentials,
         )
         return FollowerSupervisor(context, self._ownership)
 
-    def _make_intake(self, providers: Providers, find_image: FindImage) -> IntakeWorker:
+    def _use_rules(self, settings: Settings) -> None:
+        """Apply the rules of changed settings. Raises ConfigurationError before any of them is in effect."""
+        rules, quotas = SpecRules(settings.providers), Quotas(settings.policy)
+        self._providers.use_rules(rules)
+        self._limits.use(settings.policy, quotas)
+
+    def _make_intake(self, find_image: FindImage) -> IntakeWorker:
         context = AdmissionContext(
             executor=self._executor,
             attempts=self._attempts,
             events=self._answers,
-            providers=providers,
+            providers=self._providers,
             find_image=find_image,
             settings=self._settings,
             cancellation=self._cancellation,
-            before_ack=self._capacity.before_ack,
+            limits=self._limits,
+            refresh_settings=self._settings_file.refresh,
+            ensure_repository=RepositoryCreation(self._settings.images).ensure,
             breakers=self._breakers,
+            credentials=self._credentials,
         )
         return IntakeWorker(
             source=self._broker.source,
@@ -141,8 +188,11 @@ class Service:
             admission=Admission(context),
             cancellation=self._cancellation,
             capacity=self._capacity,
+            line=self._line,
+            waiting_log=self._broker.waiting,
             max_bytes=self._settings.limits.message_bytes,
             patience=timedelta(seconds=self._settings.limits.outage_seconds),
+            ladder=make_ladder(self._settings.topology.retry_pauses, self._settings.limits.retry_seconds),
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -163,14 +213,17 @@ class Service:
             ]
             # Requests that wait for the engine would otherwise be taken for its return.
             base.append(start("engine", self._engine.run()))
+            if self._engine_cleaner is not None:
+                base.append(start("engine cleaner", self._engine_cleaner.run()))
             for known in (self._attempts.synced, self._ownership.known, self._engine.checked):
                 await first_set(known, stop)
             supervisor = start("supervisor", self._supervisor.run())
             # A request that was cancelled earlier must not be taken before that is known. Builds are followed already.
             await first_set(self._broker.cancels.caught_up, stop)
             intake = [
-                start("capacity", self._capacity.run()),
+                start("capacity", self._capacity.run(self._intake.start)),
                 start("intake", self._intake.run()),
+                start("places", self._places.run()),
                 start("cleaner", self._cleaner.run()),
             ]
             log.info("ready to take requests", executor=self._settings.executor.value)
@@ -192,7 +245,7 @@ class Service:
         self._stopping = True
         log.info("service stopping")
         await cancel_and_wait(intake)
-        for queue in (REQUESTS_QUEUE, BULK_QUEUE, CANCEL_QUEUE, DROPPED_QUEUE):
+        for queue in OPEN_QUEUES:
             await self._broker.source.set_prefetch(queue, 0)
         await self._intake.drain(DRAIN_SECONDS)
 
@@ -205,7 +258,10 @@ class Service:
         )
 
     def _degraded(self) -> list[str]:
-        return [*self._breakers.sentences(), *self._broker.publisher.problems()]
+        outdated = [self._settings_file.problem] if self._settings_file.problem else []
+        waiting = self._broker.waiting
+        unknown = [waiting.problem] if waiting.caught_up.is_set() and waiting.problem else []
+        return [*self._breakers.sentences(), *self._broker.publisher.problems(), *outdated, *unknown]
 
     def _checks(self) -> list[Check]:
         checks = [
@@ -230,9 +286,8 @@ class Service:
 
 async def run(settings: Settings) -> None:
     """Run the consumer until SIGTERM or SIGINT. Raises an error that retries cannot cure."""
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    collect_less_often()
+    stop = set_on_signals()
     try:
         async with Service(settings) as service:
             await service.run(stop)

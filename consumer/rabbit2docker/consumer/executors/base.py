@@ -11,14 +11,23 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, Final, NewType, Protocol, Self
+from typing import Any, Final, NewType, Protocol, Self, cast
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, SerializeAsAny, field_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    SerializeAsAny,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 from rabbit2docker_schemas.events import Kind, Phase
 from rabbit2docker_schemas.ids import BuildId, RequestId
 from rabbit2docker_schemas.reasons import FailureReason
 from rabbit2docker_schemas.requests import BuildRequest, with_unknown_fields
+from rabbit2docker_schemas.tracing import Trace
 
 AttemptName = NewType("AttemptName", str)
 """Name of a record, a DNS label of at most 63 characters; `attempt_names` forms it from the build name."""
@@ -83,6 +92,15 @@ class AttemptSpec(VersionedPart):
     """True if no further attempt may follow: what the build needs was away for too long."""
     generation: str = ""
     """Distinguishes this build from an earlier one of the same request that was forgotten. Part of event ids."""
+    trace: Trace | None = None
+    """Trace context of the request that started the build."""
+    builder_image: str | None = None
+    """Image of the pod that builds; None where the builder runs without one."""
+
+    def is_same_attempt(self, other: "AttemptSpec") -> bool:
+        """Return whether both are of the same attempt of a build, whatever their names."""
+        own, others = ((spec.build_id, spec.generation, spec.attempt) for spec in (self, other))
+        return own == others
 
     @field_validator("request", mode="before")
     @classmethod
@@ -100,11 +118,28 @@ class StoredOutcome(Stored):
     data: dict[str, Any]
 
 
+class Answer(Stored):
+    """The part of a request's `accepted` event that does not follow from the spec of its build."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    provider: str
+    spec: str
+    requester: str | None = None
+    trace: Trace | None = None
+    notice: str | None = None
+    force: bool = False
+    keep_cache: bool = False
+    timeout_seconds: int | None = None
+
+
 class AttemptStatus(VersionedPart):
     """The part of a record that the service writes."""
 
     requests: dict[str, str] = {}
     """Digests of the requests that share the build, by request id."""
+    unanswered: dict[str, Answer] = {}
+    """Answers that may not be published yet, by request id. Any replica publishes them before it publishes the end."""
     confirmed_line: int = -1
     """Number of the last line up to which RabbitMQ has confirmed all; -1 for none."""
     cancelled_by: str | None = None
@@ -120,12 +155,23 @@ class AttemptStatus(VersionedPart):
 
     @property
     def is_joinable(self) -> bool:
-        """True while the build can serve a further request: not if it is being cancelled, is repeated or has failed.
+        """True while a further request can join the build: not once it is being cancelled or its outcome is decided."""
+        return self.outcome is None and self.cancelled_by is None and not self.reported
 
-        Between the outcome and its report, the image of a build that completed serves the request at once.
-        """
-        serves = self.outcome is None or self.outcome.kind == Kind.COMPLETED
-        return serves and self.cancelled_by is None and not self.reported
+    @property
+    def has_just_completed(self) -> bool:
+        """True between a completed outcome and its report, when not everybody can know the image yet."""
+        return self.outcome is not None and self.outcome.kind == Kind.COMPLETED and not self.reported
+
+
+class ImageOrigin(Stored):
+    """Labels of the image, as the engine has it."""
+
+    created: AwareDatetime
+    request_id: str
+    build_id: str
+    builder: str = ""
+    version: str = ""
 
 
 class BuilderResult(Stored):
@@ -142,7 +188,17 @@ class BuilderResult(Stored):
     phase: str | None = None
     failed_step: str | None = None
     repo2docker_version: str | None = None
+    provenance: ImageOrigin | None = None
     warnings: tuple[str, ...] = ()
+
+    @field_validator("provenance", mode="wrap")
+    @classmethod
+    def _drop_unreadable(cls, value: object, validate: ValidatorFunctionWrapHandler) -> ImageOrigin | None:
+        """Ignore labels that are not as the builder writes them: an image may be another builder's."""
+        try:
+            return cast("ImageOrigin | None", validate(value))
+        except ValidationError:
+            return None
 
 
 class AttemptState(StrEnum):

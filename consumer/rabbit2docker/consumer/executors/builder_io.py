@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any, Final, cast
 
 from rabbit2docker.consumer.executors.base import AttemptSpec, BuilderLine
+from rabbit2docker.consumer.executors.provenance import provenance_labels
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Phase
 
@@ -60,6 +61,8 @@ def builder_spec(spec: AttemptSpec, settings: Settings) -> dict[str, Any]:
         "subdir": request.subdir,
         "build_args": request.build_args,
         "labels": request.labels,
+        "provenance": provenance_labels(spec),
+        "leases": str(settings.engine_leases),
         "force": request.force,
         "appendix": request.appendix,
         "timeout_seconds": spec.timeout_seconds,
@@ -70,6 +73,7 @@ def builder_spec(spec: AttemptSpec, settings: Settings) -> dict[str, Any]:
         "fetch_depth": builder.fetch_depth,
         "max_repository_bytes": builder.max_repository_bytes,
         "max_repository_files": builder.max_repository_files,
+        "max_dataset_bytes": settings.providers.max_dataset_bytes,
         "docker_wait_seconds": builder.docker_wait_seconds,
         "push_retries": builder.push_retries,
         "user_name": builder.user_name,

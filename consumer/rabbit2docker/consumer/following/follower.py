@@ -1,27 +1,27 @@
 """Follows one attempt: publishes its lines as they appear, then decides, records and publishes its outcome."""
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeVar, assert_never
 
 import structlog
 
 from rabbit2docker import metrics
 from rabbit2docker.clock import utc_now
+from rabbit2docker.consumer.answers import answer_all
 from rabbit2docker.consumer.attempt_cache import AttemptCache
+from rabbit2docker.consumer.credentials import GitCredentials
 from rabbit2docker.consumer.event_publisher import EventPublisher
-from rabbit2docker.consumer.executors.attempt_names import next_attempt_name
 from rabbit2docker.consumer.executors.base import (
     Attempt,
-    AttemptSpec,
     AttemptStatus,
-    BuilderLine,
     Executor,
     MissingLines,
 )
+from rabbit2docker.consumer.following.line_publisher import LinePublisher
+from rabbit2docker.consumer.following.next_attempt import create_next
 from rabbit2docker.consumer.following.outcome import (
     Evidence,
     ImageCheck,
@@ -29,10 +29,12 @@ from rabbit2docker.consumer.following.outcome import (
     Retry,
     decide,
     lost,
+    next_spec,
     restored,
     stored,
 )
-from rabbit2docker.consumer.following.progress import ProgressReader, as_log_events, last_of
+from rabbit2docker.consumer.following.pace import LogPace
+from rabbit2docker.consumer.following.progress import last_of
 from rabbit2docker.consumer.following.recovery import Recovery, waiting_text
 from rabbit2docker.consumer.images.base import FindImage, ImageInfo, pinned
 from rabbit2docker.errors import RecordMissing, RequestRejected, TransientError
@@ -42,7 +44,6 @@ from rabbit2docker_schemas.events import (
     Cancelled,
     Completed,
     Failed,
-    Gap,
     Phase,
     Progress,
     ProgressDetail,
@@ -72,6 +73,8 @@ class FollowerContext:
     find_image: FindImage
     settings: Settings
     recovery: Recovery
+    pace: LogPace = field(default_factory=LogPace)
+    credentials: GitCredentials = field(default_factory=GitCredentials)
 
 
 class Follower:
@@ -82,17 +85,21 @@ class Follower:
         self._spec = attempt.spec
         self._last_seen = attempt
         self._context = context
-        self._confirmed = attempt.status.confirmed_line
-        self._written = self._confirmed
+        self._lines = LinePublisher(
+            self._spec,
+            context.events,
+            after=attempt.status.confirmed_line,
+            tail_lines=context.settings.build_logs.tail_lines,
+            max_bytes=context.settings.build_logs.batch_bytes,
+        )
+        self._written = self._lines.confirmed
         self._written_at = asyncio.get_running_loop().time()
-        self._tail: deque[str] = deque(maxlen=context.settings.build_logs.tail_lines)
-        self._reader = ProgressReader(self._spec.build_id, self._spec.attempt)
 
     async def run(self) -> None:
         """Follow the attempt to its outcome. Cancelling is safe at any point: the position is written down."""
         try:
-            await self._context.attempts.until_answered(self._spec.build_id)
-            if self._confirmed < 0:
+            await self._answer()
+            if self._lines.confirmed < 0:
                 await self._publish_progress(Phase.WAITING, "Waiting for build to start", about="created")
             await self._follow_lines()
             await self._conclude()
@@ -103,57 +110,30 @@ class Follower:
 
     async def publish_waiting_for(self, reason: str) -> None:
         """Publish why the attempt does not run yet."""
-        await self._context.attempts.until_answered(self._spec.build_id)
+        await self._answer()
         await self._publish_progress(
             Phase.WAITING, reason, about=f"waiting:{reason}", detail=ProgressDetail(waiting_for=reason)
         )
 
+    async def _answer(self) -> None:
+        await answer_all(self._last_seen, self._context.attempts, self._context.events)
+
     # -- log lines
 
     async def _follow_lines(self) -> None:
-        limits = self._context.settings.build_logs
+        limits, now = self._context.settings.build_logs, asyncio.get_running_loop().time
         with suppress(RecordMissing):
-            async for lines in self._context.executor.lines(self._spec.name, after=self._confirmed):
+            async for lines in self._context.executor.lines(self._spec.name, after=self._lines.confirmed):
                 if isinstance(lines, MissingLines):
-                    await self._publish_gap(lines)
+                    await self._lines.publish_gap(lines)
                     continue
-                size = await self._publish_lines(lines, max_bytes=limits.batch_bytes)
+                began = now()
+                size = await self._lines.publish(lines)
+                pause = self._context.pace.pause_after(now() - began)
                 await self._checkpoint()
-                # Lines written during this pause make up the next batch; a backlog is published without pauses.
+                # A backlog is published without pauses.
                 if size < limits.batch_bytes:
-                    await asyncio.sleep(limits.batch_seconds)
-
-    async def _publish_gap(self, missing: MissingLines) -> None:
-        gap = Gap(
-            build_id=self._spec.build_id,
-            attempt=self._spec.attempt,
-            first=missing.first,
-            last=missing.last,
-            message="These lines were lost where the build ran.",
-        )
-        await self._context.events.publish_gap(self._spec.tenant, gap, generation=self._spec.generation)
-        self._confirmed = missing.last
-
-    async def _publish_lines(self, lines: list[BuilderLine], *, max_bytes: int) -> int:
-        """Publish lines and the progress they show, in order; return the characters of the lines."""
-        tenant, events = self._spec.tenant, self._context.events
-        rest = lines
-        for update in self._reader.read(lines):
-            # The lines before a new phase or step come first, then the progress, then the other lines.
-            before = update.line - rest[0].n
-            await self._publish_log(rest[:before], max_bytes=max_bytes)
-            rest = rest[before:]
-            await events.publish_progress(
-                tenant, update.data, about=f"line{update.line}", generation=self._spec.generation
-            )
-        await self._publish_log(rest, max_bytes=max_bytes)
-        self._tail.extend(line.text for line in lines)
-        return sum(len(line.text) for line in lines)
-
-    async def _publish_log(self, lines: list[BuilderLine], *, max_bytes: int) -> None:
-        for event in as_log_events(self._spec.build_id, self._spec.attempt, lines, max_bytes=max_bytes):
-            await self._context.events.publish_log(self._spec.tenant, event, generation=self._spec.generation)
-            self._confirmed = event.n + len(event.lines) - 1
+                    await asyncio.sleep(pause)
 
     async def _publish_progress(
         self,
@@ -171,20 +151,28 @@ class Follower:
             message=message,
             detail=detail or ProgressDetail(),
         )
+        await self._publish_update(data, about)
+
+    async def _publish_update(self, data: Progress, about: str) -> None:
+        spec = self._spec
         await self._context.events.publish_progress(
-            self._spec.tenant, data, about=about, generation=self._spec.generation
+            spec.tenant, data, about=about, generation=spec.generation, trace=spec.trace
         )
 
     async def _checkpoint(self, *, force: bool = False) -> None:
         """Write the last confirmed line into the record, unless it is there or the last write is recent."""
         now, pause = asyncio.get_running_loop().time(), self._context.executor.checkpoint_seconds
-        if self._written >= self._confirmed or (not force and now - self._written_at < pause):
+        if self._written >= self._lines.confirmed or (not force and now - self._written_at < pause):
             return
-        self._written, self._written_at = self._confirmed, now
-        number = self._confirmed
+        self._written, self._written_at = self._lines.confirmed, now
+        number = self._lines.confirmed
         # A full disk must not stop the log: after a crash, lines are published again and readers drop them.
         with suppress(TransientError, RecordMissing):
-            await self._update_status(lambda status: status.model_copy(update={"confirmed_line": number}))
+            await self._update_status(lambda status: self._with_confirmed(status, number))
+
+    def _with_confirmed(self, status: AttemptStatus, number: int) -> AttemptStatus:
+        unanswered = self._context.attempts.unanswered(self._spec.name, status)
+        return status.model_copy(update={"confirmed_line": number, "unanswered": unanswered})
 
     async def _update_status(self, change: Callable[[AttemptStatus], AttemptStatus]) -> Attempt:
         attempt = await self._context.executor.update_status(self._spec.name, change)
@@ -204,6 +192,8 @@ class Follower:
         outcome = await self._retry_forever(
             "record the outcome", lambda: self._record_outcome(attempt, evidence)
         )
+        # With the outcome in the record no further request can join, and so no further answer can come.
+        await self._retry_forever("answer", self._answer)
         following: Attempt | None = None
         match outcome:
             case Retry() as failure:
@@ -212,6 +202,10 @@ class Follower:
                 )
             case Completed() | Failed() | Cancelled() as terminal:
                 await self._retry_forever("publish the end", lambda: self._publish_end(terminal))
+                # No further attempt follows.
+                await self._context.credentials.discard(
+                    self._spec.tenant, self._spec.request_id, self._spec.request.credentials
+                )
             case unhandled:
                 assert_never(unhandled)
         with suppress(RecordMissing):
@@ -222,10 +216,10 @@ class Follower:
 
     async def _gather_evidence(self, attempt: Attempt | None) -> Evidence:
         """Complete the log tail, which an adopted attempt lacks, and look up the pushed image."""
-        lines = self._confirmed + 1
+        lines = self._lines.confirmed + 1
         check, image, problem = ImageCheck.UNKNOWN, None, None
         if attempt is not None:
-            if not self._tail:
+            if not self._lines.tail:
                 await self._read_tail()
             if attempt.result is not None and attempt.result.reason == "ok":
                 check, image = await self._check_image(attempt.result.digest)
@@ -234,7 +228,7 @@ class Follower:
         limits = self._context.settings.limits
         return Evidence(
             image_check=check,
-            tail=last_of(self._tail, max_bytes=TAIL_BYTES),
+            tail=last_of(self._lines.tail, max_bytes=TAIL_BYTES),
             lines=lines,
             attempts_allowed=limits.attempts,
             interruptions_allowed=limits.interruptions,
@@ -243,11 +237,11 @@ class Follower:
         )
 
     async def _read_tail(self) -> None:
-        after = max(-1, self._confirmed - self._context.settings.build_logs.tail_lines)
+        after = max(-1, self._lines.confirmed - self._context.settings.build_logs.tail_lines)
         with suppress(RecordMissing):
             async for lines in self._context.executor.lines(self._spec.name, after=after):
                 if not isinstance(lines, MissingLines):
-                    self._tail.extend(line.text for line in lines)
+                    self._lines.tail.extend(line.text for line in lines)
 
     async def _check_image(self, digest: str | None) -> tuple[ImageCheck, ImageInfo | None]:
         # Another build may have moved the tag since a forced build pushed.
@@ -272,11 +266,11 @@ class Follower:
         A replica or cache of the registry may not have at once what was pushed a moment ago.
         """
         for pause in ABSENT_PAUSES:
-            if (image := await self._context.find_image(image_name)) is not None:
+            if (image := await self._context.find_image(image_name, self._spec.tenant)) is not None:
                 return image
             log.info("pushed image not found, looking again", image=image_name, delay_seconds=pause)
             await asyncio.sleep(pause)
-        return await self._context.find_image(image_name)
+        return await self._context.find_image(image_name, self._spec.tenant)
 
     async def _record_outcome(self, attempt: Attempt, evidence: Evidence) -> Outcome:
         """Record the outcome unless the record has one, so that two followers cannot disagree; return the recorded."""
@@ -288,17 +282,18 @@ class Follower:
             return status.model_copy(update={"outcome": stored(decide(current, evidence))})
 
         try:
-            recorded = (await self._update_status(with_outcome)).status.outcome
+            self._last_seen = await self._update_status(with_outcome)
         except RecordMissing:
             return lost(attempt, evidence)
+        recorded = self._last_seen.status.outcome
         assert recorded is not None
         return restored(recorded)
 
     async def _create_next(self, failure: Retry) -> Attempt:
         """Create the next attempt, which inherits the requests. Safe to repeat."""
-        executor, attempts = self._context.executor, self._context.attempts
-        current = await executor.get(self._spec.name) or self._last_seen
-        spec = self._next_spec(failure, avoid=current.node)
+        context = self._context
+        current = await context.executor.get(self._spec.name) or self._last_seen
+        spec = next_spec(self._spec, failure, avoid=current.node, now=utc_now(), settings=context.settings)
         await self._publish_progress(
             Phase.WAITING,
             f"Attempt {self._spec.attempt} failed: {failure.message} Trying again.",
@@ -308,8 +303,10 @@ class Follower:
         )
         if not await self._until_back(failure, current):
             spec = spec.model_copy(update={"is_last": True})
-        created, is_new = await executor.create(spec, AttemptStatus(requests=current.status.requests))
-        attempts.put(created)
+        created, is_new = await create_next(
+            context.executor, context.attempts, spec, AttemptStatus(requests=current.status.requests)
+        )
+        context.attempts.put(created)
         if is_new:
             metrics.ATTEMPTS_RETRIED.labels(reason=failure.reason).inc()
             log.warning("attempt retried", reason=failure.reason, attempt=spec.attempt)
@@ -336,18 +333,6 @@ class Follower:
             failure.reason, self._spec, until=until, is_cancelled=is_cancelled, announce=announce
         )
 
-    def _next_spec(self, failure: Retry, *, avoid: str | None) -> AttemptSpec:
-        number = self._spec.attempt + 1
-        return self._spec.model_copy(
-            update={
-                "attempt": number,
-                "interruptions": self._spec.interruptions + failure.is_interruption,
-                "name": next_attempt_name(self._spec.name, number),
-                "created_at": utc_now(),
-                "avoid": (*self._spec.avoid, *([avoid] if avoid else [])),
-            }
-        )
-
     async def _pass_on_cancel(self, status: AttemptStatus, following: Attempt) -> None:
         """Cancel the next attempt, because a cancel reached this one after its outcome was decided."""
         executor = self._context.executor
@@ -359,7 +344,9 @@ class Follower:
         await executor.cancel(following.name)
 
     async def _publish_end(self, end: TerminalEventData) -> None:
-        await self._context.events.publish_terminal(self._spec.tenant, end, generation=self._spec.generation)
+        await self._context.events.publish_terminal(
+            self._spec.tenant, end, generation=self._spec.generation, trace=self._spec.trace
+        )
         result = end.reason if isinstance(end, Failed) else end.kind
         metrics.BUILDS_ENDED.labels(result=result).inc()
         seconds = (utc_now() - self._spec.created_at).total_seconds()
@@ -372,12 +359,12 @@ class Follower:
         Its compare-and-swap decides about a cancel at the same moment: either it is here and passed on first, or it finds
         this attempt handed over.
         """
-        number, is_passed_on = self._confirmed, following is None
+        number, is_passed_on = self._lines.confirmed, following is None
 
         def reported(status: AttemptStatus) -> AttemptStatus:
             if status.cancelled_by is not None and not is_passed_on:
                 return status
-            report = {"reported": True, "reported_at": utc_now(), "confirmed_line": number}
+            report = {"reported": True, "reported_at": utc_now(), "confirmed_line": number, "unanswered": {}}
             return status.model_copy(update=report)
 
         attempt = await self._update_status(reported)

@@ -1,12 +1,16 @@
 """The outcome of an attempt that has ended, decided from its record and the evidence beside it. Pure."""
 
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
 from rabbit2docker.consumer.attempt_cache import terminal_event_of
-from rabbit2docker.consumer.executors.base import Attempt, BuilderResult, StoredOutcome
+from rabbit2docker.consumer.executors.attempt_names import next_attempt_name
+from rabbit2docker.consumer.executors.base import Attempt, AttemptSpec, BuilderResult, StoredOutcome
+from rabbit2docker.consumer.executors.provenance import provenance_of
 from rabbit2docker.consumer.images.base import ImageInfo, pinned
+from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.events import Cancelled, Completed, Failed, Phase, TerminalEventData, Timings
 from rabbit2docker_schemas.reasons import AGAIN_OF, CATEGORY_OF, HINT_OF, INTERRUPTIONS, Again, FailureReason
 
@@ -36,6 +40,23 @@ class Retry:
 
 
 Outcome = TerminalEventData | Retry
+
+
+def next_spec(
+    spec: AttemptSpec, failure: Retry, *, avoid: str | None, now: datetime, settings: Settings
+) -> AttemptSpec:
+    """Return the specification of the attempt after one that failed on the node `avoid`."""
+    number = spec.attempt + 1
+    return spec.model_copy(
+        update={
+            "attempt": number,
+            "interruptions": spec.interruptions + failure.is_interruption,
+            "name": next_attempt_name(spec.name, number),
+            "created_at": now,
+            "builder_image": settings.builder_image,
+            "avoid": (*spec.avoid, *([avoid] if avoid else [])),
+        }
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +134,8 @@ def _completed(attempt: Attempt, result: BuilderResult, evidence: Evidence) -> C
         attempt=attempt.spec.attempt,
         lines=evidence.lines,
         repo2docker_version=result.repo2docker_version,
+        builder_image=attempt.spec.builder_image,
+        provenance=provenance_of(attempt.spec, result),
         warnings=list(result.warnings),
     )
 

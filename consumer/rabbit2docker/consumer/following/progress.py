@@ -56,7 +56,12 @@ class ProgressReader:
 
     def _update(self, line: BuilderLine, message: str, detail: ProgressDetail) -> ProgressUpdate:
         data = Progress(
-            build_id=self.build_id, attempt=self.attempt, phase=line.phase, message=message, detail=detail
+            build_id=self.build_id,
+            attempt=self.attempt,
+            phase=line.phase,
+            message=message,
+            detail=detail,
+            lines=line.n,
         )
         return ProgressUpdate(data, line.n)
 

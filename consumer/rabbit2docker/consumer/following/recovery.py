@@ -51,7 +51,7 @@ class Recovery:
             return await self.engine.look(max_age=max_age)
         if reason == FailureReason.PUSH_FAILED and self.settings.images.check_registry:
             try:
-                await self.find_image(spec.image)
+                await self.find_image(spec.image, spec.tenant)
             except TransientError as error:
                 return error.message if error.outage_of else None
             except RequestRejected:

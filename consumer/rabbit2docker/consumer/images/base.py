@@ -19,8 +19,8 @@ def pinned(image: str, digest: str | None) -> str:
     return f"{image}@{digest}" if digest else image
 
 
-FindImage = Callable[[str], Awaitable[ImageInfo | None]]
-"""Looks up an image by `registry/name:tag`, with or without `@digest`; None if it is absent.
+FindImage = Callable[[str, str], Awaitable[ImageInfo | None]]
+"""Looks up an image by `registry/name:tag`, with or without `@digest`, for a tenant; None if it is absent.
 
 Raises RegistryUnavailable if that is unknown.
 """

@@ -19,6 +19,7 @@ import aiohttp
 from cachetools import TLRUCache
 from yarl import URL
 
+from rabbit2docker import metrics
 from rabbit2docker.consumer.breakers import Breakers
 from rabbit2docker.consumer.images.base import ImageInfo
 from rabbit2docker.consumer.images.docker_config import Credentials, DockerConfig
@@ -58,7 +59,9 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Answer:
+    """An answer of a registry or its token service."""
+
     status: int
     headers: Mapping[str, str]
     body: bytes = b""
@@ -95,6 +98,7 @@ class Registry:
         self._session = session
         self._timeout = aiohttp.ClientTimeout(total=images.registry_timeout)
         self._override = images.registry_url
+        self._unencrypted = images.insecure_registries
         self._config = DockerConfig(docker)
         self._tokens: TLRUCache[tuple[str, str], _Token] = TLRUCache(MAX_TOKENS, _expires_at)
 
@@ -120,7 +124,7 @@ class Registry:
             return None
         raise self._unclear(reference, answer)
 
-    async def _found(self, reference: Reference, head: _Answer) -> ImageInfo:
+    async def _found(self, reference: Reference, head: Answer) -> ImageInfo:
         digest = head.headers.get("Docker-Content-Digest", "")
         is_known = _DIGEST.fullmatch(digest) is not None
         # Docker Hub counts each GET of a manifest as a pull; the digest came with the free HEAD.
@@ -135,13 +139,13 @@ class Registry:
             digest if is_known else f"sha256:{hashlib.sha256(answer.body).hexdigest()}", _size(answer.body)
         )
 
-    async def _confirm_absent(self, reference: Reference, answer: _Answer) -> None:
+    async def _confirm_absent(self, reference: Reference, answer: Answer) -> None:
         """Raise RegistryUnavailable if the 404 comes from a server that is not a registry."""
         if "Docker-Distribution-Api-Version" in answer.headers:
             return
         answer = await self._request("GET", reference)
         if answer.status == 404 and (
-            "Docker-Distribution-Api-Version" in answer.headers or _codes(answer.body) & _ABSENT_CODES
+            "Docker-Distribution-Api-Version" in answer.headers or error_codes(answer.body) & _ABSENT_CODES
         ):
             return
         raise self._away(
@@ -150,7 +154,7 @@ class Registry:
             "The operator should check images.prefix and images.registry_url.",
         )
 
-    async def _confirm_denial_means_absent(self, reference: Reference, answer: _Answer) -> None:
+    async def _confirm_denial_means_absent(self, reference: Reference, answer: Answer) -> None:
         """Raise RegistryDenied or RegistryUnavailable unless this registry denies access to absent repositories."""
         credentials = await self._credentials(reference)
         is_accepted = self._token_key(reference) in self._tokens
@@ -175,7 +179,7 @@ class Registry:
             raise RegistryDenied(message)
         raise RegistryUnavailable(message)
 
-    async def _request(self, method: str, reference: Reference) -> _Answer:
+    async def _request(self, method: str, reference: Reference) -> Answer:
         """Request the manifest; authenticate on a challenge."""
         url = f"{self._base(reference)}/v2/{reference.repository}/manifests/{reference.version}"
         key = self._token_key(reference)
@@ -190,8 +194,13 @@ class Registry:
         header = await self._authorization(reference, answer)
         return await self._send(reference, method, url, _ACCEPT | header) if header else answer
 
-    async def _authorization(self, reference: Reference, refusal: _Answer) -> dict[str, str]:
-        """Return the headers that answer the challenge; none where that is impossible."""
+    async def _authorization(
+        self, reference: Reference, refusal: Answer, *, scope: str | None = None
+    ) -> dict[str, str]:
+        """Return the headers that answer the challenge; none where that is impossible.
+
+        `scope`: the rights to ask for, in place of those that the challenge names. Such a token is not kept.
+        """
         credentials = await self._credentials(reference)
         challenge = _CHALLENGE.match(refusal.headers.get("WWW-Authenticate", ""))
         scheme = challenge["scheme"].lower() if challenge else ""
@@ -199,8 +208,10 @@ class Registry:
             if credentials and credentials.registry_token:
                 return _bearer(credentials.registry_token)
             parameters = _parameters(challenge["parameters"] or "")
-            token = await self._fetch_token(reference, parameters, credentials)
-            self._tokens[self._token_key(reference)] = token
+            wanted = parameters if scope is None else parameters | {"scope": scope}
+            token = await self._fetch_token(reference, wanted, credentials)
+            if scope is None:
+                self._tokens[self._token_key(reference)] = token
             return _bearer(token.text)
         if scheme == "basic" and credentials and credentials.username:
             return _basic(credentials)
@@ -231,7 +242,7 @@ class Registry:
             answer = await self._send(reference, "GET", realm, header, query=wanted)
         return self._read_token(reference, realm, answer, is_known=credentials is not None)
 
-    def _read_token(self, reference: Reference, realm: str, answer: _Answer, *, is_known: bool) -> _Token:
+    def _read_token(self, reference: Reference, realm: str, answer: Answer, *, is_known: bool) -> _Token:
         if answer.status in (400, 401, 403):
             what = (
                 "refuses the configured credentials"
@@ -261,7 +272,7 @@ class Registry:
         *,
         query: dict[str, str] | None = None,
         form: dict[str, str] | None = None,
-    ) -> _Answer:
+    ) -> Answer:
         host = urlsplit(url).netloc
         try:
             address = URL(url, encoded=True).update_query(query or {})
@@ -269,7 +280,8 @@ class Registry:
                 method, address, headers=headers, data=form, timeout=self._timeout
             ) as response:
                 body = await _read(response)
-                return _Answer(response.status, response.headers.copy(), body)
+                _note_quota(reference, response.headers)
+                return Answer(response.status, response.headers.copy(), body)
         except TimeoutError as error:
             raise self._away(
                 reference,
@@ -295,22 +307,29 @@ class Registry:
         return RegistryUnavailable(message, retry_after=retry_after, outage_of=self._dependency(reference))
 
     def _base(self, reference: Reference) -> str:
-        return api_url(reference.registry, self._override)
+        return api_url(reference.registry, self._override, self._unencrypted)
 
     def _token_key(self, reference: Reference) -> tuple[str, str]:
         return self._base(reference), reference.repository
 
-    def _unclear(self, reference: Reference, answer: _Answer, url: str | None = None) -> RegistryUnavailable:
+    def _unclear(self, reference: Reference, answer: Answer, url: str | None = None) -> RegistryUnavailable:
         host = urlsplit(url or self._base(reference)).netloc
         if answer.status == 429:
             return self._away(reference, f"{host} limits the rate of requests.", _retry_after(answer.headers))
-        codes = ", ".join(sorted(_codes(answer.body)))
+        codes = ", ".join(sorted(error_codes(answer.body)))
         return self._away(
             reference,
             f"{host} did not answer clearly whether {reference.repository} exists: status {answer.status}"
             f"{f' ({codes})' if codes else ''}.",
             _retry_after(answer.headers),
         )
+
+
+def _note_quota(reference: Reference, headers: Mapping[str, str]) -> None:
+    """Export what is left of a limit: Docker Hub sends `76;w=21600`, the rest within a number of seconds."""
+    left = headers.get("RateLimit-Remaining", "").partition(";")[0]
+    if re.fullmatch(r"[0-9]{1,15}", left):
+        metrics.REGISTRY_REQUESTS_LEFT.labels(registry=reference.registry).set(int(left))
 
 
 def _expires_at(_key: tuple[str, str], token: _Token, now: float) -> float:
@@ -350,7 +369,8 @@ def _object(body: bytes) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _codes(body: bytes) -> set[str]:
+def error_codes(body: bytes) -> set[str]:
+    """Return the error codes in the body of an answer."""
     errors = _object(body).get("errors")
     return (
         {str(item.get("code")) for item in errors if isinstance(item, dict)}

@@ -5,7 +5,9 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 
+from rabbit2docker.consumer.credentials import GitCredentials
 from rabbit2docker.consumer.executors.base import AttemptSpec
+from rabbit2docker.consumer.executors.fetch_access import FetchAccess, fetch_files
 from rabbit2docker.consumer.executors.kubernetes import manifest
 from rabbit2docker.consumer.executors.kubernetes.client import (
     MERGE_PATCH,
@@ -13,6 +15,7 @@ from rabbit2docker.consumer.executors.kubernetes.client import (
     ApiStatusError,
     as_unavailable,
 )
+from rabbit2docker.consumer.executors.kubernetes.containers import GIT_DIR
 from rabbit2docker.consumer.executors.kubernetes.models import Event, Manifest, Pod
 from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority
 from rabbit2docker.errors import ExecutorUnavailable
@@ -22,10 +25,13 @@ from rabbit2docker.settings import Settings
 class BuildConfigObjects:
     """Creates the objects that a build pod mounts, before the pod. All methods raise ExecutorUnavailable."""
 
-    def __init__(self, api: ApiClient, settings: Settings, builder_text: str) -> None:
+    def __init__(
+        self, api: ApiClient, settings: Settings, builder_text: str, credentials: GitCredentials
+    ) -> None:
         """Name the ConfigMap by a hash of the builder's program, so that versions of it coexist."""
         self._api = api
         self._settings = settings
+        self._credentials = credentials
         self._builder_text = builder_text
         digest = hashlib.sha256(builder_text.encode()).hexdigest()
         self.builder_map = f"rabbit2docker-builder-{digest[:12]}"
@@ -48,13 +54,12 @@ class BuildConfigObjects:
             self._builder_exists = False
             await self.ensure_builder()
 
-    async def ensure_credentials(self, spec: AttemptSpec) -> str | None:
-        """Create the Secret with the tenant's git credentials and return its name; None if the tenant has none."""
-        credentials = manifest.git_credentials(spec, self._settings)
-        if credentials is None:
-            return None
-        await self._create("secrets", manifest.credentials_secret(self._settings, spec, credentials))
-        return manifest.credentials_name(spec)
+    async def ensure_credentials(self, spec: AttemptSpec) -> FetchAccess | None:
+        """Create the Secret with the tenant's git credentials and return its content; None if the tenant has none."""
+        access = await fetch_files(self._credentials, spec, GIT_DIR)
+        if access is not None:
+            await self._create("secrets", manifest.credentials_secret(self._settings, spec, access.files))
+        return access
 
     async def set_owner(self, credentials: str, pod: Pod) -> None:
         """Make the pod the owner of the Secret, so that both are deleted together; garbage collection covers a failure."""

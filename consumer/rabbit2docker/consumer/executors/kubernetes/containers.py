@@ -12,6 +12,7 @@ from typing import Final
 
 from rabbit2docker.consumer.executors.base import AttemptSpec
 from rabbit2docker.consumer.executors.builder_io import builder_spec
+from rabbit2docker.consumer.executors.fetch_access import FetchAccess
 from rabbit2docker.consumer.executors.kubernetes.models import Manifest
 from rabbit2docker.consumer.executors.kubernetes.pod_status import BUILDER_CONTAINER
 from rabbit2docker.settings import Settings
@@ -23,16 +24,20 @@ BUILDER_DIR: Final = "/etc/rabbit2docker/builder"
 ATTEMPT_DIR: Final = "/var/lib/rabbit2docker/attempt"
 DOCKER_CONFIG_DIR: Final = "/etc/rabbit2docker/docker"
 GIT_DIR: Final = "/etc/rabbit2docker/git"
-GIT_FILE: Final = "credentials"
+PASSWD: Final = "passwd"
+"""Key of a file for ssh, which refuses to work for a user id that has no name."""
 SPEC_VARIABLE: Final = "RABBIT2DOCKER_BUILD"
 _ENGINE_VARIABLES: Final = ("DOCKER_", "BUILDX_", "BUILDKIT_")
 
 
-def containers(spec: AttemptSpec, settings: Settings, credentials: str | None) -> list[Manifest]:
-    """Return the containers of a pod; `credentials` is the name of the Secret for git."""
+def containers(spec: AttemptSpec, settings: Settings, access: FetchAccess | None) -> list[Manifest]:
+    """Return the containers of a pod; `access` is the content of the Secret for git."""
     directory = settings.kubernetes.docker_socket.rpartition("/")[0]
     builder = _container(
-        BUILDER_CONTAINER, ["--spec-env", SPEC_VARIABLE], _builder_environment(spec, settings), settings
+        BUILDER_CONTAINER,
+        ["--spec-env", SPEC_VARIABLE],
+        _builder_environment(spec, settings, access),
+        settings,
     )
     # The directory instead of the socket: a restarted engine creates a new socket, and the builder waits for it.
     builder["volumeMounts"].append({"name": "docker-api", "mountPath": directory})
@@ -42,16 +47,26 @@ def containers(spec: AttemptSpec, settings: Settings, credentials: str | None) -
     builder["terminationMessagePolicy"] = "FallbackToLogsOnError"
     others = [_container(CAGE, ["--serve", _socket(CAGE)], _COMMON, settings)]
     if _has_fetch(spec):
-        fetch = _container(
-            FETCH, ["--serve", _socket(FETCH)], _fetch_environment(settings, credentials), settings
-        )
-        if credentials:
+        fetch = _container(FETCH, ["--serve", _socket(FETCH)], _fetch_environment(settings), settings)
+        if access:
             _mount(fetch, "git", GIT_DIR)
+            if access.instructions["ssh_command"] and settings.kubernetes.run_as_user is not None:
+                _mount(fetch, "git", "/etc/passwd", PASSWD)
         others.append(fetch)
     for other in others:
         # The reservation of the pod is the builder's.
         other["resources"]["requests"] = {"cpu": "0", "memory": "0"}
-    return [builder, *others]
+    parts = [builder, *others]
+    for part in parts:
+        part["volumeMounts"] += _extra_mounts(part["name"], settings)
+    return parts
+
+
+def _extra_mounts(container: str, settings: Settings) -> list[Manifest]:
+    """Return the operator's mounts. A volume may hold credentials, which the cage must not have, unless it is a ConfigMap."""
+    kubernetes = settings.kubernetes
+    public = {volume["name"] for volume in kubernetes.extra_volumes if "configMap" in volume}
+    return [mount for mount in kubernetes.extra_volume_mounts if container != CAGE or mount["name"] in public]
 
 
 _COMMON: Final = {"HOME": HOME, "USER": "builder", "LANG": "C.UTF-8"}
@@ -85,8 +100,16 @@ def _container(name: str, arguments: list[str], environment: dict[str, str], set
     return container
 
 
-def _mount(container: Manifest, name: str, path: str) -> None:
-    container["volumeMounts"].append({"name": name, "mountPath": path, "readOnly": True})
+def _mount(container: Manifest, name: str, path: str, key: str | None = None) -> None:
+    part = {"subPath": key} if key else {}
+    container["volumeMounts"].append({"name": name, "mountPath": path, "readOnly": True, **part})
+
+
+def passwd(settings: Settings) -> str:
+    """Return the names of users in the container for the fetch."""
+    user = settings.kubernetes.run_as_user
+    own = f"builder:x:{user}:{user}::{HOME}:/bin/sh\n" if user else ""
+    return f"root:x:0:0:root:/root:/bin/sh\n{own}"
 
 
 def _temporary(container: str) -> str:
@@ -102,35 +125,29 @@ def _has_fetch(spec: AttemptSpec) -> bool:
     return spec.content_provider == "Git"
 
 
-def _builder_environment(spec: AttemptSpec, settings: Settings) -> dict[str, str]:
+def _builder_environment(spec: AttemptSpec, settings: Settings, access: FetchAccess | None) -> dict[str, str]:
     environment = {
         **_COMMON,
         # By default it is inside DOCKER_CONFIG, which is read-only here.
         "BUILDX_CONFIG": f"{HOME}/.buildx",
         **settings.kubernetes.env,
-        SPEC_VARIABLE: json.dumps(pod_builder_spec(spec, settings), ensure_ascii=False),
+        **(spec.trace.environment() if spec.trace else {}),
+        SPEC_VARIABLE: json.dumps(pod_builder_spec(spec, settings, access), ensure_ascii=False),
     }
     if push_secret(spec, settings):
         environment["DOCKER_CONFIG"] = DOCKER_CONFIG_DIR
     return environment
 
 
-def _fetch_environment(settings: Settings, credentials: str | None) -> dict[str, str]:
+def _fetch_environment(settings: Settings) -> dict[str, str]:
     chosen = settings.kubernetes.env.items()
-    environment = {
+    return {
         **_COMMON,
         **{name: value for name, value in chosen if not name.startswith(_ENGINE_VARIABLES)},
     }
-    if credentials:
-        environment |= {
-            "GIT_CONFIG_COUNT": "1",
-            "GIT_CONFIG_KEY_0": "credential.helper",
-            "GIT_CONFIG_VALUE_0": f"store --file={GIT_DIR}/{GIT_FILE}",
-        }
-    return environment
 
 
-def pod_builder_spec(spec: AttemptSpec, settings: Settings) -> Manifest:
+def pod_builder_spec(spec: AttemptSpec, settings: Settings, access: FetchAccess | None = None) -> Manifest:
     """Return the builder's specification for a pod. It holds no credentials."""
     places = {"directory": ATTEMPT_DIR, CAGE: _socket(CAGE)}
     if _has_fetch(spec):
@@ -139,6 +156,7 @@ def pod_builder_spec(spec: AttemptSpec, settings: Settings) -> Manifest:
         **builder_spec(spec, settings),
         "docker_host": f"unix://{settings.kubernetes.docker_socket}",
         "containers": places,
+        **({"git": access.instructions} if access else {}),
     }
 
 
@@ -163,5 +181,6 @@ def volumes(
         items = [{"key": ".dockerconfigjson", "path": "config.json"}]
         found.append({"name": "docker-config", "secret": {"secretName": secret, "items": items}})
     if credentials and _has_fetch(spec):
-        found.append({"name": "git", "secret": {"secretName": credentials}})
-    return found
+        # ssh accepts no key that others than its owner can read, except for one that is not the user's own.
+        found.append({"name": "git", "secret": {"secretName": credentials, "defaultMode": 0o400}})
+    return [*found, *settings.kubernetes.extra_volumes]

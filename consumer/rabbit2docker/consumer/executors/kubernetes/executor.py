@@ -14,6 +14,7 @@ import structlog
 
 from rabbit2docker.clock import utc_now
 from rabbit2docker.consumer.builder import BUILDER_PATH
+from rabbit2docker.consumer.credentials import GitCredentials
 from rabbit2docker.consumer.executors.base import (
     Attempt,
     AttemptName,
@@ -31,6 +32,7 @@ from rabbit2docker.consumer.executors.kubernetes.informer import PODS, Informer
 from rabbit2docker.consumer.executors.kubernetes.leases import Leases
 from rabbit2docker.consumer.executors.kubernetes.logs import LogReader
 from rabbit2docker.consumer.executors.kubernetes.models import Owned, Pod
+from rabbit2docker.consumer.executors.kubernetes.personal_secrets import PersonalSecrets
 from rabbit2docker.consumer.executors.kubernetes.placement import least_loaded, ready_nodes
 from rabbit2docker.consumer.executors.kubernetes.pod_records import PodRecords
 from rabbit2docker.consumer.executors.kubernetes.pods import BuildPods
@@ -57,14 +59,27 @@ class KubernetesExecutor:
     checkpoint_seconds = 60.0
     engine_check_seconds = 2.0
 
-    def __init__(self, settings: Settings, *, builder_text: str | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        builder_text: str | None = None,
+        credentials: GitCredentials | None = None,
+    ) -> None:
         """Prepare an executor; entering it connects. `builder_text` replaces the builder's program in tests."""
         self.replica = _replica_name()
         self._core = f"/api/v1/namespaces/{settings.kubernetes.namespace}"
         self._settings = settings
         self._api = ApiClient(settings.kubernetes)
         self._tasks = TaskSet()
-        self._config_objects = BuildConfigObjects(self._api, settings, builder_text or BUILDER_TEXT)
+        credentials = GitCredentials(settings.tenants) if credentials is None else credentials
+        self._personal: PersonalSecrets | None = None
+        if namespace := settings.kubernetes.personal_namespace:
+            self._personal = PersonalSecrets(self._api, namespace)
+            credentials.use_personal(self._personal)
+        self._config_objects = BuildConfigObjects(
+            self._api, settings, builder_text or BUILDER_TEXT, credentials
+        )
         self._records = PodRecords(self._api, settings, self._config_objects, self._tasks)
         self._pods = BuildPods(
             self._api,
@@ -207,6 +222,8 @@ class KubernetesExecutor:
             raise ExecutorUnavailable(f"The list of builds is out of date: {informer.problem}")
         try:
             await self._garbage.sweep(list(informer.objects.values()), utc_now())
+            if self._personal:
+                await self._personal.sweep(utc_now())
         except ApiStatusError as error:
             raise as_unavailable(error) from error
         if self._leases is not None:

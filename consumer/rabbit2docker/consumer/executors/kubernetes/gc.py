@@ -55,8 +55,9 @@ class GarbageCollector:
             await self._delete("pods", pod.metadata, grace_seconds=0)
 
     async def _sweep_secrets(self, pod_names: set[str], now: datetime) -> None:
-        # Without credentials of tenants the service has no permission on Secrets.
-        if not any(tenant.git_credentials for tenant in self._settings.kubernetes.tenants.values()):
+        # Without credentials for git the service has no permission on Secrets.
+        has_own = any(tenant.git for tenant in self._settings.tenants.values())
+        if not (has_own or self._settings.kubernetes.personal_namespace):
             return
         await self._sweep_objects(
             "secrets",

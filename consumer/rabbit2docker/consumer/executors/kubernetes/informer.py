@@ -43,7 +43,8 @@ WATCH_SECONDS: Final = (240, 480)
 """Range of the requested duration of a watch, chosen at random so that replicas do not reconnect all at once."""
 READ_TIMEOUT_SECONDS: Final = 90.0
 """Bookmarks arrive about every minute: a watch without data for longer than this is dead."""
-PAUSES: Final = doubling(0.2, 30.0)
+PAUSES: Final = doubling(0.2, 3.0)
+"""Short to the end: what happens to pods is not known until the watch is back."""
 MIN_WATCH_SECONDS: Final = 1.0
 """A watch or a list that is outdated sooner counts as a failure, so that retries are delayed."""
 LINE_BYTES: Final = 32 << 20

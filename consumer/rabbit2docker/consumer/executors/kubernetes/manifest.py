@@ -3,16 +3,18 @@
 The pod is the record of an attempt: its annotations hold the AttemptSpec and the AttemptStatus, its status the rest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from rabbit2docker.consumer.executors.base import AttemptSpec, AttemptStatus
-from rabbit2docker.consumer.executors.kubernetes.containers import GIT_FILE, containers, volumes
+from rabbit2docker.consumer.executors.fetch_access import FetchAccess
+from rabbit2docker.consumer.executors.kubernetes.containers import PASSWD, containers, passwd, volumes
 from rabbit2docker.consumer.executors.kubernetes.models import Manifest, Pod
-from rabbit2docker.consumer.executors.kubernetes.placement import affinity, tolerations
+from rabbit2docker.consumer.executors.kubernetes.placement import affinity, node_labels, tolerations
 from rabbit2docker.consumer.executors.kubernetes.pod_status import BUILDER_CONTAINER
 from rabbit2docker.consumer.executors.record_format import decode, encode
 from rabbit2docker.settings import Settings
+from rabbit2docker.settings.tenants import TenantSettings
 
 PREFIX: Final = "rabbit2docker.io/"
 SPEC: Final = f"{PREFIX}spec"
@@ -72,7 +74,7 @@ def credentials_name(spec: AttemptSpec) -> str:
     return f"{spec.name}-{spec.build_id}"[:MAX_NAME_LENGTH]
 
 
-def credentials_secret(settings: Settings, spec: AttemptSpec, git_credentials: str) -> Manifest:
+def credentials_secret(settings: Settings, spec: AttemptSpec, files: Mapping[str, str]) -> Manifest:
     """Return the Secret with the git credentials that the attempt fetches its repository with."""
     return {
         "apiVersion": "v1",
@@ -84,9 +86,7 @@ def credentials_secret(settings: Settings, spec: AttemptSpec, git_credentials: s
         },
         "immutable": True,
         "type": "Opaque",
-        "stringData": {
-            GIT_FILE: git_credentials if git_credentials.endswith("\n") else git_credentials + "\n"
-        },
+        "stringData": {**files, PASSWD: passwd(settings)},
     }
 
 
@@ -97,12 +97,12 @@ def build_pod(
     *,
     replica: str,
     builder_map: str,
-    credentials: str | None,
+    access: FetchAccess | None,
     ready_nodes: Sequence[str],
 ) -> Manifest:
     """Return the pod of an attempt.
 
-    `credentials` is the name of its Secret; `ready_nodes` are the nodes with a ready docker-api.
+    `access` is the content of its Secret, if it has one; `ready_nodes` are the nodes with a ready docker-api.
     """
     kubernetes = settings.kubernetes
     return {
@@ -135,7 +135,7 @@ def build_pod(
             },
             "finalizers": [FINALIZER],
         },
-        "spec": _pod_spec(spec, settings, builder_map, credentials, ready_nodes),
+        "spec": _pod_spec(spec, settings, builder_map, access, ready_nodes),
     }
 
 
@@ -143,11 +143,14 @@ def _pod_spec(
     spec: AttemptSpec,
     settings: Settings,
     builder_map: str,
-    credentials: str | None,
+    access: FetchAccess | None,
     ready_nodes: Sequence[str],
 ) -> Manifest:
     kubernetes = settings.kubernetes
-    parts = containers(spec, settings, credentials)
+    # One whose requests still wait may have been removed from the settings.
+    tenant = settings.tenants.get(spec.tenant, TenantSettings())
+    parts = containers(spec, settings, access)
+    credentials = credentials_name(spec) if access else None
     pod: Manifest = {
         "restartPolicy": "Never",
         "activeDeadlineSeconds": spec.timeout_seconds + DEADLINE_MARGIN_SECONDS,
@@ -155,25 +158,21 @@ def _pod_spec(
         # The code of repositories must find neither an API token nor the addresses of the cluster's services.
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "affinity": affinity(spec, settings.kubernetes, ready_nodes),
-        "tolerations": tolerations(settings.kubernetes),
+        "affinity": affinity(spec, kubernetes, ready_nodes),
+        "tolerations": tolerations(kubernetes, tenant),
         "securityContext": _pod_security_context(settings),
         "containers": parts,
         "volumes": volumes(spec, settings, parts, builder_map=builder_map, credentials=credentials),
     }
-    if kubernetes.node_selector:
-        pod["nodeSelector"] = kubernetes.node_selector
+    if selected := node_labels(kubernetes, tenant):
+        pod["nodeSelector"] = selected
+    if kubernetes.service_account:
+        pod["serviceAccountName"] = kubernetes.service_account
     if kubernetes.priority_class:
         pod["priorityClassName"] = kubernetes.priority_class
     if kubernetes.image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": name} for name in kubernetes.image_pull_secrets]
     return pod
-
-
-def git_credentials(spec: AttemptSpec, settings: Settings) -> str | None:
-    """Return the git credentials of the attempt's tenant, or None."""
-    tenant = settings.kubernetes.tenants.get(spec.tenant)
-    return tenant.git_credentials.get_secret_value() if tenant and tenant.git_credentials else None
 
 
 def _pod_security_context(settings: Settings) -> Manifest:

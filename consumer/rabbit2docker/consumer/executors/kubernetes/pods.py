@@ -54,14 +54,14 @@ class BuildPods:
         Raises NameTaken if a pod that is not a record of this service has the name.
         """
         await self._config_objects.ensure_builder()
-        credentials = await self._config_objects.ensure_credentials(spec)
+        access = await self._config_objects.ensure_credentials(spec)
         body = manifest.build_pod(
             spec,
             status,
             self._settings,
             replica=self._replica,
             builder_map=self._config_objects.builder_map,
-            credentials=credentials,
+            access=access,
             ready_nodes=self._preferred_nodes(),
         )
         for _ in range(MAX_CONFLICTS):
@@ -69,8 +69,8 @@ class BuildPods:
                 record = self._records.put(pod)
                 if record is None:
                     raise ExecutorUnavailable(f"The pod {spec.name} was removed right after its creation.")
-                if credentials:
-                    await self._config_objects.set_owner(credentials, record.pod)
+                if access:
+                    await self._config_objects.set_owner(manifest.credentials_name(spec), record.pod)
                 return record, True
             if (adopted := await self._adopt(spec.name)) is not None:
                 return adopted, False

@@ -61,6 +61,9 @@ def _hidden(settings: Settings) -> Iterator[str]:
     yield os.path.expanduser("~/.docker")
     if settings.docker.config is not None:
         yield os.path.abspath(settings.docker.config)
+    for tenant in settings.tenants.values():
+        if tenant.docker_config is not None:
+            yield os.path.abspath(tenant.docker_config)
     if path := os.environ.get("DOCKER_CONFIG"):
         yield os.path.abspath(path)
 

@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 import structlog
 
 from rabbit2docker.consumer.builder import BUILDER_PATH
+from rabbit2docker.consumer.credentials import GitCredentials
 from rabbit2docker.consumer.executors.base import (
     Attempt,
     AttemptName,
@@ -28,6 +29,8 @@ from rabbit2docker.consumer.executors.base import (
     Members,
 )
 from rabbit2docker.consumer.executors.builder_io import builder_spec
+from rabbit2docker.consumer.executors.fetch_access import FetchAccess, fetch_files
+from rabbit2docker.consumer.executors.lease_directory import create_lease_directory
 from rabbit2docker.consumer.executors.local import confinement, state_directory
 from rabbit2docker.consumer.executors.local.engine_check import check_engine
 from rabbit2docker.consumer.executors.local.inotify import DirectoryWatch
@@ -58,6 +61,7 @@ class LocalExecutor:
         *,
         builder_command: Sequence[str] | None = None,
         kill_after: float = KILL_AFTER_SECONDS,
+        credentials: GitCredentials | None = None,
     ) -> None:
         """Store the settings.
 
@@ -65,6 +69,7 @@ class LocalExecutor:
         between SIGTERM and SIGKILL.
         """
         self._settings = settings
+        self._credentials = GitCredentials(settings.tenants) if credentials is None else credentials
         self._own_builder = builder_command is None
         self._node = socket.gethostname()
         self._state = state_directory.StateDirectory(settings.local.state_dir)
@@ -114,7 +119,14 @@ class LocalExecutor:
             self._check_requirements()
             self._confinement = confinement.prepare(self._settings)
         self._builders.environment = self._builder_environment()
-        return self._state.open()
+        self._builders.docker_configs = {
+            name: os.path.abspath(tenant.docker_config)
+            for name, tenant in self._settings.tenants.items()
+            if tenant.docker_config
+        }
+        found = self._state.open()
+        create_lease_directory(self._settings.engine_leases)
+        return found
 
     def _check_requirements(self) -> None:
         if importlib.util.find_spec("repo2docker") is None:
@@ -172,8 +184,15 @@ class LocalExecutor:
         return await asyncio.shield(task)
 
     async def _create(self, spec: AttemptSpec, status: AttemptStatus) -> tuple[Attempt, bool]:
+        directory = self._state.path(spec.name) / state_directory.WORK / state_directory.GIT
+        access = await fetch_files(self._credentials, spec, directory)
         is_new = await self._threads.call(
-            "create a record", self._state.create, spec, status, self._builder_spec(spec)
+            "create a record",
+            self._state.create,
+            spec,
+            status,
+            self._builder_spec(spec, access),
+            access.files if access else None,
         )
         if not is_new:
             return await self._existing(spec.name), False
@@ -193,8 +212,9 @@ class LocalExecutor:
             )
         return (await self._adopt(found)).snapshot()
 
-    def _builder_spec(self, spec: AttemptSpec) -> dict[str, Any]:
+    def _builder_spec(self, spec: AttemptSpec, access: FetchAccess | None) -> dict[str, Any]:
         return {
+            **({"git": access.instructions} if access else {}),
             **builder_spec(spec, self._settings),
             "docker_host": self._settings.docker.host,
             "repo2docker_version": self._repo2docker_version,

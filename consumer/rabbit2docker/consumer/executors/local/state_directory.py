@@ -22,7 +22,9 @@ import os
 import re
 import shutil
 import socket
+import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +41,7 @@ from rabbit2docker.consumer.executors.base import (
     state_name,
 )
 from rabbit2docker.consumer.executors.record_format import NewerRecord, decode, encode
+from rabbit2docker.consumer.git_files import write_files
 from rabbit2docker.errors import EXECUTOR, ConfigurationError, ExecutorUnavailable
 
 log = structlog.get_logger()
@@ -55,6 +58,11 @@ OUTPUT: Final = "builder.err"
 PROCESS: Final = "process.json"
 RESULT: Final = "result.json"
 WORK: Final = "work"
+GIT: Final = "git"
+"""Directory with credentials for the fetch, in that for the builder's work; both are removed at the builder's end."""
+ORPHAN_SECONDS: Final = 10.0
+"""Time for the last child of a killed service to let go of the lock, which it has from fork to exec."""
+ORPHAN_PAUSE: Final = 0.02
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
 _TEMPORARY: Final = "."  # no record has a name that begins with a dot
@@ -107,6 +115,20 @@ def _sync_directory(path: Path) -> None:
         os.close(directory)
 
 
+def _try_lock(lock: int) -> bool:
+    """Lock an open file; return False if another process holds it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _has_ended(holder: str) -> bool:
+    """Return whether the process whose number is in a lock file is known to have ended."""
+    return holder.isdecimal() and not Path(f"/proc/{holder}").exists() and Path("/proc/self").exists()
+
+
 class StateDirectory:
     """The directory of one service. Methods raise OSError, and ConfigurationError where they say so."""
 
@@ -149,15 +171,16 @@ class StateDirectory:
 
     def _take_lock(self) -> None:
         self._lock = os.open(self.root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        give_up_at = time.monotonic() + ORPHAN_SECONDS
+        while not _try_lock(self._lock):
             holder = os.pread(self._lock, 100, 0).decode("utf-8", "replace").strip()
-            process = f" (process {holder})" if holder else ""
-            raise ConfigurationError(
-                f"Another service{process} uses the state directory {self.root}. Stop it first, or set "
-                "RABBIT2DOCKER_LOCAL__STATE_DIR to another directory for this one."
-            ) from None
+            if not _has_ended(holder) or time.monotonic() > give_up_at:
+                process = f" (process {holder})" if holder else ""
+                raise ConfigurationError(
+                    f"Another service{process} uses the state directory {self.root}. Stop it first, or set "
+                    "RABBIT2DOCKER_LOCAL__STATE_DIR to another directory for this one."
+                )
+            time.sleep(ORPHAN_PAUSE)
         # A full disk must not prevent the start: the process id only serves the message above.
         try:
             os.ftruncate(self._lock, 0)
@@ -217,8 +240,14 @@ class StateDirectory:
             status = AttemptStatus()
         return StoredRecord(spec, status)
 
-    def create(self, spec: AttemptSpec, status: AttemptStatus, builder_spec: dict[str, Any]) -> bool:
-        """Create a record atomically; False if there is one of that name."""
+    def create(
+        self,
+        spec: AttemptSpec,
+        status: AttemptStatus,
+        builder_spec: dict[str, Any],
+        credentials: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Create a record atomically, with the files that hold credentials; False if there is one of that name."""
         path = self.path(spec.name)
         if path.exists():
             return False
@@ -229,6 +258,8 @@ class StateDirectory:
             write_atomically(temporary / STATUS, encode(status))
             write_atomically(temporary / BUILDER_SPEC, json.dumps(builder_spec))
             (temporary / LINES).touch(mode=0o600)
+            if credentials:
+                write_files(temporary / WORK / GIT, credentials)
             os.mkfifo(temporary / RUNNING, 0o600)
             temporary.rename(path)
             _sync_directory(self.attempts)
@@ -254,6 +285,11 @@ class StateDirectory:
         except FileNotFoundError:
             return
         shutil.rmtree(going, ignore_errors=True)
+
+
+def remove_credentials(path: Path) -> None:
+    """Remove the credentials of a builder that was killed before it could do so."""
+    shutil.rmtree(path / WORK / GIT, ignore_errors=True)
 
 
 def read_result(path: Path) -> tuple[BuilderResult | None, datetime]:

@@ -37,6 +37,8 @@ class BuilderSupervisor:
         self._kill_after = kill_after
         self.environment: Mapping[str, str] = {}
         """Environment of the builders to start."""
+        self.docker_configs: Mapping[str, str] = {}
+        """Directories with registry accounts of tenants, by tenant."""
 
     async def adopt(self, record: Record) -> bool:
         """Attach to the builder that an earlier service started for the record; False if there was none."""
@@ -52,12 +54,20 @@ class BuilderSupervisor:
                 return
             try:
                 observed = await self._threads.run(
-                    process.start, record.path, self._arguments(record), self.environment
+                    process.start, record.path, self._arguments(record), self._environment_of(record)
                 )
             except OSError as error:
                 self._start_later(record, error)
             else:
                 await self._attach(record, observed)
+
+    def _environment_of(self, record: Record) -> Mapping[str, str]:
+        trace, config = record.spec.trace, self.docker_configs.get(record.spec.tenant)
+        return {
+            **self.environment,
+            **(trace.environment() if trace else {}),
+            **({"DOCKER_CONFIG": config} if config else {}),
+        }
 
     async def stop(self, record: Record) -> None:
         """Send SIGTERM now and SIGKILL after the grace period; end an attempt that has no builder yet."""
@@ -123,6 +133,7 @@ class BuilderSupervisor:
         """Read the result. The builder writes it before it exits: if there is none now, there will never be."""
         if record.process is not None:
             await self._threads.run(process.reap, record.process)
+        await self._threads.run(state_directory.remove_credentials, record.path)
         record.result, record.ended_at = await self._threads.run(state_directory.read_result, record.path)
         if record.over.is_set():
             return
