@@ -16,6 +16,8 @@ _HERE = Path(__file__).parent
 _SECONDS = 600
 # Other tests of one file or class share what they have installed, so one worker runs them all.
 _INDEPENDENT = ("test_replicas", "test_chart", "test_images")
+_RENDERING = "test_chart_"
+"""Begin of the names of files that need helm alone."""
 _LONGEST_FIRST = {
     name: place
     for place, name in enumerate(("test_installation", "test_executor", "test_bad_days", "test_replicas"))
@@ -30,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.cluster)
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(_SECONDS))
-        if item.path.stem not in _INDEPENDENT:
+        if item.path.stem not in _INDEPENDENT and not item.path.stem.startswith(_RENDERING):
             scope = item.nodeid.rpartition("::")[0]
             item.add_marker(pytest.mark.xdist_group(scope.rpartition("/")[2]))
     here.sort(key=lambda item: _LONGEST_FIRST.get(item.path.stem, len(_LONGEST_FIRST)))

@@ -22,7 +22,9 @@ from deploy.dev.machine import CHECKOUT, RUN, SYSTEM_PATH, Ledger, Unable, debia
 
 IMAGE: Final = "rabbit2docker.test/rabbit2docker:1"
 BASE_IMAGE: Final = "rabbit2docker-dev/python:3"
-PACKAGES: Final = ("ca-certificates", "git", "python3", "python3-venv")
+PACKAGES: Final = ("ca-certificates", "git", "openssh-client", "python3", "python3-venv")
+EXTRAS: Final = "kubernetes,hub"
+"""As in the Dockerfile."""
 LEFT_OUT: Final = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale")
 GLIBC: Final = (17, 28, 34)
 
@@ -90,7 +92,11 @@ def _python_version(root: Path) -> str:
 
 def _wheels(python: str) -> Path:
     """Return a directory with everything that pip will ask for in an image with that Python."""
-    wanted = [python, *((CHECKOUT / name).read_text() for name in ("pyproject.toml", "constraints.txt"))]
+    wanted = [
+        python,
+        EXTRAS,
+        *((CHECKOUT / name).read_text() for name in ("pyproject.toml", "constraints.txt")),
+    ]
     directory = RUN / "wheels" / hashlib.sha256("\0".join(wanted).encode()).hexdigest()[:8]
     if directory.exists():
         return directory
@@ -106,7 +112,7 @@ def _wheels(python: str) -> Path:
                 *(f"--abi={tag}" for tag in tags),
                 *(f"--platform={name}" for name in platforms),
                 *("--constraint", CHECKOUT / "constraints.txt"),
-                f"{CHECKOUT}[kubernetes]",
+                f"{CHECKOUT}[{EXTRAS}]",
                 "hatchling",
             ]
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 from rabbit2docker.settings import AmqpSettings
 from tests.cluster.harness import kubectl
+from tests.cluster.harness.layout import NODES_NETWORK
 from tests.support.consumer import Consumer
 from tests.support.rabbitmq import Management
 from tests.support.repositories import GitServer, Repository, repository
@@ -30,6 +31,7 @@ def docker_api(name: str, socket_directory: str) -> Object:
     """Return a DaemonSet as the chart makes it, without what these tests do not need."""
     socket = f"unix://{socket_directory}/docker.sock"
     command = ["dockerd", f"--host={socket}", "--data-root=/var/lib/docker", "--group=2375"]
+    answers = {"exec": {"command": ["docker", f"--host={socket}", "version"]}, "timeoutSeconds": 10}
     return {
         "apiVersion": "apps/v1",
         "kind": "DaemonSet",
@@ -46,13 +48,15 @@ def docker_api(name: str, socket_directory: str) -> Object:
                         {
                             "name": "docker",
                             "image": f"{IMAGES}docker-api:1",
-                            "command": [*command, f"--insecure-registry={REGISTRY}"],
+                            "command": [
+                                *command,
+                                f"--insecure-registry={REGISTRY}",
+                                f"--insecure-registry={NODES_NETWORK}",
+                            ],
                             "securityContext": {"privileged": True},
-                            "readinessProbe": {
-                                "exec": {"command": ["docker", f"--host={socket}", "version"]},
-                                "periodSeconds": 1,
-                                "timeoutSeconds": 5,
-                            },
+                            # Each probe starts a process in the container: often until the first answer, seldom after.
+                            "startupProbe": {**answers, "periodSeconds": 1, "failureThreshold": 120},
+                            "readinessProbe": {**answers, "periodSeconds": 30},
                             "volumeMounts": [
                                 {"name": "socket", "mountPath": socket_directory},
                                 {"name": "data", "mountPath": "/var/lib/docker"},

@@ -4,11 +4,14 @@ import asyncio
 import json
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 
 import pytest
 
 from tests.cluster.harness import faults, kubectl
+from tests.cluster.harness.layout import HOST
 from tests.cluster.site import IMAGES, REGISTRY, Site, opened
+from tests.corpus.registry import registry
 from tests.support.consumer import Consumer
 from tests.support.stories import Story, asked, build
 from tests.support.waiting import eventually, eventually_blocking
@@ -16,6 +19,8 @@ from tests.support.waiting import eventually, eventually_blocking
 Start = Callable[..., Consumer]
 GIVES_UP = {"RABBIT2DOCKER_KUBERNETES__PENDING_SECONDS": "12"}
 """Of a consumer whose pods wait for something that will not come; long enough for it to ask what they wait for."""
+ONE_ATTEMPT = {"RABBIT2DOCKER_LIMITS__ATTEMPTS": "1"}
+"""Of a consumer whose builds do not survive a fault that counts as theirs."""
 LOSES_NODES = {"RABBIT2DOCKER_KUBERNETES__TERMINATION_SECONDS": "2"}
 """Of a consumer whose pod's node is gone: no process is left that would use the time to end."""
 
@@ -80,15 +85,7 @@ class TestPodsThatNeverStart:
         start(RABBIT2DOCKER_KUBERNETES__PUSH_SECRET="late")
         async with asked(site.amqp, site.quick("late-secret").spec()) as request:
             await request.until(lambda event: "late" in str(getattr(event.data, "detail", "")))
-            config = json.dumps({"auths": {REGISTRY: {"auth": "bm9ib2R5Om5vdGhpbmc="}}})
-            secret = {
-                "apiVersion": "v1",
-                "kind": "Secret",
-                "metadata": {"name": "late"},
-                "type": "kubernetes.io/dockerconfigjson",
-                "stringData": {".dockerconfigjson": config},
-            }
-            kubectl.apply(secret, namespace=site.namespace)
+            push_secret("late", REGISTRY, site)
             story = await request.story()
         assert story.completed.digest
 
@@ -200,19 +197,55 @@ class TestPodsThatEndEarly:
 
 @pytest.mark.usefixtures("ours")
 class TestTheEngineBreaks:
-    async def test_a_docker_engine_that_dies_has_its_build_tried_again(
+    async def test_a_docker_engine_that_dies_has_its_build_tried_again_beside_it_if_there_is_no_other(
         self, site: Site, start: Start
     ) -> None:
-        start()
+        node = "node-2"
+        own_nodes = {"default": {"node_selector": {"kubernetes.io/hostname": node}}}
+        start(RABBIT2DOCKER_TENANTS=json.dumps(own_nodes), **ONE_ATTEMPT)
         async with asked(site.amqp, site.slow(10, "engine").spec()) as request:
             await request.until_line("second-2")
-            pod = site.running()
-            assert pod is not None
-            await asyncio.to_thread(faults.kill_docker_api, pod["spec"]["nodeName"], site.namespace)
+            await asyncio.to_thread(faults.kill_docker_api, node, site.namespace)
             story = await request.story()
         assert story.completed.attempt == 2
         assert any(progress.detail.failed_reason == "docker_unavailable" for progress in story.progress)
         site.provide_docker_api()
+
+    async def test_no_build_is_lost_to_a_rolling_update_of_the_engines(
+        self, site: Site, start: Start
+    ) -> None:
+        start(**ONE_ATTEMPT)
+        repos = [site.slow(12, f"rolled-{number}") for number in range(3)]
+        async with AsyncExitStack() as stack:
+            requests = [await stack.enter_async_context(asked(site.amqp, repo.spec())) for repo in repos]
+            await asyncio.gather(*(request.until_line("second-1") for request in requests))
+            site.kubectl("rollout", "restart", "daemonset/docker-api")
+            await asyncio.to_thread(site.provide_docker_api)
+            stories = await asyncio.gather(*(request.story() for request in requests))
+        assert all(story.completed.digest for story in stories)
+        retries = [
+            progress for story in stories for progress in story.progress if progress.detail.failed_reason
+        ]
+        assert retries
+        assert {progress.detail.failed_reason for progress in retries} == {"docker_unavailable"}
+
+    async def test_a_wrong_push_secret_fails_a_build_at_once(self, site: Site, start: Start) -> None:
+        rules = [
+            "* /v2/ 401 UNAUTHORIZED authentication required",
+            "GET /token 401 UNAUTHORIZED bad password",
+        ]
+        with registry(rules, host=HOST) as strict:
+            start(
+                RABBIT2DOCKER_IMAGES__PREFIX=f"{strict.address}/",
+                # Otherwise the request is rejected for it before there is a build.
+                RABBIT2DOCKER_IMAGES__CHECK_REGISTRY="false",
+                RABBIT2DOCKER_KUBERNETES__PUSH_SECRET=push_secret("wrong", strict.address, site),
+            )
+            story = await build(site.amqp, site.quick("wrong-secret").spec())
+        assert (story.failed.reason, story.failed.category) == ("push_denied", "operator")
+        assert "bad password" in story.failed.message
+        assert story.failed.attempt == 1
+        assert not [line for line in story.log if "Trying again" in line]
 
 
 @pytest.mark.disruptive
@@ -297,6 +330,20 @@ class TestTheClusterBreaks:
         assert story.end.kind == "cancelled"
         assert any(progress.detail.failed_reason == "node_lost" for progress in story.progress)
         site.provide_docker_api()
+
+
+def push_secret(name: str, host: str, site: Site) -> str:
+    """Make a Secret with a login that no registry knows; return its name."""
+    config = json.dumps({"auths": {host: {"auth": "bm9ib2R5Om5vdGhpbmc="}}})
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name},
+        "type": "kubernetes.io/dockerconfigjson",
+        "stringData": {".dockerconfigjson": config},
+    }
+    kubectl.apply(secret, namespace=site.namespace)
+    return name
 
 
 def evict(name: str, namespace: str) -> None:

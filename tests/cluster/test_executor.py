@@ -1,4 +1,4 @@
-"""The promises of every executor, on real pods: the suite of the behaviour tests, with another stage."""
+"""Promises of every executor, on real pods: tests of the behaviour suite, with another stage."""
 
 import json
 import os
@@ -18,7 +18,24 @@ from tests.cluster.harness import faults, layout
 from tests.cluster.site import IMAGES, Site, opened
 from tests.support import scripted_pod
 
-globals().update({name: test for name, test in vars(suite).items() if name.startswith("test_")})
+# What depends on kubelet, containerd and API server. The others run on the simulated API server of the behaviour tests.
+CHOSEN = (
+    suite.test_creating_a_record_starts_its_builder,
+    suite.test_concurrent_creations_of_one_record_start_one_builder,
+    suite.test_concurrent_status_updates_are_all_kept,
+    suite.test_lines_arrive_while_the_builder_runs,
+    suite.test_reading_resumes_after_any_line,
+    suite.test_lines_that_the_builder_counted_but_that_are_lost_are_reported_missing,
+    suite.test_an_ended_attempt_has_the_result_that_the_builder_wrote,
+    suite.test_a_killed_builder_ends_the_attempt_without_a_result,
+    suite.test_cancel_stops_the_builder,
+    suite.test_the_name_of_a_deleted_record_can_be_used_again,
+    suite.test_a_record_removed_from_outside_is_published_and_ends_its_reader,
+    suite.test_the_next_service_finds_the_same_records_and_their_later_lines,
+    suite.test_the_next_service_finds_a_builder_that_ended_between_services,
+    suite.test_the_next_service_can_cancel_an_attempt_of_the_previous_one,
+)
+globals().update({test.__name__: test for test in CHOSEN})
 
 NODES = ("node-1", "node-2")
 

@@ -81,19 +81,6 @@ async def test_a_build_of_a_killed_replica_is_finished_by_the_other_with_every_l
     assert seconds_in(story.log) == [f"second-{number}" for number in range(30)]
 
 
-async def test_a_rolling_restart_loses_no_line(site: Site) -> None:
-    first, second = await two_of(site)
-    async with asked(site.amqp, site.slow(30).spec()) as request:
-        await request.until_line("second-3")
-        for consumer in (first, second):
-            assert await asyncio.to_thread(consumer.stop) == 0
-            await asyncio.to_thread(consumer.start_and_wait)
-            await all_live(first, second)
-        story = await request.story()
-    assert story.completed.attempt == 1
-    assert seconds_in(story.log) == [f"second-{number}" for number in range(30)]
-
-
 async def test_a_replica_cut_off_from_the_api_server_leaves_its_builds_to_the_other(
     site: Site, tmp_path: Path
 ) -> None:

@@ -64,4 +64,4 @@ def new_namespace(prefix: str = "test") -> Iterator[str]:
         kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=60s", namespace=name)
         yield name
     finally:
-        kubectl("delete", "namespace", name, "--wait=false")
+        kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")

@@ -6,7 +6,18 @@ from pathlib import Path
 
 from deploy.dev.machine import Unable, is_debian_root, need_packages, say, timed, wait_until
 
-from tests.cluster.harness import beside, control, images, keys, layout, network, nodes, processes, programs
+from tests.cluster.harness import (
+    beside,
+    control,
+    images,
+    keys,
+    layout,
+    network,
+    nodes,
+    policies,
+    processes,
+    programs,
+)
 from tests.cluster.harness.layout import BASE_IMAGE, BIN, IMAGES, KUBECONFIG, LOGS, NODES, REGISTRY, STATE
 
 KIND = "own"
@@ -89,7 +100,7 @@ def down(*, wipe: bool = False) -> None:
             say(f"Ending {node.name}")
         nodes.stop(node, ledger)
     beside.stop(ledger)
-    for name in ("kwok", *control.NAMES):
+    for name in ("kwok", policies.NAME, *control.NAMES):
         for item in ledger.processes:
             if item.name == name:
                 if item.is_alive():
@@ -97,6 +108,7 @@ def down(*, wipe: bool = False) -> None:
                 item.end(_GOODBYE)
     processes.remove_cgroups()
     network.down()
+    policies.forget()
     ledger.path.unlink(missing_ok=True)
     layout.ENV.unlink(missing_ok=True)
     if wipe:

@@ -79,6 +79,9 @@ PROGRAMS = (
         tags="no_btrfs no_zfs no_devmapper",
     ),
     Program("helm", "3.22.0", "helm.sh/helm/v3/cmd", ("helm",)),
+    Program(
+        "kube-router", "2.1.0", "github.com/cloudnativelabs/kube-router/v2/cmd", ("kube-router",), seconds=240
+    ),
     Program("kwok", "0.8.0", "sigs.k8s.io/kwok/cmd", ("kwok",)),
 )
 _KWOK = PROGRAMS[-1]

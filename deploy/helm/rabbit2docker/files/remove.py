@@ -1,7 +1,8 @@
 """Deletes the pods, ConfigMaps, Leases and Secrets that the consumers have created, once all consumers have stopped.
 
 Run by the chart after `helm uninstall` in the image of the consumer, with `KINDS`, `SELECTOR`, `CONSUMERS` and
-`NAMESPACE` in the environment. Standard library only, so that any version of the image can run it.
+`NAMESPACE` in the environment. Before an uninstall it is run as `remove.py stop`, with `DEPLOYMENT`: it then stops the
+consumers, so that all builds can be ended; with `SCALED`, KEDA's ScaledObject of the same name goes first. Standard library only, so that any version of the image can run it.
 """
 
 import http.client
@@ -13,11 +14,14 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TIMEOUT_SECONDS: Final = 240
+STOP_SECONDS: Final = 90
+"""After this, consumers that are being deleted are left alone: their node may be gone. They take no requests any more."""
 FINALIZER: Final = "rabbit2docker.io/outcome"
 GROUPS: Final = {"leases": "/apis/coordination.k8s.io/v1"}
 
@@ -86,19 +90,43 @@ def one_pass() -> list[str]:
     return left
 
 
-def main() -> int:
-    """Delete until nothing is left or the time is up; return the exit code."""
-    until, left = time.monotonic() + TIMEOUT_SECONDS, ["?"]
-    while left and time.monotonic() < until:
+def stop_consumers() -> list[str]:
+    """Scale the consumers to zero and return the names of those to wait for."""
+    namespace, name = os.environ["NAMESPACE"], os.environ["DEPLOYMENT"]
+    if "SCALED" in os.environ:  # by an object of the release, which an upgrade makes again
+        call("DELETE", f"/apis/keda.sh/v1alpha1/namespaces/{namespace}/scaledobjects/{name}")
+    path = f"/apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale"
+    call("PATCH", path, {"spec": {"replicas": 0}})
+    return [metadata["name"] for metadata in found("pods", os.environ["CONSUMERS"])]
+
+
+def are_stopping() -> bool:
+    """Return whether all consumers that are left are being deleted."""
+    return all("deletionTimestamp" in metadata for metadata in found("pods", os.environ["CONSUMERS"]))
+
+
+def repeat(one_pass: Callable[[], list[str]], seconds: float) -> bool:
+    """Repeat a pass until nothing is left to wait for; return False if the time is up before."""
+    until = time.monotonic() + seconds
+    while True:
         try:
             left = one_pass()
         except OSError as error:
             left = [str(error)]
-        if left:
-            print("waiting for", *left, file=sys.stderr, flush=True)  # noqa: T201
-            time.sleep(2)
-    return 1 if left else 0
+        if not left:
+            return True
+        if time.monotonic() >= until:
+            return False
+        print("waiting for", *left, file=sys.stderr, flush=True)  # noqa: T201
+        time.sleep(1)
+
+
+def main(arguments: list[str]) -> int:
+    """Delete, or stop the consumers, until nothing is left or the time is up; return the exit code."""
+    if arguments == ["stop"]:
+        return 0 if repeat(stop_consumers, STOP_SECONDS) or are_stopping() else 1
+    return 0 if repeat(one_pass, TIMEOUT_SECONDS) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
