@@ -10,15 +10,19 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import typer
 from pydantic import BaseModel, SecretStr
 
 from rabbit2docker import metrics as consumer_metrics
+from rabbit2docker.amqp.dead_letter_help import EXPLANATIONS
 from rabbit2docker.cli.app import app
 from rabbit2docker.hub.web.openapi import document
 from rabbit2docker.settings import HubAuth, Settings
+from rabbit2docker.settings.descriptions import descriptions
 from rabbit2docker_schemas import documents
+from rabbit2docker_schemas.providers import PROVIDERS, ProviderDescriptor
 from rabbit2docker_schemas.reasons import AGAIN_OF, CATEGORY_OF, HINT_OF, FailureReason
 
 REFERENCE: Final = Path(__file__).parent / "reference"
@@ -55,10 +59,13 @@ def _default(value: Any) -> str:
 
 
 def _settings(model: type[BaseModel], defaults: BaseModel, prefix: str) -> Iterator[tuple[str, ...]]:
-    for name, field in model.model_fields.items():
+    texts = descriptions(model)
+    for name in model.model_fields:
         value = getattr(defaults, name)
         if not isinstance(value, BaseModel):
-            yield f"`{prefix}{name.upper()}`", _default(value), field.description or ""
+            yield f"`{prefix}{name.upper()}`", _default(value), texts.get(name, "")
+        elif prefix != ENV_PREFIX:  # the groups themselves have a section each
+            yield from _settings(type(value), value, f"{prefix}{name.upper()}__")
 
 
 def settings() -> str:
@@ -250,6 +257,63 @@ def failures() -> str:
     )
 
 
+def dead_letters() -> str:
+    """Return the page on the reasons of dead letters."""
+    rows = [(f"`{reason}`", each.cause, each.action) for reason, each in EXPLANATIONS.items()]
+    return "\n\n".join(
+        [
+            "# Dead letters",
+            "A message in `builds.dead` has one of these reasons. Command line and page show the same texts. "
+            "[](../how-to/dead-letters.md) says how to list the letters, publish them again and discard them.",
+            table("Reason", "Cause", "What to do", rows=rows),
+        ]
+    )
+
+
+def _example(provider: ProviderDescriptor) -> str:
+    """Return a command that builds the descriptor's example."""
+    repository = (
+        quote(provider.repo_placeholder, safe="") if provider.url_encoded else provider.repo_placeholder
+    )
+    return f"`rabbit2docker build {provider.prefix} {repository}{'/HEAD' if provider.has_ref else ''}`"
+
+
+def providers() -> str:
+    """Return the page on the providers of repositories and datasets."""
+    rows = [
+        (f"`{each.prefix}`", each.display_name, f"`{each.spec_form}`", each.version, _example(each))
+        for each in PROVIDERS.values()
+    ]
+    return "\n\n".join(
+        [
+            "# Providers",
+            "A request names a provider and a spec, as in BinderHub's `/build/PROVIDER/SPEC`. Names of images and builds are "
+            "BinderHub's, so that images which it built are found again. `rabbit2docker name PROVIDER SPEC --ref VERSION` "
+            "prints them without a connection.",
+            table("Provider", "Name", "Spec", "Version, and tag of the image", "Example", rows=rows),
+            "## Addresses",
+            "`rabbit2docker build ADDRESS`, the pages and the API map an address as people paste it to provider and spec: "
+            "of a repository, branch, tag, commit, file, pull or merge request at GitHub and GitLab (also at the hosts of "
+            "`providers.github_hostname` and `providers.gitlab_hostname`), of a gist, of a record or dataset, or a DOI. "
+            "Any other address is read as one of a git repository.",
+            "## Versions",
+            "A request is pinned when it is admitted, and exactly that version is built or none: git commits by their id, "
+            "records of Zenodo and Figshare by an address that names the version. HydroShare, Dataverse and CKAN (without an "
+            "activity) have the newest content only. If that changes between admission and download, the build fails "
+            "with `ref_not_found`, and the next request gets the new version.",
+            "A repository on GitHub or GitLab that was renamed is built from its new address, under the names of the old "
+            "one, and `accepted` has a `notice`. The same holds for a permanent redirect of a `git` address. "
+            "`main` and `master` stand for the default branch where they do not exist.",
+            "## Limits",
+            "A dataset without files is rejected with `repository_empty`, one larger than `providers.max_dataset_bytes` by "
+            "what its host says with `repository_too_large`; what is downloaded and unpacked has the same limit. Addresses "
+            "from requests, redirects and datasets must be public, unless `providers.allow_private_addresses` is on. A host "
+            "that limits requests is asked again at the time that it names; the requests wait, and a progress event says "
+            "until when. `rabbit2docker_host_requests_left` shows how many requests are left.",
+        ]
+    )
+
+
 PAGES: Final[dict[str, Callable[[], str]]] = {
     "settings.md": settings,
     "command-line.md": command_line,
@@ -257,6 +321,8 @@ PAGES: Final[dict[str, Callable[[], str]]] = {
     "http-api.md": http_api,
     "metrics.md": metrics,
     "failures.md": failures,
+    "dead-letters.md": dead_letters,
+    "providers.md": providers,
 }
 
 

@@ -25,8 +25,10 @@ from rabbit2docker_schemas.routing import (
     request_event_key,
     request_key,
     tenant_index,
+    tenant_phases,
     tenant_stream,
 )
+from rabbit2docker_schemas.tracing import PARENT_HEADER, STATE_HEADER
 
 BINDING: Final = "0.3.0"
 _TEXT: Final = {"type": "string"}
@@ -58,6 +60,12 @@ def _message_name(ce_type: str) -> str:
     return schema_name(ce_type)
 
 
+_TRACE: Final = {
+    PARENT_HEADER: _TEXT | {"description": "W3C trace context of the request, absent without one."},
+    STATE_HEADER: _TEXT | {"description": "The same, of the request's vendor."},
+}
+
+
 def _event_headers(kind: Kind) -> dict[str, Any]:
     properties: dict[str, Any] = {
         "ce-specversion": {"const": "1.0"},
@@ -75,7 +83,7 @@ def _event_headers(kind: Kind) -> dict[str, Any]:
     return {
         "type": "object",
         "required": list(properties),
-        "properties": properties | {"x-stream-filter-value": stream_filter},
+        "properties": properties | {"x-stream-filter-value": stream_filter} | _TRACE,
     }
 
 
@@ -86,6 +94,7 @@ def _input_headers(ce_type: str) -> dict[str, Any]:
         "properties": {
             "ce-id": _TEXT | {"description": "Serves as request_id if the body has none."},
             "ce-type": {"const": ce_type},
+            **_TRACE,
         },
     }
 
@@ -219,6 +228,11 @@ def _channels() -> dict[str, Any]:
                 *of_requests,
                 *(type_ for type_ in of_builds if type_ not in map(event_type, (Kind.LOG, Kind.GAP))),
             ],
+        ),
+        "tenant_phases": _queued(
+            tenant_phases("{tenant}"),
+            "A small stream with the phases and waits of a tenant's builds.",
+            [event_type(Kind.PROGRESS)],
         ),
     }
 

@@ -28,7 +28,8 @@ from rabbit2docker_schemas.events import (
     RequestEventData,
 )
 from rabbit2docker_schemas.ids import EventId, build_id_of
-from rabbit2docker_schemas.routing import build_event_key, request_event_key, waiting_key
+from rabbit2docker_schemas.routing import build_event_key, phase_key, request_event_key, waiting_key
+from rabbit2docker_schemas.tracing import Trace, read_trace
 
 CONTENT_TYPE: Final = "application/json"
 STREAM_FILTER_HEADER: Final = "x-stream-filter-value"
@@ -65,6 +66,10 @@ class Event:
     time: datetime
     data: AnyEventData
     source: str = "/builds/rabbit2docker"
+    trace: Trace | None = None
+    """Trace context of the request that is answered or that has started the build."""
+    is_indexed: bool = True
+    """False for further progress of a request that waits: one event in the tenant's index is enough to find it."""
 
     @property
     def kind(self) -> Kind:
@@ -107,10 +112,11 @@ class Event:
 
     @property
     def index_key(self) -> str | None:
-        """Second routing key of an event that belongs into the tenant's index, where the first does not lead there."""
-        if isinstance(self.data, Progress) and self.data.attempt == 0:
-            return waiting_key(self.tenant, self.data.build_id)
-        return None
+        """Second routing key of an event that belongs into the tenant's index or phases, where the first does not lead."""
+        if not self.is_indexed or not isinstance(self.data, Progress) or not self.data.is_new_phase:
+            return None
+        key = phase_key if self.data.attempt else waiting_key
+        return key(self.tenant, self.data.build_id)
 
     def headers(self) -> dict[str, str]:
         """Return the AMQP headers."""
@@ -124,6 +130,7 @@ class Event:
             "ce-dataschema": schema_id(self.kind),
             "ce-tenant": self.tenant,
             STREAM_FILTER_HEADER: self.stream_filter,
+            **(self.trace.headers() if self.trace else {}),
         }
 
     def body(self) -> bytes:
@@ -168,6 +175,7 @@ def read_event(headers: Mapping[str, Any], body: bytes) -> Event:
             time=_time(headers["ce-time"]),
             data=MODEL_OF[kind].model_validate_json(body),
             source=_text(headers.get("ce-source", "")),
+            trace=read_trace(headers),
         )
     except (KeyError, ValueError, ValidationError) as error:
         raise UnreadableEvent(f"{kind} event cannot be read: {error}") from error

@@ -114,6 +114,11 @@ class Rejected(EventData):
     retryable: bool = False
     """True if the same request may be accepted later."""
 
+    @property
+    def is_end(self) -> bool:
+        """True if the request of this id ends with it: not if a further request has taken the id of an earlier one."""
+        return self.reason != RejectReason.REQUEST_ID_REUSED
+
 
 class ProgressDetail(EventData):
     """Details of a progress message in machine-readable form, for progress bars and tables."""
@@ -131,6 +136,10 @@ class ProgressDetail(EventData):
     """Time at which the request is rejected if what it waits for is still away."""
     failed_reason: AnyFailureReason | None = None
     """Failure reason of the previous attempt."""
+    ahead: Count | None = None
+    """Number of requests that are started before this one, while it waits for a free slot. It is true for a moment only."""
+    expected_start: AwareDatetime | None = None
+    """Time at which the request is started if others keep starting at the pace of late."""
 
 
 class Progress(EventData):
@@ -144,6 +153,18 @@ class Progress(EventData):
     message: str
     """Text for people."""
     detail: ProgressDetail = ProgressDetail()
+    lines: Count | None = None
+    """Lines of the attempt's log before this; absent if no line shows the progress."""
+
+    @property
+    def is_new_phase(self) -> bool:
+        """True for a new phase or wait, of which a build has a few, and not for one of its many steps or layers."""
+        return self.detail.step is None and self.detail.layers_total is None
+
+    @property
+    def is_place(self) -> bool:
+        """True if it says the place of a request that waits for a slot. After `accepted` it is out of date."""
+        return self.detail.ahead is not None
 
 
 class LogLine(EventData):
@@ -181,6 +202,25 @@ class Gap(EventData):
     message: str = ""
 
 
+class Provenance(EventData):
+    """Origin of an image, as its labels `org.opencontainers.image.…` and `io.rabbit2docker.…` state it, too."""
+
+    source: str
+    """Address of the repository or dataset."""
+    revision: str
+    """Commit, or version of the dataset, that the image was built from."""
+    version: str
+    """Branch, tag or version that the request named; the revision if it named none."""
+    created: AwareDatetime
+    """Time of the image build."""
+    request_id: str
+    """The request that started the image build."""
+    build_id: str
+    """The build that made the image: an earlier one if the engine had it already, such as after a failed push."""
+    builder_version: str = ""
+    """Version of rabbit2docker that built it."""
+
+
 class Completed(EventData):
     """The image is in the registry."""
 
@@ -201,6 +241,10 @@ class Completed(EventData):
     lines: Count | None = None
     """Total number of lines in the attempt's log."""
     repo2docker_version: str | None = None
+    builder_image: str | None = None
+    """Image of the pod that built it; absent if none did, or if the image existed."""
+    provenance: Provenance | None = None
+    """Origin of the image; absent if the registry had it."""
     warnings: list[str] = []
     """Texts for people about content that the image lacks, such as files of Git LFS."""
 

@@ -117,6 +117,16 @@ EVENTS: Final[dict[Kind, Event]] = {
                 attempt=1,
                 lines=212,
                 repo2docker_version="2026.4.0",
+                builder_image="quay.io/jupyterhub/repo2docker:2026.4.0",
+                provenance=events.Provenance(
+                    source="https://github.com/binder-examples/requirements",
+                    revision=_REF,
+                    version="main",
+                    created=_at(9.5),
+                    request_id=_REQUEST_ID,
+                    build_id=_BUILD_ID,
+                    builder_version="0.1.0",
+                ),
             ),
         ),
         Event(

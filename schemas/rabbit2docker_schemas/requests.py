@@ -112,6 +112,10 @@ class BuildRequest(Message):
     """Time after which the request is rejected as expired instead of being built."""
     requester: ShortText | None = None
     """Name of the requester, for the record."""
+    credentials: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")] | None = (
+        None
+    )
+    """Name of a Secret with the requester's own credentials for this request, see `rabbit2docker.client.personal_secret`."""
     replay_of: Annotated[str, StringConstraints(pattern=REQUEST_ID_PATTERN)] | None = None
     """request_id of the original request, set by replay."""
 
@@ -187,7 +191,8 @@ MessageT = TypeVar("MessageT", bound=Message)
 class _Open(Message):
     """A message that keeps unknown fields."""
 
-    model_config = ConfigDict(extra="allow")
+    # Docstrings would be looked for in source files, which blocks the event loop.
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=False)
 
 
 @cache

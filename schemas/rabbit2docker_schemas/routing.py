@@ -29,6 +29,12 @@ DEAD_QUEUE: Final = "builds.dead"
 REQUEST_LOG_STREAM: Final = "builds.requests.log"
 CANCEL_LOG_STREAM: Final = "builds.cancels.log"
 """Cancels of requests that are no builds yet."""
+WAITING_PREFIX: Final = "builds.waiting."
+"""Of the queues in which requests wait for a slot, once a consumer has taken them in."""
+WAITING_LOG_STREAM: Final = "builds.waiting.log"
+"""The requests that wait and those that were taken, for all consumers."""
+UNLISTED_TENANT: Final = "_"
+"""In the names of the queues that all tenants share which are not in the consumer's settings; no tenant has this name."""
 STATE_QUEUE: Final = "builds.state"
 """Always empty: its arguments name the records that the consumers of this virtual host share."""
 
@@ -44,6 +50,16 @@ class Priority(StrEnum):
     BULK = "bulk"
 
 
+class Lane(StrEnum):
+    """Queues of one tenant in which requests wait for a slot."""
+
+    INTERACTIVE = "interactive"
+    """Requests of people, up to a number for each requester."""
+    LATER = "later"
+    """Their further requests, of which one is started for several of the others."""
+    BULK = "bulk"
+
+
 @dataclass(frozen=True, slots=True)
 class RetryRung:
     """One step of the retry ladder: a queue that holds a message for `seconds` and then returns it."""
@@ -52,7 +68,52 @@ class RetryRung:
     seconds: int
 
 
-RETRY_LADDER: Final = (RetryRung("10s", 10), RetryRung("1m", 60), RetryRung("10m", 600))
+def make_rung(seconds: int) -> RetryRung:
+    """Return the rung for a pause. Its name holds the pause, so that a queue never needs another one."""
+    for unit, size in (("h", 3600), ("m", 60)):
+        if seconds % size == 0:
+            return RetryRung(f"{seconds // size}{unit}", seconds)
+    return RetryRung(f"{seconds}s", seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryLadder:
+    """The rungs of the retry ladder, the shortest first, and how often a message may take one."""
+
+    rungs: tuple[RetryRung, ...]
+    tries: int
+    """Number of tries after the first; beyond the last rung, that one is taken again."""
+
+    def regular(self, tries: int) -> RetryRung:
+        """Return the rung after this number of earlier tries."""
+        return self.rungs[min(tries, len(self.rungs) - 1)]
+
+    def next(self, tries: int, retry_after: float | None) -> RetryRung | None:
+        """Return the rung on which a message waits, at least `retry_after` if one is that long; None after its last try."""
+        if tries >= self.tries:
+            return None
+        remaining = self.rungs[tries:] or self.rungs[-1:]
+        long_enough = (rung for rung in remaining if rung.seconds >= (retry_after or 0))
+        return next(long_enough, remaining[-1])
+
+    def longest_within(self, seconds: float) -> RetryRung:
+        """Return the longest rung that is no longer than this; the shortest if all are."""
+        return next((rung for rung in reversed(self.rungs) if rung.seconds <= seconds), self.rungs[0])
+
+
+def make_ladder(pauses: Iterable[int], total_seconds: float | None = None) -> RetryLadder:
+    """Return the ladder with these pauses. Tries go on until their pauses add up to `total_seconds`; None: once each."""
+    rungs = tuple(map(make_rung, sorted(pauses)))
+    tries, waited = 0, 0
+    while tries < len(rungs) if total_seconds is None else waited < total_seconds:
+        waited += rungs[min(tries, len(rungs) - 1)].seconds
+        tries += 1
+    return RetryLadder(rungs, tries)
+
+
+RETRY_PAUSES: Final = (10, 60, 600)
+RETRY_LADDER: Final = make_ladder(RETRY_PAUSES)
+"""The ladder that the settings have by default."""
 ATTEMPT_HEADER: Final = "r2d-attempt"
 """Number of earlier intake attempts. Our own header, because RabbitMQ 4.0 and newer ignore a client's `x-death`."""
 ROUTING_KEY_HEADER: Final = "r2d-routing-key"
@@ -135,14 +196,45 @@ def tenant_index(tenant: str) -> str:
     return f"{tenant_stream(tenant)}.index"
 
 
+def tenant_phases(tenant: str) -> str:
+    """Return the name of the stream with the phases and waits of a tenant's builds, but no steps and layers."""
+    return f"{tenant_stream(tenant)}.phases"
+
+
 def waiting_key(tenant: str, build_id: str) -> str:
     """Return the second routing key of the progress of a request that has no attempt yet."""
     return build_event_key(tenant, build_id, "waiting")
 
 
+def phase_key(tenant: str, build_id: str) -> str:
+    """Return the second routing key of an attempt's progress that is a new phase or wait, not a step or layer."""
+    return build_event_key(tenant, build_id, "phase")
+
+
+def waiting_queue(tenant: str, lane: Lane) -> str:
+    """Return the name of a queue in which the tenant's requests wait for a slot."""
+    return f"{WAITING_PREFIX}{tenant}.{lane}"
+
+
+def parse_waiting_queue(queue: str) -> tuple[str, Lane] | None:
+    """Return tenant and lane of a queue in which requests wait for a slot; None for another queue."""
+    tenant, _, lane = queue.removeprefix(WAITING_PREFIX).rpartition(".")
+    if not queue.startswith(WAITING_PREFIX) or not tenant or lane not in set(Lane):
+        return None
+    return tenant, Lane(lane)
+
+
+def entry_queue(queue: str) -> str:
+    """Return the queue through which a message comes in that waits in `queue`."""
+    waiting = parse_waiting_queue(queue)
+    if waiting is None:
+        return queue
+    return BULK_QUEUE if waiting[1] is Lane.BULK else REQUESTS_QUEUE
+
+
 def retry_queue(rung: RetryRung, queue: str) -> str:
     """Return the name of the queue that holds messages for `queue` on this rung."""
-    suffix = {REQUESTS_QUEUE: "", BULK_QUEUE: ".bulk", CANCEL_QUEUE: ".cancels"}[queue]
+    suffix = {REQUESTS_QUEUE: "", BULK_QUEUE: ".bulk", CANCEL_QUEUE: ".cancels"}[entry_queue(queue)]
     return f"{RETRY_EXCHANGE}.{rung.name}{suffix}"
 
 

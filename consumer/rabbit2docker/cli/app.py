@@ -6,7 +6,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from rabbit2docker.cli import build, dead_letters, history, information, service, store, topology
+from rabbit2docker.cli import (
+    build,
+    check_registry,
+    check_repository,
+    dead_letters,
+    engine,
+    history,
+    images,
+    information,
+    migrate,
+    prebuild,
+    replay,
+    service,
+    store,
+    topology,
+)
 from rabbit2docker.cli.exits import EXIT_HELP, Exit
 from rabbit2docker.cli.output import say
 
@@ -68,9 +83,18 @@ def options(
 service.add_to(app)
 build.add_to(app)
 history.add_to(app)
+prebuild.add_to(app)
+images.add_to(app)
+replay.add_to(app)
 app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel="RabbitMQ")
 app.add_typer(topology.app, name="topology", rich_help_panel="RabbitMQ")
+checks = typer.Typer(no_args_is_help=True, help="Explain step by step whether what was set up works.")
+check_registry.add_to(checks)
+check_repository.add_to(checks)
+app.add_typer(checks, name="check", rich_help_panel="Services")
+app.add_typer(engine.app, name="engine", rich_help_panel="Services")
 app.add_typer(store.app, name="store", rich_help_panel="Services")
+migrate.add_to(app)
 information.add_to(app)
 
 # typer may bundle its own click, so the base class of usage errors is taken from one of typer's.

@@ -28,7 +28,7 @@ def build(
         str,
         typer.Argument(
             metavar="PROVIDER|URL",
-            help="URL of a repository, of a branch, commit or pull request on GitHub, or the name of a provider.",
+            help="URL of a repository or dataset, of a branch, commit, pull or merge request, a DOI, or the name of a provider.",
         ),
     ],
     spec: Annotated[
@@ -110,7 +110,9 @@ def build(
 
 def _target(first: str, second: str | None, ref: str | None) -> tuple[str, str]:
     """Return provider and spec for the arguments."""
-    if "://" in first or first.startswith("git@"):
+    from rabbit2docker_schemas.providers import find_doi
+
+    if "://" in first or first.startswith("git@") or find_doi(first):
         if second is not None:
             fail("Give either a URL, or a provider and a spec.", Exit.USAGE)
         return _from_url(first, ref)
@@ -130,7 +132,7 @@ def _from_url(url: str, ref: str | None) -> tuple[str, str]:
     from rabbit2docker.settings import load_settings
 
     with errors_explained():
-        return from_url(url, ref, github_hostname=load_settings().providers.github_hostname)
+        return from_url(url, ref, hosts=load_settings().providers.hosts)
 
 
 def _not_after(expires: str | None) -> object:
@@ -140,10 +142,14 @@ def _not_after(expires: str | None) -> object:
 
 
 def login_name() -> str:
-    """Return the user's login name."""
+    """Return the user's login name; in a container that has no name for it, its number."""
     import getpass
+    import os
 
-    return getpass.getuser()
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid-{os.getuid()}"
 
 
 def _request(**fields: object) -> "BuildRequest":

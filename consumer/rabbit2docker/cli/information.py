@@ -12,9 +12,11 @@ from rabbit2docker.cli.options import BuildArgs, Labels, Subdir, parse_pairs
 from rabbit2docker.cli.output import say
 from rabbit2docker.settings.constants import (
     DEFAULT_GITHUB_HOSTNAME,
+    DEFAULT_GITLAB_HOSTNAME,
     DEFAULT_IMAGE_PREFIX,
     ENV_PREFIX,
     is_configured,
+    provider_hosts,
 )
 
 if TYPE_CHECKING:
@@ -27,17 +29,21 @@ class _NamingSettings(NamedTuple):
     """The settings that names depend on."""
 
     image_prefix: str
-    github_hostname: str
+    hosts: dict[str, str]
 
 
 def _naming_settings() -> _NamingSettings:
     """Return the settings for names. The settings, slow to import, are read only if there are any."""
     if not is_configured(os.environ):
-        return _NamingSettings(DEFAULT_IMAGE_PREFIX, DEFAULT_GITHUB_HOSTNAME)
+        return _NamingSettings(
+            DEFAULT_IMAGE_PREFIX, provider_hosts(DEFAULT_GITHUB_HOSTNAME, DEFAULT_GITLAB_HOSTNAME)
+        )
+    from rabbit2docker.consumer.images.tenants import TenantImages
     from rabbit2docker.settings import load_settings
 
     settings = load_settings()
-    return _NamingSettings(settings.images.prefix, settings.providers.github_hostname)
+    prefix = TenantImages(settings).prefix(settings.tenant)
+    return _NamingSettings(prefix, settings.providers.hosts)
 
 
 def name(
@@ -48,9 +54,11 @@ def name(
             metavar="SPEC", help="Repository and version, as in BinderHub's /build/PROVIDER/SPEC."
         ),
     ],
-    ref: Annotated[str, typer.Option("--ref", help="Commit that the version in the spec stands for.")],
+    ref: Annotated[
+        str, typer.Option("--ref", help="Commit, or version of a dataset, that the spec stands for.")
+    ],
     prefix: Annotated[
-        str | None, typer.Option(help="Image prefix. Default: RABBIT2DOCKER_IMAGES__PREFIX.")
+        str | None, typer.Option(help="Image prefix. Default: that of RABBIT2DOCKER_TENANT.")
     ] = None,
     subdir: Subdir = None,
     build_arg: BuildArgs = None,
@@ -66,7 +74,7 @@ def name(
         from rabbit2docker.consumer.providers.specs import pin
 
         settings = _naming_settings()
-        repository = pin(provider, spec, ref, github_hostname=settings.github_hostname)
+        repository = pin(provider, spec, ref, hosts=settings.hosts)
         options = options_digest(
             subdir=subdir,
             build_args=parse_pairs(build_arg, "--build-arg"),
@@ -129,12 +137,15 @@ def _leaves(values: "BaseModel", path: str = "") -> Iterator[tuple[str, Any, str
     """Yield variable, value and description of each setting below `values`."""
     from pydantic import BaseModel
 
-    for field, info in type(values).model_fields.items():
+    from rabbit2docker.settings.descriptions import descriptions
+
+    texts = descriptions(type(values))
+    for field in type(values).model_fields:
         value, where = getattr(values, field), f"{path}{field.upper()}"
         if isinstance(value, BaseModel):
             yield from _leaves(value, f"{where}__")
         else:
-            yield f"{ENV_PREFIX}{where}", value, " ".join((info.description or "").split())
+            yield f"{ENV_PREFIX}{where}", value, " ".join(texts.get(field, "").split())
 
 
 def _shown(value: Any) -> str:

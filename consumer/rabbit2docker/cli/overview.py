@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, assert_never
 from urllib.parse import unquote
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from rabbit2docker.cli import texts
 from rabbit2docker.cli.output import printable
-from rabbit2docker.client.history import MAX_BUILD_AGE, History
+from rabbit2docker.client.history import History
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import (
     Accepted,
@@ -78,7 +78,7 @@ class BuildRow:
 
 def _apply(row: BuildRow, event: Event) -> None:
     if row.began is None:
-        row.began, row.is_whole = event.time, not event.is_terminal and not _has_joined(event)
+        row.began, row.is_whole = event.time, _is_first(event)
     match event.data:
         case Accepted() as data:
             row.provider, row.spec, row.image = data.provider, data.spec, data.image
@@ -88,8 +88,10 @@ def _apply(row: BuildRow, event: Event) -> None:
             if row.state == "unknown":
                 row.state = "waiting"
         case Progress() as data:
-            if row.end is None:
+            is_late = data.is_place and bool(row.requests)
+            if row.end is None and not is_late:
                 row.state, row.message, row.attempt = str(data.phase), data.message, data.attempt
+                row.lines = max(row.lines, data.lines or 0)
         case Log() as data:
             row.lines = max(row.lines, data.n + len(data.lines))
         case Gap():
@@ -101,8 +103,14 @@ def _apply(row: BuildRow, event: Event) -> None:
             assert_never(event.data)
 
 
-def _has_joined(event: Event) -> bool:
-    return isinstance(event.data, Accepted) and event.data.attached
+def _is_first(event: Event) -> bool:
+    match event.data:
+        case Accepted() as data:
+            return not data.attached
+        case Progress() as data:
+            return data.attempt == 0
+        case _:
+            return isinstance(event.data, Rejected)
 
 
 def _apply_end(row: BuildRow, data: Rejected | TerminalEventData) -> None:
@@ -155,18 +163,16 @@ async def newest_rows(
             if len(found) >= limit:
                 break
     found = found[-limit:]
-    await _add_progress(history, [row for row in found if row.end is None])
+    await _add_phases(history, [row for row in found if row.end is None])
     return list(filter(is_wanted, found))
 
 
-async def _add_progress(history: History, running: list[BuildRow]) -> None:
-    """Bring rows of running builds up to date with events that are not in the index."""
+async def _add_phases(history: History, running: list[BuildRow]) -> None:
+    """Bring rows of running builds up to date with their phases, which are not in the index."""
     by_id = {row.id: row for row in running}
-    began = [row.began for row in running if row.began]
-    if not began:
+    if not by_id:
         return
-    since = max(min(began), datetime.now(UTC) - MAX_BUILD_AGE)
-    async with aclosing(history.of_builds(list(by_id), since)) as events:
+    async with aclosing(history.phases_of(list(by_id))) as events:
         async for event in events:
             if row := by_id.get(event.subject):
                 _apply(row, event)

@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rabbit2docker.cli.exits import errors_explained
+from rabbit2docker.cli.exits import Exit, errors_explained, fail
+from rabbit2docker.cli.output import say
 from rabbit2docker.settings.constants import ExecutorKind, HubAuth
 
 
@@ -82,7 +83,40 @@ def hub(
         asyncio.run(run(settings))
 
 
+def end_builds(
+    seconds: Annotated[
+        float, typer.Option(min=1, help="Time limit for all of it.", show_default=True)
+    ] = 120.0,
+) -> None:
+    """End all builds of an installation that is to be removed, and report each end to its requesters.
+
+    Running builds are cancelled, their ends are published, then their records are removed, in Kubernetes with pods and
+    finalizers. Stop the consumers first: they would start further builds. Requests that wait in RabbitMQ stay there.
+    The chart runs this before `helm uninstall` removes anything. In a namespace that is stuck in Terminating, run it
+    from outside the cluster. If something is left, it says what, why and how to free it by hand, and exits with code 1.
+    """
+    import asyncio
+
+    from rabbit2docker import logs
+    from rabbit2docker.settings import load_settings
+
+    with errors_explained():
+        from rabbit2docker.consumer import removal
+
+        settings = load_settings()
+        logs.configure(settings.log)
+        report = asyncio.run(removal.end_builds(settings, seconds=seconds))
+    say(f"Builds ended and reported: {report.ended}")
+    if not report.is_complete:
+        for attempt in report.unreported:
+            say(f"No end reported: {attempt.spec.build_id}, {attempt.name}", err=True)
+        for name in report.left:
+            say(f"Record not removed: {name}", err=True)
+        problems = " ".join(report.problems) or "Something is left."
+        fail(f"{problems}\n{removal.advice(settings, report)}", Exit.FAILED)
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (run, hub):
+    for command in (run, hub, end_builds):
         app.command(rich_help_panel="Services")(command)

@@ -79,7 +79,7 @@ def _prune(
                     say(f"The file keeps its size, and the space is used again: {error}", err=True)
             return plan
 
-    _require_hub_extra()
+    require_hub_extra()
     return run(work)
 
 
@@ -120,7 +120,7 @@ def migrate(
         url = load_settings().hub.store_url
     if to == "base" and not yes:
         typer.confirm("Delete all builds and logs for good?", abort=True)
-    _require_hub_extra()
+    require_hub_extra()
     with errors_explained():
         from rabbit2docker.hub.store.database import migrate_to
 
@@ -131,12 +131,12 @@ def migrate(
         say(f"The tables were at {before or 'base'} and are at {after or 'base'} now.")
 
 
-def _require_hub_extra() -> None:
+def require_hub_extra() -> None:
     """Exit with the name of the missing extra if the database's libraries are not installed."""
     try:
         import rabbit2docker.hub.store.database  # noqa: F401
     except ImportError as error:
         fail(
-            f"`rabbit2docker store` needs {error.name}. Install it with: pip install 'rabbit2docker[hub]'.",
+            f"The hub's database needs {error.name}. Install it with: pip install 'rabbit2docker[hub]'.",
             Exit.CONFIGURATION,
         )

@@ -6,6 +6,7 @@ from typing import Final
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _DURATION: Final = re.compile(r"^(?:\d+[smhdw])+$")
+_RATE: Final = re.compile(r"^(\d+(?:\.\d+)?)/(s|min|h)$")
 _STEPS: Final = (("d", 86400), ("h", 3600), ("m", 60))
 
 
@@ -14,6 +15,14 @@ def parse_duration(text: str) -> timedelta:
     if not _DURATION.match(text):
         raise ValueError(f"{text!r} is not a duration; write 90s, 30m, 1h30m, 24h or 7d")
     return timedelta(seconds=sum(int(n) * _UNITS[unit] for n, unit in re.findall(r"(\d+)([smhdw])", text)))
+
+
+def parse_rate(text: str) -> float:
+    """Parse `20/min`, `5/s` or `100/h` and return the seconds between two. Raises ValueError."""
+    found = _RATE.match(text)
+    if not found or not float(found[1]):
+        raise ValueError(f"{text!r} is not a rate; write 20/min, 5/s or 100/h")
+    return {"s": 1, "min": 60, "h": 3600}[found[2]] / float(found[1])
 
 
 def seconds(value: float | None) -> str:

@@ -116,4 +116,4 @@ def _export_settings(tenants: list[str] | None) -> tuple[list[str], "TopologySet
     from rabbit2docker.amqp.endpoint import vhost_of
 
     settings = _settings(tenants)
-    return settings.tenants, settings.topology, vhost_of(settings.amqp)
+    return list(settings.tenants), settings.topology, vhost_of(settings.amqp)

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
         LimitSettings,
         LocalSettings,
         ProviderSettings,
+        ShareSettings,
     )
+    from rabbit2docker.settings.engine import DiskSettings, EngineSettings
     from rabbit2docker.settings.hub import HubSettings
     from rabbit2docker.settings.kubernetes import KubernetesSettings, TenantCredentials
     from rabbit2docker.settings.loading import (
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
         load_settings,
         unknown_variables,
     )
+    from rabbit2docker.settings.policy import PolicySettings, TenantPolicy
+    from rabbit2docker.settings.tenants import GitCredential, TenantSettings
     from rabbit2docker.settings.topology import TopologySettings
 
 __all__ = [
@@ -38,8 +42,11 @@ __all__ = [
     "AmqpSettings",
     "BuildLogSettings",
     "BuilderSettings",
+    "DiskSettings",
     "DockerSettings",
+    "EngineSettings",
     "ExecutorKind",
+    "GitCredential",
     "HttpSettings",
     "HubAuth",
     "HubSettings",
@@ -48,15 +55,31 @@ __all__ = [
     "LimitSettings",
     "LocalSettings",
     "LogSettings",
+    "PolicySettings",
     "ProviderSettings",
     "Settings",
+    "ShareSettings",
     "TenantCredentials",
+    "TenantPolicy",
+    "TenantSettings",
     "TopologySettings",
     "load_settings",
     "unknown_variables",
 ]
 
-_MODULES: Final = ("constants", "base", "amqp", "topology", "consumer", "kubernetes", "hub", "loading")
+_MODULES: Final = (
+    "constants",
+    "base",
+    "amqp",
+    "topology",
+    "tenants",
+    "consumer",
+    "engine",
+    "kubernetes",
+    "policy",
+    "hub",
+    "loading",
+)
 """From the cheapest import to the dearest."""
 
 

@@ -10,7 +10,7 @@ Seconds = Annotated[float, Field(gt=0)]
 class Group(BaseModel):
     """One group of settings. Unknown names are errors; nothing changes after start."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class LogSettings(Group):

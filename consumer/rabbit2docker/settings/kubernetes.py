@@ -1,11 +1,16 @@
 """Settings of the kubernetes executor."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, model_validator
 
 from rabbit2docker.settings.base import Group
+
+POD_VOLUMES: Final = frozenset(
+    {"attempt", "builder", "docker-api", "docker-config", "git", "tmp", "tmp-cage", "tmp-fetch"}
+)
+"""Names of the volumes that build pods have anyway."""
 
 
 class TenantCredentials(Group):
@@ -13,8 +18,6 @@ class TenantCredentials(Group):
 
     push_secret: str | None = None
     """Secret of type kubernetes.io/dockerconfigjson for this tenant's pushes and pulls, instead of the common one."""
-    git_credentials: SecretStr | None = None
-    """Lines `https://user:token@host` for private repositories; copied into a Secret of each build and deleted with it."""
 
 
 class KubernetesSettings(Group):
@@ -34,6 +37,9 @@ class KubernetesSettings(Group):
     """Existing Secret of type kubernetes.io/dockerconfigjson with the registry credentials for all builds."""
     tenants: dict[str, TenantCredentials] = {}
     """Credentials by tenant."""
+    personal_namespace: str | None = None
+    """Namespace in which hubs leave Secrets with persons' own credentials for single requests, and which has nothing else.
+    Unset: requests that refer to such a Secret are rejected."""
     pending_seconds: int = Field(default=600, ge=10)
     """Seconds within which a new pod must start to run; long enough for a cluster autoscaler."""
     termination_seconds: int = Field(default=20, ge=1, le=300)
@@ -58,6 +64,13 @@ class KubernetesSettings(Group):
     """Tolerations of build pods, as in a pod's specification."""
     priority_class: str | None = None
     """PriorityClass of build pods."""
+    service_account: str | None = None
+    """ServiceAccount of build pods, such as one with an identity of the cloud. Its token for the API server is not mounted."""
+    extra_volumes: list[dict[str, Any]] = []
+    """Additional volumes of build pods, as in a pod's specification."""
+    extra_volume_mounts: list[dict[str, Any]] = []
+    """Mounts of these volumes in the builder and the fetch. The cage, which reads repositories, gets the ConfigMaps among
+    them, such as certificate authorities: other volumes may hold credentials."""
     labels: dict[str, str] = {}
     """Additional labels of build pods."""
     annotations: dict[str, str] = {}
@@ -70,3 +83,16 @@ class KubernetesSettings(Group):
     """Calls that may be made at once after a quiet period."""
     lease_seconds: float = Field(default=10.0, ge=3, le=60)
     """Seconds without renewing its Lease after which a replica counts as dead and others take over its builds."""
+
+    @model_validator(mode="after")
+    def _check_volumes(self) -> Self:
+        names = [volume.get("name") for volume in self.extra_volumes]
+        if wrong := [name for name in names if not name or name in POD_VOLUMES or names.count(name) > 1]:
+            raise ValueError(
+                f"extra_volumes: each needs a name of its own, other than {', '.join(sorted(POD_VOLUMES))}; not {wrong[0]!r}"
+            )
+        if unknown := [mount for mount in self.extra_volume_mounts if mount.get("name") not in names]:
+            raise ValueError(
+                f"extra_volume_mounts: no extra volume has the name of {unknown[0].get('name')!r}"
+            )
+        return self

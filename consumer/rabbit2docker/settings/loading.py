@@ -10,20 +10,23 @@ from typing import Any
 from pydantic import Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     YamlConfigSettingsSource,
 )
+from yaml import YAMLError
 
 from rabbit2docker.errors import ConfigurationError
 from rabbit2docker.settings.amqp import AmqpSettings
 from rabbit2docker.settings.base import LogSettings
 from rabbit2docker.settings.constants import (
     CONFIG_FILE_VARIABLE,
-    DEFAULT_TENANTS,
+    DEFAULT_DOCKER_HOST,
     ENV_PREFIX,
     FOREIGN_PREFIXES,
     ExecutorKind,
+    without_services,
 )
 from rabbit2docker.settings.consumer import (
     BuilderSettings,
@@ -34,9 +37,13 @@ from rabbit2docker.settings.consumer import (
     LimitSettings,
     LocalSettings,
     ProviderSettings,
+    ShareSettings,
 )
+from rabbit2docker.settings.engine import EngineSettings
 from rabbit2docker.settings.hub import HubSettings
 from rabbit2docker.settings.kubernetes import KubernetesSettings
+from rabbit2docker.settings.policy import PolicySettings
+from rabbit2docker.settings.tenants import Tenants, by_name, default_tenants
 from rabbit2docker.settings.topology import TopologySettings
 
 
@@ -48,13 +55,12 @@ class Settings(BaseSettings):
         env_nested_delimiter="__",
         extra="forbid",
         frozen=True,
-        use_attribute_docstrings=True,
     )
 
     tenant: str = Field(default="default", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
     """Tenant of the requests that this program makes: the command line, or the hub service."""
-    tenants: list[str] = list(DEFAULT_TENANTS)
-    """Tenants that `topology declare` creates streams for."""
+    tenants: Tenants = Field(default_factory=default_tenants)
+    """Tenants that `topology declare` creates streams for: a list of names, or settings by name."""
     instance: str = "rabbit2docker"
     """Name of this installation, part of `ce-source`."""
     executor: ExecutorKind = ExecutorKind.LOCAL
@@ -63,8 +69,11 @@ class Settings(BaseSettings):
     topology: TopologySettings = TopologySettings()
     local: LocalSettings = LocalSettings()
     docker: DockerSettings = DockerSettings()
+    engine: EngineSettings = EngineSettings()
     images: ImageSettings = ImageSettings()
     limits: LimitSettings = LimitSettings()
+    shares: ShareSettings = ShareSettings()
+    policy: PolicySettings = PolicySettings()
     builder: BuilderSettings = BuilderSettings()
     build_logs: BuildLogSettings = BuildLogSettings()
     providers: ProviderSettings = ProviderSettings()
@@ -72,6 +81,27 @@ class Settings(BaseSettings):
     hub: HubSettings = HubSettings()
     log: LogSettings = LogSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
+
+    @property
+    def builder_image(self) -> str | None:
+        """Return the image of build pods; None for an executor without pods."""
+        return self.builder.image if self.executor is ExecutorKind.KUBERNETES else None
+
+    @property
+    def engine_address(self) -> str:
+        """Return the DOCKER_HOST of the engine that builds."""
+        if self.executor is ExecutorKind.KUBERNETES:
+            return f"unix://{self.kubernetes.docker_socket}"
+        return self.docker.host or os.environ.get("DOCKER_HOST") or DEFAULT_DOCKER_HOST
+
+    @property
+    def engine_leases(self) -> Path:
+        """Return the directory in which running builds hold their images."""
+        if self.engine.disk.leases is not None:
+            return self.engine.disk.leases.absolute()
+        if self.executor is ExecutorKind.KUBERNETES:
+            return Path(self.kubernetes.docker_socket).parent / "disk"
+        return self.local.state_dir.absolute() / "engine"
 
     @classmethod
     def settings_customise_sources(
@@ -84,8 +114,19 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Give arguments precedence over the environment, and that over the YAML file."""
         path = os.environ.get(CONFIG_FILE_VARIABLE)
-        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
+        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, _NamedTenants(settings_cls))
         return (*sources, YamlConfigSettingsSource(settings_cls, yaml_file=path)) if path else sources
+
+
+class _NamedTenants(EnvSettingsSource):
+    """The environment, in which a list of tenants adds names to those of the file instead of hiding their settings."""
+
+    def __call__(self) -> dict[str, Any]:
+        """Return the settings of the environment."""
+        found = super().__call__()
+        if "tenants" in found:
+            found["tenants"] = by_name(found["tenants"])
+        return found
 
 
 def unknown_variables(environ: dict[str, str]) -> list[str]:
@@ -93,7 +134,7 @@ def unknown_variables(environ: dict[str, str]) -> list[str]:
     known = {name.upper() for name in Settings.model_fields}
     return sorted(
         name
-        for name in environ
+        for name in without_services(environ)
         if name.startswith(ENV_PREFIX)
         and not name.startswith(FOREIGN_PREFIXES)
         and name != CONFIG_FILE_VARIABLE
@@ -112,6 +153,8 @@ def load_settings(**overrides: Any) -> Settings:
         )
     try:
         return Settings(**overrides)
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigurationError(f"{path} cannot be read as YAML: {error}") from None
     except ValidationError as error:
         lines = [
             f"  {ENV_PREFIX}{'__'.join(str(part).upper() for part in problem['loc'])}: {problem['msg']}"
