@@ -6,8 +6,10 @@ NODE := .run/node
 CHROMIUM := .run/chromium
 # Most tests wait, for processes and services: more of them at a time than there are cores.
 WORKERS ?= 4
+# Where it is set, each of pytest's processes would rewrite all assertions again, and each program compile its modules.
+unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo hub-demo test test-fast test-hub test-rabbitmq-cluster test-cluster cluster-prepare cluster-up cluster-down lint docs docs-reference docs-screenshots corpus fuzz chaos serve bench bench-cluster clean
+.PHONY: help venv up down status demo hub-demo test test-stalled test-fast test-chaos test-hub test-rabbitmq-cluster test-cluster cluster-prepare cluster-up cluster-down lint release-check image sbom docs docs-reference docs-screenshots corpus fuzz chaos serve bench bench-cluster clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 21
@@ -40,6 +42,9 @@ hub-demo: venv $(NODE)/.complete  ## run a JupyterHub whose people build images,
 
 test: venv  ## run all tests against real services, in parallel; ARGS='-k cancel' chooses some, one after the other
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/pytest $(or $(ARGS),--numprocesses $(WORKERS))
+
+test-stalled: venv  ## run them with event loops that stall at random, which shows what depends on the order of events
+	@PYTHONPATH=$(CURDIR)/tests/stalls $(MAKE) --no-print-directory test
 
 test-fast: venv  ## run the tests that need no service
 	@$(BIN)/pytest tests/unit tests/contract $(ARGS)
@@ -83,6 +88,15 @@ lint: venv  ## style, types, import contracts, words, spelling, generated docume
 	@$(BIN)/python -m deploy.helm.schema --check
 	@$(BIN)/python -m docs.generate --check
 
+release-check: venv  ## look whether everything is ready for the release TAG=v0.1.0
+	@$(BIN)/python -m deploy.release --tag $(TAG)
+
+image: venv  ## build the image as IMAGE=registry.example.org/rabbit2docker, with its origin as labels
+	@$(BIN)/python -m deploy.release --image $(IMAGE)
+
+sbom: venv  ## write what IMAGE=registry.example.org/rabbit2docker:0.1.0 contains into .run/sbom.json, as CycloneDX
+	@mkdir -p .run && $(BIN)/python -m deploy.sbom $(IMAGE) --output .run/sbom.json
+
 docs: venv  ## build the documentation into .run/docs and check its links
 	@$(BIN)/python -m docs .run/docs
 
@@ -96,8 +110,12 @@ docs-screenshots: venv $(CHROMIUM)/.complete  ## take the screenshots of the pag
 
 FAULTS ?= 1000
 HOURS ?= 24
+JOBS ?= 1
 chaos: venv  ## kill, cut and fill at random, by SEED=… up to FAULTS=1000 or HOURS=24, and check that no promise was broken
-	@$(BIN)/python -m deploy.dev run -- $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --faults $(FAULTS) --hours $(HOURS)
+	@$(BIN)/python -m deploy.dev run -- $(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --faults $(FAULTS) --hours $(HOURS) --jobs $(JOBS)
+
+test-chaos: venv  ## twenty of these faults, the same each time
+	@$(MAKE) --no-print-directory chaos SEED=small FAULTS=20
 
 INPUTS ?= 100000
 fuzz: venv  ## try INPUTS=100000 hostile inputs at every door: messages, events, builder output, records, answers, HTTP

@@ -1,5 +1,6 @@
 """Fixtures that several kinds of tests use."""
 
+import sys
 from collections.abc import Iterator
 
 import hypothesis
@@ -13,6 +14,9 @@ from tests.support.containers import begin_run, disconnect
 from tests.support.postgresql import PostgreSQL
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.waiting import PATIENCE
+
+# jsonschema imports it for IRIs, which no schema has, and it compiles a grammar for two seconds.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 # A busy machine makes single examples slow; time is no property of the code under test.
 hypothesis.settings.register_profile("untimed", deadline=None)

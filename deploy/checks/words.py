@@ -33,8 +33,13 @@ SUFFIXES: Final = {
 GENERATED: Final = ("schemas/rabbit2docker_schemas/json/", "docs/reference/generated/")
 HERE: Final = "deploy/checks/words.py"
 MAX_LINES: Final = 400
-LONG_FILES: Final = {"consumer/rabbit2docker/consumer/builder/builder.py"}
-"""Files that may exceed MAX_LINES: the builder is one file on purpose."""
+LONG_FILES: Final = {
+    "consumer/rabbit2docker/consumer/builder/builder.py",
+    "deploy/helm/rabbit2docker/README.md",
+    "deploy/helm/rabbit2docker/values.yaml",
+    "deploy/helm/values.schema.yaml",
+}
+"""Files that may exceed MAX_LINES: the builder is one file on purpose, and Helm knows one file of values."""
 
 PERSONS: Final = ("who", "whom", "nobody", "somebody", "anybody", "everybody")
 MAX_PERSONS: Final = 0.5

@@ -205,6 +205,26 @@ def need_packages(programs: dict[str, str], purpose: str) -> None:
             run(command, env=environment)
 
 
+def unpacked(name: str, packages: Sequence[str]) -> Path:
+    """Return a directory with the files of Debian packages of this machine's release, which are not installed."""
+    version = hashlib.sha256(" ".join(packages).encode()).hexdigest()[:8]
+    root = CACHE / f"{name}-unpacked-{version}"
+    with locked(CACHE / "unpacked.lock"):
+        if not (root / ".complete").exists():
+            downloads = root / "packages"
+            shutil.rmtree(root, ignore_errors=True)
+            downloads.mkdir(parents=True)
+            run(
+                ["apt-get", "-q", "download", *packages],
+                cwd=downloads,
+                env={**os.environ, "PATH": SYSTEM_PATH},
+            )
+            for package in sorted(downloads.glob("*.deb")):
+                run(["dpkg", "-x", package, root])
+            (root / ".complete").touch()
+    return root
+
+
 def mirror() -> str:
     """Return the mirror that this machine's apt uses; it is never written into the checkout."""
     apt = Path("/etc/apt")

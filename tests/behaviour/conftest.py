@@ -1,7 +1,9 @@
 """The consumer process of the fault tests serves here, too."""
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blockbuster import blockbuster_ctx
@@ -9,6 +11,7 @@ from blockbuster import blockbuster_ctx
 from rabbit2docker.amqp import declare
 from rabbit2docker.amqp.broker import publishing
 from rabbit2docker.amqp.publisher import ConfirmedPublisher
+from rabbit2docker.amqp.stream import Last, Page, StreamReader
 from rabbit2docker.settings import AmqpSettings, Settings
 from tests.faults.conftest import make_consumer
 from tests.support.exported_users import ExportedUsers
@@ -42,6 +45,7 @@ def make_hub(tmp_path: Path, amqp: AmqpSettings) -> Iterator[MakeHub]:
         directory = tmp_path / f"hub{len(made)}"
         directory.mkdir()
         made.append(HubService(directory, amqp, **variables))
+        made[-1].fork = True
         return made[-1]
 
     yield make
@@ -69,3 +73,18 @@ def import_users(rabbitmq: RabbitMQ, vhost: str) -> Iterator[ImportUsers]:
     yield import_
     for users in imported:
         users.delete()
+
+
+@pytest.fixture
+def looked_through(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count the messages of each stream that RabbitMQ looks through, whether or not it sends them."""
+    counts: Counter[str] = Counter()
+    original = StreamReader.page
+
+    async def page(self: StreamReader, last: Last, *, offset: int, **others: Any) -> Page:
+        found = await original(self, last, offset=offset, **others)
+        counts[self._stream] += found.next - offset
+        return found
+
+    monkeypatch.setattr(StreamReader, "page", page)
+    return counts

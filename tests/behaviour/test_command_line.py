@@ -13,8 +13,9 @@ import pytest
 
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.ids import build_id_of
-from tests.support.consumer import COMMAND, Consumer, a_request
+from tests.support.consumer import Consumer, a_request
 from tests.support.ports import free_port
+from tests.support.programs import COMMAND
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.waiting import eventually_blocking
 
@@ -29,6 +30,7 @@ def consumer(rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory) -> It
         {"url": rabbitmq.url(vhost), "management_url": rabbitmq.management_url}
     )
     consumer = Consumer(tmp_path_factory.mktemp("cli"), amqp)
+    consumer.fork = True
     consumer.start_and_wait()
     yield consumer
     consumer.end_everything()
@@ -235,9 +237,13 @@ class TestOperators:
             lambda: json_lines(run(consumer, "dead-letters", "list", "--json").stdout)
         )
         assert letter["reason"] == "invalid_json"
-        assert letter["id"] in run(consumer, "dead-letters", "list").stdout
+        listed = run(consumer, "dead-letters", "list").stdout
+        assert letter["id"] in listed
+        assert "Its body is not JSON." in listed
         assert "no json" in run(consumer, "dead-letters", "show", letter["id"]).stdout
-        assert run(consumer, "dead-letters", "redrive", letter["id"]).returncode == 0
+        redriven = run(consumer, "dead-letters", "redrive", letter["id"], "--rate", "20/min")
+        assert redriven.stdout == f"{letter['id']} published again\n"
+        assert redriven.returncode == 0
         [again] = eventually_blocking(
             lambda: json_lines(run(consumer, "dead-letters", "list", "--json").stdout)
         )

@@ -13,6 +13,7 @@ import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,6 +30,7 @@ from docker.models.images import Image
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.events import Cancelled, Completed, Failed, Log, Progress, Rejected
 from tests.support.consumer import Consumer
+from tests.support.dataset_hosts import DatasetHosts
 from tests.support.git_http import cut_pack, git_http
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.repositories import (
@@ -215,7 +217,7 @@ class TestImages:
             "fetching",
             "building",
             "pushing",
-        ]
+        ], (phases, story.log)
         steps = [p.detail for p in story.progress if p.phase == "building" and p.detail.steps]
         assert steps
         assert {detail.steps for detail in steps} == {4}
@@ -270,8 +272,11 @@ class TestImages:
         assert not any("secret" in line for line in story.log)
         cached = (await build(amqp, repo.spec(), **options)).completed
         assert cached.image == story.completed.image
+        layers = client.images.get(plain.image).attrs["RootFS"]
         with_cache = (await build(amqp, repo.spec(), **options, force="cache")).completed
-        assert with_cache.digest == story.completed.digest
+        anew = client.images.get(plain.image)
+        assert anew.attrs["RootFS"] == layers, "labels that differ by build must not spoil the cache"
+        assert anew.labels["io.rabbit2docker.build-id"] == with_cache.build_id
         assert not with_cache.cached
         client.images.remove(plain.image, force=True)
         printed = client.containers.run(story.completed.image, remove=True).decode().strip()
@@ -327,6 +332,15 @@ class TestImages:
         assert labels["one"] == text
         assert labels["repo2docker.version"]
         assert (labels["repo2docker.repo"], labels["repo2docker.ref"]) == (repo.url, repo.head())
+        origin, image = story.completed.provenance, "org.opencontainers.image"
+        assert origin is not None
+        assert (labels[f"{image}.source"], labels[f"{image}.revision"]) == (repo.url, repo.head())
+        assert (origin.source, origin.revision) == (repo.url, repo.head())
+        assert labels[f"{image}.version"] == origin.version
+        assert datetime.fromisoformat(labels[f"{image}.created"]) == origin.created
+        assert labels["io.rabbit2docker.request-id"] == origin.request_id == story.accepted.request_id
+        assert labels["io.rabbit2docker.build-id"] == origin.build_id == story.completed.build_id
+        assert labels["io.rabbit2docker.version"] == origin.builder_version
 
     async def test_build_options_take_effect_in_the_image(
         self,
@@ -545,6 +559,63 @@ class TestFetching:
         repo = make_repository("bare", {f"deep/{name}": text for name, text in inside.items()})
         assert isinstance((await build(amqp, repo.spec(), subdir="deep")).end, Completed)
         assert not (tmp_path / "ran").exists()
+
+
+@asynccontextmanager
+async def datasets() -> AsyncIterator[tuple[DatasetHosts, str]]:
+    """Serve a dataset of CKAN that can be built, and yield its server and its spec."""
+    hosts = DatasetHosts()
+    files = {
+        **dockerfile("COPY greeting.txt /greeting.txt", 'CMD ["cat", "/greeting.txt"]'),
+        "greeting.txt": "Hi.\n",
+    }
+    hosts.files = {name: text.encode() for name, text in files.items()}
+    # The registry keeps the images of earlier runs, whose names depend on the time of the last change.
+    hosts.modified = f"{datetime.fromtimestamp(uuid.uuid4().int % 10**9, UTC):%Y-%m-%dT%H:%M:%S}.000000"
+    await hosts.server.start_server()
+    try:
+        yield hosts, quote(f"{hosts.url}/dataset/sample-dataset", safe="")
+    finally:
+        await hosts.server.close()
+
+
+class TestDatasets:
+    async def test_a_dataset_becomes_an_image_of_its_version(
+        self, consumer: Consumer, amqp: AmqpSettings, client: docker.DockerClient
+    ) -> None:
+        async with datasets() as (hosts, spec):
+            story = await build(amqp, spec, provider="ckan")
+        end = story.completed
+        changed = datetime.fromisoformat(f"{hosts.modified}+00:00").timestamp()
+        assert end.resolved_ref == story.accepted.resolved_ref == f"sample-dataset.v{changed:.0f}"
+        assert end.image.endswith(f":sample-dataset.v{changed:.0f}")
+        assert end.digest == registry_digest(end.image)
+        assert await asyncio.to_thread(run_image, client, end.image) == "Hi.\n"
+
+    async def test_a_dataset_that_changed_before_its_download_is_not_built_under_the_old_tag(
+        self, consumer: Consumer, amqp: AmqpSettings
+    ) -> None:
+        async with datasets() as (hosts, spec):
+
+            def change() -> web.Response:
+                """Answer the first request that repo2docker makes."""
+                hosts.modified = "2026-01-01T00:00:00.000000"
+                return web.json_response({"success": True, "result": {}})
+
+            hosts.always = {"/api/3/action/status_show": change}
+            failed = (await build(amqp, spec, provider="ckan")).failed
+        assert (failed.reason, failed.category) == ("ref_not_found", "user")
+        assert "The dataset has changed since the request" in failed.message
+        assert failed.message.endswith("Build again to get the newest version.")
+
+    async def test_a_file_that_is_gone_between_resolution_and_download_fails_the_build(
+        self, consumer: Consumer, amqp: AmqpSettings
+    ) -> None:
+        async with datasets() as (hosts, spec):
+            hosts.always = {"/content/greeting.txt": lambda: web.Response(status=404)}
+            failed = (await build(amqp, spec, provider="ckan")).failed
+        assert failed.reason == "fetch_failed"
+        assert "404" in failed.message
 
 
 async def test_a_build_is_tried_again_after_its_fetch_was_cut(own_amqp: AmqpSettings, tmp_path: Path) -> None:

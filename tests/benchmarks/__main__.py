@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks import (
+    cost,
+    engine_disk,
     history,
     history_full,
     hub_first,
@@ -19,6 +21,7 @@ from tests.benchmarks import (
     pod_lines,
     pods,
     publishing,
+    replay,
     requests,
 )
 
@@ -30,12 +33,17 @@ BENCHMARKS = {
         "requests": requests,
         "lines": lines,
         "memory": memory,
+        "cost": cost,
         "history": history,
         **HUB,
     },
     "hub": HUB,
     # Takes 5 GB of the broker's disk for as long as it runs.
     "history": {"history_full": history_full},
+    # 200 builds on an engine with a disk of 450 MB, which takes a quarter of an hour; needs root.
+    "engine_disk": {"engine_disk": engine_disk},
+    # A million requests, which take minutes to publish.
+    "replay": {"replay": replay},
     # Need a cluster: `make bench-cluster`.
     "kubernetes": {"pods": pods, "pod_calls": pod_calls, "pod_lines": pod_lines, "many_pods": many_pods},
 }

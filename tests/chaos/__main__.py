@@ -1,51 +1,51 @@
 """`python -m tests.chaos`: random faults on real processes, as often or as long as asked for.
 
 The same seed gives the same faults in the same order; what they meet depends on the machine. The exit code is 1 if a
-promise was broken; the seed and the consumer's log are then printed.
+promise was broken; the seed and the place of the consumer's log are then printed.
 """
 
 import argparse
-import asyncio
+import multiprocessing
 import secrets
-import shutil
 import sys
-import tempfile
 import time
-from contextlib import nullcontext
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from itertools import count
 
-from tests.chaos.faults import FAULTS
-from tests.chaos.world import World, a_world
+from tests.chaos.clock import find_library
+from tests.chaos.rounds import ROUND, Round, say
 from tests.support.containers import begin_run, disconnect
 
-say = partial(print, flush=True)
-ROUND = 25
-"""Faults between two looks at the promises, each with a broker and a consumer of its own."""
+
+def rounds(arguments: argparse.Namespace) -> Iterator[Round]:
+    """Yield rounds until there are as many faults as asked for, or the time is over."""
+    give_up_at = time.monotonic() + arguments.hours * 3600
+    library = find_library()
+    if library is None:
+        say("  libfaketime is missing, so the clock is left alone.")
+    for number in count():
+        faults = min(ROUND, arguments.faults - number * ROUND)
+        if faults <= 0 or time.monotonic() > give_up_at:
+            return
+        yield Round(arguments.seed, number, faults, give_up_at, library)
 
 
-async def one_round(world: World, faults: int, give_up_at: float) -> int:
-    """Make at most so many faults, with requests in between; return how many there were."""
-    for number in range(faults):
-        if time.monotonic() > give_up_at:
-            return number
-        for _ in range(world.random.randint(1, 3)):
-            await world.ask()
-        await asyncio.sleep(world.random.uniform(0, 2))
-        fault = world.random.choice(FAULTS)
-        say(f"  {fault.name} ({len(world.asked)} requests)")
-        with world.disturbing() if fault.concerns_all else nullcontext():
-            await fault.act(world)
-    return faults
-
-
-async def run_round(directory: Path, seed: str, faults: int, give_up_at: float) -> int:
-    """Make a world, let faults act on it, end them, and check the promises. Raises AssertionError."""
-    async with a_world(directory, seed) as world:
-        made = await one_round(world, faults, give_up_at)
-        await world.heal()
-        say(f"  {await world.check()}")
-        return made
+def run_all(arguments: argparse.Namespace) -> list[int]:
+    """Run rounds side by side, and begin none after one that broke a promise; return what each returned."""
+    results: list[int] = []
+    running: set[Future[int]] = set()
+    # A fork would share this process's connection to the engine.
+    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
+        for each in rounds(arguments):
+            running.add(pool.submit(each.run))
+            if len(running) >= arguments.jobs:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                results += [future.result() for future in done]
+                say(f"{sum(max(0, made) for made in results)} of {arguments.faults} faults")
+            if -1 in results:
+                break
+        return results + [future.result() for future in running]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -54,37 +54,24 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", default=secrets.token_hex(4), help="any text; random by default")
     parser.add_argument("--faults", type=int, default=1000, help="at most so many faults (default: 1000)")
     parser.add_argument("--hours", type=float, default=24.0, help="at most so many hours (default: 24)")
+    parser.add_argument("--jobs", type=int, default=1, help="rounds at the same time (default: 1)")
     return parser.parse_args()
 
 
 def main() -> int:
     """Run rounds until there were enough faults, or the time is over."""
     arguments = parse_arguments()
-    give_up_at, made, number = time.monotonic() + arguments.hours * 3600, 0, 0
+    say(f"Up to {arguments.faults} faults, seed {arguments.seed}")
     end = begin_run()
     try:
-        while made < arguments.faults and time.monotonic() < give_up_at:
-            directory = Path(tempfile.mkdtemp(prefix="rabbit2docker-chaos-"))
-            say(f"round {number} of seed {arguments.seed}: {made} of {arguments.faults} faults")
-            seed = f"{arguments.seed}/{number}"
-            try:
-                made += asyncio.run(
-                    run_round(directory, seed, min(ROUND, arguments.faults - made), give_up_at)
-                )
-            except (AssertionError, TimeoutError) as error:
-                say(f"A promise was broken: {str(error) or 'not everything ended in time'}", file=sys.stderr)
-                say(
-                    f"Seed {arguments.seed}, round {number}. The consumer's log is {directory}/consumer.log; "
-                    f"try again with `make chaos SEED={arguments.seed}`.",
-                    file=sys.stderr,
-                )
-                return 1
-            shutil.rmtree(directory)
-            number += 1
+        results = run_all(arguments)
     finally:
         disconnect()
         end()
-    say(f"{made} faults, no promise was broken (seed {arguments.seed}).")
+    if -1 in results:
+        say(f"A promise was broken; try again with `make chaos SEED={arguments.seed}`.", file=sys.stderr)
+        return 1
+    say(f"{sum(results)} faults, no promise was broken (seed {arguments.seed}).")
     return 0
 
 

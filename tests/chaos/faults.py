@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
+import aio_pika
+
 from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.requests import CancelRequest
-from rabbit2docker_schemas.routing import RESULTS_EXCHANGE
+from rabbit2docker_schemas.routing import RESULTS_EXCHANGE, hub_bindings
 from tests.chaos.world import MINE, NEIGHBOUR, World
+from tests.support.consumer import a_request
+from tests.support.disks import fill
 from tests.support.raw_amqp import RawPublisher, short
 
 Act = Callable[[World], Awaitable[None]]
@@ -100,6 +104,34 @@ async def delete_results_exchange(world: World) -> None:
         )
 
 
+async def fill_disk(world: World) -> None:
+    ballast = await asyncio.to_thread(fill, world.state)
+    await asyncio.sleep(world.random.uniform(0.5, 10))
+    ballast.unlink()
+
+
+async def jump_clock(world: World) -> None:
+    world.clock.write_text(f"{world.random.choice([-1, 1]) * world.random.randint(60, 90_000):+d}")
+    await asyncio.sleep(world.random.uniform(0.5, 10))
+    world.clock.write_text("+0")
+
+
+async def fill_queue(world: World) -> None:
+    """Give a neighbour's hub a queue that refuses nearly everything, and something to refuse."""
+    async with await aio_pika.connect(world.amqp.url.get_secret_value()) as connection:
+        channel = await connection.channel()
+        queue = await channel.declare_queue(
+            f"hub.{NEIGHBOUR}.full",
+            durable=True,
+            arguments={"x-max-length": 1, "x-overflow": "reject-publish"},
+        )
+        await channel.declare_exchange(RESULTS_EXCHANGE, "topic", durable=True, passive=True)
+        for key in hub_bindings(NEIGHBOUR):
+            await queue.bind(RESULTS_EXCHANGE, key)
+    for _ in range(3):
+        await world.publish(a_request(f"neighbour-{world.random.getrandbits(64):x}", lines=50), NEIGHBOUR)
+
+
 async def repeat_request(world: World) -> None:
     if world.asked:
         await world.publish(world.random.choice(list(world.asked.values())).request)
@@ -136,6 +168,12 @@ async def publish_nonsense(world: World) -> None:
     await asyncio.to_thread(publish)
 
 
+def possible_faults(*, disk: bool, clock: bool) -> list[Fault]:
+    """Return the faults that this machine allows."""
+    left_out = {*(() if disk else (fill_disk,)), *(() if clock else (jump_clock,))}
+    return [fault for fault in FAULTS if fault.act not in left_out]
+
+
 FAULTS: Final = (
     Fault("kill the consumer", kill_consumer),
     Fault("stop the consumer", stop_consumer),
@@ -148,6 +186,9 @@ FAULTS: Final = (
     Fault("raise a memory alarm", raise_memory_alarm),
     Fault("take the engine away", take_engine_away),
     Fault("delete the results exchange", delete_results_exchange),
+    Fault("fill the disk", fill_disk),
+    Fault("set the clock", jump_clock),
+    Fault("fill a neighbour's queue", fill_queue, concerns_all=False),
     Fault("repeat a request", repeat_request, concerns_all=False),
     Fault("cancel a build", cancel_build, concerns_all=False),
     Fault("publish poison", publish_poison, concerns_all=False),

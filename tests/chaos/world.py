@@ -7,7 +7,7 @@ import random
 import signal
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,8 +19,10 @@ from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Accepted, Completed, Rejected
 from rabbit2docker_schemas.requests import BuildRequest, CancelRequest
+from tests.chaos.clock import clock_variables
 from tests.support.consumer import Consumer, a_request
-from tests.support.promises import captured, ends_of, lines_of, until_answered
+from tests.support.disks import mounted
+from tests.support.promises import captured, ends_of, lines_of
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ, running
 
@@ -53,6 +55,8 @@ class World:
     proxy: Proxy
     consumer: Consumer
     random: random.Random
+    clock: Path
+    """A file that says by how many seconds the consumer's clock is wrong."""
     asked: dict[str, Asked] = field(default_factory=dict)
     disturbances: list[tuple[datetime, datetime]] = field(default_factory=list)
     """When faults that may delay everybody began and ended."""
@@ -72,10 +76,15 @@ class World:
         await self.publish(request)
         self.asked[name] = Asked(request, lines, datetime.now(UTC))
 
-    async def publish(self, message: BuildRequest | CancelRequest) -> None:
+    @property
+    def state(self) -> Path:
+        """Return the consumer's state directory, a small disk where that is possible."""
+        return self.consumer.directory / "state"
+
+    async def publish(self, message: BuildRequest | CancelRequest, tenant: str = MINE) -> None:
         """Publish a request or a cancel message."""
         async with publishing(self.settings, wait_seconds=END_SECONDS) as publisher:
-            requester = RequestPublisher(publisher, MINE)
+            requester = RequestPublisher(publisher, tenant)
             if isinstance(message, BuildRequest):
                 await requester.request(message)
             else:
@@ -102,6 +111,8 @@ class World:
 
     async def heal(self) -> None:
         """End all faults."""
+        self.clock.write_text("+0")
+        (self.state / "ballast").unlink(missing_ok=True)
         (self.consumer.fake_docker / "away").unlink(missing_ok=True)
         self.proxy.refuse(False)
         self.proxy.flow()
@@ -113,7 +124,8 @@ class World:
 
     async def check(self) -> str:
         """Wait until everything has ended, check the promises, and return a summary. Raises AssertionError."""
-        await self._until_ended()
+        with suppress(TimeoutError):  # what is missing is named below
+            await self._until_ended()
         events = await captured(self.amqp)
         answers = self._answers(events)
         lost = sorted(set(self.asked) - set(answers))
@@ -122,16 +134,16 @@ class World:
         accepted = {name: found.data for name, found in answers.items() if isinstance(found.data, Accepted)}
         unended = sorted(name for name, data in accepted.items() if data.build_id not in ends)
         assert not unended, f"{len(unended)} builds never ended: {unended[:5]}"
+        ends_of(await captured(self.amqp, NEIGHBOUR))
         self._check_lines(events, {name: ends[data.build_id] for name, data in accepted.items()})
         return f"{len(self.asked)} requests, {len(ends)} builds ended once, {self._delay(answers)}"
 
     async def _until_ended(self) -> None:
         async with asyncio.timeout(END_SECONDS):
-            await until_answered(self.amqp, len(self.asked), seconds=END_SECONDS)
             while True:
                 events = await captured(self.amqp)
                 accepted = {event.data.build_id for event in events if isinstance(event.data, Accepted)}
-                if accepted <= set(ends_of(events)):
+                if set(self.asked) <= set(self._answers(events)) and accepted <= set(ends_of(events)):
                     return
                 await asyncio.sleep(1)
 
@@ -169,10 +181,18 @@ class World:
         return any(began <= until and since <= ended for began, ended in self.disturbances)
 
 
+@contextmanager
+def _a_disk(directory: Path) -> Iterator[None]:
+    with mounted(directory, "64m") if os.geteuid() == 0 else nullcontext():
+        yield
+
+
 @asynccontextmanager
-async def a_world(directory: Path, seed: str) -> AsyncIterator[World]:
+async def a_world(directory: Path, seed: str, clock_library: Path | None) -> AsyncIterator[World]:
     """Make a world; nothing of it is left afterwards."""
-    with running() as broker:
+    clock = directory / "clock"
+    clock.write_text("+0")
+    with running() as broker, _a_disk(directory / "state"):
         broker.settle()
         vhost = broker.new_vhost()
         common = {"management_url": broker.management_url, "heartbeat": 5, "publish_timeout": 5}
@@ -186,9 +206,10 @@ async def a_world(directory: Path, seed: str) -> AsyncIterator[World]:
                 RABBIT2DOCKER_TENANTS=json.dumps([MINE, NEIGHBOUR]),
                 RABBIT2DOCKER_LIMITS__CONCURRENT_BUILDS="8",
             )
+            consumer.variables |= clock_variables(clock_library, clock) if clock_library else {}
             try:
                 await asyncio.to_thread(consumer.start_and_wait)
-                yield World(broker, vhost, amqp, proxy, consumer, random.Random(seed))
+                yield World(broker, vhost, amqp, proxy, consumer, random.Random(seed), clock)
             finally:
                 if consumer.process is not None and not consumer.has_ended():
                     os.kill(consumer.process.pid, signal.SIGCONT)

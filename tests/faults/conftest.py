@@ -21,6 +21,7 @@ def make_consumer(tmp_path: Path, amqp: AmqpSettings) -> Iterator[MakeConsumer]:
 
     def make(*, amqp_settings: AmqpSettings | None = None, real: bool = False, **variables: str) -> Consumer:
         consumer = Consumer(tmp_path, amqp_settings or amqp, real=real, **variables)
+        consumer.fork = not real
         made.append(consumer)
         return consumer
 

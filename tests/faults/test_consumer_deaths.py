@@ -17,6 +17,7 @@ from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.events import Cancelled, Completed, Failed
 from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.requests import CancelRequest
+from rabbit2docker_schemas.routing import Lane, waiting_queue
 from tests.faults.conftest import MakeConsumer, ask
 from tests.support.consumer import Consumer, a_request
 from tests.support.promises import captured, check_promises, lines_of, until_ended
@@ -66,7 +67,8 @@ async def test_a_consumer_killed_repeatedly_loses_no_build(
     assert all(end.attempt == 1 for end in ends.values())
     assert all(len(log) >= 40 for log in lines_of(await captured(amqp)).values())
     assert len(consumer.records()) == len(names), "each build was created once"
-    await eventually(lambda: rabbitmq.depth(vhost, "builds.requests") == 0)
+    queues = ["builds.requests", *(waiting_queue("default", lane) for lane in Lane)]
+    await eventually(lambda: not any(map(rabbitmq.depths(vhost).get, queues)))
     assert rabbitmq.depth(vhost, "builds.dead") == 0
 
 

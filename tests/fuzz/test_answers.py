@@ -15,7 +15,7 @@ from rabbit2docker.amqp.ports import RequestMessage
 from rabbit2docker.consumer.images.registry import Registry
 from rabbit2docker.consumer.intake.waiting import plan_wait, waiting_progress
 from rabbit2docker.consumer.providers.gh import GitHubProvider
-from rabbit2docker.consumer.providers.git import _read_refs
+from rabbit2docker.consumer.providers.git_remote import _read_refs
 from rabbit2docker.consumer.providers.refs import is_object_id
 from rabbit2docker.errors import RegistryDenied, RequestRejected, TransientError
 from rabbit2docker.settings import DockerSettings, ImageSettings, ProviderSettings

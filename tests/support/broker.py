@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from rabbit2docker.amqp.broker import Broker, publishing
 from rabbit2docker.amqp.ports import Delivery
 from rabbit2docker.amqp.request_publisher import RequestPublisher
+from rabbit2docker.amqp.topology_keeper import UNCHECKED
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas import ids
 from rabbit2docker_schemas.cloudevents import Event
@@ -34,13 +35,17 @@ async def running(
     prepare(broker)
     task = asyncio.create_task(broker.run(state_id))
     try:
-        await eventually(lambda: task.done() or not any(broker.problems().values()))
+        await eventually(lambda: task.done() or _is_settled(broker))
         if task.done():
             await task
         yield broker
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def _is_settled(broker: Broker) -> bool:
+    return not any(broker.problems().values()) and UNCHECKED not in broker.topology_problems()
 
 
 async def submit(settings: Settings, *requests: BuildRequest) -> None:

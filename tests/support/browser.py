@@ -62,6 +62,11 @@ class Looking:
             await self.page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()")
         )
 
+    async def leave(self) -> None:
+        """Leave the page once it requests nothing more: a service in this process may then be closed."""
+        await self.page.wait_for_load_state("networkidle")
+        await self.page.goto("about:blank")
+
     async def scrolls_sideways(self) -> bool:
         """Return whether the page is wider than the window."""
         wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth"

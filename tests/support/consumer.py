@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -13,10 +12,10 @@ from urllib.parse import quote
 
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.requests import BuildRequest
+from tests.support import programs
 from tests.support.ports import free_port
 from tests.support.waiting import eventually_blocking
 
-COMMAND = Path(sys.executable).with_name("rabbit2docker")
 TOOLS = Path(__file__).with_name("tools")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -31,13 +30,16 @@ def a_request(name: str, **options: object) -> BuildRequest:
 class Consumer:
     """`rabbit2docker run`, with fakes in the place of repo2docker and docker unless `real`."""
 
+    fork = False
+    """Whether it is a fork of a process that has imported it, else it is the console script."""
+
     def __init__(self, directory: Path, amqp: AmqpSettings, *, real: bool = False, **variables: str) -> None:
         self.directory = directory
         self.log = directory / "consumer.log"
         self.bind = f"127.0.0.1:{free_port()}"
         self.fake_docker = directory / "docker"
         self.fake_docker.mkdir(exist_ok=True)
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: programs.Program | None = None
         management = amqp.management_url.get_secret_value() if amqp.management_url else None
         self.variables = {
             "RABBIT2DOCKER_AMQP__URL": amqp.url.get_secret_value(),
@@ -60,6 +62,19 @@ class Consumer:
             }
         self.variables |= variables
 
+    def run_command(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run another command of the program with the settings of the consumer."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("RABBIT2DOCKER_")}
+        return subprocess.run(
+            [programs.COMMAND, *arguments],
+            env={**inherited, **self.variables, **variables},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
     def start(self) -> None:
         """Start it, without waiting for anything."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("RABBIT2DOCKER_")}
@@ -69,14 +84,8 @@ class Consumer:
             if k.startswith(("RABBIT2DOCKER_DOCKER", "RABBIT2DOCKER_IMAGES", "RABBIT2DOCKER_LOCAL__CONFINE"))
         }
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [COMMAND, "run"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**inherited, **passed_on, **self.variables},
-                start_new_session=True,
-            )
+            environment = {**inherited, **passed_on, **self.variables}
+            self.process = programs.start("run", environment, log, fork=self.fork)
 
     def start_and_wait(self) -> None:
         """Start it and wait until it takes requests."""

@@ -25,6 +25,7 @@ from tests.support.ports import free_port
 _RUN = "RABBIT2DOCKER_TEST_RUN"
 _LABEL = "rabbit2docker-test-run"
 _USED = "used"
+_PROCESS = "process"
 
 
 @cache
@@ -44,10 +45,16 @@ def run_directory() -> Path:
     return Path(os.environ[_RUN])
 
 
+def run_process() -> int:
+    """Return the number of the process that began this run."""
+    return int((run_directory() / _PROCESS).read_text())
+
+
 def begin_run() -> Callable[[], None]:
     """Begin a run in this process and its children; return what ends it."""
     directory = Path(tempfile.mkdtemp(prefix="rabbit2docker-tests-"))
     os.environ[_RUN] = str(directory)
+    (directory / _PROCESS).write_text(str(os.getpid()))
 
     def end() -> None:
         if (directory / _USED).exists():

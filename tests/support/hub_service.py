@@ -4,14 +4,15 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import quote
 
 import aiohttp
@@ -20,16 +21,19 @@ from yarl import URL
 from rabbit2docker.errors import BrokerUnavailable
 from rabbit2docker.hub.health import HealthCheck
 from rabbit2docker.hub.service import base_url_of
+from rabbit2docker.hub.store.database import migrate, parse_url
 from rabbit2docker.hub.store.models import BuildRecords
 from rabbit2docker.hub.store.store import Store
+from rabbit2docker.hub.web import streamed
 from rabbit2docker.hub.web.app import WebServer, make_application
-from rabbit2docker.hub.web.queue_position import OpenDepthReader
 from rabbit2docker.settings import AmqpSettings, HubSettings, Settings
 from rabbit2docker_schemas import events, ids
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.ids import RequestId
 from rabbit2docker_schemas.requests import BuildRequest
-from tests.support.consumer import COMMAND, COMMIT
+from rabbit2docker_schemas.routing import Priority
+from tests.support import programs
+from tests.support.consumer import COMMIT
 from tests.support.ports import free_port
 from tests.support.waiting import eventually_blocking
 
@@ -144,11 +148,14 @@ def _names(headers: Mapping[str, str]) -> dict[str, str]:
 class HubService:
     """`rabbit2docker hub`."""
 
+    fork = False
+    """Whether it is a fork of a process that has imported it, else it is the console script."""
+
     def __init__(self, directory: Path, amqp: AmqpSettings, **variables: str) -> None:
         self.log = directory / "hub.log"
         self.bind = f"127.0.0.1:{free_port()}"
         self.address = f"http://{self.bind}/"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: programs.Program | None = None
         self.variables = {
             "RABBIT2DOCKER_AMQP__URL": amqp.url.get_secret_value(),
             "RABBIT2DOCKER_AMQP__HEARTBEAT": str(amqp.heartbeat),
@@ -169,14 +176,7 @@ class HubService:
             k: v for k, v in os.environ.items() if not k.startswith(("RABBIT2DOCKER_", "JUPYTERHUB_"))
         }
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [COMMAND, "hub"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**inherited, **self.variables},
-                start_new_session=True,
-            )
+            self.process = programs.start("hub", {**inherited, **self.variables}, log, fork=self.fork)
 
     def start_and_wait(self) -> None:
         """Start it and wait until builds can be requested."""
@@ -214,6 +214,7 @@ class MemoryBuilds:
 
     def __init__(self) -> None:
         self.asked: list[BuildRequest] = []
+        self.priorities: list[Priority] = []
         self.cancelled: list[tuple[str, str]] = []
         self.spared: list[bool] = []
         self.problem: Exception | None = None
@@ -222,10 +223,11 @@ class MemoryBuilds:
         self.reading = 0
         self._more = asyncio.Condition()
 
-    async def submit(self, request: BuildRequest) -> RequestId:
+    async def submit(self, request: BuildRequest, priority: Priority = Priority.INTERACTIVE) -> RequestId:
         if self.problem:
             raise self.problem
         self.asked.append(request)
+        self.priorities.append(priority)
         assert request.request_id
         return RequestId(request.request_id)
 
@@ -273,10 +275,22 @@ class MemoryBuilds:
             self.reading -= 1
 
 
+@cache
+def _with_tables() -> bytes:
+    """Return an empty database with all tables: creating them takes most of the time of a test that needs them."""
+    with TemporaryDirectory() as directory:
+        file = Path(directory) / "hub.sqlite"
+        migrate(parse_url(f"sqlite:///{file}"))
+        return file.read_bytes()
+
+
 @asynccontextmanager
 async def a_store(directory: Path, **more: Any) -> AsyncIterator[Store]:
-    """Give a store on a database of its own."""
-    async with Store(f"sqlite:///{directory / 'hub.sqlite'}", "default", **more) as store:
+    """Give a store on a database of its own, which has its tables already."""
+    file = directory / "hub.sqlite"
+    if not file.exists():
+        file.write_bytes(await asyncio.to_thread(_with_tables))
+    async with Store(f"sqlite:///{file}", "default", **more) as store:
         yield store
 
 
@@ -284,19 +298,18 @@ async def a_store(directory: Path, **more: Any) -> AsyncIterator[Store]:
 async def serving(
     builds: MemoryBuilds,
     records: BuildRecords | None = None,
-    *,
-    open_depth_reader: OpenDepthReader | None = None,
+    catch_up_seconds: float = 0.0,
     **hub: Any,
 ) -> AsyncIterator[Viewer]:
     """Serve builds in memory over real HTTP; without `records` on a database that is gone afterwards.
 
-    `open_depth_reader` gives the number of requests that wait in RabbitMQ.
+    Answers wait for `catch_up_seconds` for events in the store, into which nothing but the test brings them.
     """
     if records is None:
         with TemporaryDirectory() as directory:
             async with (
                 a_store(Path(directory)) as store,
-                serving(builds, store, open_depth_reader=open_depth_reader, **hub) as viewer,
+                serving(builds, store, catch_up_seconds, **hub) as viewer,
             ):
                 yield viewer
         return
@@ -311,12 +324,12 @@ async def serving(
         builds=builds,
         records=records,
         run_checks=run_checks,
-        open_depth_reader=open_depth_reader,
     )
     server = WebServer(application, "127.0.0.1", 0)
     try:
         address = f"http://127.0.0.1:{server.port}{settings.hub.base_url or '/'}"
-        yield Viewer(address, server=server)
+        with patch.object(streamed, "WAIT_SECONDS", catch_up_seconds):
+            yield Viewer(address, server=server)
     finally:
         await server.close()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.waiting import eventually_blocking
+from tests.support.waiting import PATIENCE, eventually_blocking
 
 SCRIPT = Path(__file__).parents[2] / ".ci/run"
 MAKE = """#!/bin/sh
@@ -22,7 +22,7 @@ fi
 [ "$1" != up ] || touch .run/env
 echo "end $1" >> calls
 """
-STAGES = ["lint", "docs", "up", "test", "test-cluster", "demo"]
+STAGES = ["lint", "docs", "up", "test", "test-chaos", "test-cluster", "demo"]
 
 
 class Checkout:
@@ -46,7 +46,7 @@ class Checkout:
 
     def run(self) -> tuple[int, str]:
         process = self.start()
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=PATIENCE)
         return process.returncode, output
 
     def mark(self, text: str) -> None:
@@ -77,8 +77,7 @@ def test_what_runs_beside_others_is_printed_whole_and_in_order(checkout: Checkou
     _, output = checkout.run()
     titles = [line for line in output.splitlines() if line.startswith("== ") and line[-2:] != " s"]
     assert titles == [
-        f"== {name}"
-        for name in ("lint", "docs", "up", "test", "cluster-prepare", "test-cluster", "test-hub", "demo")
+        f"== {name}" for name in (*STAGES[:5], "cluster-prepare", "test-cluster", "test-hub", "demo")
     ]
     assert output.count("output of test-hub") == 1
     assert output.index("output of test-cluster") < output.index("output of test-hub")
@@ -111,7 +110,7 @@ def test_a_signal_ends_the_stage_and_the_services(checkout: Checkout, hangs: str
     process = checkout.start()
     eventually_blocking(lambda: f"start {hangs}" in checkout.calls())
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 143
     assert f"ended {hangs}" in checkout.calls()
     assert ("end down" in checkout.calls()) == (hangs == "test-cluster")

@@ -86,6 +86,7 @@ def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         ["bild"],
         ["list", "--since", "yesterday"],
         ["dead-letters", "redrive"],
+        ["dead-letters", "redrive", "--all", "--rate", "fast"],
     ],
 )
 def test_wrong_usage_exits_with_64_and_says_what_is_wrong(program: Program, arguments: list[str]) -> None:
@@ -149,7 +150,7 @@ def test_commands_that_skip_the_settings_know_their_defaults() -> None:
     settings = load_settings()
     assert settings.images.prefix == DEFAULT_IMAGE_PREFIX
     assert settings.providers.github_hostname == DEFAULT_GITHUB_HOSTNAME
-    assert settings.tenants == list(DEFAULT_TENANTS)
+    assert list(settings.tenants) == list(DEFAULT_TENANTS)
     assert vhost_of(settings.amqp) == DEFAULT_VHOST
 
 
@@ -182,6 +183,13 @@ def test_names_are_identical_to_binderhubs(program: Program) -> None:
         "image": f"quay.io/org/pfx-binder-2dexamples-2drequirements-55ab5c:{ref}",
         "repo_url": "https://github.com/binder-examples/requirements",
     }
+
+
+def test_every_setting_is_listed_with_its_meaning(program: Program) -> None:
+    found = [json.loads(line) for line in program("settings", "--json").stdout.splitlines()]
+    helps = {setting["name"]: setting["help"] for setting in found}
+    assert helps["RABBIT2DOCKER_LOG__LEVEL"] == "debug, info, warning or error."
+    assert not [name for name, text in helps.items() if not text]
 
 
 def test_the_contract_is_printed(program: Program) -> None:

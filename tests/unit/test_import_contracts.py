@@ -19,6 +19,8 @@ SEEDS: Final = [
     ("Imports go one way", "rabbit2docker.consumer", "rabbit2docker.hub"),
     ("Imports go one way", "rabbit2docker.hub", "rabbit2docker.consumer"),
     ("Imports go one way", "rabbit2docker.hub.store", "rabbit2docker.cli"),
+    ("Imports go one way", "rabbit2docker.replay", "rabbit2docker.cli"),
+    ("Imports go one way", "rabbit2docker.consumer", "rabbit2docker.replay"),
     ("Imports go one way", "rabbit2docker.client", "rabbit2docker.hub"),
     ("Imports go one way", "rabbit2docker.amqp", "rabbit2docker.client"),
     ("Imports go one way", "rabbit2docker.settings", "rabbit2docker.amqp"),
@@ -68,6 +70,12 @@ SEEDS: Final = [
     ("Only the store speaks to databases", "rabbit2docker.consumer", "aiosqlite"),
     ("Only hub.web speaks HTTP to the JupyterHub's users", "rabbit2docker.hub", "tornado.web"),
     ("Only hub.web speaks HTTP to the JupyterHub's users", "rabbit2docker.hub.store", "jupyterhub"),
+    ("Only hub.web and GitHub Apps sign tokens", "rabbit2docker.consumer", "jwt"),
+    (
+        "Only the tokens of GitHub Apps need gidgethub",
+        "rabbit2docker.consumer.providers",
+        "gidgethub.apps",
+    ),
     ("Only the command line writes to terminals", "rabbit2docker.consumer", "typer"),
     ("Only the command line writes to terminals", "rabbit2docker.hub", "rich.table"),
     (
