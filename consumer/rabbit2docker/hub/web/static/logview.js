@@ -22,6 +22,8 @@ export class LogView {
   #top = 0;
   #soughtId = "";
   #markedLine = null;
+  // Chunks out of sight have estimated heights, so that the end moves when they come into sight, also without new lines.
+  #heights = new ResizeObserver(() => this.isFollowing && this.#scrollToEnd());
   /** Number of lines that are no longer shown. */
   dropped = 0;
   /** Whether the log scrolls along with new lines. */
@@ -104,8 +106,10 @@ export class LogView {
   #insert(element) {
     let chunk = this.#box.lastElementChild;
     if (!chunk || chunk.childElementCount >= CHUNK_LINES) {
+      chunk?.classList.add("full");
       chunk = make("div", { class: "chunk" });
       this.#box.append(chunk);
+      this.#heights.observe(chunk);
     }
     chunk.append(element);
     this.#drawn += 1;
@@ -115,6 +119,7 @@ export class LogView {
     const oldest = this.#box.firstElementChild;
     this.#drawn -= oldest.childElementCount;
     this.dropped += oldest.querySelectorAll(".line").length;
+    this.#heights.unobserve(oldest);
     oldest.remove();
   }
 
