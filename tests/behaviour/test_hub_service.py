@@ -156,7 +156,7 @@ class TestViewers:
     async def test_two_hundred_viewers_of_one_build_all_get_everything(
         self, make_consumer: MakeConsumer, make_hub: MakeHub, amqp: AmqpSettings
     ) -> None:
-        consumer, hub = await started(make_consumer, make_hub, lines=300, every=0.01)
+        consumer, hub = await started(make_consumer, make_hub, lines=300, every=0.03)
         all_viewers = await asyncio.gather(*(hub.viewer.watch(build_path("popular")) for _ in range(200)))
         assert {tuple(texts(sent)) for sent in all_viewers} == {tuple(all_lines(300))}
         assert {sent[-1].phase for sent in all_viewers} == {"ready"}

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -146,9 +147,16 @@ class TestRateLimit:
     async def test_many_anonymous_viewers_behind_one_address_share_one_request(
         self, builds: MemoryBuilds, store: Store
     ) -> None:
-        async with serving(builds, store, requests_per_address=1) as viewer:
-            crowd = await asyncio.gather(*(ends(viewer) for _ in range(60)))
-            assert {each.phase for each in crowd} == {"ready"}
+        # It does not end before all of them have come: a later viewer would make another request.
+        builds.plan = [accepted()]
+        async with (
+            serving(builds, store, requests_per_address=1, share_seconds=60) as viewer,
+            AsyncExitStack() as leaving,
+        ):
+            coming = (leaving.enter_async_context(viewer.live(PATH)) for _ in range(60))
+            crowd = await asyncio.gather(*coming)
+            firsts = await asyncio.gather(*(anext(events) for events in crowd))
+            assert {first.phase for first in firsts} == {"waiting"}
             other = await ends(viewer, PATH.replace("thesis", "notes"))
         assert other.message.startswith("Rate limit exceeded. Your address (127.0.0.1) has requested 1 build")
         assert len(builds.asked) == 1
