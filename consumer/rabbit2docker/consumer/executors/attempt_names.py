@@ -1,9 +1,20 @@
-"""Names of records: the first attempt of a build has the build name, every other name adds a suffix to it."""
+"""Names of records, and creation under one: the first attempt has the build name, others add a suffix to it."""
 
 import hashlib
 from typing import Final
 
-from rabbit2docker.consumer.executors.base import AttemptName, AttemptSpec
+import structlog
+
+from rabbit2docker.consumer.executors.base import (
+    Attempt,
+    AttemptName,
+    AttemptSpec,
+    AttemptStatus,
+    AttemptStore,
+)
+from rabbit2docker.errors import NameTaken
+
+log = structlog.get_logger()
 
 MAX_LENGTH: Final = 63
 """Characters of a DNS label, which a pod's name has to be."""
@@ -19,6 +30,17 @@ def fallback_name(spec: AttemptSpec) -> AttemptName:
     """Return the name to use where another build, or one that has ended, holds the name of the attempt."""
     owner = spec.build_id if spec.attempt == 1 else f"{spec.build_id}/{spec.attempt}"
     return _with_suffix(spec.name, _digest(owner))
+
+
+async def create_under(
+    name: AttemptName, executor: AttemptStore, spec: AttemptSpec, status: AttemptStatus
+) -> tuple[Attempt, bool] | None:
+    """Create an attempt under a name, or return the record of that name; None if an object that is no record has it."""
+    try:
+        return await executor.create(spec.model_copy(update={"name": name}), status)
+    except NameTaken as error:
+        log.warning("record name taken", name=name, error=str(error))
+        return None
 
 
 def _with_suffix(base: str, suffix: str) -> AttemptName:

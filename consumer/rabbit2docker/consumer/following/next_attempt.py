@@ -1,13 +1,9 @@
 """Creates the attempt after one that failed, under a name that no other build holds."""
 
-import structlog
-
 from rabbit2docker.consumer.attempt_cache import AttemptCache
-from rabbit2docker.consumer.executors.attempt_names import fallback_name
+from rabbit2docker.consumer.executors.attempt_names import create_under, fallback_name
 from rabbit2docker.consumer.executors.base import Attempt, AttemptSpec, AttemptStatus, AttemptStore
-from rabbit2docker.errors import ExecutorUnavailable, NameTaken
-
-log = structlog.get_logger()
+from rabbit2docker.errors import ExecutorUnavailable
 
 
 async def create_next(
@@ -20,13 +16,9 @@ async def create_next(
     of_build = attempts.of_build(spec.build_id)
     created = [known.name for known in of_build if known.spec.is_same_attempt(spec)]
     for name in created or (spec.name, fallback_name(spec)):
-        try:
-            found, is_new = await executor.create(spec.model_copy(update={"name": name}), status)
-        except NameTaken as error:
-            log.warning("record name taken", name=name, error=str(error))
-            continue
-        if is_new or found.spec.is_same_attempt(spec):
-            return found, is_new
+        found = await create_under(name, executor, spec, status)
+        if found and found[0].spec.is_same_attempt(spec):
+            return found
     raise ExecutorUnavailable(
         f"Other builds hold the record names for attempt {spec.attempt} of {spec.build_name}. Waiting for them to be deleted."
     )

@@ -16,7 +16,7 @@ from rabbit2docker.consumer.attempt_cache import AttemptCache, terminal_event_of
 from rabbit2docker.consumer.breakers import Breakers
 from rabbit2docker.consumer.credentials import GitCredentials
 from rabbit2docker.consumer.event_publisher import EventPublisher
-from rabbit2docker.consumer.executors.attempt_names import fallback_name
+from rabbit2docker.consumer.executors.attempt_names import create_under, fallback_name
 from rabbit2docker.consumer.executors.base import Attempt, AttemptSpec, AttemptStatus, AttemptStore
 from rabbit2docker.consumer.images.base import FindImage, ImageInfo, pinned
 from rabbit2docker.consumer.images.tenants import TenantImages
@@ -29,7 +29,6 @@ from rabbit2docker.errors import (
     ENGINE,
     EXECUTOR,
     ExecutorUnavailable,
-    NameTaken,
     RecordMissing,
     RequestRejected,
 )
@@ -322,14 +321,11 @@ class Admission:
             },
         )
         for name in (spec.name, fallback_name(spec)):
-            try:
-                with context.breakers.guard(EXECUTOR):
-                    attempt, is_new = await context.executor.create(
-                        spec.model_copy(update={"name": name}), status
-                    )
-            except NameTaken as error:
-                log.warning("record name taken", name=name, error=str(error))
+            with context.breakers.guard(EXECUTOR):
+                found = await create_under(name, context.executor, spec, status)
+            if found is None:
                 continue
+            attempt, is_new = found
             context.attempts.put(attempt)
             if is_new:
                 log.info("attempt created", build_id=spec.build_id, name=name, image=spec.image)
