@@ -29,26 +29,19 @@ print(json.dumps([
 """
 
 
-def read(image: str, *command: str) -> str:
-    """Return what a command prints in the image, without network. Raises subprocess.CalledProcessError."""
-    program, *arguments = command
-    return subprocess.run(
-        ["docker", "run", "--rm", "--network=none", f"--entrypoint={program}", image, *arguments],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    ).stdout
+def docker(*arguments: str) -> str:
+    """Return what a command of Docker's client prints. Raises subprocess.CalledProcessError."""
+    return subprocess.run(["docker", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def read(image: str, program: str, *arguments: str) -> str:
+    """Return what a program prints in the image, without network. Raises subprocess.CalledProcessError."""
+    return docker("run", "--rm", "--network=none", f"--entrypoint={program}", image, *arguments)
 
 
 def labels_of(image: str) -> dict[str, str]:
     """Return the labels of the image. Raises subprocess.CalledProcessError."""
-    found = subprocess.run(
-        ["docker", "image", "inspect", "--format={{json .Config.Labels}}", image],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    ).stdout
-    return json.loads(found) or {}
+    return json.loads(docker("image", "inspect", "--format={{json .Config.Labels}}", image)) or {}
 
 
 def python_components(distributions: Iterable[Mapping[str, Any]]) -> Iterable[Component]:
