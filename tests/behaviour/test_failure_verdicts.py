@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from deploy.dev import machine
 
-from rabbit2docker.consumer.builder import BUILDER_PATH
+from rabbit2docker.consumer.builder import BUILDER_COMMAND
 from tests.corpus import cases
 from tests.corpus.record import Site, write_repository
 from tests.corpus.registry import Rule
@@ -43,7 +42,7 @@ class Bench:
             "workdir": str(self.directory / "work"),
         }
         (self.directory / "spec.json").write_text(json.dumps(defaults | spec))
-        command = [sys.executable, str(BUILDER_PATH), "--spec", str(self.directory / "spec.json")]
+        command = [*BUILDER_COMMAND, "--spec", str(self.directory / "spec.json")]
         command += [
             "--log",
             str(self.directory / "log.jsonl"),

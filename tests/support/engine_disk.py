@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ import pytest
 from deploy.dev import machine
 from deploy.dev.engine import MadeEngine
 
-from rabbit2docker.consumer.builder import BUILDER_PATH
+from rabbit2docker.consumer.builder import BUILDER_COMMAND
 from rabbit2docker.consumer.executors import provenance
 from rabbit2docker.settings import ExecutorKind, Settings
 from tests.corpus.record import own_engine
@@ -147,7 +146,7 @@ class SmallBuild:
         files = ("--spec", "spec.json"), ("--log", "log.jsonl"), ("--result", "result.json")
         arguments = [part for option, name in files for part in (option, str(self.directory / name))]
         self.process = subprocess.Popen(
-            [sys.executable, str(BUILDER_PATH), *arguments], env=engine.environment, start_new_session=True
+            [*BUILDER_COMMAND, *arguments], env=engine.environment, start_new_session=True
         )
 
     def until_built(self) -> None:

@@ -3,12 +3,11 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rabbit2docker.consumer.builder import BUILDER_PATH
+from rabbit2docker.consumer.builder import BUILDER_COMMAND
 from rabbit2docker.consumer.builder.builder import EXIT_CODES
 from tests.support.git_http import GitHttp
 from tests.support.repositories import Repository
@@ -69,7 +68,7 @@ class Bench:
             "timeout_seconds": 60,
         }
         (self.directory / "spec.json").write_text(json.dumps(defaults | spec))
-        command = [sys.executable, "-I", "-S", str(BUILDER_PATH), "--spec", str(self.directory / "spec.json")]
+        command = [*BUILDER_COMMAND, "--spec", str(self.directory / "spec.json")]
         command += ["--log", str(self.log), "--result", str(self.directory / "result.json")]
         environment = {
             **{name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")},

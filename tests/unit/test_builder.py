@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
@@ -18,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rabbit2docker.consumer.builder import BUILDER_PATH
+from rabbit2docker.consumer.builder import BUILDER_COMMAND
 from rabbit2docker.consumer.builder.builder import (
     EXIT_CODES,
     MAX_LINE_BYTES,
@@ -99,7 +98,7 @@ class Bench:
             "repo2docker_command": [str(self.bin / "fake-repo2docker")],
         }
         (self.directory / "spec.json").write_text(json.dumps(defaults | spec))
-        command = [sys.executable, "-I", "-S", str(BUILDER_PATH), "--spec", str(self.directory / "spec.json")]
+        command = [*BUILDER_COMMAND, "--spec", str(self.directory / "spec.json")]
         command += ["--log", str(self.log), "--result", str(self.directory / "result.json")]
         environment = {**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}", "RABBIT2DOCKER_SECRET": "x"}
         return subprocess.Popen(command, env=environment, start_new_session=True)
@@ -554,7 +553,7 @@ def test_a_machine_without_the_docker_command_is_reported(bench: Bench) -> None:
     (bench.directory / "spec.json").write_text(
         json.dumps({"repo_url": "x", "image": "y", "docker_wait_seconds": 1})
     )
-    command = [sys.executable, "-I", "-S", str(BUILDER_PATH), "--spec", str(bench.directory / "spec.json")]
+    command = [*BUILDER_COMMAND, "--spec", str(bench.directory / "spec.json")]
     ended = subprocess.run(
         [*command, "--result", str(bench.directory / "result.json")],
         env=environment,
@@ -570,7 +569,7 @@ def test_a_machine_without_the_docker_command_is_reported(bench: Bench) -> None:
 @pytest.mark.parametrize("spec", ["", "[]", '{"image": "y"}', "{"])
 def test_an_invalid_spec_ends_with_bad_spec(bench: Bench, spec: str) -> None:
     (bench.directory / "bad.json").write_text(spec)
-    command = [sys.executable, "-I", "-S", str(BUILDER_PATH), "--spec", str(bench.directory / "bad.json")]
+    command = [*BUILDER_COMMAND, "--spec", str(bench.directory / "bad.json")]
     command += ["--log", str(bench.log), "--result", str(bench.directory / "result.json")]
     assert subprocess.run(command, check=False).returncode == 64
     assert json.loads((bench.directory / "result.json").read_text())["reason"] == "bad_spec"
@@ -599,7 +598,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_the_result_is_written_even_to_a_full_disk(small_disk: Path, bench: Bench) -> None:
     bench.repo2docker(f"head -c 1000000 /dev/zero > {small_disk}/filler; echo after; sleep 300")
-    command = [sys.executable, "-I", "-S", str(BUILDER_PATH), "--spec", str(_written_spec(bench))]
+    command = [*BUILDER_COMMAND, "--spec", str(_written_spec(bench))]
     command += ["--log", str(small_disk / "log.jsonl"), "--result", str(small_disk / "result.json")]
     process = subprocess.Popen(command, env={**os.environ, "PATH": f"{bench.bin}:{os.environ['PATH']}"})
     eventually_blocking(lambda: os.statvfs(small_disk).f_bavail == 0)
@@ -672,7 +671,7 @@ def test_an_image_that_its_engine_lost_in_a_restart_is_not_missed_but_built_agai
 
 
 def test_the_builder_only_asks_the_engine_if_that_is_all_it_is_to_do(bench: Bench) -> None:
-    command = [sys.executable, "-I", "-S", str(BUILDER_PATH), "--check-engine", "5"]
+    command = [*BUILDER_COMMAND, "--check-engine", "5"]
     environment = {**os.environ, "PATH": f"{bench.bin}:{os.environ['PATH']}", "DOCKER_HOST": "tcp://engine:1"}
 
     def check() -> tuple[int, str]:

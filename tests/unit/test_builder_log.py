@@ -5,7 +5,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rabbit2docker.consumer.builder import BUILDER_PATH, builder
+from rabbit2docker.consumer.builder import BUILDER_COMMAND, builder
 from rabbit2docker.consumer.builder.builder import (
     REWRITE_SECONDS,
     RewrittenLines,
@@ -265,7 +264,7 @@ def test_no_helper_is_asked_where_no_line_is_written(tmp_path: Path) -> None:
         (tmp_path / name).chmod(0o755)
     (tmp_path / "config.json").write_text('{"credHelpers": {"a.example": "slow"}}')
     environment = {**os.environ, "DOCKER_CONFIG": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    command = [sys.executable, "-I", "-S", str(BUILDER_PATH), "--check-engine", "5"]
+    command = [*BUILDER_COMMAND, "--check-engine", "5"]
     assert subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode == 75
     assert not (tmp_path / "asked").exists()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rabbit2docker.consumer.builder import BUILDER_PATH, builder
+from rabbit2docker.consumer.builder import BUILDER_COMMAND, BUILDER_PATH, builder
 from tests.support.repositories import GitServer, Repository
 from tests.support.waiting import eventually_blocking
 
@@ -81,7 +81,7 @@ class Bench:
             "timeout_seconds": 100,
         }
         (self.directory / "spec.json").write_text(json.dumps(defaults | spec))
-        program = [*self.before, sys.executable, "-I", "-S", str(BUILDER_PATH)]
+        program = [*self.before, *BUILDER_COMMAND]
         command = [*program, "--spec", str(self.directory / "spec.json")]
         command += ["--log", str(self.directory / "log"), "--result", str(self.directory / "result.json")]
         path = f"{self.bin}:{os.environ['PATH']}"
@@ -183,9 +183,9 @@ class TestConfinement:
         # Programs that are confined can have no namespaces of their own.
         for name in ("root", "tmp"):
             (bench.directory / name).mkdir()
-        readable = [sys.prefix, sys.base_prefix, str(BUILDER_PATH)]
+        readable = [sys.prefix, sys.base_prefix, str(BUILDER_PATH.parent)]
         view = {"root": str(bench.directory / "root"), "home": str(bench.directory), "readable": readable}
-        bench.before = [sys.executable, "-I", "-S", str(BUILDER_PATH), "--confine", json.dumps(view), "--"]
+        bench.before = [*BUILDER_COMMAND, "--confine", json.dumps(view), "--"]
         result = bench.run(content, confine=bench.view(content))
         assert result["reason"] == "builder_error"
         assert result["message"].startswith("The builder cannot separate the repository's files: ")

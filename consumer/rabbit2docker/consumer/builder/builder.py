@@ -1129,7 +1129,10 @@ class Place:
         """Give the place up."""
 
 
-THIS_PROGRAM = [sys.executable, "-I", "-S", os.path.abspath(__file__)]
+# As a module, so that its compiled form is used where it could be stored.
+_MODULE_DIRECTORY = os.path.dirname(os.path.abspath(__file__))
+_START = f"import sys; sys.path.append({_MODULE_DIRECTORY!r}); import builder; sys.exit(builder.main())"
+THIS_PROGRAM = [sys.executable, "-I", "-S", "-c", _START]
 
 
 class Confined(Place):
@@ -4214,7 +4217,7 @@ class Places:
         if path := self._containers.get("cage"):
             self.reading = Container(path, limits)
         if self._confine is not None:
-            readable = [*self._confine.get("readable", []), os.path.abspath(__file__)]
+            readable = [*self._confine.get("readable", []), _MODULE_DIRECTORY]
             self.fetching = Confined(View(self._root, hidden=self._confine.get("hidden", [])))
             self.reading = Confined(View(self._root, home=self.home, readable=readable))
         for path in (self._root, *(os.path.join(self.home, name) for name in ("home", "tmp", "bin"))):

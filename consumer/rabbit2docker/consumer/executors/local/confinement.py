@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, TypedDict
 
-from rabbit2docker.consumer.builder import BUILDER_PATH
+from rabbit2docker.consumer.builder import BUILDER_COMMAND
 from rabbit2docker.errors import ConfigurationError
 from rabbit2docker.settings import Settings
 
@@ -80,7 +80,7 @@ def _problem(found: Confinement) -> str:
         )
         for view, command in trials:
             instructions = json.dumps({"root": str(root), **view})
-            trial = [sys.executable, "-I", "-S", str(BUILDER_PATH), "--confine", instructions, "--", *command]
+            trial = [*BUILDER_COMMAND, "--confine", instructions, "--", *command]
             try:
                 ended = subprocess.run(
                     trial, capture_output=True, text=True, timeout=_TRIAL_SECONDS, check=False

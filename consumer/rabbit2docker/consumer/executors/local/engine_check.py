@@ -3,12 +3,11 @@
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
-from rabbit2docker.consumer.builder import BUILDER_PATH
+from rabbit2docker.consumer.builder import BUILDER_COMMAND
 
 CHECK_SECONDS: Final = 10
 """Time that the engine has to answer. One that is stopped or overloaded accepts connections and says nothing."""
@@ -18,7 +17,7 @@ GRACE_SECONDS: Final = 5
 
 async def check_engine(host: str | None, environment: Mapping[str, str]) -> str | None:
     """Return why the engine at `host`, or at the default address, does not answer; None if it does."""
-    command = [sys.executable, "-I", "-S", str(BUILDER_PATH), "--check-engine", str(CHECK_SECONDS)]
+    command = [*BUILDER_COMMAND, "--check-engine", str(CHECK_SECONDS)]
     try:
         process = await asyncio.create_subprocess_exec(
             *command,

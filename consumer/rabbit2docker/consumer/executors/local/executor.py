@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 
 import structlog
 
-from rabbit2docker.consumer.builder import BUILDER_PATH
+from rabbit2docker.consumer.builder import BUILDER_COMMAND
 from rabbit2docker.consumer.credentials import GitCredentials
 from rabbit2docker.consumer.executors.base import (
     Attempt,
@@ -81,8 +81,7 @@ class LocalExecutor:
             self._records,
             self._threads,
             self._tasks,
-            # Isolated: the builder needs the standard library alone, and installed packages must not interfere.
-            command=builder_command or (sys.executable, "-I", "-S", str(BUILDER_PATH)),
+            command=builder_command or BUILDER_COMMAND,
             kill_after=kill_after,
         )
         self._watch = DirectoryWatch(on_folder=self._on_folder, on_events_lost=self._check_folders)
