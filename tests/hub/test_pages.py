@@ -265,6 +265,11 @@ class TestLog:
         await expect(follow).to_have_attribute("aria-pressed", "true")
         await has_lines(page, seen + 100)
         assert await distance_to_end(page) < 40
+        await page.locator("#log").hover()
+        await page.mouse.wheel(0, -20)
+        await expect(follow).to_have_attribute("aria-pressed", "false")
+        await page.mouse.wheel(0, 1200)
+        await expect(follow).to_have_attribute("aria-pressed", "true")
         await follow.click()
         await expect(follow).to_have_attribute("aria-pressed", "false")
 

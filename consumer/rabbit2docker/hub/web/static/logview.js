@@ -20,6 +20,7 @@ export class LogView {
   #attempt = null;
   #frame = 0;
   #top = 0;
+  #height = 0;
   #soughtId = "";
   #markedLine = null;
   // Chunks out of sight have estimated heights, so that the end moves when they come into sight, also without new lines.
@@ -126,14 +127,21 @@ export class LogView {
   #scrollToEnd() {
     this.#box.scrollTop = this.#box.scrollHeight;
     this.#top = this.#box.scrollTop;
+    this.#height = this.#box.scrollHeight;
   }
 
   #onScroll() {
     const { scrollTop, scrollHeight, clientHeight } = this.#box;
     const isAtEnd = scrollHeight - scrollTop - clientHeight < END_DISTANCE_PX;
-    if (isAtEnd && !this.#soughtId) this.#setFollowing(true);
-    else if (scrollTop < this.#top - 1) this.#setFollowing(false);
+    const distance = scrollTop - this.#top;
+    const hasShrunk = scrollHeight < this.#height;
+    this.#height = scrollHeight;
+    // Less than a pixel is rounding, or the beginning of a longer way.
+    if (Math.abs(distance) <= 1) return;
     this.#top = scrollTop;
+    // Also close to the end: the next line would scroll to it, and so end the browser's smooth scrolling.
+    if (distance < 0) hasShrunk || this.#setFollowing(false);
+    else if (isAtEnd && !this.#soughtId) this.#setFollowing(true);
   }
 
   /** Scroll to the line that the URL's fragment names, as soon as it exists. */
