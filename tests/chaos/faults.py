@@ -7,6 +7,7 @@ import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 from urllib.parse import quote
 
@@ -19,6 +20,7 @@ from tests.chaos.world import MINE, NEIGHBOUR, World
 from tests.support.consumer import a_request
 from tests.support.disks import fill
 from tests.support.raw_amqp import RawPublisher, short
+from tests.support.waiting import eventually
 
 Act = Callable[[World], Awaitable[None]]
 
@@ -125,11 +127,20 @@ async def fill_queue(world: World) -> None:
             durable=True,
             arguments={"x-max-length": 1, "x-overflow": "reject-publish"},
         )
-        await channel.declare_exchange(RESULTS_EXCHANGE, "topic", durable=True, passive=True)
+        # An earlier fault may have deleted it, and the consumer may be about to declare it again.
+        await eventually(partial(_has_exchange, connection, RESULTS_EXCHANGE))
         for key in hub_bindings(NEIGHBOUR):
             await queue.bind(RESULTS_EXCHANGE, key)
     for _ in range(3):
         await world.publish(a_request(f"neighbour-{world.random.getrandbits(64):x}", lines=50), NEIGHBOUR)
+
+
+async def _has_exchange(connection: aio_pika.abc.AbstractConnection, name: str) -> bool:
+    with suppress(aio_pika.exceptions.ChannelNotFoundEntity):
+        async with connection.channel() as channel:
+            await channel.declare_exchange(name, "topic", durable=True, passive=True)
+            return True
+    return False
 
 
 async def repeat_request(world: World) -> None:
