@@ -2,7 +2,7 @@
 
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -48,6 +48,10 @@ def frame(kind: int, channel: int, payload: bytes) -> bytes:
     return struct.pack(">BHI", kind, channel, len(payload)) + payload + b"\xce"
 
 
+class ClosedByBroker(Exception):
+    """RabbitMQ has closed the connection because of what it was sent."""
+
+
 class RawPublisher:
     """A connection with one channel, on which RabbitMQ confirms what it takes."""
 
@@ -55,6 +59,7 @@ class RawPublisher:
         parts = urlsplit(url)
         assert parts.hostname is not None
         self._socket = socket.create_connection((parts.hostname, parts.port), timeout=PATIENCE)
+        self._published = 0
         self._socket.sendall(header.ProtocolHeader().marshal())
         self._expect(commands.Connection.Start)
         response = f"\0{parts.username}\0{parts.password}"
@@ -76,13 +81,22 @@ class RawPublisher:
 
     def publish(self, exchange: bytes, key: bytes, body: bytes, **properties: bytes) -> None:
         """Publish a message and wait until RabbitMQ has confirmed it."""
-        publish = struct.pack(">HHH", 60, 40, 0) + short(exchange) + short(key) + b"\0"
-        self._socket.sendall(
-            frame(1, 1, publish)
-            + frame(2, 1, content_header(properties, len(body)))
-            + pamqp.frame.marshal(ContentBody(body), 1)
-        )
-        self._expect(commands.Basic.Ack)
+        self.publish_all(exchange, key, [body], **properties)
+
+    def publish_all(self, exchange: bytes, key: bytes, bodies: Iterable[bytes], **properties: bytes) -> None:
+        """Publish messages that differ in nothing but their bodies, and wait until RabbitMQ has confirmed them."""
+        publish = frame(1, 1, struct.pack(">HHH", 60, 40, 0) + short(exchange) + short(key) + b"\0")
+        data, waiting = bytearray(), set()
+        for body in bodies:
+            data += publish
+            data += frame(2, 1, content_header(properties, len(body)))
+            data += pamqp.frame.marshal(ContentBody(body), 1)
+            self._published += 1
+            waiting.add(self._published)
+        self._socket.sendall(data)
+        while waiting:
+            ack: Any = self._expect(commands.Basic.Ack)
+            waiting -= set(range(min(waiting), ack.delivery_tag + 1)) if ack.multiple else {ack.delivery_tag}
 
     def _send(self, method: Frame, channel: int = 1) -> None:
         self._socket.sendall(pamqp.frame.marshal(method, channel))
@@ -92,6 +106,8 @@ class RawPublisher:
         data = head + self._read(int.from_bytes(head[3:]) + 1)
         found = pamqp.frame.unmarshal(data)[2]
         assert isinstance(found, Frame)
+        if isinstance(found, commands.Connection.Close):
+            raise ClosedByBroker(f"{found.reply_code} {found.reply_text}")
         assert type(found) is kind, (found.name, dict(found))
         return found
 

@@ -18,6 +18,8 @@ from rabbit2docker.retry import Backoff, is_cancelled
 PREFETCH: Final = 1_000
 BATCH: Final = 250
 """Messages that are handed on together at most."""
+ACKNOWLEDGED: Final = PREFETCH // 4
+"""Messages that are acknowledged together: each acknowledgement is a packet, and allows as many more messages."""
 RETRY_PAUSES: Final = (0.3, 1.0, 2.0)
 MISSING_SECONDS = 30.0
 """RabbitMQ does not find its own streams for a moment after its start. One missing for longer has been deleted."""
@@ -109,9 +111,13 @@ class StreamScan:
             reading(channel, self._stream, offset=self._next, prefetch=PREFETCH) as incoming,
         ):
             self._was_read = True
+            unacknowledged = 0
             while not self.is_over:
                 found = await _some(incoming)
-                await found[-1].ack(multiple=True)
+                unacknowledged += len(found)
+                if unacknowledged >= ACKNOWLEDGED:
+                    await found[-1].ack(multiple=True)
+                    unacknowledged = 0
                 batch = [self._as_message(message) for message in found]
                 yield [message for message in batch if self._last is None or message.offset <= self._last]
 

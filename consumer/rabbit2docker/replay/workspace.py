@@ -97,6 +97,8 @@ class Workspace:
                 )
             )
             contents[group] = json.dumps(dict(request.content))
+        if not rows:
+            return
         self._db.execute("BEGIN")
         self._db.executemany("INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?)", rows)
         self._db.executemany("INSERT OR REPLACE INTO contents VALUES (?, ?)", contents.items())
@@ -136,6 +138,8 @@ class Workspace:
                     ends.append(_end(tenant, kind, data, time.timestamp()))
                 case _:
                     pass
+        if not (answers or rejections or ends):
+            return
         self._db.execute("BEGIN")
         self._db.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", answers)
         self._db.executemany("INSERT INTO rejections VALUES (?, ?, ?, ?, ?)", rejections)
