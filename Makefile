@@ -9,10 +9,10 @@ WORKERS ?= 4
 # Where it is set, each of pytest's processes would rewrite all assertions again, and each program compile its modules.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo hub-demo test test-stalled test-fast test-chaos test-hub test-rabbitmq-cluster test-cluster cluster-prepare cluster-up cluster-down lint release-check image sbom docs docs-reference docs-screenshots corpus fuzz chaos serve bench bench-cluster clean
+.PHONY: help venv up down status demo hub-demo test test-stalled test-fast test-chaos test-hub test-rabbitmq test-rabbitmq-cluster test-cluster cluster-prepare cluster-up cluster-down lint release-check image sbom docs docs-reference docs-screenshots corpus fuzz chaos serve bench bench-cluster clean
 
 help:  ## say what there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 21
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 29
 
 venv: $(BIN)/.complete  ## make the virtual environment
 
@@ -54,6 +54,10 @@ test-cluster: venv  ## run the tests that need Kubernetes; KUBECONFIG chooses a 
 
 test-rabbitmq-cluster: venv  ## run the tests on a RabbitMQ of three nodes, which die during builds
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/pytest -m rabbitmq_cluster tests/rabbitmq_cluster $(ARGS)
+
+RABBITMQ ?= 4.3
+test-rabbitmq: venv  ## run the tests that need RabbitMQ, one node and three, with version RABBITMQ=4.3
+	@$(BIN)/python -m deploy.dev run --rabbitmq $(RABBITMQ) -- $(BIN)/pytest -m '(broker and not hub) or rabbitmq_cluster' $(or $(ARGS),--numprocesses $(WORKERS))
 
 test-hub: venv $(NODE)/.complete $(CHROMIUM)/.complete  ## run the tests that need a JupyterHub, its proxy, BinderHub's client and Chromium
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/pytest --numprocesses 2 -m hub tests/hub $(ARGS)

@@ -91,11 +91,17 @@ def is_up() -> bool:
     return bool(ledger.containers) and bool(read_env()) and all(item.is_alive() for item in ledger.processes)
 
 
-def run_command(command: list[str]) -> int:
-    """Run a command with the services up; what was not up before is ended after it."""
+def run_command(command: list[str], rabbitmq: str | None = None) -> int:
+    """Run a command with the services up; what was not up before is ended after it.
+
+    `rabbitmq` is the version of the RabbitMQ that tests start, instead of the one of the services.
+    """
     keep = is_up()
     try:
         variables = up()
+        if rabbitmq is not None:
+            image = Services(Ledger(), with_services(variables)).provide_rabbitmq(rabbitmq)
+            variables["RABBIT2DOCKER_TEST_RABBITMQ_IMAGE"] = image
         return run_interruptible(command, with_services(variables))
     finally:
         if not keep:
@@ -141,6 +147,7 @@ def main() -> int:
     commands.add_parser("down", help="end what `up` started")
     commands.add_parser("status", help="say what runs")
     runner = commands.add_parser("run", help="run a command with the services up")
+    runner.add_argument("--rabbitmq", metavar="VERSION", help="version that tests start, such as 4.3")
     runner.add_argument("rest", nargs=argparse.REMAINDER, metavar="COMMAND")
     demo = commands.add_parser("demo", help="build an image end to end and run it")
     demo.add_argument(
@@ -161,7 +168,8 @@ def main() -> int:
             case "status":
                 status()
             case "run":
-                return run_command([part for part in arguments.rest if part != "--"])
+                command = [part for part in arguments.rest if part != "--"]
+                return run_command(command, arguments.rabbitmq)
             case "demo":
                 return run_demo(arguments.repository)
             case "hub-demo":

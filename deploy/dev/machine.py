@@ -250,22 +250,22 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def debian_root_path(name: str, packages: Sequence[str]) -> Path:
+def debian_root_path(name: str, packages: Sequence[str], suite: str = SUITE) -> Path:
     """Return where that directory is or will be."""
-    version = hashlib.sha256(" ".join([SUITE, *packages]).encode()).hexdigest()[:8]
+    version = hashlib.sha256(" ".join([suite, *packages]).encode()).hexdigest()[:8]
     return CACHE / f"{name}-{version}"
 
 
-def debian_root(name: str, packages: Sequence[str]) -> Path:
+def debian_root(name: str, packages: Sequence[str], suite: str = SUITE) -> Path:
     """Return a directory with a Debian system holding `packages`, made once and kept in the cache."""
-    root = debian_root_path(name, packages)
+    root = debian_root_path(name, packages, suite)
     with locked(CACHE / "debian-roots.lock"):
         if not (root / ".complete").exists():
-            _make_debian_root(name, root, packages)
+            _make_debian_root(name, root, packages, suite)
     return root
 
 
-def _make_debian_root(name: str, root: Path, packages: Sequence[str]) -> None:
+def _make_debian_root(name: str, root: Path, packages: Sequence[str], suite: str) -> None:
     if not is_debian_root():
         raise Unable(
             f"No image registry can be reached, and making {name} from Debian packages needs root on Debian."
@@ -281,7 +281,7 @@ def _make_debian_root(name: str, root: Path, packages: Sequence[str]) -> None:
                 "--variant=minbase",
                 f"--cache-dir={downloads}",
                 f"--include={','.join(packages)}",
-                SUITE,
+                suite,
                 str(root),
                 mirror(),
             ],

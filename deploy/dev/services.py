@@ -13,6 +13,8 @@ from deploy.dev import engine, machine
 from deploy.dev.machine import RUN, Ledger, Unable, debian_root, run, say, timed, wait_until
 
 RABBITMQ_IMAGE = "rabbit2docker-dev/rabbitmq:4"
+RABBITMQ_SUITES = {"4.0": machine.SUITE, "4.3": "testing"}
+"""The Debian suites that have a version of RabbitMQ; other versions need an image registry."""
 REGISTRY_IMAGE = "rabbit2docker-dev/registry:2"
 BASE_IMAGE = "rabbit2docker-dev/base:1"
 POSTGRESQL_IMAGE = "rabbit2docker-dev/postgresql:17"
@@ -57,16 +59,17 @@ class Image:
     """Paths that are left out of the image made from packages."""
 
 
-IMAGES = (
-    Image(
-        RABBITMQ_IMAGE,
-        "rabbitmq:4-management",
-        (
-            "ENV HOME=/var/lib/rabbitmq LANG=C.UTF-8 PATH=/usr/lib/rabbitmq/bin:" + machine.SYSTEM_PATH,
-            "EXPOSE 5672 15672",
-            'CMD ["rabbitmq-server"]',
-        ),
+RABBITMQ = Image(
+    RABBITMQ_IMAGE,
+    "rabbitmq:4-management",
+    (
+        "ENV HOME=/var/lib/rabbitmq LANG=C.UTF-8 PATH=/usr/lib/rabbitmq/bin:" + machine.SYSTEM_PATH,
+        "EXPOSE 5672 15672",
+        'CMD ["rabbitmq-server"]',
     ),
+)
+IMAGES = (
+    RABBITMQ,
     Image(
         REGISTRY_IMAGE,
         "registry:2",
@@ -84,6 +87,12 @@ IMAGES = (
         left_out=("usr/lib/*/libLLVM*", "usr/lib/llvm-*", "usr/lib/postgresql/*/lib/bitcode"),
     ),
 )
+
+
+def _configure_rabbitmq(root: Path) -> None:
+    (root / "etc/rabbitmq").mkdir(exist_ok=True)
+    (root / "etc/rabbitmq/rabbitmq.conf").write_text("loopback_users = none\n")
+    (root / "etc/rabbitmq/enabled_plugins").write_text("[rabbitmq_management].\n")
 
 
 def free_port() -> int:
@@ -128,11 +137,26 @@ class Services:
         if not self.has_image(BASE_IMAGE) and not self._pull("busybox:stable", BASE_IMAGE):
             self._import_base()
 
+    def provide_rabbitmq(self, version: str) -> str:
+        """Make or pull the image of a version of RabbitMQ, such as 4.3, for tests, and return its name."""
+        name = f"rabbit2docker-dev/rabbitmq:{version}"
+        if self.has_image(name) or self._pull(f"rabbitmq:{version}-management", name):
+            return name
+        if (suite := RABBITMQ_SUITES.get(version)) is None:
+            known = " and ".join(RABBITMQ_SUITES)
+            raise Unable(f"RabbitMQ {version} needs an image registry; Debian has only {known}.")
+        root = debian_root("rabbitmq", ("ca-certificates", "rabbitmq-server"), suite)
+        _configure_rabbitmq(root)
+        found = next((root / "usr/lib/rabbitmq/lib").glob("rabbitmq_server-*")).name.partition("-")[2]
+        if not found.startswith(f"{version}."):
+            raise Unable(f"Debian's suite {suite} has RabbitMQ {found} now, not {version}.")
+        say(f"RabbitMQ {found}")
+        self._import(name, root, RABBITMQ.settings)
+        return name
+
     def _services_root(self) -> Path:
         root = debian_root("services", PACKAGES)
-        (root / "etc/rabbitmq").mkdir(exist_ok=True)
-        (root / "etc/rabbitmq/rabbitmq.conf").write_text("loopback_users = none\n")
-        (root / "etc/rabbitmq/enabled_plugins").write_text("[rabbitmq_management].\n")
+        _configure_rabbitmq(root)
         (root / "etc/rabbit2docker").mkdir(exist_ok=True)
         (root / "etc/rabbit2docker/registry.yml").write_text(_REGISTRY_CONFIG)
         return root

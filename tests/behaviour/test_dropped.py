@@ -69,7 +69,7 @@ async def refuse_until_dropped(amqp: AmqpSettings, rabbitmq: RabbitMQ, vhost: st
         channel = await connection.channel()
         queue = await channel.get_queue(REQUESTS_QUEUE, ensure=False)
         while (message := await queue.get(fail=False)) is not None:
-            await message.nack(requeue=True)
+            await message.reject(requeue=True)  # RabbitMQ 4.3 does not count `basic.nack`
     await eventually(lambda: rabbitmq.depth(vhost, DROPPED_QUEUE) == 1)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import struct
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import pytest
@@ -25,7 +26,7 @@ from tests.support.client_events import accepted, completed, publish, rejected
 from tests.support.programs import COMMAND
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
-from tests.support.raw_amqp import RawPublisher, short
+from tests.support.raw_amqp import ClosedByBroker, RawPublisher, short
 from tests.support.replays import command, json_lines, planned, variables_of
 
 pytestmark = pytest.mark.broker
@@ -68,7 +69,8 @@ async def test_a_log_with_all_kinds_of_letters_gives_the_good_ones_and_names_the
     log(amqp, body("gone"), key=b"request.gone.bulk")
     log(amqp, body("key"), key=b"nonsense")
     for name, properties in POISON.items():
-        log(amqp, body(f"poison-{name}"), **{"timestamp": b"\0" * 7 + b"\1", **properties})
+        with suppress(ClosedByBroker):  # some of them RabbitMQ 4.3 refuses itself
+            log(amqp, body(f"poison-{name}"), **{"timestamp": b"\0" * 7 + b"\1", **properties})
     await publish(publisher, accepted("good"), completed())
     found, summary = await planned(amqp, "--outcome", "never-ended", "--outcome", "completed")
     assert sorted(one["replay_of"] for one in found) == ["good", "later"]

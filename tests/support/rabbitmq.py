@@ -40,7 +40,7 @@ Depth = fun(Queue) ->
     case amqqueue:get_type(Queue) of
         rabbit_quorum_queue ->
             Leader = amqqueue:get_pid(Queue),
-            {ok, {_, Total}, _} = ra:leader_query(Leader, fun rabbit_fifo:query_messages_total/1),
+            {ok, {_, Total}, _} = ra:leader_query(Leader, {rabbit_fifo, query_messages_total, []}),
             Total;
         _ ->
             [{messages, Total}] = rabbit_amqqueue:info(Queue, [messages]),

@@ -116,7 +116,9 @@ class Cluster:
         The nodes share the loopback interface, where no rule distinguishes them: each refuses the other's handshake.
         """
         for here, there in ((one, other), (other, one)):
-            here.evaluate(f"erlang:set_cookie('{there.name}', cut), erlang:disconnect_node('{there.name}').")
+            # A cookie that both had for each other would let them connect.
+            refuse = f"erlang:set_cookie('{there.name}', 'cut by {here.name}')"
+            here.evaluate(f"{refuse}, erlang:disconnect_node('{there.name}').")
 
     def heal(self, one: Node, other: Node) -> None:
         """Let two nodes connect again."""

@@ -79,6 +79,8 @@ INEQUIVALENT = "PRECONDITION_FAILED - inequivalent arg '{}' for queue 'builds' i
     ("argument", "rest", "expected"),
     [
         ("x-max-age", "received '30D' but current is '7D'", ("x-max-age", "7D")),
+        ("x-max-age", "received '2592000000' but current is '604800000'", ("x-max-age", "7D")),
+        ("x-max-age", "received '2592000000' but current is '5400000'", ("x-max-age", "90m")),
         ("x-max-length-bytes", "received '10' but current is '50'", ("x-max-length-bytes", 50)),
         (
             "x-max-age",

@@ -18,6 +18,8 @@ ANSWER_SECONDS: Final = 10.0
 """Limit for one of RabbitMQ's answers."""
 UNKNOWN: Final = "unknown"
 """Stands for a value that RabbitMQ's answer, which has at most 255 bytes, does not show."""
+_UNITS: Final = {"D": 86_400, "h": 3_600, "m": 60, "s": 1}
+"""Seconds of RabbitMQ's units, the longest first, without its months and years of 30 and 365 days."""
 _ARGUMENT: Final = re.compile(r"inequivalent arg '([^']+)'")
 _PRESENT: Final = re.compile(r" but current is (?:none|(?:the value )?'(?P<value>[^']*)')")
 
@@ -144,7 +146,18 @@ def present_limit(spec: QueueSpec, answer: str) -> tuple[str | None, Any]:
     if shown is None:
         return named[1], UNKNOWN
     value = shown["value"]
-    return named[1], int(value) if value and value.isdigit() else value
+    if value is None or not value.isdigit():
+        return named[1], value
+    return named[1], _duration(int(value)) if named[1] == "x-max-age" else int(value)
+
+
+def _duration(milliseconds: int) -> str:
+    """Return a duration as it is declared; RabbitMQ 4.3 answers with milliseconds."""
+    seconds, rest = divmod(milliseconds, 1000)
+    if rest:
+        return UNKNOWN
+    unit, size = next((unit, size) for unit, size in _UNITS.items() if seconds % size == 0)
+    return f"{seconds // size}{unit}"
 
 
 async def _look(spec: ExchangeSpec | QueueSpec, channel: AbstractChannel) -> int:
