@@ -22,10 +22,12 @@ from tests.support.stories import build
 
 pytestmark = [pytest.mark.docker, pytest.mark.broker, pytest.mark.xdist_group("real-builds")]
 
+OTHER = "acme-data"
+"""An account with an installation of its own."""
 LARGE = b"A large file."
 SHOWS_ALL = (
     "COPY . /everything",
-    "RUN cat /everything/data.bin /everything/sub/inner.txt; env; cat /proc/*/environ; true",
+    "RUN cat /everything/data.bin /everything/sub/inner.txt /everything/other/data.txt; env; cat /proc/*/environ; true",
 )
 
 
@@ -127,6 +129,8 @@ async def test_a_repository_that_only_a_github_app_can_read_is_built(
         inner = github.repository("inner", {"inner.txt": "From the submodule.\n"})
         outer = github.repository("outer", {**dockerfile(*SHOWS_ALL), "data.bin": "Plain."})
         outer.add_submodule("sub", f"../{inner.name}", inner.head())
+        data = github.repository("data", {"data.txt": "From another account.\n"}, account=OTHER)
+        outer.add_submodule("other", github.url(data, OTHER), data.head())
         processes = Processes(lambda: github.secrets)
         github.https.faults.insert(0, processes)
         (tmp_path / "consumer").mkdir()
@@ -138,7 +142,7 @@ async def test_a_repository_that_only_a_github_app_can_read_is_built(
             GIT_SSL_CAINFO=str(github.authority),
             SSL_CERT_FILE=str(github.authority),
             RABBIT2DOCKER_PROVIDERS__GITHUB_HOSTNAME=github.host,
-            RABBIT2DOCKER_TENANTS=json.dumps({"default": github.tenant()}),
+            RABBIT2DOCKER_TENANTS=json.dumps({"default": github.tenant(submodule_accounts=[OTHER])}),
         )
         consumer.start_and_wait()
         try:
@@ -147,12 +151,17 @@ async def test_a_repository_that_only_a_github_app_can_read_is_built(
         finally:
             consumer.end_everything()
         assert "From the submodule." in "\n".join(story.log), "\n".join(story.log)
+        assert "From another account." in "\n".join(story.log)
+        assert github.accounts_of_tokens_for(data) == {OTHER}
+        assert github.accounts_of_tokens_for(inner) == {OWNER}
         assert not image_has(story.completed.image, github.secrets)
         assert processes.searched >= {"fetch"}
         assert not processes.found
         left = [path for path in (tmp_path / "consumer").rglob("*") if path.is_file()]
         shown = repr(story.events) + "".join(path.read_text(errors="replace") for path in left)
-        assert github.tokens[-1].repositories == {f"{OWNER}/{made.name}" for made in (inner, outer)}
+        scopes = [token.repositories for token in github.tokens]
+        assert {f"{OWNER}/{made.name}" for made in (inner, outer)} in scopes
+        assert {f"{OTHER}/{data.name}"} in scopes
         assert not [secret for secret in github.secrets if secret in shown]
 
 

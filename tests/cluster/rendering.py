@@ -33,7 +33,12 @@ EVERYTHING: Values = {
             "pushSecret": "push-a",
             "git": {
                 "git.example.org": {"existingSecret": "git-a", "tokenKey": "token", "user": "reader"},
-                "github.com": {"existingSecret": "app-a", "appId": 4711, "appKeyKey": "key"},
+                "github.com": {
+                    "existingSecret": "app-a",
+                    "appId": 4711,
+                    "appKeyKey": "key",
+                    "submoduleAccounts": ["acme", "acme-data"],
+                },
                 "git.example.org:2222": {
                     "existingSecret": "ssh-a",
                     "sshKeyKey": "key",

@@ -93,6 +93,33 @@ def test_helm_lint_has_no_complaint(values: Values) -> None:
                 }
             }
         },
+        {
+            "tenantCredentials": {
+                "hub-a": {
+                    "git": {
+                        "github.com": {
+                            "existingSecret": "a",
+                            "tokenKey": "token",
+                            "submoduleAccounts": ["acme"],
+                        }
+                    }
+                }
+            }
+        },
+        {
+            "tenantCredentials": {
+                "hub-a": {
+                    "git": {
+                        "github.com": {
+                            "existingSecret": "a",
+                            "appId": 1,
+                            "appKeyKey": "key",
+                            "submoduleAccounts": [f"account-{number}" for number in range(11)],
+                        }
+                    }
+                }
+            }
+        },
         {"dockerApi": {"socketDirectory": f"/{'x' * 100}"}},
     ],
     ids=str,
@@ -234,6 +261,7 @@ def test_credentials_for_git_are_files_of_the_consumer(settings_of: Read) -> Non
     by_https, by_ssh = tenants["hub-a"].git["git.example.org"], tenants["hub-a"].git["git.example.org:2222"]
     app = tenants["hub-a"].git["github.com"]
     assert (by_https.user, app.app_id) == ("reader", "4711")
+    assert app.submodule_accounts == ["acme", "acme-data"]
     assert files == {
         str(app.app_key_file): ("app-a", "key"),
         str(by_https.token_file): ("git-a", "token"),

@@ -8,7 +8,7 @@ import base64
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,6 +28,7 @@ from tests.support.repositories import Repository
 APP_ID = "4711"
 OWNER = "acme"
 INSTALLATION = 99
+"""The installation on the account OWNER; those on other accounts have the numbers after it."""
 
 
 @dataclass
@@ -60,9 +61,15 @@ class Enterprise:
     directory: Path
     https: GitHttp
     installed: set[str] = field(default_factory=set)
-    """Repositories that the installation covers, such as `acme/work`."""
+    """Repositories that installations cover, such as `acme/work`."""
     public: set[str] = field(default_factory=set)
     suspended: bool = False
+    suspended_accounts: set[str] = field(default_factory=set)
+    """Accounts whose installation is suspended."""
+    moved: dict[str, str] = field(default_factory=dict)
+    """The name that a repository has by now, by the name that it had."""
+    shown: list[tuple[str, str]] = field(default_factory=list)
+    """The repository of each request by git that had a token, and the token."""
     permissions: dict[str, str] = field(default_factory=lambda: {"metadata": "read", "contents": "read"})
     lifetime: float = 3600
     clock: float = 0
@@ -96,20 +103,39 @@ class Enterprise:
         return [*texts, *logins, *self.signatures, *self.key_file.read_text().splitlines()[1:-1]]
 
     def repository(
-        self, name: str, files: dict[str, str] | None = None, *, installed: bool = True
+        self,
+        name: str,
+        files: Mapping[str, str] | None = None,
+        *,
+        installed: bool = True,
+        account: str = OWNER,
     ) -> Repository:
         """Make a private repository, on which the App is installed."""
         made = Repository(name, files or {"README.md": "Private.\n"}, self.https.server)
-        owner = self.https.root / OWNER
+        owner = self.https.root / account
         owner.mkdir(exist_ok=True)
         for ending in ("", ".git"):
             (owner / f"{made.name}{ending}").symlink_to(made.directory)
         if installed:
-            self.installed.add(f"{OWNER}/{made.name}")
+            self.installed.add(f"{account}/{made.name}")
         return made
 
-    def url(self, repository: Repository) -> str:
-        return f"{self.https.server.url}/{OWNER}/{repository.name}"
+    def url(self, repository: Repository, account: str = OWNER) -> str:
+        return f"{self.https.server.url}/{account}/{repository.name}"
+
+    def accounts(self) -> list[str]:
+        """Return the accounts that have an installation, in the order of its number."""
+        return [OWNER, *sorted({path.partition("/")[0] for path in self.installed} - {OWNER})]
+
+    def accounts_of_tokens_for(self, repository: Repository) -> set[str]:
+        """Return the accounts whose tokens were sent to a repository, its files of Git LFS included."""
+        sent = {text for path, text in self.shown if path.partition("/")[2] == repository.name}
+        return {
+            path.partition("/")[0]
+            for token in self.tokens
+            if token.text in sent
+            for path in token.repositories
+        }
 
     # -- what it answers
 
@@ -120,6 +146,8 @@ class Enterprise:
                 self._answer(handler, unquote(path).removeprefix("/api/v3/").split("/"), parse_qs(query))
             return True
         repository = "/".join(path.split("/")[1:3]).lower().removesuffix(".git")
+        if given := self._given(handler):
+            self.shown.append((repository, given))
         if repository in self.public or self._may_read(handler, repository):
             return False
         handler.send(401, b"Repository not found.", NEEDS_PASSWORD)
@@ -154,6 +182,12 @@ class Enterprise:
             case ["repos", owner, name, "installation"]:
                 if self._is_app(handler):
                     self._installation(handler, f"{owner}/{name}".lower())
+            case ["repositories", number, "installation"]:
+                if self._is_app(handler):
+                    self._installation(handler, list(self.moved.values())[int(number)])
+            case ["orgs" | "users" as kind, account, "installation"]:
+                if self._is_app(handler):
+                    self._installation_on(handler, kind, account.lower())
             case ["app", "installations", number, "access_tokens"]:
                 if self._is_app(handler):
                     self._mint(handler, int(number))
@@ -194,21 +228,41 @@ class Enterprise:
         return False
 
     def _installation(self, handler: Handler, repository: str) -> None:
+        if repository in self.moved:
+            number = list(self.moved).index(repository)
+            location = f"{self.https.server.url}/api/v3/repositories/{number}/installation"
+            return self._send(handler, 301, {"message": "Moved Permanently"}, Location=location)
         if repository not in self.installed:
             return self._fail(handler, 404, "Not Found")
-        since = datetime.now(UTC).isoformat() if self.suspended else None
-        return self._send(
+        return self._show_installation(handler, repository.partition("/")[0])
+
+    def _installation_on(self, handler: Handler, kind: str, account: str) -> None:
+        """Answer about an account, of which those that end with `-person` are no organizations."""
+        has_kind = kind == ("users" if account.endswith("-person") else "orgs")
+        if not has_kind or not any(path.startswith(f"{account}/") for path in self.installed):
+            return self._fail(handler, 404, "Not Found")
+        return self._show_installation(handler, account)
+
+    def _is_suspended(self, account: str) -> bool:
+        return self.suspended or account in self.suspended_accounts
+
+    def _show_installation(self, handler: Handler, account: str) -> None:
+        since = datetime.now(UTC).isoformat() if self._is_suspended(account) else None
+        number = INSTALLATION + self.accounts().index(account)
+        self._send(
             handler,
             200,
-            {"id": INSTALLATION, "account": {"login": OWNER}, "app_id": 4711, "suspended_at": since},
+            {"id": number, "account": {"login": account}, "app_id": 4711, "suspended_at": since},
         )
 
     def _mint(self, handler: Handler, number: int) -> None:
         asked = json.loads(handler.body)
-        if self.suspended:
+        account = dict(enumerate(self.accounts(), INSTALLATION)).get(number, "")
+        if self._is_suspended(account):
             return self._fail(handler, 403, "This installation has been suspended")
-        chosen = {f"{OWNER}/{name}".lower() for name in asked["repositories"]}
-        if number != INSTALLATION or not chosen <= self.installed:
+        chosen = {f"{account}/{name}".lower() for name in asked.get("repositories", [])}
+        chosen |= {list(self.moved.values())[number] for number in asked.get("repository_ids", [])}
+        if not chosen <= self.installed:
             message = "There is at least one repository that does not exist or is not accessible to the parent installation."
             return self._fail(handler, 422, message)
         if any(self.permissions.get(name) != level for name, level in asked["permissions"].items()):

@@ -3,26 +3,27 @@
 import asyncio
 import base64
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 import structlog
-from cachetools import LRUCache
 
-from rabbit2docker.errors import AppRefused, ExecutorUnavailable, ProviderUnavailable, RequestRejected
+from rabbit2docker.errors import ExecutorUnavailable, ProviderUnavailable, RequestRejected
 from rabbit2docker.settings import GitCredential, TenantSettings
 from rabbit2docker_schemas.reasons import RejectReason
 
 log = structlog.get_logger()
 
-MAX_LOGINS: Final = 256
 TOKEN_USER: Final = "oauth2"
 """User name with an access token, which GitHub and GitLab accept with any name or with this one."""
 
-_NO_LOGIN: Final = dict.fromkeys(("user", "token_file", "app_id", "app_key_file"))
+_NO_LOGIN: Final[dict[str, Any]] = {
+    **dict.fromkeys(("user", "token_file", "app_id", "app_key_file")),
+    "submodule_accounts": [],
+}
 _NONE: Final = GitCredential.model_construct()
 _REPOSITORY: Final = re.compile(r"/([\w.-]+)/([\w.-]+?)(?:\.git)?/?", re.ASCII)
 _PORTS: Final = {"https": 443, "ssh": 22}
@@ -66,8 +67,21 @@ class AppToken:
 
     login: Login
     installation: int
+    account: str
+    """The account that has the installation, in lower case."""
     expires_at: float
     """The end of its validity, by the clock of this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccountToken:
+    """The token of a GitHub App for the repositories of a build in one account, whose name is in lower case."""
+
+    account: str
+    token: AppToken | None = None
+    """None if it is refused, or if no submodule is the account's."""
+    problem: str | None = None
+    """The reason for which it is refused."""
 
 
 class AppTokens(Protocol):
@@ -76,8 +90,16 @@ class AppTokens(Protocol):
     async def get(self, app: GitHubApp, path: str) -> AppToken:
         """Return a token for the repository `path`, such as `owner/name`."""
 
-    async def for_build(self, app: GitHubApp, path: str, ref: str) -> AppToken:
-        """Return a token that lasts, for the repository and those that are its submodules at a version."""
+    async def for_build(
+        self, app: GitHubApp, path: str, ref: str, accounts: Iterable[str]
+    ) -> list[AccountToken]:
+        """Return tokens that last, for the repository and those that are its submodules at a version.
+
+        The first one is that of its own account; the others are those of `accounts`.
+        """
+
+    async def installation(self, app: GitHubApp, account: str) -> int:
+        """Return the number of the App's installation on an account."""
 
     def forget(self, app: GitHubApp, path: str) -> None:
         """Get another token for the repository the next time."""
@@ -111,6 +133,8 @@ class HostCredential:
     """As in a URL, with the port if it is for that port alone."""
     login: Login | None
     ssh: SshKey | None
+    account: str | None = None
+    """The account to whose repositories the login is restricted."""
     expires_at: float | None = None
     """The end of the login's validity, if it is known."""
     problem: str | None = None
@@ -261,13 +285,25 @@ class TenantAccess:
         """Return the credentials for all hosts: submodules may be on another one than the repository."""
         own = names_of(url)
         return [
-            await self._read_lasting(host, credential, url if host in own else "", ref)
+            entry
             for host, credential in self._hosts.items()
+            for entry in await self._read_lasting(host, credential, url if host in own else "", ref)
         ]
 
     def app_ids(self, url: str) -> list[str]:
         """Return the ids of the GitHub Apps for the host of a URL."""
         return [credential.app_id for _, credential in self._for(url) if credential.app_id]
+
+    def submodule_accounts(self, url: str) -> list[str]:
+        """Return the accounts on the host of a URL whose private repositories may be submodules."""
+        return [account for _, credential in self._for(url) for account in credential.submodule_accounts]
+
+    async def installation(self, url: str, account: str) -> int | None:
+        """Return the number of the installation of a GitHub App on an account of a host. Raises AppRefused."""
+        for host, credential in self._for(url):
+            if app := await self._app(host, credential):
+                return await self._issuer(host).installation(app, account)
+        return None
 
     async def app_token(self, url: str) -> AppToken | None:
         """Return the token of a GitHub App for a repository. Raises AppRefused."""
@@ -297,16 +333,20 @@ class TenantAccess:
             return replace(found, login=token.login, expires_at=token.expires_at)
         return found
 
-    async def _read_lasting(self, host: str, credential: GitCredential, url: str, ref: str) -> HostCredential:
+    async def _read_lasting(
+        self, host: str, credential: GitCredential, url: str, ref: str
+    ) -> list[HostCredential]:
         found = await self._from_files(host, credential)
         if not ((app := await self._app(host, credential)) and (path := repository_path(url))):
-            return found
-        try:
-            token = await self._issuer(host).for_build(app, path, ref)
-        except AppRefused as refused:
-            # The repository may be public; if it is not, the build fails with this.
-            return replace(found, problem=refused.message)
-        return replace(found, login=token.login, expires_at=token.expires_at)
+            return [found]
+        own, *others = await self._issuer(host).for_build(app, path, ref, credential.submodule_accounts)
+        for other in others:
+            if other.problem:
+                log.warning(
+                    "submodule account skipped", host=host, account=other.account, error=other.problem
+                )
+        # Repositories may be public where there is no token; if they are not, the build fails with the problem.
+        return [_with_token(found, own), *(_for_account(host, other) for other in others)]
 
     async def _app(self, host: str, credential: GitCredential) -> GitHubApp | None:
         key = await _secret(credential.app_key_file, host)
@@ -327,22 +367,14 @@ class TenantAccess:
         return HostCredential(host, self._own.get(host, login), SshKey(key, known or "") if key else None)
 
 
-P = TypeVar("P")
+def _with_token(entry: HostCredential, found: AccountToken) -> HostCredential:
+    if found.token is None:
+        return replace(entry, problem=found.problem)
+    return replace(entry, login=found.token.login, expires_at=found.token.expires_at)
 
 
-class ByLogin(Generic[P]):
-    """Things that are made for a login, such as clients with caches; the most recent ones are kept."""
-
-    def __init__(self, make: Callable[[Login], P]) -> None:
-        """Make one with `make`."""
-        self._make = make
-        self._made: LRUCache[Login, P] = LRUCache(MAX_LOGINS)
-
-    def get(self, login: Login) -> P:
-        """Return that of a login."""
-        if login not in self._made:
-            self._made[login] = self._make(login)
-        return self._made[login]
+def _for_account(host: str, found: AccountToken) -> HostCredential:
+    return _with_token(HostCredential(host, None, None, found.account), found)
 
 
 ANYBODY: Final = TenantAccess()

@@ -46,14 +46,19 @@ def git_files(credentials: list[HostCredential], directory: str | Path) -> GitFi
     """Return the files for git, which will be in `directory`; None if there is nothing to write."""
     files: dict[str, str] = {}
     config: list[tuple[str, str]] = []
-    logins = [(entry.host, entry.login) for entry in credentials if entry.login]
-    for number, (host, login) in enumerate(logins):
-        path = f"{directory}/{LOGIN}_{number}"
-        files[f"{LOGIN}_{number}"] = f"username={login.user}\npassword={login.password}\n"
-        name = f"credential.https://{host}.helper"
-        # The empty value withdraws helpers that are for all hosts. Git's own helper for files would erase what a host
-        # refuses.
-        config += [(name, ""), (name, f'!f() {{ test "$1" = get && cat {shlex.quote(path)}; }}; f')]
+    served = {entry.host for entry in credentials if entry.login and not entry.account}
+    # Git asks the helpers after the last empty value that is for a URL. So accounts come after their hosts, and one without
+    # a login withdraws that of its host, which is another account's. Paths match by whole components.
+    for number, entry in enumerate(sorted(credentials, key=lambda entry: entry.account is not None)):
+        name = f"credential.https://{'/'.join(filter(None, (entry.host, entry.account)))}.helper"
+        if login := entry.login:
+            path = f"{directory}/{LOGIN}_{number}"
+            files[f"{LOGIN}_{number}"] = f"username={login.user}\npassword={login.password}\n"
+            # The empty value withdraws helpers that are for all hosts, too. Git's own helper for files would erase what a
+            # host refuses.
+            config += [(name, ""), (name, f'!f() {{ test "$1" = get && cat {shlex.quote(path)}; }}; f')]
+        elif entry.account and entry.host in served:
+            config.append((name, ""))
     keys = [(entry.host, entry.ssh) for entry in credentials if entry.ssh]
     for number, (_, key) in enumerate(keys):
         files[f"{SSH_KEY}_{number}"] = f"{key.private}\n"

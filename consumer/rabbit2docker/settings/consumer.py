@@ -181,6 +181,14 @@ class ProviderSettings(Group):
         has_own_host = host == DEFAULT_GITHUB_HOSTNAME or host.endswith(GITHUB_DATA_RESIDENCY)
         return f"https://api.{host}" if has_own_host else f"https://{host}/api/v3"
 
+    def github_token_at(self, host: str) -> str | None:
+        """Return the token for the API of the configured GitHub; None for that of another one."""
+        return (
+            self.github_token.get_secret_value()
+            if self.github_token and host == self.github_hostname
+            else None
+        )
+
     @property
     def gitlab_api(self) -> str:
         """Base URL of the GitLab API."""

@@ -4,11 +4,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
-from pydantic import AfterValidator, BeforeValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from rabbit2docker.settings.base import Group
 from rabbit2docker.settings.constants import DEFAULT_TENANTS
 
+MAX_SUBMODULE_ACCOUNTS: Final = 10
+_ACCOUNT: Final = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,98}[a-z0-9_-])?")
 _HOST: Final = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
 
 
@@ -30,6 +32,20 @@ AppId = Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str | in
 """The id of a GitHub App, which is a number, or its client id."""
 
 
+def _as_account(text: str) -> str:
+    name = text.lower()
+    if not _ACCOUNT.fullmatch(name):
+        raise ValueError(
+            f"{text!r} cannot be an account: only letters, digits, hyphens and underscores can be in its name, which is "
+            "the part before the slash in owner/repository"
+        )
+    return name
+
+
+AccountName = Annotated[str, AfterValidator(_as_account)]
+"""A user or an organization on a GitHub, which does not distinguish upper and lower case."""
+
+
 class GitCredential(Group):
     """Credentials of a tenant for one host. Files are read at each use, so that they can be renewed without a restart."""
 
@@ -41,6 +57,9 @@ class GitCredential(Group):
     """Id or client id of a GitHub App, which is installed on the repositories: each gets tokens of its own, for an hour."""
     app_key_file: Path | None = None
     """File with the private key of the GitHub App, as GitHub generates it."""
+    submodule_accounts: list[AccountName] = Field(default=[], max_length=MAX_SUBMODULE_ACCOUNTS)
+    """Other accounts on the host, at most 10, whose private repositories may be submodules: where the App is installed on
+    them, the fetch of a build gets a token for each, which is sent to repositories of that account alone."""
     ssh_key_file: Path | None = None
     """File with the private key for `ssh://` addresses, without a passphrase."""
     known_hosts_file: Path | None = None
@@ -54,6 +73,12 @@ class GitCredential(Group):
             raise ValueError("app_id and app_key_file must be set together")
         if self.app_id and (self.token_file or self.user):
             raise ValueError("app_id takes the place of token_file and user: set one or the other")
+        if self.submodule_accounts and not self.app_id:
+            raise ValueError(
+                "submodule_accounts needs app_id: only a GitHub App has tokens of other accounts"
+            )
+        if twice := {name for name in self.submodule_accounts if self.submodule_accounts.count(name) > 1}:
+            raise ValueError(f"submodule_accounts has {', '.join(sorted(twice))} more than once")
         if not (self.token_file or self.ssh_key_file or self.app_key_file):
             raise ValueError("token_file, app_key_file or ssh_key_file must be set")
         return self

@@ -2244,6 +2244,39 @@ def caged(environment: Mapping[str, str], directory: str) -> dict[str, str]:
     }
 
 
+class Accounts:
+    """The tokens of GitHub Apps for the hosts of the fetch, and for single accounts on them, `HOST/ACCOUNT`."""
+
+    def __init__(self, apps: Mapping[str, Message]) -> None:
+        self._apps = apps
+
+    def find(self, url: str) -> tuple[str, Message]:
+        """Return the account of a URL and what there is for it; for its host, without a name, if there is nothing."""
+        target = endpoint(url)
+        hosts = (f"{target.host}:{target.port}", target.host)
+        account = self._account(url).lower()
+        if target.scheme == "https" and account:
+            for host in hosts:
+                if found := self._apps.get(f"{host}/{account}"):
+                    return account, found
+        return "", self._apps.get(hosts[0]) or self._apps.get(hosts[1]) or {}
+
+    def spelled(self, url: str) -> str:
+        """Return a URL with its account in lower case, if there is something for it: git distinguishes what hosts do not."""
+        with contextlib.suppress(UrlRefused):
+            account, _ = self.find(url)
+            if account:
+                scheme, _, rest = url.partition("://")
+                host, _, path = rest.partition("/")
+                return f"{scheme}://{host}/{account}{path.lstrip('/')[len(account) :]}"
+        return url
+
+    @staticmethod
+    def _account(url: str) -> str:
+        """Return the first component of the path of a URL, as it is written."""
+        return urllib.parse.urlsplit(url).path.lstrip("/").partition("/")[0]
+
+
 class Fetcher:
     """Fetches the repository of an attempt with its submodules and large files, and looks the tree over."""
 
@@ -2260,6 +2293,7 @@ class Fetcher:
         self._rules = AddressRules(
             bool(spec.get("allow_private_addresses")), self._given.get("ssh_hosts") or ()
         )
+        self._accounts = Accounts(self._given.get("apps") or {})
         self._access: GitAccess | None = None
         self._submodules = 0
 
@@ -2308,7 +2342,7 @@ class Fetcher:
                 raise self._no_commit(source)
             if classify_git(lines, asked.url)[0] != "redirected":
                 raise self._failure(asked._replace(url=source.url), lines, at=asked.url)
-            asked = asked._replace(url=self._redirected(asked, directory, pins))
+            asked = asked._replace(url=self._accounts.spelled(self._redirected(asked, directory, pins)))
         raise self._problem(source, "redirects too many times.")
 
     def _make(self, source: Source, directory: str) -> None:
@@ -2475,9 +2509,13 @@ class Fetcher:
 
     def _app_failure(self, source: Source) -> FetchFailed | None:
         """Return the failure if a GitHub App had no token for the fetch, or one that has expired."""
-        target = endpoint(source.url)
-        apps = self._given.get("apps") or {}
-        app = apps.get(f"{target.host}:{target.port}") or apps.get(target.host) or {}
+        account, app = self._accounts.find(source.url)
+        if account and not app.get("expires_at"):
+            return FetchFailed(
+                "repository_private",
+                f"{source.title} could not be fetched: it is private or does not exist, and the service has no token for the "
+                f"account {account}. {app.get('problem') or ''}".rstrip(),
+            )
         if app.get("problem"):
             return FetchFailed("credentials_refused", str(app["problem"]))
         expires_at = app.get("expires_at")
@@ -2527,7 +2565,7 @@ class Fetcher:
             if not url:
                 raise self._problem(wanted, "has no address: .gitmodules does not name one.")
             try:
-                wanted = wanted._replace(url=submodule_url(source.url, url))
+                wanted = wanted._replace(url=self._accounts.spelled(submodule_url(source.url, url)))
             except UrlRefused as refusal:
                 raise self._problem(wanted, f"cannot be fetched: its address {refusal}.") from refusal
             self._write(
@@ -2617,7 +2655,7 @@ class Fetcher:
             self._sizes.add(pointer.size, files=0)
         base = source.url.rstrip("/")
         own = f"{base if base.endswith('.git') else base + '.git'}/info/lfs"
-        url = settings.get("lfs.url") or settings.get("remote.origin.lfsurl") or own
+        url = self._accounts.spelled(settings.get("lfs.url") or settings.get("remote.origin.lfsurl") or own)
         job = {
             "url": url,
             "ssh": self._ssh_of_large_files(source, url),
@@ -3225,7 +3263,12 @@ class Web:
         """Return URL and headers of the request that an answer calls for. Raises HttpFailed and UrlRefused."""
         if response.status in (301, 302, 303, 307, 308):
             target = joined(url, response.headers.get("Location", ""))
-            return target, sent if endpoint(target) == endpoint(url) else self._plain(sent, url, target)
+            if endpoint(target) != endpoint(url):
+                return target, self._plain(sent, url, target)
+            known = self._access.login(url)
+            if sent.get("authorization") == known != self._access.login(target):
+                del sent["authorization"]  # accounts of one host can have logins of their own
+            return target, sent
         if response.status == 401 and self._log_in(url, sent):
             return url, sent
         raise self._failure(url, response)

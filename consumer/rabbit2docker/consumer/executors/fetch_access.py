@@ -40,7 +40,9 @@ async def fetch_files(
         raise ExecutorUnavailable(error.message, retry_after=error.retry_after) from error
     found = git_files(credentials_of_hosts, directory)
     apps = {
-        entry.host: _about_app(entry) for entry in credentials_of_hosts if entry.expires_at or entry.problem
+        "/".join(filter(None, (entry.host, entry.account))): _about_app(entry)
+        for entry in credentials_of_hosts
+        if entry.expires_at or entry.problem or entry.account
     }
     if problem:
         apps |= {name: {"expires_at": None, "problem": problem} for name in names_of(spec.repo_url)[-1:]}

@@ -8,7 +8,8 @@ import aiohttp
 from cachetools import LRUCache
 
 from rabbit2docker.consumer.breakers import Breakers
-from rabbit2docker.consumer.credentials import ANYBODY, ByLogin, Login, TenantAccess
+from rabbit2docker.consumer.by_login import ByLogin
+from rabbit2docker.consumer.credentials import ANYBODY, Login, TenantAccess
 from rabbit2docker.consumer.providers.base import Repository
 from rabbit2docker.consumer.providers.host_api import HostApi
 from rabbit2docker.consumer.providers.http import HttpClient, Response
@@ -45,8 +46,7 @@ def github_api(
     """Return the API of the configured GitHub, for one of the providers that use it, and perhaps for one tenant."""
     host = settings.github_hostname
     headers = {"X-GitHub-Api-Version": _API_VERSION}
-    own = settings.github_token.get_secret_value() if settings.github_token else None
-    if token := login.password if login else own:
+    if token := login.password if login else settings.github_token_at(host):
         headers["Authorization"] = f"Bearer {token}"
     return HostApi(
         HttpClient(settings, session),

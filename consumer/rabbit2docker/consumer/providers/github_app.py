@@ -3,10 +3,12 @@
 import asyncio
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote, urljoin
 
@@ -18,7 +20,14 @@ from gidgethub.abc import GitHubAPI
 from gidgethub.apps import get_jwt
 
 from rabbit2docker.consumer.breakers import Breakers
-from rabbit2docker.consumer.credentials import AppToken, GitHubApp, Login, names_of, repository_path
+from rabbit2docker.consumer.credentials import (
+    AccountToken,
+    AppToken,
+    GitHubApp,
+    Login,
+    names_of,
+    repository_path,
+)
 from rabbit2docker.consumer.providers.host_api import rate_limited
 from rabbit2docker.consumer.providers.http import HttpClient, Response, user_agent
 from rabbit2docker.errors import AppRefused, Dependency, DependencyKind, ProviderUnavailable
@@ -27,7 +36,9 @@ from rabbit2docker_schemas.reasons import RejectReason
 
 MAX_TOKENS: Final = 4096
 MAX_REPOSITORIES: Final = 50
-"""Repositories of one token: that of the build and its submodules."""
+"""Repositories of the tokens of one build: its own and its submodules."""
+MAX_SUBMODULES: Final = 200
+"""Repositories that are tried for a build, which cannot have more submodules."""
 LOOKUP_SECONDS: Final = 300.0
 """Validity that a token must have left for a look-up."""
 BUILD_SECONDS: Final = 3000.0
@@ -75,21 +86,44 @@ class InstallationTokens:
         """Return a token for the repository `owner/name`. Raises AppRefused and ProviderUnavailable."""
         return await self._token(app, (path.lower(),), LOOKUP_SECONDS)
 
-    async def for_build(self, app: GitHubApp, path: str, ref: str) -> AppToken:
-        """Return a token that lasts, for the repository and its submodules in the same account, also nested ones."""
-        paths = {path.lower(): ref}
-        token = await self._token(app, tuple(paths), BUILD_SECONDS)
-        unread = dict(paths)
+    async def for_build(
+        self, app: GitHubApp, path: str, ref: str, accounts: Iterable[str] = ()
+    ) -> list[AccountToken]:
+        """Return tokens that last, by account: that of the repository first, and then `accounts`.
+
+        They are for the repository and its submodules in these accounts, also nested ones. Raises ProviderUnavailable.
+        """
+        own = await self._of_account(app, [path.lower()])
+        tokens = {own.account: own}
+        tokens.update((name, AccountToken(name)) for name in accounts if name != own.account)
+        problems: dict[str, str] = {}
+        paths, seen = [path.lower()], {path.lower()}
+        # A repository without a token may be public, and have private submodules.
+        unread = {path.lower(): ref} if own.token or len(tokens) > 1 else {}
         while unread and len(paths) < MAX_REPOSITORIES:
             # The commit of a submodule is known to git alone, so those inside of it are looked for where it is now.
             found = {
-                name for at, ref in unread.items() for name in await self._submodules(app, at, ref, token)
+                name for at, ref in unread.items() for name in await self._submodules(app, at, ref, tokens)
             }
-            unread = {name: "" for name in sorted(found - paths.keys()) if await self._is_readable(app, name)}
-            if unread:
-                paths = dict([*paths.items(), *unread.items()][:MAX_REPOSITORIES])
-                token = await self._token(app, tuple(paths), BUILD_SECONDS)
-        return token
+            asked = sorted(name for name in found - seen if not tokens[_account(name)].problem)
+            asked = asked[: MAX_SUBMODULES - len(seen)]
+            seen.update(asked)
+            refusals = {name: await self._refusal(app, name, own.account) for name in asked}
+            problems.update((_account(name), said) for name, said in refusals.items() if said)
+            new = [name for name, said in refusals.items() if not said][: MAX_REPOSITORIES - len(paths)]
+            paths += new
+            for account in dict.fromkeys(map(_account, new)):
+                tokens[account] = await self._of_account(app, [at for at in paths if _account(at) == account])
+            unread = {name: "" for name in new if tokens[_account(name)].token}
+        return [
+            found if found.token else replace(found, problem=found.problem or problems.get(account))
+            for account, found in tokens.items()
+        ]
+
+    async def installation(self, app: GitHubApp, account: str) -> int:
+        """Return the number of the App's installation on an account. Raises AppRefused and ProviderUnavailable."""
+        async with self._signing(app, account) as (api, signed):
+            return await api.installation(signed, account)
 
     def forget(self, app: GitHubApp, path: str) -> None:
         """Mint new tokens for the repository from now on."""
@@ -111,31 +145,56 @@ class InstallationTokens:
             return slot.token
 
     async def _mint(self, app: GitHubApp, paths: tuple[str, ...]) -> AppToken:
-        with self._breakers.guard(Dependency(DependencyKind.HOST, app.host)):
-            signed = await asyncio.to_thread(_signed, app)
-            api = _AppApi(self._client, self._settings.github_api_at(app.host), app, paths[0], self._now)
+        async with self._signing(app, paths[0]) as (api, signed):
             return await api.mint(signed, paths)
 
-    async def _is_readable(self, app: GitHubApp, path: str) -> bool:
-        try:
-            await self.get(app, path)
-        except AppRefused:
-            return False
-        return True
+    @asynccontextmanager
+    async def _signing(self, app: GitHubApp, path: str) -> "AsyncIterator[tuple[_AppApi, str]]":
+        """Have the API, and what proves to it that the App asks; `path` is named in messages."""
+        with self._breakers.guard(Dependency(DependencyKind.HOST, app.host)):
+            signed = await asyncio.to_thread(_signed, app)
+            api = _AppApi(self._client, self._settings.github_api_at(app.host), app, path, self._now)
+            yield api, signed
 
-    async def _submodules(self, app: GitHubApp, path: str, ref: str, token: AppToken) -> set[str]:
-        """Return the submodules of a repository that belong to the same account of the same host."""
+    async def _of_account(self, app: GitHubApp, paths: list[str]) -> AccountToken:
+        """Return what there is for repositories of one account."""
+        try:
+            return AccountToken(_account(paths[0]), await self._token(app, tuple(paths), BUILD_SECONDS))
+        except AppRefused as refused:
+            return AccountToken(_account(paths[0]), problem=refused.message)
+
+    async def _refusal(self, app: GitHubApp, path: str, own: str) -> str | None:
+        """Return the reason for which there is no token for a submodule of a repository of the account `own`."""
+        try:
+            token = await self.get(app, path)
+        except AppRefused as refused:
+            return refused.message
+        if token.account == _account(path) or _account(path) == own:
+            return None
+        return f"{path} belongs to the account {token.account} on {app.host} by now. Its submodule must have that address."
+
+    async def _submodules(
+        self, app: GitHubApp, path: str, ref: str, tokens: Mapping[str, AccountToken]
+    ) -> set[str]:
+        """Return the submodules of a repository that belong to the accounts of `tokens` on the same host."""
         at = f"?ref={quote(ref, safe='')}" if ref else ""
+        found = tokens[_account(path)].token
+        token = found.login.password if found else self._settings.github_token_at(app.host)
         answer = await self._client.get(
             f"{self._settings.github_api_at(app.host)}/repos/{path}/contents/.gitmodules{at}",
             title=app.host,
-            headers={"Authorization": f"Bearer {token.login.password}", "Accept": _RAW},
+            headers={"Accept": _RAW, **({"Authorization": f"Bearer {token}"} if token else {})},
             is_trusted=True,
         )
         if answer.status >= 500 or rate_limited(answer) is not None:
             raise _away(app, answer)
-        found = _same_host(app.host, path, answer.body) if answer.status == 200 else iter(())
-        return {name for name in found if name.partition("/")[0] == path.partition("/")[0]}
+        names = _same_host(app.host, path, answer.body) if answer.status == 200 else iter(())
+        return {name for name in names if _account(name) in tokens}
+
+
+def _account(path: str) -> str:
+    """Return the account of a repository `owner/name`."""
+    return path.partition("/")[0]
 
 
 def _same_host(host: str, path: str, text: str) -> Iterator[str]:
@@ -176,10 +235,8 @@ class _AppApi(GitHubAPI):
 
     async def mint(self, signed: str, paths: tuple[str, ...]) -> AppToken:
         """Return a token for repositories of one account. Raises AppRefused and ProviderUnavailable."""
-        try:
-            found = await self.getitem(f"/repos/{quote(self._path)}/installation", jwt=signed)
-            if found.get("suspended_at"):
-                raise self._suspended()
+        with self._explained():
+            found = await self._installation(f"/repos/{quote(self._path)}/installation", signed)
             # The first one may have another name by now, under which it would not be found.
             moved = _MOVED.search(self._last_url)
             chosen = (
@@ -189,7 +246,30 @@ class _AppApi(GitHubAPI):
             )
             url = f"/app/installations/{int(found['id'])}/access_tokens"
             token = await self.post(url, data={**chosen, "permissions": {"contents": "read"}}, jwt=signed)
-            return self._as_token(int(found["id"]), token)
+            return self._as_token(found, token)
+
+    async def installation(self, signed: str, account: str) -> int:
+        """Return the number of the installation on an account. Raises AppRefused and ProviderUnavailable."""
+        with self._explained():
+            try:
+                found = await self._installation(f"/orgs/{quote(account)}/installation", signed)
+            except BadRequest as error:
+                if error.status_code != HTTPStatus.NOT_FOUND:
+                    raise
+                found = await self._installation(f"/users/{quote(account)}/installation", signed)
+            return int(found["id"])
+
+    async def _installation(self, url: str, signed: str) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = await self.getitem(url, jwt=signed)
+        if found.get("suspended_at"):
+            raise self._suspended()
+        return found
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raise AppRefused or ProviderUnavailable in the place of other errors."""
+        try:
+            yield
         except HTTPException as error:
             raise self._translated(error) from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -197,10 +277,11 @@ class _AppApi(GitHubAPI):
                 f"{self._app.host} sent a response of an unknown form: waiting for its repair."
             ) from error
 
-    def _as_token(self, installation: int, token: Mapping[str, Any]) -> AppToken:
+    def _as_token(self, installation: Mapping[str, Any], token: Mapping[str, Any]) -> AppToken:
         ends = datetime.fromisoformat(token["expires_at"]).timestamp()
         login = Login(TOKEN_USER, str(token["token"]), is_token=True)
-        return AppToken(login, installation, ends - self._skew)
+        account = str((installation.get("account") or {}).get("login") or "").lower()
+        return AppToken(login, int(installation["id"]), account, ends - self._skew)
 
     async def _request(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes = b""
@@ -245,6 +326,12 @@ class _AppApi(GitHubAPI):
                 return AppRefused(
                     f"The GitHub App {app.app_id} has no right to read the contents of {self._path} on {app.host}. The "
                     "operator must give the App the permission Contents: read, and accept it for the installation."
+                )
+            case 404 if "/" not in self._path:
+                return AppRefused(
+                    f"The GitHub App {app.app_id} is not installed on the account {self._path} on {app.host}, or there is no such "
+                    "account. Check its name; if it is right, an owner of the account must install the App.",
+                    RejectReason.REPOSITORY_PRIVATE,
                 )
             case 404 | 422:
                 return AppRefused(

@@ -9,7 +9,8 @@ import aiohttp
 from cachetools import LRUCache
 
 from rabbit2docker.consumer.breakers import Breakers
-from rabbit2docker.consumer.credentials import ANYBODY, ByLogin, Login, TenantAccess
+from rabbit2docker.consumer.by_login import ByLogin
+from rabbit2docker.consumer.credentials import ANYBODY, Login, TenantAccess
 from rabbit2docker.consumer.providers.base import Repository
 from rabbit2docker.consumer.providers.git import GitProvider
 from rabbit2docker.consumer.providers.host_api import HostApi

@@ -48,6 +48,9 @@ class RepositoryCheck:
             if self._access.app_ids(url):
                 name = "token"
                 yield await self._token(name, url)
+            for account in self._access.submodule_accounts(url):
+                name = f"account {account}"
+                yield await self._account(name, url, account)
             name = "refs"
             listing = await self._remote.list_refs(url, [], addresses, self._access)
             how = "with the credentials: it is private" if listing.is_private else "without credentials"
@@ -79,6 +82,15 @@ class RepositoryCheck:
             f"Installation {token.installation} of the App has the repository, and gave a token to read it until "
             f"{until:%H:%M} UTC.",
         )
+
+    async def _account(self, name: str, url: str, account: str) -> Step:
+        """Return the step that looks for the App on another account. Without it, public submodules can still be read."""
+        try:
+            number = await self._access.installation(url, account)
+        except AppRefused as refused:
+            return Step(name, False, refused.message)
+        message = f"Installation {number} of the App has repositories of {account}, which may be private submodules."
+        return Step(name, True, message)
 
 
 def _kinds(has_login: bool, has_key: bool) -> list[str]:

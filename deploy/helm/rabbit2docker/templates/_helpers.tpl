@@ -165,6 +165,9 @@ push-{{ . | sha256sum | trunc 10 }}
 {{- with $git.appId }}
 {{- $_ := set $credential "app_id" (toString .) }}
 {{- end }}
+{{- with $git.submoduleAccounts }}
+{{- $_ := set $credential "submodule_accounts" . }}
+{{- end }}
 {{- $_ := set $hosts $host $credential }}
 {{- end }}
 {{- $hosts | toYaml }}
