@@ -1,10 +1,12 @@
 """Lines of the builder's log: coalesced where a program rewrites them, and without values that must stay secret."""
 
 import base64
+import errno
 import json
 import os
 import shlex
 import subprocess
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -282,3 +284,51 @@ def test_a_clipped_line_says_so_to_programs() -> None:
     line = parse_line(data)
     assert line is not None
     assert line.clipped
+
+
+@pytest.mark.parametrize("taken", [0, 20])
+def test_a_line_that_the_disk_had_no_space_for_does_not_spoil_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    """The disk takes so many bytes of a line, and the builder has lines to write once there is space again."""
+    path = tmp_path / "log.jsonl"
+    log = builder.Log(str(path))
+    log.write("building", "before")
+    space = taken
+
+    def write(fd: int, data: bytes) -> int:
+        nonlocal space
+        if space <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        count = real_write(fd, data[:space])
+        space -= count
+        return count
+
+    real_write = os.write
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", write)
+        full.setattr(builder, "DISK_PATIENCE", 0.0)
+        with pytest.raises(builder.AttemptEnded) as refused:
+            log.write("building", "during")
+        assert refused.value.reason == "disk_full"
+    log.write("building", "after")
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert [line["text"] for line in lines] == ["before", *(["during"] if taken else []), "after"]
+    assert [line["n"] for line in lines] == list(range(log.number))
+
+
+def test_a_result_that_fits_only_in_part_waits_for_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "result.json"
+    real_write, tried = os.pwrite, []
+
+    def write(fd: int, data: bytes, offset: int) -> int:
+        tried.append(data)
+        return real_write(fd, data[:10] if len(tried) == 1 else data, offset)
+
+    monkeypatch.setattr(os, "pwrite", write)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    builder.ResultFile(str(path)).write({"reason": "ok", "message": "The image is in the registry."})
+    assert json.loads(path.read_text())["reason"] == "ok"
+    assert len(tried) == 2

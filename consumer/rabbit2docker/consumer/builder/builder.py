@@ -897,6 +897,7 @@ class Log:
 
     def __init__(self, path: str | None) -> None:
         self.number = 0
+        self._rest = b""
         # Checked while waiting for space on a full disk.
         self.give_up: Callable[[], bool] = lambda: False
         if path:
@@ -921,15 +922,29 @@ class Log:
         self, phase: str, text: str, progress: Progress | None = None, is_clipped: bool = False
     ) -> None:
         """Write a text as one line or more. Waits for space on a full disk, then raises AttemptEnded."""
+        self._write_rest()
         for data in encode_lines(self.number, timestamp(), phase, text, progress, is_clipped):
             self._write_all(data)
             self.number += 1
 
     def _write_all(self, data: bytes) -> None:
+        self._rest, size = data, len(data)
+        try:
+            self._write_rest()
+        except AttemptEnded:
+            if len(self._rest) < size:
+                self.number += (
+                    1  # its beginning is in the file, and the next write begins with the rest of it
+                )
+            else:
+                self._rest = b""
+            raise
+
+    def _write_rest(self) -> None:
         until = time.monotonic() + DISK_PATIENCE
-        while data:
+        while self._rest:
             try:
-                data = data[os.write(self.fd, data) :]
+                self._rest = self._rest[os.write(self.fd, self._rest) :]
             except OSError as error:
                 if not is_full(error) or self.give_up() or time.monotonic() > until:
                     raise AttemptEnded(
@@ -979,7 +994,9 @@ class ResultFile:
             if data is None:
                 os.posix_fallocate(fd, 0, MAX_RESULT_BYTES)
                 return
-            os.truncate(fd, os.pwrite(fd, data, 0))
+            if os.pwrite(fd, data, 0) < len(data):  # the disk is full, and the space was not reserved
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.truncate(fd, len(data))
             os.fsync(fd)
         finally:
             os.close(fd)
