@@ -1,11 +1,14 @@
 """Nodes of a RabbitMQ cluster that die, or lose each other, during builds."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
+from rabbit2docker.errors import MessageRefused
 from rabbit2docker.settings import AmqpSettings, Settings
 from rabbit2docker_schemas.events import Completed
+from rabbit2docker_schemas.requests import BuildRequest
 from tests.faults.conftest import MakeConsumer, ask
 from tests.support.consumer import a_request
 from tests.support.promises import check_promises, lines_of, until_ended
@@ -15,6 +18,13 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.rabbitmq_cluster
 
 LINES = 200
+
+
+async def ask_until_confirmed(settings: Settings, request: BuildRequest) -> None:
+    """Publish a request again for as long as RabbitMQ refuses it because queues have no majority."""
+    while True:
+        with suppress(MessageRefused):
+            return await ask(settings, request)
 
 
 async def test_each_node_dies_during_builds_and_none_is_lost(
@@ -27,7 +37,8 @@ async def test_each_node_dies_during_builds_and_none_is_lost(
 
     async def build(moment: str, count: int = 3) -> None:
         new = [f"{moment}-{n}" for n in range(count)]
-        await ask(settings, *[a_request(name, lines=LINES, every=0.02) for name in new])
+        for name in new:
+            await ask_until_confirmed(settings, a_request(name, lines=LINES, every=0.02))
         names.extend(new)
 
     for number, node in enumerate(cluster.nodes):
@@ -59,7 +70,7 @@ async def test_with_a_majority_away_requests_wait_and_nothing_is_lost(
     lost = cluster.nodes[1:]
     for node in lost:
         await asyncio.to_thread(node.kill)
-    asking = asyncio.create_task(ask(settings, a_request("during", lines=LINES, every=0.02)))
+    asking = asyncio.create_task(ask_until_confirmed(settings, a_request("during", lines=LINES, every=0.02)))
     await eventually(lambda: asyncio.to_thread(lambda: not consumer.is_ready()))
     for node in lost:
         await asyncio.to_thread(node.start_again)
@@ -82,7 +93,8 @@ async def test_two_nodes_that_lose_each_other_during_builds_cost_nothing(
 
     async def build(moment: str) -> None:
         new = [f"{moment}-{n}" for n in range(3)]
-        await ask(settings, *[a_request(name, lines=LINES, every=0.02) for name in new])
+        for name in new:
+            await ask_until_confirmed(settings, a_request(name, lines=LINES, every=0.02))
         names.extend(new)
         await eventually(lambda: len(consumer.records()) == len(names))
 

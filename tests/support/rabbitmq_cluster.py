@@ -55,6 +55,10 @@ class Node(Management):
         except OSError:
             return 0
 
+    def version(self) -> str:
+        """Return the version of RabbitMQ, such as 4.0.5."""
+        return str(self.api("GET", "overview")["rabbitmq_version"])
+
     def evaluate(self, expression: str) -> str:
         """Evaluate an Erlang expression in the node, also while RabbitMQ pauses in it."""
         control = ["rabbitmqctl", "-n", self.name, "--erlang-cookie", _COOKIE]
@@ -115,9 +119,12 @@ class Cluster:
 
         The nodes share the loopback interface, where no rule distinguishes them: each refuses the other's handshake.
         """
+        keeps_apart = one.version().startswith("4.0.")
         for here, there in ((one, other), (other, one)):
-            # A cookie that both had for each other would let them connect.
-            refuse = f"erlang:set_cookie('{there.name}', 'cut by {here.name}')"
+            # RabbitMQ 4.0 keeps nodes apart itself that have lost each other once, and pauses as a whole in a longer cut.
+            # Newer versions let them connect at once with a cookie that both have for each other.
+            cookie = "cut" if keeps_apart else f"cut by {here.name}"
+            refuse = f"erlang:set_cookie('{there.name}', '{cookie}')"
             here.evaluate(f"{refuse}, erlang:disconnect_node('{there.name}').")
 
     def heal(self, one: Node, other: Node) -> None:
