@@ -40,7 +40,7 @@ class Round:
             made = asyncio.run(self._run(directory))
         except (AssertionError, OSError, AMQPError):
             self._say(
-                f"broke a promise:\n{traceback.format_exc()}The consumer's log is {directory}/consumer.log."
+                f"broke a promise:\n{traceback.format_exc()}Its log, events and records are in {directory}."
             )
             return -1
         finally:
@@ -56,7 +56,11 @@ class Round:
         async with a_world(directory, seed, self.clock_library) as world:
             made = await self._make_faults(world)
             await world.heal()
-            self._say(await world.check())
+            try:
+                self._say(await world.check())
+            except AssertionError:
+                await world.keep()
+                raise
             return made
 
     async def _make_faults(self, world: World) -> int:

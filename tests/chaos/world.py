@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import signal
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
@@ -137,6 +138,15 @@ class World:
         ends_of(await captured(self.amqp, NEIGHBOUR))
         self._check_lines(events, {name: ends[data.build_id] for name, data in accepted.items()})
         return f"{len(self.asked)} requests, {len(ends)} builds ended once, {self._delay(answers)}"
+
+    async def keep(self) -> None:
+        """Write the events of both tenants and copy the records to beside the log: the disk and the broker end now."""
+        directory = self.consumer.directory
+        for tenant in (MINE, NEIGHBOUR):
+            lines = [event.body() for event in await captured(self.amqp, tenant)]
+            (directory / f"events-of-{tenant}.jsonl").write_bytes(b"\n".join(lines))
+        with suppress(shutil.Error):  # of files that go while they are copied
+            shutil.copytree(directory / "state", directory / "records")
 
     async def _until_ended(self) -> None:
         async with asyncio.timeout(END_SECONDS):
