@@ -10,6 +10,7 @@ from rich.table import Table
 from tests.benchmarks import (
     cost,
     engine_disk,
+    fairness,
     history,
     history_full,
     hub_first,
@@ -44,6 +45,8 @@ BENCHMARKS = {
     "engine_disk": {"engine_disk": engine_disk},
     # A million requests, which take minutes to publish.
     "replay": {"replay": replay},
+    # Three times 500 requests that wait while a few are built.
+    "fairness": {"fairness": fairness},
     # Need a cluster: `make bench-cluster`.
     "kubernetes": {"pods": pods, "pod_calls": pod_calls, "pod_lines": pod_lines, "many_pods": many_pods},
 }
