@@ -18,17 +18,17 @@ from tests.support.waiting import eventually
 
 SLOTS = 4
 MANY, FEW = 500, 5
+ROUNDS = 3
 BUILD_SECONDS = 3.0
 TENANTS = {"many": TenantSettings(), "few": TenantSettings()}
 
 
 async def measure() -> Report:
     """Measure the waits of `few` alone with half of the slots, then beside `many` with all of them."""
-    report = Report(
-        "fairness", {"slots": SLOTS, "many": MANY, "few": FEW, "build_seconds": BUILD_SECONDS, "rounds": 3}
-    )
+    parameters = {"slots": SLOTS, "many": MANY, "few": FEW, "build_seconds": BUILD_SECONDS, "rounds": ROUNDS}
+    report = Report("fairness", parameters)
     alone, beside = [], []
-    for _ in range(3):
+    for _ in range(ROUNDS):
         alone += await _waits(slots=SLOTS // 2, others=0)
         beside += await _waits(slots=SLOTS, others=MANY)
     report.results = {
@@ -56,9 +56,9 @@ async def _waits(*, slots: int, others: int) -> list[float]:
             await eventually(lambda: len(consumer.records()) >= slots)
             requester, asked = RequestPublisher(publisher, "few"), {}
             for number in range(FEW):
-                request = a_request(f"few-{number}", lines=1, every=BUILD_SECONDS)
-                await requester.request(request)
-                asked[request.request_id] = datetime.now(UTC)
+                name = f"few-{number}"
+                await requester.request(a_request(name, lines=1, every=BUILD_SECONDS))
+                asked[name] = datetime.now(UTC)
 
             async def answers() -> dict[str, datetime] | None:
                 events = await captured(ours.amqp, "few")
@@ -67,6 +67,4 @@ async def _waits(*, slots: int, others: int) -> list[float]:
 
             accepted = await eventually(answers)
             assert accepted is not None
-        return [
-            (accepted[name] - moment).total_seconds() for name, moment in asked.items() if name is not None
-        ]
+        return [(accepted[name] - moment).total_seconds() for name, moment in asked.items()]

@@ -4,7 +4,6 @@ import asyncio
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,13 +21,20 @@ from rabbit2docker.consumer.providers.http import JudgedResolver
 from rabbit2docker.errors import RequestRejected
 from rabbit2docker.settings import ProviderSettings, TenantSettings
 from tests.support.fetch_bench import Bench
-from tests.support.github_app import Enterprise
+from tests.support.github_app import Enterprise, enterprise
 from tests.support.records import a_spec
 
 
-@contextmanager
-def fresh(server: Enterprise) -> Iterator[None]:
-    """Empty the server, and undo what is changed about it."""
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Enterprise]:
+    with enterprise(tmp_path_factory.mktemp("app") / "github") as server:
+        yield server
+
+
+@pytest.fixture
+def github(server: Enterprise, monkeypatch: pytest.MonkeyPatch) -> Iterator[Enterprise]:
+    """The server, empty, which git trusts; what a test changes about it is undone."""
+    monkeypatch.setenv("GIT_SSL_CAINFO", str(server.authority))
     kept = {**vars(server), "permissions": dict(server.permissions)}
     key = server.key_file.read_bytes()
     for content in (
@@ -42,15 +48,15 @@ def fresh(server: Enterprise) -> Iterator[None]:
         content.clear()
     server.https.requests.clear()
     try:
-        yield
+        yield server
     finally:
         vars(server).update(kept)
         server.key_file.write_bytes(key)
 
 
-@asynccontextmanager
-async def open_session(github: Enterprise) -> AsyncIterator[aiohttp.ClientSession]:
-    """Have a session that trusts the server."""
+@pytest.fixture
+async def session(github: Enterprise) -> AsyncIterator[aiohttp.ClientSession]:
+    """A session that trusts the server."""
     trusted = ssl.create_default_context(cafile=github.authority)
     connector = aiohttp.TCPConnector(ssl=trusted, resolver=JudgedResolver(), use_dns_cache=False)
     async with aiohttp.ClientSession(connector=connector) as session:

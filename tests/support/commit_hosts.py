@@ -60,11 +60,8 @@ class CommitHosts:
 @asynccontextmanager
 async def commit_hosts(token: str) -> AsyncIterator[CommitHosts]:
     hosts = CommitHosts(token)
-    await hosts.server.start_server()
-    try:
+    async with hosts.server:
         yield hosts
-    finally:
-        await hosts.server.close()
 
 
 def limited(request: web.Request) -> web.Response:

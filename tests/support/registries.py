@@ -149,8 +149,5 @@ class AnyRegistry:
 async def any_registry(flavour: Flavour) -> AsyncIterator[AnyRegistry]:
     """Serve a registry of this flavour."""
     registry = AnyRegistry(flavour)
-    await registry.server.start_server()
-    try:
+    async with registry.server:
         yield registry
-    finally:
-        await registry.server.close()

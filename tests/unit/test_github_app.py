@@ -3,7 +3,6 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +16,13 @@ from rabbit2docker.consumer.providers.repository_check import RepositoryCheck
 from rabbit2docker.errors import CredentialsRefused, ProviderUnavailable
 from rabbit2docker.settings import ProviderSettings, Settings, TenantSettings
 from rabbit2docker_schemas.reasons import CATEGORY_OF, FailureReason, RejectReason
-from tests.support.app_stage import Stage, build, fresh, open_session
+from tests.support.app_stage import Stage, build, github, server, session
 from tests.support.fetch_bench import Bench
 from tests.support.git_http import Handler, answer
-from tests.support.github_app import APP_ID, INSTALLATION, OWNER, Enterprise, enterprise, new_key
+from tests.support.github_app import APP_ID, INSTALLATION, OWNER, Enterprise, new_key
 from tests.support.repositories import Repository
 
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Enterprise]:
-    with enterprise(tmp_path_factory.mktemp("app") / "github") as server:
-        yield server
-
-
-@pytest.fixture
-def github(server: Enterprise, monkeypatch: pytest.MonkeyPatch) -> Iterator[Enterprise]:
-    monkeypatch.setenv("GIT_SSL_CAINFO", str(server.authority))
-    with fresh(server):
-        yield server
-
-
-@pytest.fixture
-async def session(github: Enterprise) -> AsyncIterator[aiohttp.ClientSession]:
-    async with open_session(github) as session:
-        yield session
+__all__ = ["github", "server", "session"]
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ from rabbit2docker.consumer.executors.kubernetes.manifest import credentials_sec
 from rabbit2docker.consumer.providers.repository_check import RepositoryCheck
 from rabbit2docker.errors import ExecutorUnavailable
 from rabbit2docker.settings import ProviderSettings, Settings, TenantSettings
-from tests.support.app_stage import Stage, build, fresh, open_session
+from tests.support.app_stage import Stage, build, github, server, session
 from tests.support.fetch_bench import Bench
 from tests.support.git_http import answer, redirect
 from tests.support.git_lfs import ATTRIBUTES, LfsServer
-from tests.support.github_app import INSTALLATION, OWNER, Enterprise, enterprise
+from tests.support.github_app import INSTALLATION, OWNER, Enterprise
 from tests.support.records import a_spec
 from tests.support.repositories import Repository
+
+__all__ = ["github", "server", "session"]
 
 DATA = "acme-data"
 """An account whose name begins with that of OWNER."""
@@ -28,25 +30,6 @@ PERSON = "lab-person"
 OTHER = "other"
 """An account that no setting names."""
 ACCOUNTS = ["Acme-Data", PERSON]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Enterprise]:
-    with enterprise(tmp_path_factory.mktemp("app") / "github") as server:
-        yield server
-
-
-@pytest.fixture
-def github(server: Enterprise, monkeypatch: pytest.MonkeyPatch) -> Iterator[Enterprise]:
-    monkeypatch.setenv("GIT_SSL_CAINFO", str(server.authority))
-    with fresh(server):
-        yield server
-
-
-@pytest.fixture
-async def session(github: Enterprise) -> AsyncIterator[aiohttp.ClientSession]:
-    async with open_session(github) as session:
-        yield session
 
 
 @pytest.fixture

@@ -932,12 +932,10 @@ class Log:
         try:
             self._write_rest()
         except AttemptEnded:
-            if len(self._rest) < size:
-                self.number += (
-                    1  # its beginning is in the file, and the next write begins with the rest of it
-                )
-            else:
+            if len(self._rest) == size:
                 self._rest = b""
+            else:  # its beginning is in the file, and the next write begins with the rest of it
+                self.number += 1
             raise
 
     def _write_rest(self) -> None:
