@@ -152,6 +152,7 @@ class TestLongStream:
         reader = StreamReader(connection, stream)
         await publish_all(settings.amqp, build_events(0))
         monkeypatch.setattr("rabbit2docker.amqp.stream.EMPTY_SECONDS", 0.0)
+        monkeypatch.setattr("rabbit2docker.amqp.stream.SILENT_SECONDS", 180.0)
         # The channel answers before the stream does, as on a busy machine.
         monkeypatch.setattr("rabbit2docker.amqp.stream._wait_for_answer", AsyncMock())
 

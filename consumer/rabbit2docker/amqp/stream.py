@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from time import monotonic
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -40,8 +41,8 @@ LAST_PREFETCHES: Final = (FEW, 1_000, 65_535)
 EMPTY_SECONDS: Final = 2.0
 """A stream that has a message sends its last chunk at once, if the machine is not busy: one that has sent nothing for
 this long is empty if RabbitMQ counts nothing in it either. The count alone is no proof: it is seconds old."""
-SILENT_TRIES: Final = 5
-"""Times to wait for so long while RabbitMQ counts messages."""
+SILENT_SECONDS: Final = 10.0
+"""How long to wait while RabbitMQ counts messages."""
 SEEK_SECONDS: Final = 1.0
 """A time after the last message is a position where nothing comes. After this long an earlier time is tried."""
 SEEK_SLACKS: Final = (timedelta(0), timedelta(minutes=10), timedelta(days=1))
@@ -231,7 +232,8 @@ class StreamReader:
 
     async def _first(self, incoming: Messages) -> AbstractIncomingMessage | None:
         """Return the first message; None if the stream is empty. Raises BrokerUnavailable if it sends nothing at all."""
-        for _ in range(SILENT_TRIES):
+        silent_until = monotonic() + SILENT_SECONDS
+        while monotonic() < silent_until:
             if first := await _receive_within(EMPTY_SECONDS, incoming):
                 return first
             if not await self._counts_messages():
