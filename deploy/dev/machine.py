@@ -64,6 +64,8 @@ def run(command: Sequence[str | Path], **options: object) -> subprocess.Complete
 
 def run_interruptible(command: Sequence[str | Path], environment: Mapping[str, str]) -> int:
     """Run a command and return its exit code. If this program is ended, the command may clean up before it ends."""
+    # A shell that started this in the background had it ignore SIGINT, which the command would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen([str(part) for part in command], env=environment)
     try:
         return process.wait()

@@ -6,7 +6,9 @@ promise was broken; the seed and the place of the consumer's log are then printe
 
 import argparse
 import multiprocessing
+import os
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -37,15 +39,21 @@ def run_all(arguments: argparse.Namespace) -> list[int]:
     running: set[Future[int]] = set()
     # A fork would share this process's connection to the engine.
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
-        for each in rounds(arguments):
-            running.add(pool.submit(each.run))
-            if len(running) >= arguments.jobs:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                results += [future.result() for future in done]
-                say(f"{sum(max(0, made) for made in results)} of {arguments.faults} faults")
-            if -1 in results:
-                break
-        return results + [future.result() for future in running]
+        try:
+            for each in rounds(arguments):
+                running.add(pool.submit(each.run))
+                if len(running) >= arguments.jobs:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    results += [future.result() for future in done]
+                    say(f"{sum(max(0, made) for made in results)} of {arguments.faults} faults")
+                if -1 in results:
+                    break
+            return results + [future.result() for future in running]
+        except KeyboardInterrupt:
+            # Of `kill` they know nothing yet: they end their consumers.
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid or 0, signal.SIGINT)
+            raise
 
 
 def parse_arguments() -> argparse.Namespace:
