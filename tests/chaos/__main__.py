@@ -73,6 +73,9 @@ def main() -> int:
     end = begin_run()
     try:
         results = run_all(arguments)
+    except KeyboardInterrupt:
+        say("Ended before there were enough faults.", file=sys.stderr)
+        return 130
     finally:
         disconnect()
         end()

@@ -43,6 +43,9 @@ class Round:
                 f"broke a promise:\n{traceback.format_exc()}Its log, events and records are in {directory}."
             )
             return -1
+        except KeyboardInterrupt:
+            shutil.rmtree(directory)
+            raise
         finally:
             disconnect()
         shutil.rmtree(directory)
