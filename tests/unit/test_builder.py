@@ -31,7 +31,7 @@ from rabbit2docker.consumer.builder.builder import (
     split_build_options,
 )
 from rabbit2docker_schemas.reasons import FailureReason
-from tests.support.disks import a_small_disk
+from tests.support.disks import a_small_disk, fill
 from tests.support.waiting import eventually_blocking
 
 DIGEST = "sha256:" + "ab" * 32
@@ -594,6 +594,49 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB."""
     with a_small_disk(tmp_path / "disk", "256k") as disk:
         yield disk
+
+
+def test_a_builder_that_starts_on_a_full_disk_waits_for_space(small_disk: Path, bench: Bench) -> None:
+    ballast = fill(small_disk)
+    process = bench.start(workdir=str(small_disk / "work"))
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    eventually_blocking(lambda: children.read_text() or process.poll() is not None)  # its guard comes first
+    assert process.poll() is None
+    ballast.unlink()
+    process.wait()
+    assert json.loads((bench.directory / "result.json").read_text())["reason"] == "ok"
+
+
+def test_the_engine_is_asked_although_the_disk_is_full(
+    small_disk: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(small_disk)
+    monkeypatch.setenv("TMPDIR", str(small_disk))
+    monkeypatch.setenv("PATH", f"{bench.bin}:{os.environ['PATH']}")
+    assert subprocess.run([*BUILDER_COMMAND, "--check-engine", "5"]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        ("OSError: [Errno 28] No space left on device: 'environment.yml'", "disk_full"),
+        ("OSError: [Errno 122] Disk quota exceeded", "disk_full"),
+        ("FileNotFoundError: [Errno 2] No usable temporary directory found in ['/tmp']", "disk_full"),
+        ("ValueError: a name\nOSError: [Errno 28] No space left on device", "no_environment"),
+        ("ValueError: [Errno 28] No space left on device", "no_environment"),
+    ],
+)
+def test_a_full_disk_that_repo2docker_meets_is_not_the_users(bench: Bench, error: str, reason: str) -> None:
+    trace = f'Traceback (most recent call last):\n  File "/x/repo2docker/app.py", line 1, in build\n{error}'
+    message = f"Error during build: {error.partition(': ')[2]}"
+    record = {"message": message, "phase": "failed", "exc_info": trace}
+    bench.repo2docker(f"cat <<'END'\n{json.dumps(record)}\nEND\nexit 1")
+    result = bench.run()
+    assert result["reason"] == reason
+    # It was tried once more, as there was space by then.
+    assert bench.texts().count("There is space on the disk of the build machine again. Trying again.") == (
+        reason == "disk_full"
+    )
 
 
 def test_the_result_is_written_even_to_a_full_disk(small_disk: Path, bench: Bench) -> None:

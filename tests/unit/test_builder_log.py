@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import subprocess
-import time
+import sys
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rabbit2docker.consumer.builder import BUILDER_COMMAND, builder
+from rabbit2docker.consumer.builder import BUILDER_COMMAND, BUILDER_PATH, builder
 from rabbit2docker.consumer.builder.builder import (
     REWRITE_SECONDS,
     RewrittenLines,
@@ -23,6 +23,7 @@ from rabbit2docker.consumer.builder.builder import (
     known_secrets,
 )
 from rabbit2docker.consumer.executors.builder_io import parse_line
+from tests.chaos.clock import find_library
 
 PASSWORD = "p@ss/w0'rd+x"
 
@@ -317,6 +318,44 @@ def test_a_line_that_the_disk_had_no_space_for_does_not_spoil_the_next(
     assert [line["n"] for line in lines] == list(range(log.number))
 
 
+def test_a_line_that_was_cut_is_whole_once_there_is_space_whatever_ended_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as `time.sleep` itself, which fails where libfaketime sets the clock of a process."""
+    path = tmp_path / "log.jsonl"
+    log = builder.Log(str(path))
+    real_write = os.write
+
+    def write(fd: int, data: bytes) -> int:
+        if path.stat().st_size:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real_write(fd, data[:20])
+
+    def sleep(_: float) -> None:
+        raise ValueError("a defect")
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", write)
+        full.setattr(builder, "sleep", sleep)
+        with pytest.raises(ValueError, match="a defect"):
+            log.write("building", "during")
+    log.write("building", "after")
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert [(line["n"], line["text"]) for line in lines] == [(0, "during"), (1, "after")]
+    assert log.number == 2
+
+
+def test_a_wait_for_space_needs_no_clock_that_can_be_set() -> None:
+    library = find_library()
+    if library is None:
+        pytest.skip("libfaketime is needed")
+    program = (
+        f"import sys; sys.path.append({str(BUILDER_PATH.parent)!r}); import builder; builder.sleep(0.01)"
+    )
+    environment = {"LD_PRELOAD": str(library), "FAKETIME": "+1h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    assert subprocess.run([sys.executable, "-I", "-S", "-c", program], env=environment).returncode == 0
+
+
 def test_a_result_that_fits_only_in_part_waits_for_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,7 +367,7 @@ def test_a_result_that_fits_only_in_part_waits_for_space(
         return real_write(fd, data[:10] if len(tried) == 1 else data, offset)
 
     monkeypatch.setattr(os, "pwrite", write)
-    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(builder, "DISK_PAUSE", 0.0)
     builder.ResultFile(str(path)).write({"reason": "ok", "message": "The image is in the registry."})
     assert json.loads(path.read_text())["reason"] == "ok"
     assert len(tried) == 2

@@ -92,6 +92,7 @@ GATE_PAUSE = 0.05  # seconds between two looks whether images are still being re
 CLEANING_SECONDS = 600.0  # time that a cleaning of the engine's disk may take
 CLEANING_PAUSE = 0.1
 DISK_PATIENCE = 120.0  # seconds to wait for space on a full disk
+DISK_PAUSE = 1.0  # seconds between two looks whether there is space
 FULL_BELOW_BYTES = 32 << 20  # a step that met a full disk has often removed a little of what it wrote
 FULL_BELOW_FILES = 100
 FILLED_PER_SECOND = 2 << 30  # bytes that a fast disk takes; the more space is left, the later it is looked at
@@ -596,6 +597,13 @@ _READERS = (
     (r"buildpacks/julia/julia_require\.py", "", "REQUIRE"),
     (r"buildpacks/r\.py", "", "DESCRIPTION"),
 )
+_DISK_ERRORS = (
+    ("OSError", rf"\[Errno (?:{errno.ENOSPC}|{errno.EDQUOT})\] "),
+    (
+        "FileNotFoundError",
+        r"\[Errno 2\] No usable temporary directory found in ",
+    ),  # `tempfile` tries to write
+)
 _NO_SPACE = re.compile(r"[Nn]o space left on device|[Dd]isk quota exceeded")
 _STEP_ERROR = re.compile(
     r'process "(?P<step>(?:[^"\\]|\\.)*)" did not complete successfully: (?P<error>.*)', re.DOTALL
@@ -659,6 +667,11 @@ class RaisedError:
 
     def __init__(self, message: str, trace: str) -> None:
         self.text = message.partition("Error during build: ")[2] or message
+        self.met_full_disk = any(
+            trace.endswith(f"\n{kind}: {self.text}") and re.match(pattern, self.text)
+            for kind, pattern in _DISK_ERRORS
+        )
+        """True if repo2docker itself had no space for a file."""
         # The text of an exception may contain anything, the frames above it only repo2docker's own code.
         frames = trace[: len(trace) - len(self.text)] if trace.endswith(self.text) else trace
         self.met_network = re.search(r'^  File ".*/(?:requests|urllib3)/', frames, re.MULTILINE) is not None
@@ -778,6 +791,8 @@ class BuildOutput:
             )
         if raised and (problem := raised.dataset_problem()):
             return problem
+        if raised and raised.met_full_disk:
+            return Verdict("disk_full", f"{OwnDiskFull.text}: repo2docker had no space for a file.")
         if raised and raised.passed("docker.py"):
             return self._judge_launch(raised) or self._judge_engine()
         if raised and not raised.passed("app.py", "fetch"):
@@ -901,7 +916,8 @@ class Log:
         # Checked while waiting for space on a full disk.
         self.give_up: Callable[[], bool] = lambda: False
         if path:
-            self.fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            self.fd = once_there_is_space(lambda: os.open(path, flags, 0o600))
             self._resume()
         else:
             self.fd = os.dup(1)
@@ -927,11 +943,17 @@ class Log:
             self._write_all(data)
             self.number += 1
 
+    def finish(self) -> None:
+        """Write what a full disk has left of a line, if there is space by now."""
+        with contextlib.suppress(OSError):
+            while self._rest:
+                self._rest = self._rest[os.write(self.fd, self._rest) :]
+
     def _write_all(self, data: bytes) -> None:
         self._rest, size = data, len(data)
         try:
             self._write_rest()
-        except AttemptEnded:
+        except BaseException:  # whatever ends the wait
             if len(self._rest) == size:
                 self._rest = b""
             else:  # its beginning is in the file, and the next write begins with the rest of it
@@ -939,21 +961,55 @@ class Log:
             raise
 
     def _write_rest(self) -> None:
-        until = time.monotonic() + DISK_PATIENCE
-        while self._rest:
-            try:
-                self._rest = self._rest[os.write(self.fd, self._rest) :]
-            except OSError as error:
-                if not is_full(error) or self.give_up() or time.monotonic() > until:
-                    raise AttemptEnded(
-                        "disk_full", f"The log cannot be written: {error.strerror}."
-                    ) from error
-                time.sleep(1)
+        try:
+            while self._rest:
+                written = once_there_is_space(lambda: os.write(self.fd, self._rest), self.give_up)
+                self._rest = self._rest[written:]
+        except OSError as error:
+            raise AttemptEnded("disk_full", f"The log cannot be written: {error.strerror}.") from error
+
+
+class OwnDiskFull(AttemptEnded):
+    """The disk beside the builder is full, which another program may give space to."""
+
+    text = "The disk of the build machine is full"
+    gone = "There is space on the disk of the build machine again."
+
+    def __init__(self, message: str) -> None:
+        super().__init__("disk_full", message)
 
 
 def is_full(error: BaseException) -> bool:
     """Return whether an error means that the disk is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def once_there_is_space(step: Callable[[], T], give_up: Callable[[], object] = lambda: False) -> T:
+    """Take a step, again while it meets a full disk. Raises what it raised last, after DISK_PATIENCE or to give up."""
+    until = time.monotonic() + DISK_PATIENCE
+    while True:
+        try:
+            return step()
+        except OSError as error:
+            if not is_full(error) or give_up() or time.monotonic() > until:
+                raise
+        sleep(DISK_PAUSE)
+
+
+def try_space(directory: str) -> None:
+    """Have the space that the builder needs for a moment. Raises OSError."""
+    path = os.path.join(directory, "space")
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, MIN_FREE_BYTES)
+    finally:
+        os.close(fd)
+        os.unlink(path)
+
+
+def sleep(seconds: float) -> None:
+    """Sleep. Unlike `time.sleep`, this also works where a library sets the clock of single processes."""
+    select.select([], [], [], seconds)
 
 
 class ResultFile:
@@ -962,10 +1018,14 @@ class ResultFile:
     def __init__(self, path: str | None) -> None:
         self.path = path
         self.temporary = f"{path}.new" if path and not path.startswith("/dev/") else None
+        # If this fails, the attempt tries again once there is space, and `write` waits for it.
+        with contextlib.suppress(OSError):
+            self.reserve()
+
+    def reserve(self) -> None:
+        """Reserve the space. Raises OSError."""
         if self.temporary:
-            # If this fails, `write` waits for space.
-            with contextlib.suppress(OSError):
-                self._fill(self.temporary, None)
+            self._fill(self.temporary, None)
 
     def write(self, result: Result) -> None:
         """Write the result, atomically except to a device. Waits for space on a full disk."""
@@ -973,16 +1033,13 @@ class ResultFile:
         if self.path and not self.temporary:
             with open(self.path, "wb") as file:
                 file.write(data)
-        until = time.monotonic() + DISK_PATIENCE
-        while self.path and self.temporary:
-            try:
-                self._fill(self.temporary, data)
-                os.rename(self.temporary, self.path)
-                return
-            except OSError as error:
-                if not is_full(error) or time.monotonic() > until:
-                    raise
-                time.sleep(1)
+        if self.path and self.temporary:
+            once_there_is_space(lambda: self._replace(data))
+
+    def _replace(self, data: bytes) -> None:
+        if self.path and self.temporary:
+            self._fill(self.temporary, data)
+            os.rename(self.temporary, self.path)
 
     @staticmethod
     def _fill(path: str, data: bytes | None) -> None:
@@ -1177,7 +1234,7 @@ class Container(Place):
                 if time.monotonic() > until:
                     message = f"The container `{name}` of the build pod did not start: {error.strerror}."
                     raise AttemptEnded("builder_error", message) from error
-            time.sleep(0.05)
+            sleep(0.05)
 
     def start(self, command: list[str], environment: dict[str, str], directory: str) -> Child:
         """Have the command started there, in a directory that both containers have."""
@@ -1547,7 +1604,7 @@ class Guard:
                 for group in groups:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(group, number)
-                time.sleep(pause)
+                sleep(pause)
         except Exception:
             pass
         finally:
@@ -2497,8 +2554,8 @@ class Fetcher:
                 source, f"could not be fetched: there is no git repository at {shown_url(source.url)}."
             )
         # git does not always give the reason for a file that it cannot write.
-        if kind == "disk_full" or free_bytes(self._runner.workdir) < MIN_FREE_BYTES:
-            return FetchFailed("disk_full", f"The disk of the build machine is full: {words}")
+        if kind == "disk_full" or self._disk_is_full():
+            return FetchFailed("disk_full", f"{OwnDiskFull.text}: {words}")
         if kind == "lasting" or doing != "fetched":
             return self._problem(source, f"could not be {doing}: {words}")
         return FetchFailed(
@@ -2717,8 +2774,8 @@ class Fetcher:
         if not ends:
             raise AttemptEnded("builder_error", "Fetching files of Git LFS ended without a result.")
         reason = sentence(ends[0]["end"]) if ends[0]["end"] else ""
-        if ends[0].get("disk_full") or free_bytes(self._runner.workdir) < MIN_FREE_BYTES:
-            raise FetchFailed("disk_full", f"The disk of the build machine is full: {reason}")
+        if ends[0].get("disk_full") or self._disk_is_full():
+            raise FetchFailed("disk_full", f"{OwnDiskFull.text}: {reason}")
         if ends[0].get("may_pass"):
             what = (
                 f"Files of Git LFS of the submodule {shown_url(source.path)}"
@@ -2747,6 +2804,13 @@ class Fetcher:
         for start in range(0, len(pointers), 500):
             paths = [pointer.path for pointer in pointers[start : start + 500]]
             self._git.local(directory, "update-index", "--assume-unchanged", "--", *paths)
+
+    def _disk_is_full(self) -> bool:
+        return any(
+            free_bytes(path) < MIN_FREE_BYTES
+            for path in (self._runner.workdir, os.path.dirname(self.directory))
+            if os.path.isdir(path)
+        )
 
     def warn(self, text: str) -> None:
         """Write a warning into the log and into the result."""
@@ -4269,7 +4333,7 @@ class Places:
         self._files = 0
 
     def open(self, limits: Limits) -> None:
-        """Connect to the other containers, and make the directories. Raises AttemptEnded."""
+        """Connect to the other containers. Raises AttemptEnded."""
         if path := self._containers.get("fetch"):
             self.fetching = Container(path, limits)
         if path := self._containers.get("cage"):
@@ -4278,6 +4342,9 @@ class Places:
             readable = [*self._confine.get("readable", []), _MODULE_DIRECTORY]
             self.fetching = Confined(View(self._root, hidden=self._confine.get("hidden", [])))
             self.reading = Confined(View(self._root, home=self.home, readable=readable))
+
+    def make(self) -> None:
+        """Make the directories, and the command for the engine. Raises OSError."""
         for path in (self._root, *(os.path.join(self.home, name) for name in ("home", "tmp", "bin"))):
             os.makedirs(path, mode=0o700, exist_ok=True)
         program = os.path.join(self.home, "bin", "docker")
@@ -4336,6 +4403,12 @@ _FETCH_SPEC = (
 )  # fmt: skip
 
 
+def temporary_path(prefix: str) -> str:
+    """Return the path of a directory to make. Unlike `tempfile`, this does not need space."""
+    places = (os.environ.get("TMPDIR") or "", "/tmp", "/var/tmp")
+    return os.path.join(next(filter(os.path.isdir, places), os.getcwd()), prefix + os.urandom(8).hex())
+
+
 def inherited(workdir: str) -> dict[str, str]:
     """Return the environment of programs that the builder relies on."""
     return {
@@ -4388,7 +4461,7 @@ def write_record(record: Message) -> None:
 
 def fetch(spec: Spec) -> int:
     """Fetch the repository, and write records about it; what leaves here has none of the credentials for git."""
-    workdir = tempfile.mkdtemp(prefix="r2d-fetch-")
+    workdir = temporary_path("r2d-fetch-")
     access = spec.get("git") or {}
     os.environ.update(git_settings(access, os.environ))
     secrets = known_secrets({"git": access}, os.environ)
@@ -4397,6 +4470,7 @@ def fetch(spec: Spec) -> int:
     fetcher = Fetcher(spec, runner, workdir, lambda text: write_record({"text": clean_text(text, secrets)}))
     end: Result = {"reason": "ok", "message": ""}
     try:
+        once_there_is_space(lambda: os.mkdir(workdir, 0o700), lambda: runner.limits.stopped_by is not None)
         fetcher.fetch()
     except AttemptEnded as ended:
         end = {"reason": ended.reason, "message": clean_text(ended.message, secrets)}
@@ -4413,14 +4487,15 @@ def fetch(spec: Spec) -> int:
 class Attempt:
     """One attempt: waits for the engine, builds and pushes, and writes every line."""
 
-    def __init__(self, spec: Spec, log: Log) -> None:
+    def __init__(self, spec: Spec, log: Log, result_file: ResultFile | None = None) -> None:
         self.spec = spec
+        self._result_file = result_file
         self.phase = "waiting"
         self.timings: dict[str, float] = {}
         self._entered = time.monotonic()
         self._log = log
         self._output = BuildOutput()
-        self._workdir = self._make_workdir()
+        self._workdir = str(spec.get("workdir") or temporary_path("r2d-"))
         self._limits = limits = Limits(spec)
         log.give_up = lambda: limits.stopped_by is not None
         self._runner = Runner(inherited(self._workdir), self._workdir, limits)
@@ -4436,45 +4511,79 @@ class Attempt:
         self._built_by: tuple[int, ...] | None = None
         """The engine in which the image is built."""
 
-    def _make_workdir(self) -> str:
-        if not self.spec.get("workdir"):
-            return tempfile.mkdtemp(prefix="r2d-")
-        path = str(self.spec["workdir"])
-        os.makedirs(path, mode=0o700, exist_ok=True)
-        return path
-
     def execute(self) -> Result:
         """Run all steps, and return the part of the result that they yield."""
         self._places.open(self._limits)
+        self._with_space(self._prepare)
         self.wait_for_engine()
         self._with_space(self.fetch)
-        self._lease.take(self._runner)
+        self._with_space(lambda: self._lease.take(self._runner))
         self._with_space(self.build)
         size, labels = self.engine.inspect()
         digest = self._with_space(self.push) if self.spec.get("push", True) else None
         origin = {name: labels[label] for name, label in ORIGIN.items() if labels.get(label)}
         return {"digest": digest, "size": size, "provenance": origin or None}
 
+    def _prepare(self) -> None:
+        """Make sure of the space for the result, and make the directories, once there is space. Raises OSError."""
+        once_there_is_space(self._prepare_once, self._may_not_wait)
+
+    def _prepare_once(self) -> None:
+        if self._result_file:
+            self._result_file.reserve()
+        os.makedirs(self._workdir, mode=0o700, exist_ok=True)
+        self._places.make()
+
     def _with_space(self, step: Callable[[], T]) -> T:
-        """Take a step, once more if it met a full disk that could be cleaned. An attempt waits for one cleaning."""
+        """Take a step, once more if it met a full disk on which there is space by now. Raises AttemptEnded."""
         try:
-            return step()
+            return self._naming_own_disk(step)
         except AttemptEnded as failure:
-            if failure.reason != "disk_full" or self._was_cleaned:
-                raise
-            self._was_cleaned = True
-            if not self._make_space(failure):
+            if failure.reason != "disk_full" or not self._make_space(failure):
                 raise
         self._fetch_end = None
-        return step()
+        return self._naming_own_disk(step)
+
+    @staticmethod
+    def _naming_own_disk(step: Callable[[], T]) -> T:
+        """Take a step. Raises AttemptEnded also where a file of the builder had no space."""
+        try:
+            return step()
+        except OSError as error:
+            if not is_full(error):
+                raise
+            text = f"{OwnDiskFull.text}, and no space was freed within {DISK_PATIENCE:.0f} seconds."
+            raise OwnDiskFull(text) from error
 
     def _make_space(self, failure: AttemptEnded) -> bool:
-        """Return whether a cleaning has freed something."""
+        """Return whether there is space now: after one cleaning of the engine's disk, or after a wait for space on our own."""
+        return self._clean(failure) or (isinstance(failure, OwnDiskFull) and self._wait_for_space())
+
+    def _clean(self, failure: AttemptEnded) -> bool:
+        """Return whether a cleaning has freed something. An attempt waits for one."""
+        if self._was_cleaned:
+            return False
+        self._was_cleaned = True
         text = f"{sentence(failure.message)} Waiting until the disk of the {self.engine.title} is cleaned."
         freed = self._lease.ask_for_space(self._runner, lambda: self.write(text))
         if freed:
             self.write(f"{in_bytes(freed)} freed. Trying again.")
         return freed > 0
+
+    def _wait_for_space(self) -> bool:
+        """Return whether the disk of the working directory has got space within DISK_PATIENCE."""
+        try:
+            once_there_is_space(lambda: try_space(self._workdir), self._may_not_wait)
+        except OSError:
+            return False
+        self.write(f"{OwnDiskFull.gone} Trying again.")
+        return True
+
+    def _may_not_wait(self) -> bool:
+        """Raise AttemptEnded at the limits. A wait for space does not count as idle time."""
+        self._limits.restart_idle()
+        self._limits.check()
+        return False
 
     def close(self) -> None:
         """Remove the working directory, end the guard and what runs in other containers."""
@@ -4498,6 +4607,7 @@ class Attempt:
             line = self.clean(line)
             if line:
                 self._log.write(self.phase, line, progress, is_clipped)
+                self._limits.restart_idle()  # it may have waited for space
 
     @functools.cached_property
     def _secrets(self) -> list[str]:
@@ -4547,6 +4657,9 @@ class Attempt:
         if end is None:
             raise AttemptEnded("builder_error", f"Fetching ended with code {code} and without a result.")
         self.warnings = [str(text) for text in end.get("warnings", [])]
+        if end["reason"] == "disk_full":
+            shutil.rmtree(self._places.repository, ignore_errors=True)  # what there is of it fills the disk
+            raise OwnDiskFull(str(end["message"]))
         if end["reason"] != "ok":
             raise AttemptEnded(end["reason"], str(end["message"]))
         self._fetched = self._places.repository
@@ -4573,6 +4686,8 @@ class Attempt:
     def _build_once(self) -> None:
         self._built_by = self.engine.instance()
         code = self._run_repo2docker()
+        if code != 0 and self._output.raised and self._output.raised.met_full_disk:
+            raise OwnDiskFull(self._output.judge(self.phase, code).message)
         if code != 0:
             raise BuildFailed(self._unless_engine_lost(self._output.judge(self.phase, code)))
 
@@ -4748,7 +4863,7 @@ def repo2docker_version(spec: Spec) -> str | None:
         return None
 
 
-def attempt_result(arguments: argparse.Namespace) -> Result:
+def attempt_result(arguments: argparse.Namespace, result_file: ResultFile) -> Result:
     """Run the attempt and return its result. Raises nothing."""
     result: Result = {"v": 1, "reason": "builder_error", "message": "", "digest": None, "size": None}
     attempt = log = None
@@ -4757,7 +4872,7 @@ def attempt_result(arguments: argparse.Namespace) -> Result:
         log = Log(arguments.log)
         spec = read_spec(arguments)
         result["image"] = spec["image"]
-        attempt = Attempt(spec, log)
+        attempt = Attempt(spec, log, result_file)
         result.update(attempt.execute(), reason="ok", message="The image is in the registry.")
     except AttemptEnded as end:
         result.update(end.more, reason=end.reason, message=end.message)
@@ -4773,6 +4888,8 @@ def attempt_result(arguments: argparse.Namespace) -> Result:
         attempt.enter("over")
         result["timings"] = attempt.timings
         attempt.close()
+    if log:
+        log.finish()
     result["lines"] = log.number if log else 0
     result["exit_code"] = EXIT_CODES[result["reason"]]
     result["repo2docker_version"] = repo2docker_version(spec)
@@ -4781,11 +4898,12 @@ def attempt_result(arguments: argparse.Namespace) -> Result:
 
 def check_engine(seconds: float) -> int:
     """Print the problem if the engine does not answer within `seconds`, and return the exit code."""
-    attempt = Attempt({"image": ""}, Log(os.devnull))
+    spec = {"image": ""}
+    runner = Runner(inherited("/"), "/", Limits(spec))
     try:
-        problem = attempt.engine.problem(seconds)
+        problem = Engine(spec, runner).problem(seconds)
     finally:
-        attempt.close()
+        runner.close()
     if problem:
         sys.stdout.write(f"{problem}\n")
     return EXIT_CODES["docker_unavailable" if problem else "ok"]
@@ -4794,7 +4912,7 @@ def check_engine(seconds: float) -> int:
 def _defect(error: BaseException) -> Result:
     """Return reason and message for an exception that no step expects."""
     if is_full(error):
-        return {"reason": "disk_full", "message": f"The disk of the build machine is full: {error}."}
+        return {"reason": "disk_full", "message": f"{OwnDiskFull.text}: {getattr(error, 'strerror', error)}."}
     return {"reason": "builder_error", "message": f"The builder failed unexpectedly: {error!r}"}
 
 
@@ -4837,7 +4955,11 @@ def run_confined(view: View, command: list[str]) -> int:
     try:
         code = confine(view, command)
     except OSError as error:
-        with open(os.path.join(view.root, UNCONFINED), "w", encoding="utf-8") as file:
+        sys.stdout.write(f"{error}\n")
+        with (
+            contextlib.suppress(OSError),
+            open(os.path.join(view.root, UNCONFINED), "w", encoding="utf-8") as file,
+        ):
             file.write(f"{error}")
         return NOT_ALLOWED
     if code < 0:
@@ -4864,8 +4986,11 @@ def main() -> int:
         return fetch(read_spec(arguments))
     default = "/dev/termination-log" if os.path.exists("/dev/termination-log") else None
     result_file = ResultFile(arguments.result or default)
-    result = attempt_result(arguments)
-    result_file.write(result)
+    result = attempt_result(arguments, result_file)
+    try:
+        result_file.write(result)
+    except OSError as error:
+        sys.stderr.write(f"The result cannot be written: {error.strerror}. It is {json.dumps(result)}\n")
     return int(result["exit_code"])
 
 

@@ -12,7 +12,7 @@ Beside the attempts, `id` holds the name of the whole set of records, which stay
     running       named pipe that the builder holds open while it lives
     builder.err   the builder's own output; exists once a builder has been started, or none may be any more
     process.json  identity of the builder's process
-    result.json   result of the builder
+    result.json   result of the builder; result.json.new keeps the space for it
 """
 
 import errno
@@ -22,6 +22,7 @@ import os
 import re
 import shutil
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -57,6 +58,10 @@ RUNNING: Final = "running"
 OUTPUT: Final = "builder.err"
 PROCESS: Final = "process.json"
 RESULT: Final = "result.json"
+RESERVED: Final = "result.json.new"
+"""The file that the builder writes its result to, before it renames it."""
+RESULT_BYTES: Final = 2000
+"""Size of the longest result."""
 WORK: Final = "work"
 GIT: Final = "git"
 """Directory with credentials for the fetch, in that for the builder's work; both are removed at the builder's end."""
@@ -105,6 +110,13 @@ def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _reserve(path: Path) -> None:
+    """Create a file with the space for a result, so that a builder that meets a full disk can say so."""
+    with path.open("wb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        os.posix_fallocate(file.fileno(), 0, RESULT_BYTES)
 
 
 def _sync_directory(path: Path) -> None:
@@ -180,7 +192,7 @@ class StateDirectory:
                     f"Another service{process} uses the state directory {self.root}. Stop it first, or set "
                     "RABBIT2DOCKER_LOCAL__STATE_DIR to another directory for this one."
                 )
-            time.sleep(ORPHAN_PAUSE)
+            threading.Event().wait(ORPHAN_PAUSE)  # `time.sleep` fails where libfaketime sets the clock
         # A full disk must not prevent the start: the process id only serves the message above.
         try:
             os.ftruncate(self._lock, 0)
@@ -258,6 +270,7 @@ class StateDirectory:
             write_atomically(temporary / STATUS, encode(status))
             write_atomically(temporary / BUILDER_SPEC, json.dumps(builder_spec))
             (temporary / LINES).touch(mode=0o600)
+            _reserve(temporary / RESERVED)
             if credentials:
                 write_files(temporary / WORK / GIT, credentials)
             os.mkfifo(temporary / RUNNING, 0o600)
