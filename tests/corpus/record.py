@@ -12,8 +12,10 @@ It needs the services of `make up`, with their addresses in the environment. A r
   registry: there, all layers have to be pulled.
 - `quota = true` makes that disk larger, with a quota of that size; `memory = 30` limits the megabytes of a step.
 - `environment` has more variables for repo2docker.
-- `kill` ends the docker `client` or the `engine` once a step has printed `READY`; `lose = true` removes the engine's
-  layers before the build.
+- `kill` ends the docker `client` or the `engine` once a step has printed `READY`; `cut` ends the connection between them,
+  again and again until the client says this. `lose = true` removes the engine's layers before the build; `fill = 3` leaves its disk so many megabytes.
+- `own_address = true` has the registry on an address of this machine other than loopback, where engines want encryption;
+  with `tls = true`, it has a certificate of its own.
 - `copies` generates a Dockerfile with so many steps, `size` a file of so many megabytes.
 
 A file `NAME.latin-1`, `NAME.utf-16` or `NAME.utf-8` is written as NAME in that encoding; the last one is for files that
@@ -27,6 +29,8 @@ import os
 import re
 import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -41,10 +45,14 @@ from deploy.dev.engine import MadeEngine
 from deploy.dev.machine import Ledger
 
 from tests.corpus import CORPUS, NAMED, cases, output_of
+from tests.corpus.engine_line import engine_line
 from tests.corpus.registry import Registry, Rule, registry
+from tests.support.certificates import write_certificates
 from tests.support.repositories import BASE_IMAGE, tools_path
 
 INDEX: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
+MAX_CUTS: Final = 40
+"""Tries for one of the errors that a lost connection leads to, as chance has it."""
 ENCODINGS: Final = (".latin-1", ".utf-8", ".utf-16")
 
 
@@ -61,21 +69,27 @@ class Site:
         }
         self.engine: MadeEngine | None = None
         rules = case.get("registry")
-        self.registry: Registry | None = stack.enter_context(registry()) if rules is not None else None
+        self.registry: Registry | None = None
+        if rules is not None:
+            host = own_address() if case.get("own_address") else "127.0.0.1"
+            self.registry = stack.enter_context(registry(host=host))
+            if case.get("tls"):
+                encrypt(self.registry, directory)
         if case.get("engine"):
             self.engine = stack.enter_context(own_engine(case["engine"], is_quota=case.get("quota", False)))
             self.environment["DOCKER_HOST"] = self.engine.host
-        if self.registry and rules is not None:
+        if case.get("cut"):
+            self.line = stack.enter_context(engine_line(directory, self.environment))
+        if self.registry and rules is not None and not case.get("own_address"):
             self._keep_base_image(self.registry)
             put_image_index(self.registry)
             self.registry.rules = [Rule(text.replace("@REGISTRY@", self.address)) for text in rules]
 
-    def docker(self, *arguments: str, check: bool = True) -> bytes:
+    def docker(self, *arguments: str, check: bool = True, environment: dict[str, str] | None = None) -> bytes:
         """Run the docker client and return all that it printed."""
         command = ["docker", *arguments]
-        result = subprocess.run(
-            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        own = {**self.environment, **(environment or {})}
+        result = subprocess.run(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert not check or result.returncode == 0, result.stdout.decode()
         return result.stdout
 
@@ -85,24 +99,52 @@ class Site:
         for layer in (self.engine.directory / "data" / "overlay2").iterdir():
             shutil.rmtree(layer)
 
+    def fill(self, megabytes: int) -> None:
+        """Fill the engine's disk except for some space."""
+        assert self.engine
+        disk = os.statvfs(self.engine.directory / "data")
+        size = disk.f_bavail * disk.f_frsize - (megabytes << 20)
+        (self.engine.directory / "data" / "ballast").write_bytes(bytes(max(0, size)))
+
     def kill(self, what: str, image: str) -> None:
         """Kill the docker client that builds `image`, or the engine."""
+        for pid in self._processes(what, image):
+            os.kill(pid, signal.SIGKILL)
+
+    def _processes(self, what: str, image: str = "") -> Iterator[int]:
         marks = {"client": f"--tag\0{image}\0", "engine": f"--bridge\0{self.engine and self.engine.bridge}\0"}
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError):
                 if marks[what].encode() in path.read_bytes():
-                    os.kill(int(path.parent.name), signal.SIGKILL)
+                    yield int(path.parent.name)
 
     def _keep_base_image(self, server: Registry) -> None:
         name = f"{server.address}/base:1"
         self.docker("tag", BASE_IMAGE, name)
         self.docker("push", name)
-        self.docker("rmi", name, *([BASE_IMAGE] if self.case.get("engine") else []))
+        is_pulled = self.case.get("engine") and self.case["kind"] == "build"
+        self.docker("rmi", name, *([BASE_IMAGE] if is_pulled else []))
 
     @property
     def address(self) -> str:
         """Return the address of the registry."""
         return self.registry.address if self.registry else self.case.get("address", NAMED)
+
+
+def own_address() -> str:
+    """Return an address of this machine that is not loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # nothing is sent
+        return str(probe.getsockname()[0])
+
+
+def encrypt(server: Registry, directory: Path) -> None:
+    """Have a registry speak HTTPS, with a certificate that only it knows."""
+    write_certificates(directory / "certificates")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate, key = (directory / "certificates" / name for name in ("server.pem", "server-key.pem"))
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
 
 
 @contextmanager
@@ -223,7 +265,21 @@ def record_build(name: str, case: dict[str, Any], site: Site) -> bytes:
     command += [*case.get("arguments", []), "--", source]
     if case.get("lose"):
         site.lose_layers()
+    if "fill" in case:
+        site.fill(case["fill"])
     environment = site.environment | case.get("environment", {})
+    output = run_build(case, site, command, environment, image)
+    tries = 1
+    while case.get("cut") and case["cut"].encode() not in output and tries < MAX_CUTS:
+        output, tries = run_build(case, site, command, environment, image), tries + 1
+    site.docker("rmi", "--force", image, check=False)
+    return output.replace(image.encode(), f"corpus/{name}:1".encode())
+
+
+def run_build(
+    case: dict[str, Any], site: Site, command: list[str], environment: dict[str, str], image: str
+) -> bytes:
+    """Run repo2docker once, with what happens to it."""
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout
     output = b""
@@ -231,10 +287,11 @@ def record_build(name: str, case: dict[str, Any], site: Site) -> bytes:
         output += line
         if case.get("kill") and re.search(rb"#\d+ [\d.]+ READY", line):
             site.kill(case["kill"], image)
+        if case.get("cut") and re.search(rb"#\d+ [\d.]+ READY", line):
+            site.line.cut()
     code = process.wait()
-    site.docker("rmi", "--force", image, check=False)
     assert code == case.get("code", 1), output.decode()[-2000:]
-    return output.replace(image.encode(), f"corpus/{name}:1".encode())
+    return output
 
 
 def record_push(name: str, case: dict[str, Any], site: Site) -> bytes:
@@ -245,7 +302,9 @@ def record_push(name: str, case: dict[str, Any], site: Site) -> bytes:
     )
     if not case.get("absent"):
         site.docker("build", "--tag", image, str(site.directory))
-    output = site.docker("push", image, check=False)
+    if "fill" in case:
+        site.fill(case["fill"])
+    output = site.docker("push", image, check=False, environment=case.get("environment"))
     site.docker("rmi", "--force", image, check=False)
     return output
 

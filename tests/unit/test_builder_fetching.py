@@ -359,9 +359,7 @@ class TestAddresses:
 URL = "https://git.example/early EOF/is this a git repository?"
 
 
-@pytest.mark.parametrize(
-    ("lines", "kind", "words"),
-    [
+GIT_OUTPUTS: list[tuple[list[str], str, str | None]] = [
         (["remote: fatal: repository 'x' not found", "fatal: early EOF"], "passing", "fatal: early EOF"),
         ([f"fatal: repository '{URL}/' not found"], "gone", f"fatal: repository '{URL}/' not found"),
         (["remote: Repository not found.", f"fatal: unable to access '{URL}/': Failed to connect to git.example port 443"],
@@ -375,9 +373,19 @@ URL = "https://git.example/early EOF/is this a git repository?"
          "passing", "error: RPC failed; curl 18 transfer closed with outstanding read data remaining"),
         (["fatal: unable to access 'https://x/': SSL certificate problem: certificate has expired"], "lasting", None),
         (["git@x: Permission denied (publickey).", "fatal: Could not read from remote repository."], "private", None),
-        ([], "passing", "git gave no reason."),
-    ],
-)  # fmt: skip
+        (["fatal: unable to access 'http://127.0.0.1:18931/one/': The requested URL returned error: 301"], "redirected", None),
+    (["Host key verification failed.", "fatal: Could not read from remote repository."],
+     "host_key", "fatal: Could not read from remote repository."),
+    ([f"fatal: remote error: upload-pack: not our ref {'1' * 40}"], "absent", None),
+    ([f"error: Server does not allow request for unadvertised object {'1' * 40}"], "refused", None),
+    (["remote: Total 3 (delta 0), reused 0 (delta 0), pack-reused 0",
+      "fatal: unable to write loose object file: No space left on device", "fatal: unpack-objects failed"],
+     "disk_full", "fatal: unable to write loose object file: No space left on device"),
+    ([], "passing", "git gave no reason."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("lines", "kind", "words"), GIT_OUTPUTS)
 def test_git_is_classified_by_its_own_lines_and_not_by_names_in_them(
     lines: list[str], kind: str, words: str | None
 ) -> None:

@@ -52,7 +52,12 @@ def judged_build(lines: list[str], *, code: int = 1, full_disk: bool = False) ->
 def test_a_recorded_failure_gets_its_verdict(name: str) -> None:
     case = CASES[name]
     verdict = verdict_of(name, case)
-    assert (verdict.reason, CATEGORY_OF[FailureReason(verdict.reason)]) == (case["reason"], case["category"])
+    reason = FailureReason(verdict.reason)
+    assert (reason, CATEGORY_OF[reason], AGAIN_OF[reason]) == (
+        case["reason"],
+        case["category"],
+        case["again"],
+    )
     assert [word for word in case["words"] if word not in verdict.message] == []
     assert "docker', 'buildx" not in verdict.message
     assert len(verdict.message) < 1000
@@ -108,27 +113,27 @@ def test_an_error_of_the_engine_is_judged_whatever_its_client_calls_it(
     assert judged_build([record, f"ERROR: {prefix}{error}"]).reason == reason
 
 
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        ("Cannot connect to the Docker daemon at unix:///var/run/docker.sock.", "docker_unavailable"),
-        ("failed to receive status: rpc error: code = Unavailable desc = closing", "docker_unavailable"),
-        ("unknown flag: --progress", "engine_error"),
-    ],
-)
+CLIENTS = [
+    ("Cannot connect to the Docker daemon at unix:///var/run/docker.sock.", "docker_unavailable"),
+    ("failed to receive status: rpc error: code = Unavailable desc = closing", "docker_unavailable"),
+    ("unknown flag: --progress", "engine_error"),
+]
+
+
+@pytest.mark.parametrize(("error", "reason"), CLIENTS)
 def test_an_error_of_the_client_itself_is_not_the_users(error: str, reason: str) -> None:
     record = '{"message": "Using DockerBuildPack builder\\n", "phase": "building"}'
     assert judged_build([record, f"ERROR: {error}"]).reason == reason
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        "failed to receive status: rpc error: code = Unavailable desc = error reading from server: EOF",
-        "read unix @->/run/docker.sock: connection reset by peer",
-        "failed to set key: dial unix /var/run/docker/libnetwork/0a1b.sock: connect: no such file or directory",
-    ],
-)
+STEPS = [
+    "failed to receive status: rpc error: code = Unavailable desc = error reading from server: EOF",
+    "read unix @->/run/docker.sock: connection reset by peer",
+    "failed to set key: dial unix /var/run/docker/libnetwork/0a1b.sock: connect: no such file or directory",
+]
+
+
+@pytest.mark.parametrize("error", STEPS)
 def test_a_step_that_the_engine_could_not_finish_is_not_the_users(error: str) -> None:
     failure = f'process "/bin/sh -c make" did not complete successfully: {error}'
     record = '{"message": "Using DockerBuildPack builder\\n", "phase": "building"}'

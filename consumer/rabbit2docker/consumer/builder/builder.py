@@ -590,12 +590,9 @@ _READERS = (
     (r"buildpacks/base\.py", "get_preassemble_scripts", "apt.txt"),
     (r"buildpacks/(?:docker|legacy/__init__)\.py", "", "Dockerfile"),
     (r"buildpacks/conda/__init__\.py", "environment_yaml", "environment.yml"),
-    (r"buildpacks/conda/freeze\.py", "", "environment.yml"),
     (r"buildpacks/pipfile/__init__\.py", "", "Pipfile"),
     (r"buildpacks/python/__init__\.py", "", "pyproject.toml"),
     (r"buildpacks/julia/julia_project\.py", "", "Project.toml"),
-    (r"buildpacks/julia/julia_require\.py", "", "REQUIRE"),
-    (r"buildpacks/r\.py", "", "DESCRIPTION"),
 )
 _DISK_ERRORS = (
     ("OSError", rf"\[Errno (?:{errno.ENOSPC}|{errno.EDQUOT})\] "),
@@ -628,6 +625,7 @@ _ADVICE = (
     "What's next",
     " 1 warning",
 )  # printed around the client's error
+_USAGE = "See 'docker "  # follows what the client says about its arguments
 _TRACEBACK = "Traceback (most recent call last):\n"
 _DIGEST = re.compile(r"digest: (sha256:[0-9a-f]{64}) size: (\d+)")
 _LAYER = re.compile(r"^([0-9a-f]{12}): (.+)$")  # not longer: a tag is often 40 such digits
@@ -743,7 +741,7 @@ class BuildOutput:
         self.met_full_disk = False
         """True if the engine's disk was seen full when a line mentioned it."""
         self._fetched: list[str] = []
-        self._last = ""
+        self._last = self._said = ""
         self._source = ""
         self._names: dict[str, str] = {}
         self._failed: dict[str, str] = {}
@@ -779,6 +777,10 @@ class BuildOutput:
                 kept.setdefault(found["number"], found["name"] or found["error"])
         elif found := _SOURCE_LINE.match(text):
             self._source = text
+        elif self.error is None and text.startswith(_USAGE) and self._said:
+            self.error = self._said
+        elif self.error is None and text.strip():
+            self._said = text
         elif self.error is not None and text.strip() and not text.startswith(_ADVICE):
             self.error = f"{self.error}\n{text}"[:4000]
 
