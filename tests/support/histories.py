@@ -1,11 +1,10 @@
 """A long past of many builds in a tenant's stream, published as fast as the broker takes it."""
 
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aio_pika
 
-from rabbit2docker.amqp.publisher import make_message
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas import ids
 from rabbit2docker_schemas.cloudevents import Event
@@ -58,11 +57,12 @@ async def publish_all(amqp: AmqpSettings, events: Iterable[Event]) -> int:
         for event in events:
             count += 1
             index_key = {} if event.index_key is None else {"BCC": [event.index_key]}
+            headers: dict[str, Any] = event.headers() | index_key
             await underlay.basic_publish(
                 event.body(),
                 exchange=RESULTS_EXCHANGE,
                 routing_key=event.routing_key,
-                properties=make_message(b"", event.headers() | index_key).properties,
+                properties=aio_pika.Message(b"", headers=headers, delivery_mode=2).properties,
             )
         await channel.set_qos(prefetch_count=1)  # answered once everything before it has been routed
     return count

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 
-import aio_pika
 import pytest
 
 from rabbit2docker.amqp import hub_backlog
 from rabbit2docker.amqp.hub_backlog import Answer, HeldEvent, HubBacklog, HubBacklogs
+from rabbit2docker.amqp.outgoing import make_message
 from tests.support.waiting import eventually
 
 
 def held(number: int, size: int = 10) -> HeldEvent:
-    return HeldEvent(number, f"build.one.b{number}.log", lambda: aio_pika.Message(b""), size, may_repeat=True)
+    return HeldEvent(number, f"build.one.b{number}.log", lambda: make_message(b"", {}), size, may_repeat=True)
 
 
 def refused_numbers(backlog: HubBacklog) -> list[int]:

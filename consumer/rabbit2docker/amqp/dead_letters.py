@@ -1,21 +1,22 @@
 """Dead letters: requests that could not be processed, for an operator to list, redrive or discard."""
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
-from aio_pika.abc import AbstractConnection, AbstractExchange, AbstractIncomingMessage, AbstractQueue
+from aio_pika.abc import AbstractConnection, AbstractIncomingMessage, AbstractQueue
 
+from rabbit2docker.amqp.confirmed_channel import ConfirmedChannel, confirmed_channel
 from rabbit2docker.amqp.connection import open_connection, translated
 from rabbit2docker.amqp.dead_letter_help import UNROUTABLE, UNROUTABLE_MESSAGE
 from rabbit2docker.amqp.endpoint import Endpoint
 from rabbit2docker.amqp.frame_screen import UNDECODABLE_HEADER
+from rabbit2docker.amqp.outgoing import make_message
 from rabbit2docker.amqp.ports import anonymous_id
-from rabbit2docker.amqp.publisher import make_message
 from rabbit2docker.amqp.request_consumer import MESSAGE_HEADER
 from rabbit2docker.amqp.senders import (
     ANY_USER,
@@ -129,14 +130,14 @@ class DeadLetters:
     def __init__(
         self,
         queue: AbstractQueue,
-        exchanges: Mapping[str, AbstractExchange],
+        channel: ConfirmedChannel,
         check: SenderCheck,
         *,
         are_deaths_trusted: bool,
     ) -> None:
-        """Take the open queue, and the exchanges that messages are redriven through, by name."""
+        """Take the open queue, and the channel that messages are redriven on."""
         self._queue = queue
-        self._exchanges = exchanges
+        self._channel = channel
         self._read = partial(read_dead_letter, check=check, are_deaths_trusted=are_deaths_trusted)
 
     async def _all(self) -> AsyncGenerator[tuple[DeadLetter, AbstractIncomingMessage], None]:
@@ -192,7 +193,7 @@ class DeadLetters:
             content_type=content_type,
             timestamp=letter.published_at,
         )
-        await self._exchanges[exchange].publish(again, target, mandatory=True, timeout=10)
+        await self._channel.publish(exchange, target, again, timeout=10)
 
     async def discard(self, is_selected: Selection) -> list[DeadLetter]:
         """Remove the selected letters, and return them."""
@@ -211,13 +212,9 @@ async def dead_letters(settings: AmqpSettings) -> AsyncIterator[DeadLetters]:
         with translated(connection.url):
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
             queue = await channel.get_queue(DEAD_QUEUE, ensure=False)
-            exchanges = {
-                name: await channel.get_exchange(name, ensure=False)
-                for name in (REQUESTS_EXCHANGE, RETRY_EXCHANGE)
-            }
             yield DeadLetters(
                 queue,
-                exchanges,
+                await confirmed_channel(channel),
                 SenderCheck(settings.tenant_users),
                 are_deaths_trusted=_major_version(connection) >= FIRST_TRUSTED_MAJOR,
             )

@@ -15,9 +15,8 @@ from enum import Enum, auto
 from operator import attrgetter
 from typing import Final
 
-import aio_pika
-
 from rabbit2docker import metrics
+from rabbit2docker.amqp.outgoing import OutgoingMessage
 from rabbit2docker.logs import get_logger
 from rabbit2docker.retry import Backoff
 from rabbit2docker.tasks import TaskSet
@@ -46,7 +45,7 @@ class HeldEvent:
     number: int
     """Order in which the events of this program began to be published."""
     routing_key: str
-    message: Callable[[], aio_pika.Message]
+    message: Callable[[], OutgoingMessage]
     size: int
     """Bytes of its body."""
     may_repeat: bool

@@ -6,27 +6,22 @@ its events apart from the hubs, and nothing waits for these: see amqp.hub_backlo
 
 import asyncio
 import itertools
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
-from decimal import Decimal
-from math import isfinite
-from typing import Any, Final
+from typing import Final
 
-import aio_pika
-from aio_pika.abc import DeliveryMode
 from cachetools import LRUCache
 
 from rabbit2docker import metrics
 from rabbit2docker.amqp.connection import ManagedChannel
 from rabbit2docker.amqp.hub_backlog import Answer, HeldEvent, HubBacklogs
+from rabbit2docker.amqp.outgoing import OutgoingMessage, make_message
 from rabbit2docker.amqp.ports import IsNeeded, always
 from rabbit2docker.amqp.sender import MakeMessage, MessageSender, Unrouted
 from rabbit2docker.errors import BrokerUnavailable, MessageRefused, StreamUnavailable, TopologyMismatch
 from rabbit2docker.logs import get_logger
 from rabbit2docker.settings import AmqpSettings
-from rabbit2docker_schemas.cloudevents import CONTENT_TYPE, Event, event_type
+from rabbit2docker_schemas.cloudevents import Event, event_type
 from rabbit2docker_schemas.routing import (
     DEAD_LETTER_EXCHANGE,
     REQUEST_LOG_EXCHANGE,
@@ -44,9 +39,6 @@ UNROUTED_SECONDS: Final = 30.0
 """How long events of a tenant that reach no queue are sent again: right after its start, RabbitMQ may confirm messages
 that it has routed nowhere. A tenant without a stream delays no one for longer."""
 UNROUTED_TENANTS: Final = 1000
-MAX_FLOAT: Final = 3.4e38
-"""Of single precision, with which the client encodes numbers."""
-
 KNOWN_REFUSAL_PATIENCE: Final = 1.0
 """Seconds for a stream that has refused events before, so that a tenant holds up intake once, not with each request."""
 OFFER_SECONDS: Final = 3.0
@@ -56,52 +48,6 @@ PROBLEM_NAMES: Final = {
     RETRY_EXCHANGE: "messages for the retry ladder wait",
     REQUEST_LOG_EXCHANGE: "copies for the log of requests are left out",
 }
-
-
-def make_message(
-    body: bytes,
-    headers: Mapping[str, Any],
-    *,
-    message_id: str | None = None,
-    correlation_id: str | None = None,
-    content_type: str | None = CONTENT_TYPE,
-    type_: str | None = None,
-    timestamp: datetime | None = None,
-    user_id: str | None = None,
-) -> aio_pika.Message:
-    """Return a persistent message, with a new `message_id` if none is given.
-
-    The client matches returned messages by message_id, so two publishes in flight must not share one.
-    """
-    return aio_pika.Message(
-        body,
-        headers={name: _encodable(value) for name, value in headers.items()},
-        content_type=content_type,
-        delivery_mode=DeliveryMode.PERSISTENT,
-        message_id=message_id or uuid.uuid4().hex,
-        correlation_id=correlation_id,
-        type=type_,
-        timestamp=timestamp or datetime.now(UTC),
-        user_id=user_id,
-        app_id="rabbit2docker",
-    )
-
-
-def _encodable(value: Any) -> Any:
-    """Return a header's value as the client can encode it, which is not all that it decodes."""
-    match value:
-        case bytes():  # a string that is not UTF-8
-            return bytearray(value)
-        case Decimal():  # a mantissa of 32 bits is decoded without a sign, and encoded with one
-            return str(value)
-        case float():  # decoded with double precision, encoded with single precision
-            return value if abs(value) <= MAX_FLOAT or not isfinite(value) else str(value)
-        case list():
-            return [_encodable(item) for item in value]
-        case dict():
-            return {name: _encodable(item) for name, item in value.items()}
-        case _:
-            return value
 
 
 class _NoLongerNeeded(Exception):
@@ -161,7 +107,7 @@ class ConfirmedPublisher(MessageSender):
         # RabbitMQ routes by it and removes it.
         index_key = {"BCC": [event.index_key]} if event.index_key is not None else {}
 
-        def message(*, indexed: bool = False) -> aio_pika.Message:
+        def message(*, indexed: bool = False) -> OutgoingMessage:
             return make_message(
                 body,
                 headers | index_key if indexed else headers,
@@ -170,7 +116,7 @@ class ConfirmedPublisher(MessageSender):
                 timestamp=event.time,
             )
 
-        def indexed() -> aio_pika.Message:
+        def indexed() -> OutgoingMessage:
             if not is_needed():
                 raise _NoLongerNeeded
             return message(indexed=True)

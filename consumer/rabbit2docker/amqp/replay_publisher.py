@@ -12,12 +12,12 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import aio_pika
 from aio_pika.abc import AbstractChannel
 from aiormq.exceptions import ChannelLockedResource
 
 from rabbit2docker.amqp.connection import ManagedChannel, connected
-from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
+from rabbit2docker.amqp.outgoing import OutgoingMessage, make_message
+from rabbit2docker.amqp.publisher import ConfirmedPublisher
 from rabbit2docker.amqp.request_publisher import message_headers
 from rabbit2docker.errors import AccessRefused, TopologyMismatch
 from rabbit2docker.settings import AmqpSettings
@@ -81,7 +81,7 @@ class ReplayPublisher:
     async def _send(self, exchange: str, key: str, body: bytes, headers: dict[str, Any]) -> None:
         moment = datetime.now(UTC)
 
-        def message() -> aio_pika.Message:
+        def message() -> OutgoingMessage:
             return make_message(body, headers, type_=str(headers["ce-type"]), timestamp=moment)
 
         await self._publisher.send(exchange, key, message, until_confirmed=True, gives_up_on=GIVES_UP_ON)

@@ -6,15 +6,15 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from aiormq.exceptions import ChannelNotFoundEntity, DeliveryError
 
 from rabbit2docker import metrics
 from rabbit2docker.amqp.connection import BROKEN, ManagedChannel, is_down
 from rabbit2docker.amqp.frame_screen import UNDECODABLE_HEADER
+from rabbit2docker.amqp.outgoing import OutgoingMessage, make_message
 from rabbit2docker.amqp.ports import Delivery, RequestMessage, Waiting, anonymous_id
-from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
+from rabbit2docker.amqp.publisher import ConfirmedPublisher
 from rabbit2docker.amqp.queue_age import QUEUE_AGES
 from rabbit2docker.amqp.request_log import RequestLog
 from rabbit2docker.amqp.senders import (
@@ -247,7 +247,7 @@ class AmqpDelivery:
         kept = publisher_headers(received.headers)
         kept[MESSAGE_ID_HEADER] = received.message_id  # it may name the request
 
-        def message() -> aio_pika.Message:
+        def message() -> OutgoingMessage:
             return make_message(
                 received.body,
                 {**kept, **headers},

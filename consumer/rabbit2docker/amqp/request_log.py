@@ -8,11 +8,10 @@ import asyncio
 from datetime import UTC, datetime
 from typing import Final
 
-import aio_pika
-
 from rabbit2docker import metrics
+from rabbit2docker.amqp.outgoing import OutgoingMessage, make_message
 from rabbit2docker.amqp.ports import RequestMessage
-from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
+from rabbit2docker.amqp.publisher import ConfirmedPublisher
 from rabbit2docker.amqp.senders import publisher_headers
 from rabbit2docker.errors import AccessRefused, MessageRefused, TopologyMismatch
 from rabbit2docker.logs import get_logger
@@ -45,7 +44,7 @@ class RequestLog:
         headers = publisher_headers(received.headers)
         headers[MESSAGE_ID_HEADER] = received.message_id  # it may name the request
 
-        def message() -> aio_pika.Message:
+        def message() -> OutgoingMessage:
             return make_message(
                 received.body,
                 headers,

@@ -4,10 +4,10 @@ import uuid
 from datetime import UTC, datetime
 from typing import Final
 
-import aio_pika
 from aiormq.exceptions import ChannelPreconditionFailed
 
-from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
+from rabbit2docker.amqp.outgoing import OutgoingMessage, make_message
+from rabbit2docker.amqp.publisher import ConfirmedPublisher
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable
 from rabbit2docker.settings import AmqpSettings
 from rabbit2docker.settings.constants import DEFAULT_TENANTS
@@ -67,7 +67,7 @@ class RequestPublisher:
         moment = datetime.now(UTC)
         headers = message_headers(event_id, type_, SOURCE, moment)
 
-        def message() -> aio_pika.Message:
+        def message() -> OutgoingMessage:
             user_id = self._publisher.user if self._publisher.settings.send_user_id else None
             return make_message(body, headers, type_=type_, timestamp=moment, user_id=user_id)
 

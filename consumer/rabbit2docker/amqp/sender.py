@@ -5,12 +5,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Final
 
-import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractExchange
+from aio_pika.abc import AbstractChannel
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, DeliveryError, PublishError
 
 from rabbit2docker import metrics
+from rabbit2docker.amqp.confirmed_channel import ConfirmedChannel, confirmed_channel
 from rabbit2docker.amqp.connection import BROKEN, ManagedChannel
+from rabbit2docker.amqp.outgoing import OutgoingMessage
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, MessageRefused, TopologyMismatch
 from rabbit2docker.logs import get_logger
 from rabbit2docker.retry import Backoff, is_cancelled
@@ -26,7 +27,7 @@ MIN_SECONDS: Final = 0.5
 """Time for the confirm of a repeated message where patience is short."""
 _NO_WINDOW: Final = nullcontext()
 
-MakeMessage = Callable[[], aio_pika.Message]
+MakeMessage = Callable[[], OutgoingMessage]
 
 
 class Unrouted(TopologyMismatch):
@@ -64,8 +65,8 @@ class MessageSender:
         self._window = asyncio.Semaphore(settings.publish_window)
         self._limit = settings.outbox_size
         self._waiting = 0
-        self._exchanges: dict[str, AbstractExchange] = {}
-        self._exchanges_generation = -1
+        self._confirmed: ConfirmedChannel | None = None
+        self._confirmed_of: AbstractChannel | None = None
         self._refusing: dict[str, str] = {}
         """Reason why a message waits for a queue to take it, by exchange or what else it is about."""
 
@@ -129,10 +130,10 @@ class MessageSender:
 
     async def _try(self, exchange: str, key: str, message: MakeMessage, timeout: float | None) -> None:
         channel = await self._connection.channel()
-        target = await self._exchange(channel, exchange)
+        target = await self._confirmed_channel(channel)
         try:
             async with self._window if timeout is None else _NO_WINDOW:
-                await target.publish(message(), key, mandatory=True, timeout=timeout or self._timeout)
+                await target.publish(exchange, key, message(), timeout=timeout or self._timeout)
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
@@ -159,13 +160,10 @@ class MessageSender:
                 f"RabbitMQ did not confirm: {str(error) or type(error).__name__}"
             ) from error
 
-    async def _exchange(self, channel: AbstractChannel, name: str) -> AbstractExchange:
-        if self._exchanges_generation != self._connection.generation:
-            self._exchanges, self._exchanges_generation = {}, self._connection.generation
-        if name not in self._exchanges:
-            # Not ensured: that takes a permission, and closes the channel if the exchange is missing.
-            self._exchanges[name] = await channel.get_exchange(name, ensure=False)
-        return self._exchanges[name]
+    async def _confirmed_channel(self, channel: AbstractChannel) -> ConfirmedChannel:
+        if self._confirmed is None or self._confirmed_of is not channel:
+            self._confirmed, self._confirmed_of = await confirmed_channel(channel), channel
+        return self._confirmed
 
 
 def _refusal_of(

@@ -11,12 +11,12 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from rabbit2docker.amqp.connection import BROKEN, ManagedChannel, is_down
-from rabbit2docker.amqp.publisher import ConfirmedPublisher, make_message
+from rabbit2docker.amqp.outgoing import OutgoingMessage, make_message
+from rabbit2docker.amqp.publisher import ConfirmedPublisher
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, MessageRefused, TopologyMismatch
 from rabbit2docker.logs import get_logger
 from rabbit2docker.retry import Backoff, retry_forever
@@ -109,7 +109,7 @@ class SharedLog:
     async def _publish(self, content: Mapping[str, Any]) -> None:
         body = json.dumps(content).encode()
 
-        def message() -> aio_pika.Message:
+        def message() -> OutgoingMessage:
             return make_message(body, {}, content_type="application/json")
 
         await self._publisher.send(
