@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from rabbit2docker.cli import main
 from rabbit2docker.errors import ConfigurationError, StoreFull, StoreUnavailable
@@ -17,6 +18,7 @@ from rabbit2docker.hub.store.database import migrate, migrate_to, parse_url
 from rabbit2docker.hub.store.migrations import versions
 from rabbit2docker.hub.store.models import BuildQuery
 from rabbit2docker.hub.store.prune import StoredBuild, plan_prune
+from rabbit2docker.hub.store.sqlite_thread import Statements
 from rabbit2docker.hub.store.store import Store
 from rabbit2docker_schemas.events import AnyEventData, Gap
 from rabbit2docker_schemas.ids import build_id_of
@@ -77,6 +79,15 @@ async def log_of(store: Store, request: str) -> list[str]:
     return [line.text async for line in store.lines(build_id_of("default", request))]
 
 
+async def pragma(store: Store, content: str) -> int:
+    """Set or read a value of the connection that writes."""
+
+    async def execute(connection: Statements) -> int:
+        return int((await connection.execute(text(f"PRAGMA {content}"))).scalar_one())
+
+    return await store._database.write("builds", work=execute)
+
+
 class TestStore:
     async def test_logs_beyond_the_limit_are_deleted_and_read_as_a_gap(self, tmp_path: Path) -> None:
         async with a_store(tmp_path) as store:
@@ -130,17 +141,15 @@ class TestStore:
             check._cache_seconds = 0.0
             await fill(store, "one")
             assert (await check.check()).ok
-            async with store._database._writer.connect() as connection:
-                # SQLite's own limit ends in the same error as a disk without space.
-                [pages] = (await connection.exec_driver_sql("PRAGMA page_count")).one()
-                await connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+            # SQLite's own limit ends in the same error as a disk without space.
+            pages = await pragma(store, "page_count")
+            await pragma(store, f"max_page_count = {pages}")
             with pytest.raises(StoreFull, match="is full"):
                 await fill(store, *map(str, range(200)))
             found = await check.check()
             assert not found.ok
             assert "disk is full" in found.detail
-            async with store._database._writer.connect() as connection:
-                await connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
+            await pragma(store, "max_page_count = 1000000")
             await fill(store, "another")
             assert (await check.check()).ok
 

@@ -6,8 +6,9 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from alembic import command
 from alembic.config import Config
@@ -28,7 +29,10 @@ from sqlalchemy.exc import (
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from rabbit2docker.errors import ConfigurationError, StoreFull, StoreRefused, StoreUnavailable
+from rabbit2docker.hub.store.sqlite_thread import SqliteThread, Work
 from rabbit2docker.hub.store.tables import VERSION_TABLE
+
+T = TypeVar("T")
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 ANSWER_SECONDS: Final = 30.0
@@ -48,6 +52,7 @@ POSTGRESQL: Final[dict[str, Any]] = {
     "prepare_threshold": None,
 }
 POSTGRESQL_DISK_FULL: Final = "53100"
+READING_THREADS: Final = 4
 SQLITE: Final[dict[str, Any]] = {"timeout": BUSY_SECONDS, "isolation_level": None}
 _MUST_BE: Final = (
     "RABBIT2DOCKER_HUB__STORE_URL must be sqlite:///file or postgresql://user:password@host/database"
@@ -181,6 +186,7 @@ class Database:
             # The pool reports a task that is cancelled at the wrong moment as an error, although nothing is lost.
             if isinstance(engine.pool.logger, logging.Logger):
                 engine.pool.logger.addFilter(_is_no_cancellation)
+        self._threads = self._thread_engines() if self.is_sqlite else None
         self._writing = asyncio.Lock()
         self._preparing = asyncio.Lock()
         self._is_prepared = False
@@ -200,6 +206,15 @@ class Database:
         # A transaction that reads before it writes fails if another one has written in between.
         _prepare_sqlite(writer.sync_engine, "BEGIN IMMEDIATE")
         return reader, writer
+
+    def _thread_engines(self) -> tuple[SqliteThread, SqliteThread]:
+        def make(begin: str, threads: int) -> Engine:
+            engine = create_engine(self._url, connect_args=SQLITE, pool_size=threads, max_overflow=0)
+            _prepare_sqlite(engine, begin)
+            return engine
+
+        reader = SqliteThread(partial(make, "BEGIN", READING_THREADS), threads=READING_THREADS)
+        return reader, SqliteThread(partial(make, "BEGIN IMMEDIATE", 1), threads=1)
 
     @property
     def address(self) -> str:
@@ -226,6 +241,8 @@ class Database:
 
     async def close(self) -> None:
         """Close all connections."""
+        for thread in self._threads or ():
+            thread.close()
         for engine in {self._reader, self._writer}:
             await engine.dispose()
 
@@ -268,6 +285,29 @@ class Database:
                         await connection.execute(taking, {"key": lock_key(*lock)})
                         yield connection
             self.is_full = False
+
+    async def read(self, work: Work[T]) -> T:
+        """Return the result of a transaction that reads. Raises StoreUnavailable."""
+        if self._threads is None:
+            async with self.reading() as connection:
+                return await work(connection)
+        with self.translated():
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._prepare()
+                return await self._threads[0].run(work)
+
+    async def write(self, *lock: str, work: Work[T]) -> T:
+        """Return the result of a transaction as of `writing`, after which nothing is left to be done."""
+        if self._threads is None:
+            async with self.writing(*lock) as connection:
+                return await work(connection)
+        with self.translated():
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._prepare()
+                async with self._writing:
+                    result = await self._threads[1].run(work)
+            self.is_full = False
+        return result
 
     @contextmanager
     def translated(self) -> Iterator[None]:

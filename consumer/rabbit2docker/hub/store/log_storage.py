@@ -7,7 +7,7 @@ that does. Lines between them are cut, also when they arrive (again) later.
 
 import json
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from itertools import groupby
@@ -15,17 +15,18 @@ from operator import itemgetter
 from typing import Any, Final
 
 from sqlalchemy import RowMapping, and_, bindparam, delete, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rabbit2docker.hub.store.database import Database
-from rabbit2docker.hub.store.tables import CHUNKS, LOGS, clean
+from rabbit2docker.hub.store.sqlite_thread import Statements
+from rabbit2docker.hub.store.tables import CHUNKS, LOGS, EncodedJson, clean, row_values
 from rabbit2docker_schemas.events import Gap, Log, LogLine
 
 PAGE_CHUNKS: Final = 32
 """Chunks read at once; a chunk holds at most the lines of one event."""
-Line = list[str]
-"""Phase, time and text; after them `CLIPPED`, where the engine dropped lines."""
+Line = str
+"""JSON array of phase, time and text; after them `CLIPPED`, where the engine dropped lines."""
 CLIPPED: Final = "clipped"
+_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 _UPDATE_LOG: Final = (
@@ -33,6 +34,7 @@ _UPDATE_LOG: Final = (
     .where(LOGS.c.build_id == bindparam("_build_id"), LOGS.c.attempt == bindparam("_attempt"))
     .values({column.name: bindparam(f"_{column.name}") for column in LOGS.c})
 )
+_LOAD_LOGS: Final = select(LOGS).where(LOGS.c.build_id.in_(bindparam("_builds", expanding=True)))
 
 
 @dataclass(slots=True)
@@ -81,12 +83,14 @@ class Chunk:
 
 def as_line(line: LogLine) -> Line:
     """Return a line as it is stored."""
-    return [str(line.phase), line.ts.isoformat(), clean(line.text), *([CLIPPED] if line.clipped else [])]
+    # Two of the texts have nothing to escape, and there are many lines.
+    more = f',"{CLIPPED}"' if line.clipped else ""
+    return f'["{line.phase}","{line.ts.isoformat()}",{_encode(clean(line.text))}{more}]'
 
 
 def weight(line: Line) -> int:
     """Return the bytes that a line takes in the database."""
-    return len(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode()) + 1
+    return (len(line) if line.isascii() else len(line.encode())) + 1
 
 
 def runs(lines: Iterable[tuple[int, Line]]) -> list[Chunk]:
@@ -100,7 +104,7 @@ def runs(lines: Iterable[tuple[int, Line]]) -> list[Chunk]:
 class LogWriter:
     """Writes the lines of one attempt, within a transaction."""
 
-    def __init__(self, connection: AsyncConnection, log: LogRow, *, limit: int) -> None:
+    def __init__(self, connection: Statements, log: LogRow, *, limit: int) -> None:
         """Take the log's row, and how many bytes of it to keep."""
         self._connection = connection
         self._log = log
@@ -159,7 +163,7 @@ class LogWriter:
                 "first": chunk.first,
                 "last": chunk.last,
                 "bytes": chunk.bytes,
-                "lines": chunk.lines,
+                "lines": EncodedJson(f"[{','.join(chunk.lines)}]"),
             }
             for chunk in chunks
         ]
@@ -194,7 +198,7 @@ class LogWriter:
 
     async def _load(self, last: int) -> Chunk:
         found = select(CHUNKS.c.first, CHUNKS.c.lines).where(self._here, CHUNKS.c.last == last)
-        return Chunk(*(await self._connection.execute(found)).one())
+        return _stored((await self._connection.execute(found)).one())
 
     async def _next_to(self, side: str) -> Chunk | None:
         """Return the chunk that borders the cut on that side."""
@@ -204,7 +208,7 @@ class LogWriter:
         else:
             found = found.where(CHUNKS.c.last > self._log.cut_last).order_by(CHUNKS.c.last)
         row = (await self._connection.execute(found)).first()
-        return None if row is None else Chunk(*row)
+        return None if row is None else _stored(row)
 
     async def _shorten(self, chunk: Chunk, side: str) -> None:
         """Remove the lines of a chunk that exceed the limit, all of them if need be."""
@@ -228,6 +232,11 @@ class LogWriter:
             await self._connection.execute(insert(CHUNKS), rows)
 
 
+def _stored(row: Any) -> Chunk:
+    first, lines = row
+    return Chunk(first, [_encode(line) for line in lines])
+
+
 def _fitting(lines: Iterable[Line], room: int) -> int:
     """Return how many lines, counted from the first, fit into `room` bytes."""
     number = 0
@@ -244,13 +253,13 @@ def _split(chunk: Chunk, number: int) -> tuple[Chunk, Chunk]:
 
 
 async def write_logs(
-    connection: AsyncConnection, events_by_log: dict[tuple[str, int], list[Log | Gap]], *, limit: int
+    connection: Statements, events_by_log: dict[tuple[str, int], list[Log | Gap]], *, limit: int
 ) -> None:
     """Store lines, given by build and attempt, with one statement for each table. Their builds must exist."""
     if not events_by_log:
         return
     builds = {build_id for build_id, _ in events_by_log}
-    rows = await connection.execute(select(LOGS).where(LOGS.c.build_id.in_(builds)))
+    rows = await connection.execute(_LOAD_LOGS, {"_builds": list(builds)})
     known = {(row["build_id"], row["attempt"]): dict(row) for row in rows.mappings()}
     logs = [LogRow(**known[key]) if key in known else LogRow(*key) for key in events_by_log]
     writers = [LogWriter(connection, log, limit=limit) for log in logs]
@@ -266,9 +275,9 @@ async def write_logs(
 
 
 async def _write_rows(
-    connection: AsyncConnection, logs: Iterable[LogRow], known: dict[tuple[str, int], dict[str, Any]]
+    connection: Statements, logs: Iterable[LogRow], known: dict[tuple[str, int], dict[str, Any]]
 ) -> None:
-    rows = {(log.build_id, log.attempt): asdict(log) for log in logs}
+    rows = {(log.build_id, log.attempt): row_values(log) for log in logs}
     if new := [row for key, row in rows.items() if key not in known]:
         await connection.execute(insert(LOGS), new)
     if changed := [row for key, row in rows.items() if key in known and row != known[key]]:

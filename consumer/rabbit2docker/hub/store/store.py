@@ -3,13 +3,13 @@
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from datetime import datetime, timedelta
+from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import structlog
 from pydantic import SecretStr
-from sqlalchemy import ColumnElement, Select, and_, delete, func, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, func, insert, or_, select, update
 
 from rabbit2docker.errors import StoreFull, StoreUnavailable
 from rabbit2docker.hub.store.batches import Batches
@@ -30,6 +30,7 @@ from rabbit2docker.hub.store.models import (
 )
 from rabbit2docker.hub.store.projection import BuildRow, as_build
 from rabbit2docker.hub.store.prune import PrunePlan, Pruner
+from rabbit2docker.hub.store.sqlite_thread import Statements, Work
 from rabbit2docker.hub.store.tables import (
     BUILDS,
     EVENTS,
@@ -46,9 +47,33 @@ from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.requests import BuildRequest
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 DEFAULT_LOG_BYTES: Final = 4 * 1024 * 1024
 PUT_BATCH: Final = 500
+# Made once: SQLAlchemy takes longer to compose a statement than SQLite to execute it.
+_KNOWN_BUILDS: Final = select(BUILDS).where(
+    BUILDS.c.tenant == bindparam("_tenant"), BUILDS.c.requested_at.is_not(None)
+)
+_BUILD: Final = _KNOWN_BUILDS.where(BUILDS.c.id == bindparam("_id"))
+_BUILD_OF_REQUEST: Final = _KNOWN_BUILDS.where(
+    BUILDS.c.id.in_(
+        select(func.coalesce(REQUESTS.c.build_id, REQUESTS.c.own_id)).where(
+            REQUESTS.c.tenant == bindparam("_tenant"),
+            or_(REQUESTS.c.id == bindparam("_id"), REQUESTS.c.own_id == bindparam("_id")),
+        )
+    )
+)
+_NAMES: Final = select(REQUESTERS.c.build_id, REQUESTERS.c.name).where(
+    REQUESTERS.c.build_id.in_(bindparam("_builds", expanding=True))
+)
+_EXTENTS: Final = select(LOGS).where(LOGS.c.build_id == bindparam("_build")).order_by(LOGS.c.attempt)
+_POSITION: Final = select(POSITIONS.c.moment).where(POSITIONS.c.tenant == bindparam("_tenant"))
+_MOVE_POSITION: Final = (
+    update(POSITIONS)
+    .where(POSITIONS.c.tenant == bindparam("_tenant"), POSITIONS.c.moment < bindparam("_moment"))
+    .values(moment=bindparam("_moment"))
+)
 
 
 class Store:
@@ -96,18 +121,21 @@ class Store:
             # Reading works nevertheless. Events that could not be stored are tried again, which shows whether there is space.
             raise StoreFull(f"The disk of the database {self.address} is full.")
 
-    def _writer(self, connection: AsyncConnection) -> EventWriter:
+    def _writer(self, connection: Statements) -> EventWriter:
         return EventWriter(connection, self._tenant, log_bytes=self._log_bytes)
 
     async def record_request(self, request: BuildRequest, *, at: datetime) -> None:
         """Store a request that is about to be published, under its request_id and requester. Safe to repeat."""
-        async with self._database.writing("builds", self._tenant) as connection:
-            await self._writer(connection).record_request(request, at)
+        await self._write_builds(lambda connection: self._writer(connection).record_request(request, at))
 
     async def record_share(self, request_id: str, requester: str) -> None:
         """Store a further requester of a request. Safe to repeat."""
-        async with self._database.writing("builds", self._tenant) as connection:
-            await self._writer(connection).record_share(request_id, requester)
+        await self._write_builds(
+            lambda connection: self._writer(connection).record_share(request_id, requester)
+        )
+
+    async def _write_builds(self, work: Work[T]) -> T:
+        return await self._database.write("builds", self._tenant, work=work)
 
     async def add_commit_status(self, status: CommitStatus, *, at: datetime) -> None:
         """Store a commit status that is to be written. Safe to repeat."""
@@ -119,27 +147,30 @@ class Store:
         `position`: all of the tenant's events before this moment are stored then.
         Raises StoreRefused when the database will never accept one of them.
         """
-        ended: list[BuildRow] = []
-        async with self._database.writing("builds", self._tenant) as connection:
-            for start in range(0, len(events), PUT_BATCH):
-                ended += await self._writer(connection).put(events[start : start + PUT_BATCH])
-            if position is not None:
-                await self._set_position(connection, position)
-        self.metrics.ended(ended)
+        self.metrics.ended(await self._write_builds(partial(self._put, events, position)))
 
-    async def _set_position(self, connection: AsyncConnection, position: datetime) -> None:
-        here = POSITIONS.c.tenant == self._tenant
-        later = update(POSITIONS).where(here, POSITIONS.c.moment < position).values(moment=position)
-        if (await connection.execute(later)).rowcount:
+    async def _put(
+        self, events: Sequence[Event], position: datetime | None, connection: Statements
+    ) -> list[BuildRow]:
+        ended: list[BuildRow] = []
+        for start in range(0, len(events), PUT_BATCH):
+            ended += await self._writer(connection).put(events[start : start + PUT_BATCH])
+        if position is not None:
+            await self._set_position(connection, position)
+        return ended
+
+    async def _set_position(self, connection: Statements, position: datetime) -> None:
+        values = {"_tenant": self._tenant, "_moment": position}
+        if (await connection.execute(_MOVE_POSITION, values)).rowcount:
             return
-        if (await connection.execute(select(POSITIONS.c.moment).where(here))).first() is None:
+        if (await connection.execute(_POSITION, {"_tenant": self._tenant})).first() is None:
             await connection.execute(insert(POSITIONS), {"tenant": self._tenant, "moment": position})
 
     async def position(self) -> datetime | None:
         """Return the moment before which all of the tenant's events are stored; None for an empty store."""
         async with self._database.reading() as connection:
-            wanted = select(POSITIONS.c.moment).where(POSITIONS.c.tenant == self._tenant)
-            return (await connection.execute(wanted)).scalar_one_or_none()
+            found = await connection.execute(_POSITION, {"_tenant": self._tenant})
+            return found.scalar_one_or_none()
 
     async def running_count(self) -> int:
         """Return how many builds have begun and not ended."""
@@ -149,45 +180,40 @@ class Store:
             .select_from(BUILDS)
             .where(self._known(), BUILDS.c.state.in_(states), BUILDS.c.cached.is_(False))
         )
-        async with self._database.reading() as connection:
+
+        async def count(connection: Statements) -> int:
             return int((await connection.execute(wanted)).scalar_one())
+
+        return await self._database.read(count)
 
     async def build(self, id_: str) -> Build | None:
         """Return a build by its id, the id of a request that led to it, or the id that the request's own build would have."""
-        async with self._database.reading() as connection:
-            row = await self._row(connection, BUILDS.c.id == id_)
-            if row is None:
-                leads_to = func.coalesce(REQUESTS.c.build_id, REQUESTS.c.own_id)
-                asked = select(leads_to).where(
-                    REQUESTS.c.tenant == self._tenant, or_(REQUESTS.c.id == id_, REQUESTS.c.own_id == id_)
-                )
-                row = await self._row(connection, BUILDS.c.id.in_(asked))
-            if row is None:
-                return None
-            names = await self._names(connection, [row.id])
-            return as_build(row, names.get(row.id, []), await self._extents(connection, row.id))
+        return await self._database.read(partial(self._find, id_))
 
-    async def _row(self, connection: AsyncConnection, wanted: ColumnElement[bool]) -> BuildRow | None:
-        found = select(BUILDS).where(wanted, self._known())
-        row = (await connection.execute(found)).mappings().first()
-        return None if row is None else BuildRow(**row)
+    async def _find(self, id_: str, connection: Statements) -> Build | None:
+        values = {"_tenant": self._tenant, "_id": id_}
+        for statement in (_BUILD, _BUILD_OF_REQUEST):
+            found = (await connection.execute(statement, values)).mappings().first()
+            if found is not None:
+                break
+        else:
+            return None
+        row = BuildRow(**found)
+        names = await self._names(connection, [row.id])
+        return as_build(row, names.get(row.id, []), await self._extents(connection, row.id))
 
     def _known(self) -> ColumnElement[bool]:
         return and_(BUILDS.c.tenant == self._tenant, BUILDS.c.requested_at.is_not(None))
 
-    async def _names(self, connection: AsyncConnection, builds: Sequence[str]) -> dict[str, list[str]]:
-        wanted = select(REQUESTERS.c.build_id, REQUESTERS.c.name).where(REQUESTERS.c.build_id.in_(builds))
+    async def _names(self, connection: Statements, builds: Sequence[str]) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
-        for build_id, name in await connection.execute(wanted):
+        for build_id, name in await connection.execute(_NAMES, {"_builds": list(builds)}):
             found.setdefault(build_id, []).append(name)
         return found
 
-    async def _extents(self, connection: AsyncConnection, build_id: str) -> list[LogExtent]:
-        wanted = select(LOGS).where(LOGS.c.build_id == build_id).order_by(LOGS.c.attempt)
-        return [
-            LogExtent(**{name: row[name] for name in LogExtent.model_fields})
-            for row in (await connection.execute(wanted)).mappings()
-        ]
+    async def _extents(self, connection: Statements, build_id: str) -> list[LogExtent]:
+        rows = (await connection.execute(_EXTENTS, {"_build": build_id})).mappings()
+        return [LogExtent(**{name: row[name] for name in LogExtent.model_fields}) for row in rows]
 
     async def builds(self, query: BuildQuery) -> BuildPage:
         """Return builds, newest first. Raises ValueError when `before` is not from a page."""

@@ -5,6 +5,7 @@ microseconds since 1970, which SQLite and PostgreSQL store and compare in the sa
 """
 
 import json
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -72,6 +73,12 @@ class CleanText(TypeDecorator[str]):
         return None if value is None else clean(value)
 
 
+class EncodedJson(str):
+    """A JSON value as text already, with clean texts in it."""
+
+    __slots__ = ()
+
+
 class Json(TypeDecorator[Any]):
     """A JSON value as text; the database never looks into it."""
 
@@ -80,8 +87,8 @@ class Json(TypeDecorator[Any]):
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
         """Encode the value."""
-        if value is None:
-            return None
+        if value is None or isinstance(value, EncodedJson):
+            return value
         return json.dumps(cleaned(value), ensure_ascii=False, separators=(",", ":"))
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
@@ -102,6 +109,11 @@ class Moment(TypeDecorator[datetime]):
     def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
         """Decode the value."""
         return None if value is None else moment_of(value)
+
+
+def row_values(row: Any) -> dict[str, Any]:
+    """Return the columns of a row's dataclass with their values, of which none is copied."""
+    return {field.name: getattr(row, field.name) for field in fields(row)}
 
 
 metadata: Final = MetaData()

@@ -1,18 +1,37 @@
 """Write requests and events, in a transaction that excludes other writers of the tenant's builds."""
 
 from collections.abc import Collection, Iterable, Sequence
-from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Table, Update, and_, bindparam, delete, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import (
+    BindParameter,
+    Select,
+    Table,
+    Update,
+    and_,
+    bindparam,
+    delete,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from rabbit2docker.hub.store import projection
 from rabbit2docker.hub.store.log_storage import write_logs
 from rabbit2docker.hub.store.projection import NAME_CHARACTERS, BuildRow, RequestRow, attempt_of
-from rabbit2docker.hub.store.tables import BATCH_REQUESTS, BUILDS, EVENTS, REQUESTERS, REQUESTS, clean
+from rabbit2docker.hub.store.sqlite_thread import Statements
+from rabbit2docker.hub.store.tables import (
+    BATCH_REQUESTS,
+    BUILDS,
+    EVENTS,
+    REQUESTERS,
+    REQUESTS,
+    clean,
+    row_values,
+)
 from rabbit2docker_schemas.batches import batch_of
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import Accepted, Gap, Log, Progress, Rejected
@@ -26,13 +45,22 @@ def _update_by_id(table: Table) -> Update:
     return update(table).where(this).values(values)
 
 
+# Made once: SQLAlchemy takes longer to compose a statement than SQLite to execute it.
 _UPDATES: Final = {table.name: _update_by_id(table) for table in (BUILDS, REQUESTS)}
+_IDS: Final[BindParameter[Any]] = bindparam("_ids", expanding=True)
+_LOAD_REQUESTS: Final = select(REQUESTS).where(
+    REQUESTS.c.tenant == bindparam("_tenant"), REQUESTS.c.id.in_(_IDS)
+)
+_LOAD_BUILDS: Final = select(BUILDS).where(BUILDS.c.tenant == bindparam("_tenant"), BUILDS.c.id.in_(_IDS))
+_KNOWN_EVENTS: Final = select(EVENTS.c.build_id, EVENTS.c.id).where(
+    EVENTS.c.build_id.in_(bindparam("_builds", expanding=True)), EVENTS.c.id.in_(_IDS)
+)
 
 
 class EventWriter:
     """Builds and requests as one transaction sees them, and the changes to write."""
 
-    def __init__(self, connection: AsyncConnection, tenant: str, *, log_bytes: int) -> None:
+    def __init__(self, connection: Statements, tenant: str, *, log_bytes: int) -> None:
         """Take the transaction, and how many bytes to keep of an attempt's log."""
         self._connection = connection
         self._tenant = tenant
@@ -118,10 +146,8 @@ class EventWriter:
         }
         if not unique:
             return []
-        wanted = select(EVENTS.c.build_id, EVENTS.c.id).where(
-            EVENTS.c.build_id.in_(places), EVENTS.c.id.in_({id_ for _, id_ in unique})
-        )
-        for build_id, id_ in await self._connection.execute(wanted):
+        values = {"_builds": list(places), "_ids": list({id_ for _, id_ in unique})}
+        for build_id, id_ in await self._connection.execute(_KNOWN_EVENTS, values):
             unique.pop((build_id, id_), None)
         return list(unique.values())
 
@@ -177,18 +203,21 @@ class EventWriter:
     async def _load_requests(self, ids: Collection[str]) -> None:
         if not ids:
             return
-        wanted = select(REQUESTS).where(REQUESTS.c.tenant == self._tenant, REQUESTS.c.id.in_(set(ids)))
-        for row in (await self._connection.execute(wanted)).mappings():
+        for row in await self._load(_LOAD_REQUESTS, ids):
             self._requests[row["id"]] = request = RequestRow(**row)
-            self._before[f"request {request.id}"] = deepcopy(request)
+            self._before[f"request {request.id}"] = replace(request)
 
     async def _load_builds(self, ids: Collection[str]) -> None:
         if not ids:
             return
-        wanted = select(BUILDS).where(BUILDS.c.tenant == self._tenant, BUILDS.c.id.in_(set(ids)))
-        for row in (await self._connection.execute(wanted)).mappings():
+        for row in await self._load(_LOAD_BUILDS, ids):
             self._builds[row["id"]] = build = BuildRow(**row)
-            self._before[build.id] = deepcopy(build)
+            self._before[build.id] = replace(build)
+
+    async def _load(self, statement: Select[Any], ids: Collection[str]) -> Iterable[Any]:
+        values = {"_tenant": self._tenant, "_ids": list(set(ids))}
+        found: Iterable[Any] = (await self._connection.execute(statement, values)).mappings()
+        return found
 
     def _request(self, id_: str, provider: str, spec: str) -> RequestRow:
         if id_ not in self._requests:
@@ -213,9 +242,9 @@ class EventWriter:
             for row in rows.values():
                 before = self._before.get(row.id if isinstance(row, BuildRow) else f"request {row.id}")
                 if before is None:
-                    new.append(asdict(row))
+                    new.append(row_values(row))
                 elif before != row:
-                    changed.append({f"_{name}": value for name, value in asdict(row).items()})
+                    changed.append({f"_{name}": value for name, value in row_values(row).items()})
             if new:
                 await self._connection.execute(insert(table), new)
             if changed:
