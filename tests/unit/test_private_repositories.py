@@ -112,7 +112,18 @@ async def test_a_deploy_token_of_gitlab_resolves_projects_without_the_api(git: P
         for ref in ("main", repository.head()[:9]):
             found = await provider.resolve(spec.format(ref=ref), access)
             assert (found.resolved_ref, found.is_private) == (repository.head(), True)
-            assert found.build_slug == provider.pin(spec.format(ref=ref), ref).build_slug
+            assert (found.build_slug, found.notice) == (
+                provider.pin(spec.format(ref=ref), ref).build_slug,
+                None,
+            )
+        found = await provider.resolve(spec.format(ref="master"), access)
+        assert found.resolved_ref == repository.head()
+        assert (
+            found.notice
+            == f"group/{repository.name} has no branch 'master': its default branch is used instead."
+        )
+        with pytest.raises(RequestRejected, match="has no branch, tag or commit 'gone'"):
+            await provider.resolve(spec.format(ref="gone"), access)
 
 
 async def test_ssh_is_refused_where_no_tenant_has_a_key(git: PrivateGit) -> None:

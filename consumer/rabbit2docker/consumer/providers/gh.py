@@ -1,6 +1,7 @@
 """Repositories on GitHub or a GitHub Enterprise server. Spec: `<owner>/<repository>/<ref>`."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -15,8 +16,8 @@ from rabbit2docker.consumer.providers.host_api import HostApi
 from rabbit2docker.consumer.providers.http import HttpClient, Response
 from rabbit2docker.consumer.providers.refs import (
     HEAD,
-    OLD_DEFAULTS,
     check_ref,
+    found_or_default,
     full_names,
     is_full_commit,
     is_object_id,
@@ -114,12 +115,7 @@ class GitHubProvider:
             return await self._resolve(spec, parsed)
 
     async def _resolve(self, spec: str, parsed: GitHubSpec) -> Repository:
-        found = await self._find(parsed, parsed.ref)
-        notice = None
-        if found is None and parsed.ref in OLD_DEFAULTS:
-            # Links from before the default branch was renamed keep working, as in BinderHub.
-            found = await self._find(parsed, HEAD)
-            notice = f"{parsed.path} has no branch {parsed.ref!r}: its default branch is used instead."
+        found, notice = await found_or_default(partial(self._find, parsed), parsed.ref, parsed.path)
         if found is None:
             raise RequestRejected(RejectReason.REF_NOT_FOUND, self._no_such_ref(parsed))
         repository = replace(self.pin(spec, found), notice=notice, is_private=await self._is_private(parsed))

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -17,8 +18,8 @@ from rabbit2docker.consumer.providers.host_api import HostApi
 from rabbit2docker.consumer.providers.http import HttpClient, Response
 from rabbit2docker.consumer.providers.refs import (
     HEAD,
-    OLD_DEFAULTS,
     check_ref,
+    found_or_default,
     full_names,
     is_full_commit,
     is_object_id,
@@ -90,11 +91,7 @@ class GitLabProvider:
         return pin_gitlab(spec, ref, self._host)
 
     async def _resolve(self, spec: str, parsed: GitLabSpec) -> Repository:
-        found = await self._find(parsed, parsed.ref)
-        notice = None
-        if found is None and parsed.ref in OLD_DEFAULTS:
-            found = await self._find(parsed, HEAD)
-            notice = f"{parsed.namespace} has no branch {parsed.ref!r}: its default branch is used instead."
+        found, notice = await found_or_default(partial(self._find, parsed), parsed.ref, parsed.namespace)
         if found is None:
             project = await self._project(parsed)
             raise RequestRejected(RejectReason.REF_NOT_FOUND, self._no_such_ref(parsed, project))
@@ -106,9 +103,23 @@ class GitLabProvider:
         """Resolve with git itself: a deploy token can read the repository, but has no access to the API."""
         parsed = GitLabSpec.parse(spec)
         address = quote(self.pin(spec, parsed.ref).repo_url, safe="")
-        found = await self._git.resolve(f"{address}/{quote(parsed.ref, safe='')}", access)
+
+        async def find(ref: str) -> Repository | None:
+            try:
+                return await self._git.resolve(f"{address}/{quote(ref, safe='')}", access)
+            except RequestRejected as error:
+                if error.reason is RejectReason.REF_NOT_FOUND:
+                    return None
+                raise
+
+        found, notice = await found_or_default(find, parsed.ref, parsed.namespace)
+        if found is None:
+            raise RequestRejected(RejectReason.REF_NOT_FOUND, self._no_such_ref(parsed, {}))
         return replace(
-            self.pin(spec, found.resolved_ref), source_ref=found.source_ref, is_private=found.is_private
+            self.pin(spec, found.resolved_ref),
+            source_ref=found.source_ref,
+            notice=notice,
+            is_private=found.is_private,
         )
 
     async def _find(self, parsed: GitLabSpec, ref: str) -> str | None:

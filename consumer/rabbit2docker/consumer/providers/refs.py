@@ -5,7 +5,8 @@ A branch takes precedence over a tag of the same name, as on GitHub, in `git ls-
 """
 
 import re
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
 
 from rabbit2docker.errors import RequestRejected
 from rabbit2docker_schemas.reasons import RejectReason
@@ -16,10 +17,23 @@ OLD_DEFAULTS: Final = frozenset(("main", "master"))
 PEELED: Final = "^{}"
 """Suffix with which `git ls-remote` marks the commit that a tag object points to."""
 
+FoundT = TypeVar("FoundT")
 _OBJECT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _SHORT_COMMIT = re.compile(r"[0-9a-f]{4,39}", re.IGNORECASE)
 # git check-ref-format(1).
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|^[./-]|[/.]$|\.lock(?:/|$)|^@$")
+
+
+async def found_or_default(
+    find: Callable[[str], Awaitable[FoundT | None]], ref: str, repository: str
+) -> tuple[FoundT | None, str | None]:
+    """Return what a ref names, or the default branch in the place of a `main` or `master` that is gone, and a notice then.
+
+    So links from before the default branch was renamed keep working, as in BinderHub.
+    """
+    if (found := await find(ref)) is not None or ref not in OLD_DEFAULTS:
+        return found, None
+    return await find(HEAD), f"{repository} has no branch {ref!r}: its default branch is used instead."
 
 
 def is_full_commit(ref: str) -> bool:
