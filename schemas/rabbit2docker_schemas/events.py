@@ -91,7 +91,8 @@ class Accepted(EventData):
     resolved_ref: str
     repo_url: str
     image: str
-    """Name and tag of the image in the registry, which may not exist yet."""
+    """Name and tag of the image in the registry, which may not exist yet. `completed` has the name that counts: it is another
+    one if tenants share their public images and the build had to read something with credentials."""
     attached: bool = False
     """True if the request joined a build that is running or ended a moment ago."""
     cached: bool = False

@@ -99,7 +99,12 @@ class Repository:
 
     def spec(self, ref: str = "main") -> str:
         """Return the spec for the provider `git`."""
-        return f"{quote(self.url, safe='')}/{quote(ref, safe='')}"
+        return self.spec_of(self.url, ref)
+
+    @staticmethod
+    def spec_of(url: str, ref: str) -> str:
+        """Return the spec for a repository by one of its addresses."""
+        return f"{quote(url, safe='')}/{quote(ref, safe='')}"
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from rabbit2docker.consumer.providers.base import Repository
 from rabbit2docker.consumer.providers.catalog import Providers
 from rabbit2docker.errors import ENGINE, RegistryUnavailable
 from rabbit2docker.settings import PolicySettings, Settings
-from rabbit2docker_schemas.events import Completed
+from rabbit2docker_schemas.events import Accepted, Completed
 from rabbit2docker_schemas.ids import RequestId, build_id_of, terminal_event_id
 from rabbit2docker_schemas.requests import BuildRequest, Force
 from tests.support.cancel_log import MemoryCancelLog
@@ -48,11 +48,14 @@ class OneRepository:
 class Intake:
     """An admission with records in memory, and a registry that has `image` or nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings | None = None) -> None:
         self.world = MemoryWorld()
         self.executor = MemoryExecutor(self.world)
         self.publisher = RecordingPublisher()
         self.image: ImageInfo | None = None
+        self.images: dict[str, ImageInfo] | None = None
+        """The registry, by name without the tag, instead of `image`."""
+        self.looked_up: list[str] = []
         self.repositories: list[str] = []
         self.problem = ""
         """The reason why no repository can be created in the registry."""
@@ -66,7 +69,7 @@ class Intake:
                 events=EventPublisher(self.publisher, instance="test"),
                 providers=cast("Providers", OneRepository()),
                 find_image=self.find_image,
-                settings=Settings(),
+                settings=settings or Settings(),
                 cancellation=Cancellation(self.executor, attempts, self.cancels),
                 limits=BuildLimits(attempts, PolicySettings()),
                 breakers=self.breakers,
@@ -75,16 +78,17 @@ class Intake:
         )
 
     async def find_image(self, image: str, _tenant: str = "default") -> ImageInfo | None:
-        return self.image
+        self.looked_up.append(image)
+        return self.image if self.images is None else self.images.get(image.rpartition(":")[0])
 
     async def ensure_repository(self, image: str) -> None:
         self.repositories.append(image)
         if self.problem:
             raise RegistryUnavailable(self.problem)
 
-    async def ask(self, name: str, *, force: Force = False) -> AdmissionOutcome:
+    async def ask(self, name: str, *, force: Force = False, tenant: str = "default") -> AdmissionOutcome:
         request = BuildRequest(provider="gh", spec="o/r/HEAD", force=force)
-        return await self.admission.admit(IncomingRequest("default", RequestId(name), request, NOW))
+        return await self.admission.admit(IncomingRequest(tenant, RequestId(name), request, NOW))
 
 
 @pytest.fixture
@@ -225,3 +229,57 @@ async def test_while_the_engine_is_away_no_build_is_created_but_images_are_found
     intake.image = None
     intake.breakers.close(ENGINE)
     assert await intake.ask("needs the engine") == AdmissionOutcome.ACCEPTED
+
+
+def sharing() -> Intake:
+    """Return an admission for tenants that share the images of public content."""
+    shared = {"images": {"prefix": "r.example/shared-"}}
+    return Intake(Settings.model_validate({"tenants": {"alpha": shared, "beta": shared}}))
+
+
+def name_without_tag(image: str | None) -> str:
+    return str(image).rpartition(":")[0]
+
+
+async def test_a_tenant_that_shares_is_answered_with_its_own_image_of_private_content_and_no_other_is() -> (
+    None
+):
+    intake = sharing()
+    assert await intake.ask("one", tenant="alpha") == AdmissionOutcome.ACCEPTED
+    [record] = intake.world.records.values()
+    own, shared = name_without_tag(record.spec.private_image), name_without_tag(record.spec.image)
+    assert own.startswith("r.example/shared-alpha.")
+    assert intake.repositories == [record.spec.private_image, record.spec.image]
+    intake = sharing()
+    intake.images = {own: ImageInfo(DIGEST, 1)}
+    assert await intake.ask("two", tenant="alpha") == AdmissionOutcome.CACHED
+    answers = [event.data for event in intake.publisher.events]
+    assert [name_without_tag(answer.image) for answer in answers if isinstance(answer, Accepted)] == [own]
+    assert [answer.image for answer in answers if isinstance(answer, Completed)] == [
+        f"{record.spec.private_image}@{DIGEST}"
+    ]
+    intake.looked_up.clear()
+    assert await intake.ask("three", tenant="beta") == AdmissionOutcome.ACCEPTED
+    assert own not in map(name_without_tag, intake.looked_up)
+    assert shared in map(name_without_tag, intake.looked_up)
+
+
+async def test_a_build_of_private_content_that_has_just_completed_is_named_as_it_was_pushed() -> None:
+    intake = sharing()
+    await intake.ask("one", tenant="alpha")
+    [record] = intake.world.records.values()
+    end = Completed(
+        build_id=record.spec.build_id,
+        image=str(record.spec.private_image),
+        digest=DIGEST,
+        resolved_ref=record.spec.resolved_ref,
+    )
+    outcome = StoredOutcome(kind="completed", data=end.model_dump(mode="json"))
+    intake.attempts.put(
+        await intake.executor.update_status(
+            record.spec.name, lambda status: status.model_copy(update={"outcome": outcome})
+        )
+    )
+    assert await intake.ask("two", tenant="alpha") == AdmissionOutcome.CACHED
+    [found] = [event.data for event in intake.publisher.events if isinstance(event.data, Completed)]
+    assert found.image == f"{record.spec.private_image}@{DIGEST}"

@@ -3,8 +3,9 @@
 import asyncio
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -46,13 +47,25 @@ def bench(tmp_path: Path, git: PrivateGit) -> Bench:
 
 
 def run(bench: Bench, git: PrivateGit, url: str, ref: str, **options: Any) -> dict[str, Any]:
+    return run_with(bench, git, url, ref, options)
+
+
+def run_with(
+    bench: Bench,
+    git: PrivateGit,
+    url: str,
+    ref: str,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    **spec: Any,
+) -> dict[str, Any]:
+    """Run with the credentials of a tenant, whose settings `options` change."""
     credentials = GitCredentials({"default": TenantSettings.model_validate(git.tenant(**options))})
     directory = bench.directory / "credentials"
     access = asyncio.run(fetch_files(credentials, a_spec(), directory))
     assert access
     assert not [secret for secret in git.secrets if secret in json.dumps(access.instructions)]
     write_files(directory, access.files)
-    return bench.run(url, ref, git=access.instructions)
+    return bench.run(url, ref, git=access.instructions, **spec)
 
 
 def outcome(result: dict[str, Any]) -> tuple[str, str]:

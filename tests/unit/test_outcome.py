@@ -12,6 +12,7 @@ from rabbit2docker.consumer.following.outcome import (
     Outcome,
     Retry,
     decide,
+    image_of,
     lost,
     restored,
     stored,
@@ -61,6 +62,20 @@ def test_warnings_of_the_builder_are_in_the_completed_event() -> None:
     found = outcome(PUSHED.model_copy(update={"warnings": ("Something is missing.",)}))
     assert isinstance(found, Completed)
     assert found.warnings == ["Something is missing."]
+
+
+def test_the_image_has_the_name_under_which_it_was_pushed_if_the_record_allows_that() -> None:
+    names: dict[str, Any] = {
+        "image": "r.example/shared-one:1",
+        "private_image": "r.example/shared-alpha.one:1",
+    }
+    for pushed in (*names.values(), "r.example/other:1", None):
+        result = PUSHED.model_copy(update={"image": pushed})
+        attempt = an_attempt(state=AttemptState.ENDED, result=result, **names)
+        found = decide(attempt, Evidence(ImageCheck.THERE, (), 7, 1, ImageInfo(DIGEST, 99)))
+        assert isinstance(found, Completed)
+        named = pushed if pushed in names.values() else names["image"]
+        assert (found.image, image_of(attempt)) == (named, named)
 
 
 def test_a_confirmed_push_is_completed_even_if_the_registry_stays_away() -> None:

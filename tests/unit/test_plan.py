@@ -70,3 +70,13 @@ def test_an_ordinary_request_recognizes_a_forced_build_of_its_image() -> None:
 def test_events_report_how_a_build_was_forced() -> None:
     found = [options_of(incoming("one", force=force).request) for force in (True, "cache", False)]
     assert found == [BuildOptions(force=True), BuildOptions(force=True, keep_cache=True), None]
+
+
+def test_another_name_for_private_content_exists_only_where_public_content_is_shared() -> None:
+    shared = make_plan(incoming("one"), REPOSITORY, "registry/shared-", "registry/shared-ada.")
+    spec = shared.spec(Settings(), now=NOW)
+    assert (spec.image, spec.private_image) == (shared.image, shared.private_image)
+    assert shared.names == [str(shared.private_image), shared.image]
+    assert str(shared.private_image).startswith("registry/shared-ada.")
+    own = make_plan(incoming("one"), REPOSITORY, "registry/shared-ada.", "registry/shared-ada.")
+    assert (own.private_image, own.names) == (None, [shared.private_image])

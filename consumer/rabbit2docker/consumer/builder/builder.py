@@ -80,6 +80,7 @@ ORIGIN = {
     "build_id": "io.rabbit2docker.build-id",
     "builder": "io.rabbit2docker.version",
 }  # labels that the result repeats
+NAME_LABEL = "io.rabbit2docker.image"
 MAX_RESULT_BYTES = 2000
 MAX_WARNINGS = 3
 MAX_WARNING = 250  # characters
@@ -2256,6 +2257,15 @@ class Git:
         commands = [option[len(name) :] for option in options if option.startswith(name)]
         return {"GIT_SSH_COMMAND": commands[-1]} if commands else {}
 
+    def is_readable_by_anybody(self, url: str, options: Sequence[str]) -> bool:
+        """Return whether a server lists a repository to those without credentials; False if that cannot be known."""
+        environment = caged(self._runner.environment, self._runner.workdir)
+        kept = {name: value for name, value in os.environ.items() if name.startswith("GIT_SSL_")}
+        environment.update(kept, GIT_ALLOW_PROTOCOL="https:http:git", GIT_ASKPASS="", LC_ALL="C")
+        settings = [part for option in options for part in ("-c", option)]
+        listing = ["ls-remote", "--quiet", "--", url, "HEAD"]
+        return self._run(self._runner.workdir, [*settings, *listing], environment, lambda _: None) == 0
+
     def server_knows_ids(self) -> bool:
         """Return whether the server of the last call gives out any commit that it has: protocol version 2 does."""
         try:
@@ -2370,6 +2380,9 @@ class Fetcher:
         self._accounts = Accounts(self._given.get("apps") or {})
         self._access: GitAccess | None = None
         self._submodules = 0
+        self._asks_for_privacy = bool(spec.get("private_image"))
+        self.is_private = False
+        """True if something came from where credentials are needed; known if the image has another name then."""
 
     def fetch(self) -> str:
         """Fetch everything, and return the directory. Raises AttemptEnded."""
@@ -2406,6 +2419,7 @@ class Fetcher:
                 flags = ["fetch", "--quiet", "--progress", "--no-tags", "--force", "--no-recurse-submodules"]
                 code, lines = self._git.remote(directory, *flags, *way, options=pins)
                 if code == 0 and (commit := self._commit(asked, directory)):
+                    self._note_privacy(asked, pins)
                     return commit
                 kind = classify_git(lines, asked.url)[0]
                 if kind == "absent" and self._git.server_knows_ids():
@@ -2454,6 +2468,24 @@ class Fetcher:
             raise AttemptEnded("fetch_interrupted", f"{source.title} could not be read after it was fetched.")
         return found
 
+    def _note_privacy(self, source: Source, pins: Sequence[str]) -> None:
+        """Find out whether what was fetched can be read without credentials. That git has some does not mean it needed them."""
+        if not self._asks_for_privacy or self.is_private:
+            return
+        access = self._git_access()
+        url = access.used(source.url)
+        parts = urllib.parse.urlsplit(url)
+        is_plain = parts.scheme in DEFAULT_PORTS and "@" not in parts.netloc
+        options = [*pins, *access.about_connections(url)]
+        if not is_plain or not self._git.is_readable_by_anybody(url, options):
+            self._note_private(source.title)
+
+    def _note_private(self, title: str) -> None:
+        """Have the image named as one of private content."""
+        if self._asks_for_privacy and not self.is_private:
+            self.is_private = True
+            self._write(f"{title} cannot be read without credentials: no other tenant gets the image.")
+
     # -- addresses
 
     def checked(self, source: Source) -> list[str]:
@@ -2490,13 +2522,16 @@ class Fetcher:
 
     def _credentials(self, source: Source) -> list[str]:
         """Return options that keep credentials from a server that they may not be for."""
-        if self._access is None:
-            url = self._spec["repo_url"]
-            self._access = GitAccess([url, GitAccess([]).mapped(url)])
-        restrictions = self._access.restrictions(source.url)
+        restrictions = self._git_access().restrictions(source.url)
         # What withdraws helpers for all hosts withdraws those of the tenant for this one, too.
         own = self._given.get("config") if NO_HELPER in restrictions else None
         return [*restrictions, *(f"{name}={value}" for name, value in own or ())]
+
+    def _git_access(self) -> GitAccess:
+        if self._access is None:
+            url = self._spec["repo_url"]
+            self._access = GitAccess([url, GitAccess([]).mapped(url)])
+        return self._access
 
     def _look_up(self, source: Source, target: Target) -> list[str]:
         # In a process of its own: the system's resolver cannot be interrupted.
@@ -2775,15 +2810,17 @@ class Fetcher:
         )
         if not ends:
             raise AttemptEnded("builder_error", "Fetching files of Git LFS ended without a result.")
+        what = (
+            f"Files of Git LFS of the submodule {shown_url(source.path)}"
+            if source.path
+            else "Files of Git LFS"
+        )
+        if ends[0].get("login"):
+            self._note_private(what)
         reason = sentence(ends[0]["end"]) if ends[0]["end"] else ""
         if ends[0].get("disk_full") or self._disk_is_full():
             raise FetchFailed("disk_full", f"{OwnDiskFull.text}: {reason}")
         if ends[0].get("may_pass"):
-            what = (
-                f"Files of Git LFS of the submodule {shown_url(source.path)}"
-                if source.path
-                else "Files of Git LFS"
-            )
             raise FetchFailed("fetch_interrupted", f"{what} could not be fetched: {reason}", may_pass=True)
         if reason:
             missing.update(
@@ -3195,6 +3232,9 @@ class Proxy(NamedTuple):
     headers: dict[str, str]
 
 
+_ABOUT_CONNECTIONS = ("proxy", "sslcainfo", "sslcapath", "sslverify")
+
+
 class GitAccess:
     """Git's configuration for HTTP: what the operator allows to be sent to a server.
 
@@ -3208,8 +3248,17 @@ class GitAccess:
 
     def mapped(self, url: str) -> str:
         """Return the URL that the operator has git use in its place, perhaps with credentials."""
-        found = (self._git("ls-remote", "--get-url", "--", url) or "").strip()
+        found = self.used(url)
         return found if found.startswith(("https://", "http://")) else url
+
+    def used(self, url: str) -> str:
+        """Return the URL that git uses in the place of another one, whatever it is; an empty one if that is unknown."""
+        return (self._git("ls-remote", "--get-url", "--", url) or "").strip()
+
+    def about_connections(self, url: str) -> list[str]:
+        """Return options for the way to a server, without any that log in there."""
+        found = self.settings(url)
+        return [f"http.{name}={found[name]}" for name in _ABOUT_CONNECTIONS if name in found]
 
     def settings(self, url: str) -> dict[str, str]:
         """Return the settings `http.*` for a URL, with names in lower case."""
@@ -3322,6 +3371,8 @@ class Web:
         self._logins: dict[Target, str] = {}
         self.unjudged: set[Target] = set()
         """Endpoints that the operator has chosen."""
+        self.has_logged_in = False
+        """True once credentials were sent."""
 
     @contextlib.contextmanager
     def request(
@@ -3371,6 +3422,7 @@ class Web:
         if not known or headers.get("authorization") == known:
             return False
         headers["authorization"] = known
+        self.has_logged_in = True
         return True
 
     def _send(
@@ -3383,6 +3435,7 @@ class Web:
         settings = self._access.settings(url)
         proxy = self._proxy(target, settings)
         extra = dict([header]) if (header := self._access.header(url)) else {}
+        self.has_logged_in = self.has_logged_in or bool(extra)
         own = {
             "user-agent": f"rabbit2docker-builder/{VERSION}",
             "accept-encoding": "identity",
@@ -3617,6 +3670,7 @@ class LargeFiles:
                 may_pass=answer.returncode == SSH_FAILED,
             )
         self._url, self._headers = self._named_by_ssh(url, answer.stdout)
+        self._web.has_logged_in = True
 
     def _named_by_ssh(self, url: str, answer: bytes) -> tuple[str, dict[str, str]]:
         try:
@@ -3643,6 +3697,11 @@ class LargeFiles:
             self._web.unjudged.add(endpoint(self._url))
         if user:
             self._web.keep_login(self._url, user)
+
+    @property
+    def has_logged_in(self) -> bool:
+        """True if something may have come because of credentials."""
+        return self._web.has_logged_in
 
     def _broken(self, error: OSError) -> Message:
         if is_full(error):
@@ -3755,7 +3814,7 @@ def fetch_large_files(path: str) -> int:
         end = files.fetch()
     except BaseException as error:
         end = {"end": f"The builder failed unexpectedly: {error!r}", "may_pass": False}
-    write_record(end)
+    write_record({**end, "login": files.has_logged_in})
     return 0
 
 
@@ -3782,7 +3841,7 @@ class Engine:
     """Whether a forced build pulls its base images anew."""
 
     def __init__(self, spec: Spec, runner: Runner) -> None:
-        self._image: str = spec["image"]
+        self.image: str = spec["image"]
         self._runner = runner
         self._id_file = os.path.join(runner.workdir, "image-id")
         # Whatever directory the client is started in, it has no reason to ask git about it.
@@ -3832,7 +3891,7 @@ class Engine:
 
         `arguments` are the builder's own for a build, `trusted` is a text with what options may name.
         """
-        if asked in (["version"], ["buildx", "version"], ["image", "inspect", self._image]):
+        if asked in (["version"], ["buildx", "version"], ["image", "inspect", self.image]):
             return ["docker", *asked]
         if asked[:2] != ["buildx", "build"] or asked[-1] != "-":
             return None
@@ -3848,13 +3907,13 @@ class Engine:
                 return None
             else:
                 command += [option, value]
-        return [*command, "--tag", self._image, *arguments, "-"]
+        return [*command, "--tag", self.image, *arguments, "-"]
 
     def name_image(self) -> None:
         """Give the image its name again: another build of the same version may have taken it since."""
         # One that was not built anew is named as well: the time of that is the time of its last use.
         image_id = _read_text(self._id_file).strip()
-        self._call("tag", image_id or self._image, self._image)
+        self._call("tag", image_id or self.image, self.image)
 
     def is_local_only(self, image: str) -> bool:
         """Return whether the engine has the image, and no registry is known that has it."""
@@ -3864,7 +3923,7 @@ class Engine:
     def inspect(self) -> tuple[int | None, dict[str, str]]:
         """Return size in bytes and labels of the image, None and nothing where the engine does not report them."""
         code, output = self._call(
-            "image", "inspect", "--format", "{{.Size}} {{json .Config.Labels}}", self._image
+            "image", "inspect", "--format", "{{.Size}} {{json .Config.Labels}}", self.image
         )
         size, _, labels = (output[0] if code == 0 and output else "").partition(" ")
         try:
@@ -3877,10 +3936,10 @@ class Engine:
         """Push the image once, and return its digest, None if the output does not contain it. Raises PushFailed."""
         self.name_image()
         output = PushOutput(write)
-        code = self._runner.run(["docker", "push", self._image], output.on_line)
+        code = self._runner.run(["docker", "push", self.image], output.on_line)
         output.report(force=True)
         if code != 0:
-            raise PushFailed(judge_push(output.lines, self._image, output.is_under_way))
+            raise PushFailed(judge_push(output.lines, self.image, output.is_under_way))
         return output.digest
 
     def watched_disk(self) -> DiskWatch:
@@ -3927,26 +3986,25 @@ class Lease:
     The gate is shared while the file is created; a cleaning has it for itself while it removes an image.
     """
 
-    def __init__(self, directory: str | None, image: str) -> None:
+    def __init__(self, directory: str | None) -> None:
         self._directory = directory
-        self._image = image
         self._file: int | None = None
 
-    def take(self, runner: Runner) -> None:
-        """Take the lease. Without the directory, nothing cleans this engine. Raises AttemptEnded."""
+    def take(self, image: str, runner: Runner) -> None:
+        """Take the lease for an image. Without the directory, nothing cleans this engine. Raises AttemptEnded."""
         if self._directory is None or not os.path.isdir(os.path.join(self._directory, "held")):
             return
         try:
-            self._take(self._directory, runner)
+            self._take(self._directory, image, runner)
         except OSError as error:
             reason = "disk_full" if is_full(error) else "builder_error"
             message = f"The image cannot be held in the engine: {self._directory}: {error.strerror}."
             raise AttemptEnded(reason, message) from None
 
-    def _take(self, directory: str, runner: Runner) -> None:
+    def _take(self, directory: str, image: str, runner: Runner) -> None:
         import hashlib
 
-        key = hashlib.sha256(self._image.encode()).hexdigest()[:32]
+        key = hashlib.sha256(image.encode()).hexdigest()[:32]
         gate = os.open(os.path.join(directory, "gate"), os.O_RDONLY | os.O_CREAT, 0o664)
         try:
             while not self._lock(gate, fcntl.LOCK_SH):
@@ -4401,7 +4459,7 @@ _ENGINE = re.compile(r"DOCKER_|BUILDX_|BUILDKIT_")
 FETCH_VARIABLE = "RABBIT2DOCKER_FETCH"
 _FETCH_SPEC = (
     "repo_url", "ref", "source_ref", "git", "subdir", "allow_private_addresses", "fetch_seconds", "fetch_retries",
-    "fetch_depth", "max_repository_bytes", "max_repository_files",
+    "fetch_depth", "max_repository_bytes", "max_repository_files", "private_image",
 )  # fmt: skip
 
 
@@ -4480,6 +4538,7 @@ def fetch(spec: Spec) -> int:
         end = _defect(error)
         end["message"] = clean_text(end["message"], secrets)
     end["warnings"] = [clean_text(text, secrets) for text in fetcher.warnings]
+    end["private"] = fetcher.is_private
     write_record({"end": end})
     runner.close()
     shutil.rmtree(workdir, ignore_errors=True)
@@ -4508,7 +4567,7 @@ class Attempt:
         self.warnings: list[str] = []
         self._build_lines = RewrittenLines(self._write_build_line)
         self._unresolved_base: str | None = None
-        self._lease = Lease(spec.get("leases"), spec["image"])
+        self._lease = Lease(spec.get("leases"))
         self._was_cleaned = False
         self._built_by: tuple[int, ...] | None = None
         """The engine in which the image is built."""
@@ -4519,7 +4578,7 @@ class Attempt:
         self._with_space(self._prepare)
         self.wait_for_engine()
         self._with_space(self.fetch)
-        self._with_space(lambda: self._lease.take(self._runner))
+        self._with_space(lambda: self._lease.take(self.spec["image"], self._runner))
         self._with_space(self.build)
         size, labels = self.engine.inspect()
         digest = self._with_space(self.push) if self.spec.get("push", True) else None
@@ -4664,7 +4723,15 @@ class Attempt:
             raise OwnDiskFull(str(end["message"]))
         if end["reason"] != "ok":
             raise AttemptEnded(end["reason"], str(end["message"]))
+        if self.spec.get("private_image") and end["private"]:
+            self._use_name(self.spec["private_image"])
         self._fetched = self._places.repository
+
+    def _use_name(self, image: str) -> None:
+        """Name the image otherwise than the specification does."""
+        self.spec["image"] = self.engine.image = image
+        if self.spec.get("provenance"):
+            self.spec["provenance"] = {**self.spec["provenance"], NAME_LABEL: image}
 
     def _on_fetch_line(self, raw: str) -> None:
         record = parse_fetch_record(raw)
@@ -4881,6 +4948,7 @@ def attempt_result(arguments: argparse.Namespace, result_file: ResultFile) -> Re
     except BaseException as error:
         result.update(_defect(error))
     if attempt:
+        result["image"] = attempt.spec["image"]
         result["phase"] = attempt.phase
         for name in ("message", "failed_step"):
             if result.get(name):

@@ -1,6 +1,7 @@
 """Names of records, and creation under one: the first attempt has the build name, others add a suffix to it."""
 
 import hashlib
+import re
 from typing import Final
 
 import structlog
@@ -18,6 +19,16 @@ log = structlog.get_logger()
 
 MAX_LENGTH: Final = 63
 """Characters of a DNS label, which a pod's name has to be."""
+_READABLE: Final = re.compile(r"[A-Za-z0-9_./-]")
+
+
+def state_name(identity: str, place: str) -> str:
+    """Return the name of a set of records: its unique `identity`, and as much of its place as fits for operators.
+
+    RabbitMQ cuts the reply that names two of them at 255 bytes.
+    """
+    readable = "".join(character if _READABLE.match(character) else "-" for character in place)
+    return f"{identity[:12]}@{readable}"[:40]
 
 
 def next_attempt_name(name: AttemptName, attempt: int) -> AttemptName:

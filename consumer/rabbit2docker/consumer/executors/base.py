@@ -5,7 +5,6 @@ a part that never changes (`AttemptSpec`), a part that the service writes (`Atte
 executor observes (state, result, node).
 """
 
-import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,16 +32,6 @@ AttemptName = NewType("AttemptName", str)
 """Name of a record, a DNS label of at most 63 characters; `attempt_names` forms it from the build name."""
 RECORD_VERSION: Final = "1.0"
 """Version of the records that this service writes. The major version grows when an older service must not touch them."""
-_READABLE: Final = re.compile(r"[A-Za-z0-9_./-]")
-
-
-def state_name(identity: str, place: str) -> str:
-    """Return the name of a set of records: its unique `identity`, and as much of its place as fits for operators.
-
-    RabbitMQ cuts the reply that names two of them at 255 bytes.
-    """
-    readable = "".join(character if _READABLE.match(character) else "-" for character in place)
-    return f"{identity[:12]}@{readable}"[:40]
 
 
 class Stored(BaseModel):
@@ -77,6 +66,8 @@ class AttemptSpec(VersionedPart):
     """Full name of the ref at which the commit was found, for servers that do not give out commits by their ids."""
     content_provider: str
     image: str
+    private_image: str | None = None
+    """Name of the image if some of its content needs credentials; None if `image` is the tenant's own in any case."""
     fingerprint: str
     """Equal for builds of one tenant that would produce the same image, so that a request may join another's build."""
     timeout_seconds: int

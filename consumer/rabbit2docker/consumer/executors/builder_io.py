@@ -57,6 +57,7 @@ def builder_spec(spec: AttemptSpec, settings: Settings) -> dict[str, Any]:
         "ref": spec.resolved_ref,
         "source_ref": spec.source_ref,
         "image": spec.image,
+        "private_image": spec.private_image,
         "content_provider": spec.content_provider,
         "subdir": request.subdir,
         "build_args": request.build_args,

@@ -28,6 +28,7 @@ from rabbit2docker.consumer.following.outcome import (
     Outcome,
     Retry,
     decide,
+    image_of,
     lost,
     next_spec,
     restored,
@@ -222,7 +223,7 @@ class Follower:
             if not self._lines.tail:
                 await self._read_tail()
             if attempt.result is not None and attempt.result.reason == "ok":
-                check, image = await self._check_image(attempt.result.digest)
+                check, image = await self._check_image(image_of(attempt), attempt.result.digest)
             elif attempt.result is not None:
                 problem = await self._context.recovery.problem(attempt.result.reason, self._spec)
         limits = self._context.settings.limits
@@ -243,13 +244,13 @@ class Follower:
                 if not isinstance(lines, MissingLines):
                     self._lines.tail.extend(line.text for line in lines)
 
-    async def _check_image(self, digest: str | None) -> tuple[ImageCheck, ImageInfo | None]:
+    async def _check_image(self, image: str, digest: str | None) -> tuple[ImageCheck, ImageInfo | None]:
         # Another build may have moved the tag since a forced build pushed.
-        image_name = pinned(self._spec.image, digest) if self._spec.request.force else self._spec.image
+        image_name = pinned(image, digest) if self._spec.request.force else image
         if not self._context.settings.images.check_registry:
             return ImageCheck.UNKNOWN, None
         try:
-            image = await retry(
+            found = await retry(
                 lambda: self._find_pushed(image_name),
                 on=TransientError,
                 pauses=REGISTRY_RETRY_SECONDS,
@@ -258,7 +259,7 @@ class Follower:
         except (TransientError, RequestRejected) as error:
             _log_unchecked(error)
             return ImageCheck.UNKNOWN, None
-        return (ImageCheck.THERE if image else ImageCheck.ABSENT), image
+        return (ImageCheck.THERE if found else ImageCheck.ABSENT), found
 
     async def _find_pushed(self, image_name: str) -> ImageInfo | None:
         """Return the image; None only if the registry denies it several times. Raises RegistryUnavailable.

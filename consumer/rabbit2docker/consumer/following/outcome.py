@@ -85,6 +85,12 @@ _DEFAULT_MESSAGES: Final = {
 }
 
 
+def image_of(attempt: Attempt) -> str:
+    """Return the name under which an attempt pushed its image: its own tenant's if the builder says that it has to be."""
+    named, spec = attempt.result.image if attempt.result else None, attempt.spec
+    return spec.private_image if spec.private_image and named == spec.private_image else spec.image
+
+
 def decide(attempt: Attempt, evidence: Evidence) -> Outcome:
     """Decide the outcome of an attempt that has ended.
 
@@ -123,7 +129,7 @@ def _reason_of(result: BuilderResult | None) -> FailureReason:
 
 
 def _completed(attempt: Attempt, result: BuilderResult, evidence: Evidence) -> Completed:
-    image, digest = attempt.spec.image, evidence.image.digest if evidence.image else result.digest
+    image, digest = image_of(attempt), evidence.image.digest if evidence.image else result.digest
     return Completed(
         build_id=attempt.spec.build_id,
         image=pinned(image, digest) if attempt.spec.request.force else image,

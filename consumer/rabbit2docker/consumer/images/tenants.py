@@ -32,7 +32,7 @@ class TenantImages:
             self._check(first, second)
 
     def prefix(self, tenant: str, *, is_private: bool = False) -> str:
-        """Return the beginning of a tenant's image names. Images of private repositories are never shared."""
+        """Return the beginning of a tenant's image names. Images with private content are never shared."""
         own = self._of(tenant)
         sharing = [name for name, prefix in self._prefixes.items() if _plain(prefix) == _plain(own)]
         return f"{own}{tenant}{_OWN}" if is_private and set(sharing) - {tenant} else own

@@ -1,7 +1,7 @@
 """Admission of requests: a repeated answer, a joined build, the existing image, or a new attempt."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from functools import partial
@@ -223,8 +223,8 @@ class Admission:
         )
         repository = await provider.resolve(request.spec, access)
         providers.check_resolved(repository)
-        prefix = self._images.prefix(incoming.tenant, is_private=repository.is_private)
-        return make_plan(incoming, repository, prefix)
+        shared, own = (self._images.prefix(incoming.tenant, is_private=value) for value in (False, True))
+        return make_plan(incoming, repository, own if repository.is_private else shared, own)
 
     async def _join_unfinished(
         self, is_wanted: Callable[[AttemptSpec], bool], incoming: IncomingRequest, notice: str | None
@@ -275,9 +275,11 @@ class Admission:
     async def _answer_cached(self, plan: Plan) -> bool:
         """Answer with the image that exists; return False if there is none or a build is forced."""
         incoming, events = plan.incoming, self._context.events
-        image = await self._find_existing(plan)
-        if image is None:
+        found = await self._find_existing(plan)
+        if found is None:
             return False
+        name, image = found
+        plan = replace(plan, image=name)
         self._cached_answers[incoming.tenant, incoming.request_id] = incoming.request.digest()
         answer = accepted(incoming, plan, cached=True, notice=plan.repository.notice)
         # Without a record, only the image distinguishes this answer from others to the same request.
@@ -288,16 +290,19 @@ class Admission:
         )
         return True
 
-    async def _find_existing(self, plan: Plan) -> ImageInfo | None:
-        """Return the image that a build has just pushed, whose end may be under way, or that the registry has."""
+    async def _find_existing(self, plan: Plan) -> tuple[str, ImageInfo] | None:
+        """Return name and image that a build has just pushed, whose end may be under way, or that the registry has."""
         if plan.incoming.request.force:
             return None
         end = self._context.attempts.just_completed(plan.fingerprint)
         if end is not None and end.digest:
-            return ImageInfo(end.digest, end.size)
+            return end.image.partition("@")[0], ImageInfo(end.digest, end.size)
         if not self._context.settings.images.check_registry:
             return None
-        return await self._context.find_image(plan.image, plan.incoming.tenant)
+        for name in plan.names:
+            if image := await self._context.find_image(name, plan.incoming.tenant):
+                return name, image
+        return None
 
     async def _start(self, plan: Plan) -> AdmissionOutcome:
         """Start a build, as far as the operator's limits allow it."""
@@ -308,7 +313,8 @@ class Admission:
             context.limits.starting(spec, is_bulk=plan.incoming.is_bulk),
             context.attempts.answering(plan.build_id),
         ):
-            await context.ensure_repository(spec.image)
+            for name in plan.names:
+                await context.ensure_repository(name)
             return await self._create(plan, spec)
 
     async def _create(self, plan: Plan, spec: AttemptSpec) -> AdmissionOutcome:

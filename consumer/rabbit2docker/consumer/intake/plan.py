@@ -25,6 +25,13 @@ class Plan:
     image: str
     build_name: str
     fingerprint: str
+    private_image: str | None = None
+    """Name of the image if some of its content needs credentials, where the tenant shares `image` with others."""
+
+    @property
+    def names(self) -> list[str]:
+        """The names that the image may have, first the one whose content no other tenant has made."""
+        return [self.private_image, self.image] if self.private_image else [self.image]
 
     @property
     def build_id(self) -> str:
@@ -67,6 +74,7 @@ class Plan:
             source_ref=self.repository.source_ref,
             content_provider=self.repository.content_provider,
             image=self.image,
+            private_image=self.private_image,
             fingerprint=self.fingerprint,
             timeout_seconds=min(request.timeout_seconds or limits.build_seconds, limits.build_seconds),
             idle_seconds=limits.idle_seconds,
@@ -78,8 +86,12 @@ class Plan:
         )
 
 
-def make_plan(incoming: IncomingRequest, repository: Repository, prefix: str) -> Plan:
+def make_plan(
+    incoming: IncomingRequest, repository: Repository, prefix: str, private_prefix: str | None = None
+) -> Plan:
     """Name the image, with the registry's `prefix`, and the build.
+
+    With `private_prefix` if some of the content turns out to need credentials; it may be the same.
 
     Raises RequestRejected(INVALID_IMAGE_NAME) when no engine could take the name.
     """
@@ -90,7 +102,10 @@ def make_plan(incoming: IncomingRequest, repository: Repository, prefix: str) ->
         labels=request.labels,
         appendix=request.appendix,
     )
-    image = image_name(prefix, repository.build_slug, repository.resolved_ref, options_digest=options)
+    image, private_image = (
+        image_name(beginning, repository.build_slug, repository.resolved_ref, options_digest=options)
+        for beginning in (prefix, private_prefix or prefix)
+    )
     # BinderHub's names collide across providers, and tenants do not share builds: the name alone identifies nothing.
     identity = [incoming.tenant, repository.repo_url, repository.resolved_ref, options, image]
     # A forced build has to begin after its request: it joins no other.
@@ -101,6 +116,7 @@ def make_plan(incoming: IncomingRequest, repository: Repository, prefix: str) ->
         image=image,
         build_name=build_name(repository.build_slug, repository.resolved_ref, options_digest=options),
         fingerprint=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+        private_image=private_image if private_image != image else None,
     )
 
 

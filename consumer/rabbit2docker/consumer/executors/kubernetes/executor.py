@@ -15,6 +15,7 @@ import structlog
 from rabbit2docker.clock import utc_now
 from rabbit2docker.consumer.builder import BUILDER_PATH
 from rabbit2docker.consumer.credentials import GitCredentials
+from rabbit2docker.consumer.executors.attempt_names import state_name
 from rabbit2docker.consumer.executors.base import (
     Attempt,
     AttemptName,
@@ -23,7 +24,6 @@ from rabbit2docker.consumer.executors.base import (
     Change,
     Lines,
     Members,
-    state_name,
 )
 from rabbit2docker.consumer.executors.kubernetes.client import ApiClient, ApiStatusError, as_unavailable
 from rabbit2docker.consumer.executors.kubernetes.config_objects import BuildConfigObjects

@@ -34,12 +34,12 @@ from typing import Any, Final
 import structlog
 from pydantic import ValidationError
 
+from rabbit2docker.consumer.executors.attempt_names import state_name
 from rabbit2docker.consumer.executors.base import (
     AttemptName,
     AttemptSpec,
     AttemptStatus,
     BuilderResult,
-    state_name,
 )
 from rabbit2docker.consumer.executors.record_format import NewerRecord, decode, encode
 from rabbit2docker.consumer.git_files import write_files
