@@ -21,6 +21,7 @@ from pydantic import (
 
 from rabbit2docker_schemas.events import BuildOptions
 from rabbit2docker_schemas.ids import REQUEST_ID_PATTERN
+from rabbit2docker_schemas.personal_secrets import NAME_PATTERN
 
 REQUEST_TYPE: Final = "io.rabbit2docker.build.requested.v1"
 CANCEL_TYPE: Final = "io.rabbit2docker.build.cancel.v1"
@@ -112,9 +113,7 @@ class BuildRequest(Message):
     """Time after which the request is rejected as expired instead of being built."""
     requester: ShortText | None = None
     """Name of the requester, for the record."""
-    credentials: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")] | None = (
-        None
-    )
+    credentials: Annotated[str, StringConstraints(pattern=NAME_PATTERN)] | None = None
     """Name of a Secret with the requester's own credentials for this request, see `rabbit2docker.client.personal_secret`."""
     replay_of: Annotated[str, StringConstraints(pattern=REQUEST_ID_PATTERN)] | None = None
     """request_id of the original request, set by replay."""

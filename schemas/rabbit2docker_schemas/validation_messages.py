@@ -28,6 +28,7 @@ _FORM_OF: Final[Mapping[str, str]] = {
     "request_id": _ID_FORM,
     "build_id": _ID_FORM,
     "replay_of": _ID_FORM,
+    "credentials": "must be the name of a Secret, as `rabbit2docker.client.personal_secret` gives it, and never a token",
 }
 
 

@@ -41,6 +41,7 @@ NAMESPACE: Final = "personal"
 TENANT: Final = "physics"
 REQUEST: Final = "request-1"
 NAME: Final = personal_secret(REQUEST, tenant=TENANT, host="x", token="x")["metadata"]["name"]
+MINE, OTHER, BAD = (f"personal-{sign * 40}" for sign in "abc")
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +223,7 @@ class Recorder:
         self.credentials.use_personal(self)
 
     async def read(self, key: RequestKey) -> tuple[str, Login]:
-        if key.reference == "bad":
+        if key.reference == BAD:
             raise CredentialsRefused("They cannot be used.")
         return "git.example.org", Login("oauth2", TOKEN)
 
@@ -241,7 +242,7 @@ class Intake(admission.Intake):
         context = dataclasses.replace(self.admission._context, credentials=self.recorder.credentials)
         self.admission = Admission(context)
 
-    async def send(self, id_: str, reference: str = "mine", *, forced: bool = False) -> AdmissionOutcome:
+    async def send(self, id_: str, reference: str = MINE, *, forced: bool = False) -> AdmissionOutcome:
         request = BuildRequest(provider="gh", spec="o/r/HEAD", credentials=reference, force=forced)
         return await self.admission.admit(IncomingRequest("default", RequestId(id_), request, NOW))
 
@@ -253,7 +254,7 @@ async def test_they_are_kept_for_the_build_and_deleted_where_there_is_none() -> 
     assert intake.recorder.discarded == []
     assert await intake.send("joins") is AdmissionOutcome.ATTACHED
     with pytest.raises(CredentialsRefused):
-        await intake.send("refused", "bad")
+        await intake.send("refused", BAD)
     intake.image = ImageInfo("sha256:" + "1" * 64, 1)
     intake.world.records.clear()
     intake.recorder.is_away = True
@@ -276,7 +277,7 @@ async def test_an_id_that_is_used_again_takes_nothing_from_its_build() -> None:
     intake = Intake()
     await intake.send("first")
     with pytest.raises(RequestRejected, match="was used recently"):
-        await intake.send("first", "other")
+        await intake.send("first", OTHER)
     assert intake.recorder.discarded == []
 
 
@@ -294,7 +295,7 @@ async def test_they_are_deleted_at_the_end_and_not_before_a_further_attempt(
 ) -> None:
     bench, recorder = follower.Bench(), Recorder()
     attempt, _ = await bench.executor.create(
-        a_spec(follower.NAME, request=request_with("mine")), AttemptStatus(requests={"r": "digest"})
+        a_spec(follower.NAME, request=request_with(MINE)), AttemptStatus(requests={"r": "digest"})
     )
     bench.attempts.put(attempt)
     bench.world.end(follower.NAME, reason, exit_code=1)

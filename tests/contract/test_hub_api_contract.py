@@ -126,7 +126,7 @@ class TestCreate:
             ({**GH, "ref": "main"}, "`ref` goes with `url`"),
             ({"url": " "}, "Paste the URL"),
             ({**GH, "requesters": ["root"]}, "unknown field `requesters`"),
-            ({**GH, "request_id": "x"}, "unknown field `request_id`"),
+            ({**GH, "request_id": "x"}, "`credentials` and `request_id` together"),
             ({**GH, "tenant": "other"}, "unknown field `tenant`"),
             ({**GH, "subdr": "x"}, "did you mean `subdir`"),
             ({**GH, "force": "yes"}, '`force` must be true, false or "cache"'),

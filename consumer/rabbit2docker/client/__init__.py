@@ -19,7 +19,7 @@ asyncio.run(main())
 from rabbit2docker.client.build_events import BuildEvents
 from rabbit2docker.client.history import History
 from rabbit2docker.client.pull_secrets import PullSecrets
-from rabbit2docker_schemas.personal_secrets import personal_secret
+from rabbit2docker_schemas.personal_secrets import personal_request_id, personal_secret
 from rabbit2docker_schemas.requests import BuildRequest
 
-__all__ = ["BuildEvents", "BuildRequest", "History", "PullSecrets", "personal_secret"]
+__all__ = ["BuildEvents", "BuildRequest", "History", "PullSecrets", "personal_request_id", "personal_secret"]

@@ -119,7 +119,7 @@ class ApiHandler(JsonHandler):
         check_provider(request.provider)
         await self.check_rate(self.user.acting_for(request.requester))
         at = datetime.now(UTC)
-        request_id = new_request_id(request.provider, request.spec)
+        request_id = request.request_id or new_request_id(request.provider, request.spec)
         named = request.model_copy(update={"request_id": request_id})
         await self.context.submissions.submit(named, at=at)
         build = queued_build(named, tenant=self.context.settings.tenant, at=at)
@@ -165,7 +165,8 @@ class BuildsHandler(ApiHandler):
     async def post(self) -> None:
         """Request a build."""
         hosts = self.context.settings.providers.hosts
-        await self.submit(read_create_request(self.request.body, user=self.user, hosts=hosts))
+        tenant = self.context.settings.tenant
+        await self.submit(read_create_request(self.request.body, user=self.user, hosts=hosts, tenant=tenant))
 
 
 class SingleBuildHandler(ApiHandler):

@@ -11,8 +11,9 @@ from pydantic import Field, ValidationError
 from rabbit2docker.errors import RequestRejected
 from rabbit2docker.hub.store.models import Build, BuildState
 from rabbit2docker.hub.web.auth import User
-from rabbit2docker.hub.web.errors import HttpError, UnknownProvider
+from rabbit2docker.hub.web.errors import Forbidden, HttpError, UnknownProvider
 from rabbit2docker.repository_urls import from_url
+from rabbit2docker_schemas.personal_secrets import is_request_id_of, personal_secret_name
 from rabbit2docker_schemas.providers import PROVIDERS, in_words
 from rabbit2docker_schemas.requests import KEEP_CACHE, BuildRequest, Force, Message
 from rabbit2docker_schemas.validation_messages import describe
@@ -41,12 +42,20 @@ class CreateBuildRequest(Message):
     labels: dict[str, str] = Field(default={})
     appendix: str | None = None
     timeout_seconds: int | None = None
+    credentials: str | None = None
+    """Name of a Secret with the requester's own credentials for this request, never a token: `personal_secret` of
+    rabbit2docker.client makes the Secret for the `request_id`."""
+    request_id: str | None = None
+    """With `credentials`: the id that the Secret is for, which `personal_request_id` of rabbit2docker.client makes for the
+    requester: `person-`, 32 random hexadecimal digits, `-`, and the first 40 hexadecimal digits of the SHA-256 of these 32, a
+    slash, and the requester's name. A build of this id that exists is not requested again."""
 
 
-def read_create_request(body: bytes, *, user: User, hosts: Mapping[str, str]) -> BuildRequest:
+def read_create_request(body: bytes, *, user: User, hosts: Mapping[str, str], tenant: str) -> BuildRequest:
     """Parse a body. Raises HttpError that lists everything that is wrong."""
     form = _create_request(body)
     requester = user.acting_for(form.requester).name
+    _check_credentials(form, requester, tenant)
     if (form.url is None) == (form.provider is None) or (form.spec is None) == (form.provider is not None):
         raise HttpError("Name either `provider` and `spec`, or the `url` of a repository.", 400)
     provider, spec = form.provider, form.spec
@@ -59,7 +68,33 @@ def read_create_request(body: bytes, *, user: User, hosts: Mapping[str, str]) ->
         raise HttpError("`ref` goes with `url`; with `provider` it is the last part of `spec`.", 400)
     check_password(spec or "")
     options = {name: getattr(form, name) for name in OPTIONS if name in form.model_fields_set}
-    return _validate(provider=provider, spec=spec, requester=requester, **options)
+    own = {"request_id": form.request_id, "credentials": form.credentials}
+    return _validate(provider=provider, spec=spec, requester=requester, **options, **own)
+
+
+def _check_credentials(form: CreateBuildRequest, requester: str | None, tenant: str) -> None:
+    """Raise HttpError if the request refers to credentials that are not its requester's, for this very request.
+
+    The id of the request follows from the person, and the name of the Secret from the id: what is another person's, or a
+    token, has another form. Nothing of it is repeated in a message.
+    """
+    if form.credentials is None and form.request_id is None:
+        return
+    if form.credentials is None or form.request_id is None:
+        raise HttpError("Send `credentials` and `request_id` together, or neither.", 400)
+    if requester is None:
+        raise Forbidden("Credentials are a person's: they need a client with a name. Log in first.", 403)
+    _validate(provider="gh", spec="-", request_id=form.request_id, credentials=form.credentials)
+    if not is_request_id_of(form.request_id, requester):
+        raise Forbidden(
+            "This `request_id` was not made for the requester. Make one with `personal_request_id`, and the Secret for it.",
+            403,
+        )
+    if form.credentials != personal_secret_name(tenant, form.request_id):
+        raise Forbidden(
+            "These `credentials` are not those of this request: they are for another `request_id`, or another tenant.",
+            403,
+        )
 
 
 def _validate(**fields: Any) -> BuildRequest:

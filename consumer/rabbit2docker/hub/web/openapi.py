@@ -183,11 +183,15 @@ def _rebuild() -> Json:
 def _create_request() -> Json:
     """Return the schema of CreateBuildRequest, with the limits of the request message."""
     schema = CreateBuildRequest.model_json_schema()
-    known = BuildRequest.model_json_schema()["properties"]
-    schema["properties"] = {name: known.get(name, about) for name, about in schema["properties"].items()}
-    for name in ("url", "ref"):
+    known, about = BuildRequest.model_json_schema()["properties"], schema["properties"]
+    schema["properties"] = {name: known.get(name, text) for name, text in about.items()}
+    for name in ("credentials", "request_id"):
+        [form] = [each for each in known[name]["anyOf"] if each.get("type") == "string"]
+        schema["properties"][name] = {**about[name], **form}
+    for name in ("url", "ref", "credentials", "request_id"):
         schema["properties"][name] |= {"type": "string"}
         del schema["properties"][name]["anyOf"], schema["properties"][name]["default"]
+    schema["dependentRequired"] = {"credentials": ["request_id"], "request_id": ["credentials"]}
     schema["oneOf"] = [
         {"required": ["provider", "spec"], "not": {"anyOf": [{"required": ["url"]}, {"required": ["ref"]}]}},
         {"required": ["url"], "not": {"anyOf": [{"required": ["provider"]}, {"required": ["spec"]}]}},
