@@ -221,6 +221,9 @@ class MemoryBuilds:
         self.plan: list[events.AnyEventData] = []
         """The events of every request; ids are filled in."""
         self.reading = 0
+        """Readers at this moment."""
+        self.readings = 0
+        """Readers so far."""
         self._more = asyncio.Condition()
 
     async def submit(self, request: BuildRequest, priority: Priority = Priority.INTERACTIVE) -> RequestId:
@@ -255,6 +258,7 @@ class MemoryBuilds:
         self, request_id: str, *, since: datetime | None = None
     ) -> AsyncGenerator[Event, None]:
         self.reading += 1
+        self.readings += 1
         try:
             build_id, at = ids.build_id_of("default", request_id), 0
             while True:

@@ -10,15 +10,13 @@ from typing import Annotated, Any, Final, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rabbit2docker.hub.store.models import Build, BuildQuery, BuildState
-from rabbit2docker.hub.web.api_stream import RETRY, ApiCursor, ApiStream
-from rabbit2docker.hub.web.base import JsonHandler, StreamHandler
-from rabbit2docker.hub.web.binderhub_stream import KEEPALIVE
+from rabbit2docker.hub.web.api_stream import RETRY, ApiCursor, ApiRendering
+from rabbit2docker.hub.web.base import JsonHandler
 from rabbit2docker.hub.web.build_form import check_provider, read_create_request, rebuild_request
 from rabbit2docker.hub.web.errors import HttpError
-from rabbit2docker.hub.web.keepalive import with_keepalive
 from rabbit2docker.hub.web.log_response import LogWriter
 from rabbit2docker.hub.web.resume import new_request_id
-from rabbit2docker_schemas.cloudevents import Event
+from rabbit2docker.hub.web.shared_streams import SharedStreamHandler
 from rabbit2docker_schemas.events import BuildOptions
 from rabbit2docker_schemas.ids import REQUEST_ID_PATTERN, build_id_of
 from rabbit2docker_schemas.requests import BuildRequest
@@ -249,10 +247,8 @@ class LogHandler(ApiHandler):
         await self.finish("".join(pending).encode(errors="replace"))
 
 
-class EventsHandler(StreamHandler, ApiHandler):
+class EventsHandler(SharedStreamHandler, ApiHandler):
     """The events of one build."""
-
-    _stream: ApiStream | None = None
 
     async def get(self, id_: str) -> None:
         """Stream the events, from the reader's position to the end."""
@@ -262,32 +258,24 @@ class EventsHandler(StreamHandler, ApiHandler):
             self.set_status(204)
             return
         self.take_slot(self.user)
-        self._stream = ApiStream(cursor)
-        await self.stream(self._chunks(build, self._stream))
+        await self.stream(self._send(build, cursor))
 
-    def result(self) -> str:
-        """Return the kind of the final event."""
-        return (self._stream and self._stream.result) or "interrupted"
-
-    async def _chunks(self, build: Build, stream: ApiStream) -> AsyncGenerator[bytes, None]:
-        yield RETRY
-        items = with_keepalive(self._events(build), self.context.settings.hub.keepalive_seconds)
-        async with aclosing(items) as events:
-            async for event in events:
-                chunk = KEEPALIVE if event is None else stream.render(event)
-                if chunk:
-                    yield chunk
-                if stream.result:
-                    return
-
-    def _events(self, build: Build) -> AsyncGenerator[Event, None]:
-        """Return the events of an ended build from the store, and those of another one from RabbitMQ."""
+    async def _send(self, build: Build, cursor: ApiCursor) -> str:
+        """Send the events of an ended build from the store, and those of another one from RabbitMQ."""
+        if not await self.send(RETRY):
+            return "stalled"
         if build.state.is_end:
-            return self.context.records.events(build.id)
-        since = build.requested_at - CLOCK_SKEW
-        if build.state is BuildState.QUEUED:
-            return self.context.builds.of_request(build.request_id, since=since)
-        return self.context.builds.of_build(build.id, since=since)
+            stored = ApiRendering(partial(self.context.records.events, build.id), cursor)
+            sent = await self.send_all(stored.chunks(self.context.settings.hub.keepalive_seconds))
+            return stored.result or sent
+        is_queued = build.state is BuildState.QUEUED
+        of, id_ = (
+            (self.context.builds.of_request, build.request_id)
+            if is_queued
+            else (self.context.builds.of_build, build.id)
+        )
+        events = partial(of, id_, since=build.requested_at - CLOCK_SKEW)
+        return await self.send_build(("api", is_queued, id_), partial(ApiRendering, events), cursor)
 
 
 API_ROUTES: Final[list[tuple[str, type[JsonHandler]]]] = [

@@ -7,7 +7,8 @@ has begun, from RabbitMQ's stream or from the store.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Self, assert_never
@@ -16,6 +17,8 @@ from cachetools import LRUCache
 from pydantic import Field
 
 from rabbit2docker.hub.store.models import Record
+from rabbit2docker.hub.web.binderhub_stream import KEEPALIVE
+from rabbit2docker.hub.web.keepalive import with_keepalive
 from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.events import (
     Accepted,
@@ -185,6 +188,36 @@ class ApiStream:
             _ENCODED[key] = json.dumps(as_build_event(event)).encode()
         yield _ENCODED[key]
         yield b"\n\n"
+
+
+class ApiRendering:
+    """The events of one build, rendered from a position on."""
+
+    def __init__(self, events: Callable[[], AsyncGenerator[Event, None]], cursor: ApiCursor) -> None:
+        """Take what opens the events, from the first on."""
+        self._open_events = events
+        self._stream = ApiStream(replace(cursor))
+
+    @property
+    def result(self) -> str:
+        """Return the kind of the final event; empty until then."""
+        return self._stream.result
+
+    def position(self) -> ApiCursor:
+        """Return the position now."""
+        return replace(self._stream.cursor)
+
+    async def chunks(self, keepalive_seconds: float | None = None) -> AsyncGenerator[bytes, None]:
+        """Yield the frames of events, and comments during silence."""
+        found = self._open_events()
+        items = found if keepalive_seconds is None else with_keepalive(found, keepalive_seconds)
+        async with aclosing(items) as events:
+            async for event in events:
+                chunk = KEEPALIVE if event is None else self._stream.render(event)
+                if chunk:
+                    yield chunk
+                if self._stream.result:
+                    return
 
 
 def as_build_event(event: Event) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from rabbit2docker.hub.web.auth import make_authenticator
 from rabbit2docker.hub.web.base import MAX_BODY_BYTES, AppContext, Handler
 from rabbit2docker.hub.web.batches import BATCH_ROUTES
 from rabbit2docker.hub.web.binderhub import BUILD_ROUTE, OPEN_ROUTES
+from rabbit2docker.hub.web.broadcast import Broadcasts
 from rabbit2docker.hub.web.build_tokens import BuildTokens
 from rabbit2docker.hub.web.dead_letters import DEAD_LETTER_ROUTES, dead_letter_access
 from rabbit2docker.hub.web.limits import Limits
@@ -81,7 +82,6 @@ def _make_context(
     hub, streamed = settings.hub, Streamed()
     builds = StreamedBuilds(builds, streamed)
     submissions = Submissions(builds, records, tenant=settings.tenant, share_seconds=hub.share_seconds)
-    viewers = Viewers(builds, submissions, keepalive_seconds=hub.keepalive_seconds)
     return AppContext(
         settings=settings,
         authenticator=make_authenticator(hub, base_url),
@@ -89,7 +89,8 @@ def _make_context(
         records=records,
         streamed=streamed,
         submissions=submissions,
-        viewers=viewers,
+        viewers=Viewers(builds, submissions),
+        broadcasts=Broadcasts(keepalive_seconds=hub.keepalive_seconds, stalled_seconds=hub.stalled_seconds),
         run_checks=run_checks,
         limits=Limits(hub, records, broker_is_down),
         open_streams=OpenStreams(hub),

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +17,7 @@ from rabbit2docker.errors import StoreUnavailable
 from rabbit2docker.hub.health import HealthCheck
 from rabbit2docker.hub.store.models import Allowance, BuildRecords
 from rabbit2docker.hub.web.auth import SAFE_METHODS, Authenticator, User, check_origin
+from rabbit2docker.hub.web.broadcast import Broadcasts
 from rabbit2docker.hub.web.build_tokens import BuildTokens
 from rabbit2docker.hub.web.errors import (
     BROKER_ERRORS,
@@ -64,6 +65,7 @@ class AppContext:
     streamed: Streamed
     submissions: Submissions
     viewers: Viewers
+    broadcasts: Broadcasts
     run_checks: Callable[[], Awaitable[list[HealthCheck]]]
     limits: Limits
     build_tokens: BuildTokens
@@ -227,12 +229,12 @@ class StreamHandler(Handler):
     _slot: StreamSlot | None = None
     _is_restart = False
 
-    async def stream(self, chunks: AsyncGenerator[bytes, None]) -> None:
-        """Send all chunks as server-sent events, or as many as the viewer stays for."""
+    async def stream(self, sending: Coroutine[Any, Any, str]) -> None:
+        """Let `sending` send server-sent events and return the result, for as long as the viewer stays."""
         self.set_header("Content-Type", "text/event-stream")
         self.set_header("Cache-Control", "no-cache")
         self.set_header("X-Accel-Buffering", "no")
-        self._streaming = asyncio.create_task(self._send_all(chunks), name=f"stream of {self.request.path}")
+        self._streaming = asyncio.create_task(sending, name=f"stream of {self.request.path}")
         metrics.HUB_VIEWERS.inc()
         self.context.open_streams.begin(self)
         try:
@@ -294,7 +296,8 @@ class StreamHandler(Handler):
             await self.send(self.final_chunk())
         return "error"
 
-    async def _send_all(self, chunks: AsyncGenerator[bytes, None]) -> str:
+    async def send_all(self, chunks: AsyncGenerator[bytes, None]) -> str:
+        """Send all chunks; return the result."""
         async with aclosing(chunks):
             async for chunk in chunks:
                 if not await self.send(chunk):

@@ -1,7 +1,6 @@
 """BinderHub's routes: builds as server-sent events, versions, health, metrics and providers."""
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Final
 
 import structlog
@@ -9,7 +8,7 @@ from pydantic import ValidationError
 
 from rabbit2docker import metrics
 from rabbit2docker.hub.web.auth import User, check_browser
-from rabbit2docker.hub.web.base import Handler, StreamHandler
+from rabbit2docker.hub.web.base import Handler
 from rabbit2docker.hub.web.binderhub_stream import BinderHubStream, failure, frame
 from rabbit2docker.hub.web.build_form import check_password, check_provider
 from rabbit2docker.hub.web.build_tokens import InvalidBuildToken, origin_of
@@ -23,6 +22,8 @@ from rabbit2docker.hub.web.errors import (
     UnknownProvider,
 )
 from rabbit2docker.hub.web.resume import BinderHubCursor
+from rabbit2docker.hub.web.shared_streams import SharedStreamHandler
+from rabbit2docker.hub.web.viewers import BuildRendering
 from rabbit2docker.own_version import OWN_VERSION
 from rabbit2docker_schemas.providers import PROVIDERS
 from rabbit2docker_schemas.requests import BuildRequest
@@ -31,13 +32,11 @@ from rabbit2docker_schemas.validation_messages import describe
 log = structlog.get_logger()
 
 
-class BuildHandler(StreamHandler):
+class BuildHandler(SharedStreamHandler):
     """Requests a build and streams its events as BinderHub does, or resumes a stream.
 
     Every error is a `failed` event of a response with status 200: BinderHub's clients show nothing else to people.
     """
-
-    _result = "interrupted"
 
     async def get(self, provider: str, spec: str) -> None:
         """Stream the events of one build."""
@@ -49,7 +48,7 @@ class BuildHandler(StreamHandler):
             metrics.HUB_STREAMS.labels(end="ended").inc()
             return
         self.set_header("Access-Control-Allow-Headers", "cache-control")
-        await self.stream(self._chunks(provider, spec, resumed))
+        await self.stream(self._send(provider, spec, resumed))
 
     def options(self, provider: str, spec: str) -> None:
         """Answer the preflight request of a page that wants to send a token."""
@@ -65,43 +64,45 @@ class BuildHandler(StreamHandler):
         """Decode an argument leniently, so that no error escapes the stream."""
         return value.decode(errors="replace")
 
-    def result(self) -> str:
-        """Return the phase of the last event, or the kind of refusal."""
-        return self._result
-
     def final_chunk(self) -> bytes:
         """Return a `failed` event."""
         return frame(failure(INTERNAL_ERROR, 500))
 
-    async def _chunks(
-        self, provider: str, spec: str, resumed: BinderHubCursor | None
-    ) -> AsyncGenerator[bytes, None]:
+    async def _send(self, provider: str, spec: str, resumed: BinderHubCursor | None) -> str:
+        """Send the stream and return the phase of its last event, or the kind of refusal."""
         try:
-            stream = await self._open_stream(provider, spec, resumed)
+            cursor = await self._open_stream(provider, spec, resumed)
         except HttpError as error:
-            self._result = "refused"
             if isinstance(error, RateLimited):
                 self.set_limit_headers(error.allowance)
             # BinderHub's event for an unknown provider has no status_code.
             status = None if isinstance(error, UnknownProvider) else error.status_code
-            yield frame(failure(error.message, status))
-            return
+            await self.send(frame(failure(error.message, status)))
+            return "refused"
         except BROKER_ERRORS as error:
-            self._result = "unavailable"
             log.warning("build not requested, RabbitMQ unavailable", reason=str(error))
-            yield frame(failure(BUILDS_UNAVAILABLE, 503))
-            return
+            await self.send(frame(failure(BUILDS_UNAVAILABLE, 503)))
+            return "unavailable"
         if resumed is None:
             # Not only once the repository's host and the registry have answered.
-            yield stream.waiting()
-        async with aclosing(self.context.viewers.stream(stream)) as chunks:
-            async for chunk in chunks:
-                self._result = stream.result or self._result
-                yield chunk
+            stream = self._stream_at(provider, spec, cursor)
+            if not await self.send(stream.waiting()):
+                return "stalled"
+            cursor = stream.cursor
+
+        def open_at(cursor: BinderHubCursor) -> BuildRendering:
+            return self.context.viewers.render(self._stream_at(provider, spec, cursor))
+
+        return await self.send_build(("binderhub", cursor.request_id), open_at, cursor)
+
+    def _stream_at(self, provider: str, spec: str, cursor: BinderHubCursor) -> BinderHubStream:
+        stream = BinderHubStream(provider, spec, replace(cursor))
+        stream.page = f"{self.context.public_url}builds/{cursor.request_id}"
+        return stream
 
     async def _open_stream(
         self, provider: str, spec: str, resumed: BinderHubCursor | None
-    ) -> BinderHubStream:
+    ) -> BinderHubCursor:
         """Check the request in BinderHub's order and submit it. Raises HttpError and BROKER_ERRORS."""
         self.check_network()
         user = await self.context.authenticator.user(self)
@@ -117,9 +118,7 @@ class BuildHandler(StreamHandler):
             if not is_unlimited:
                 await self.check_rate(user)
 
-        stream = await self.context.viewers.open(request, resumed, rate_check)
-        stream.page = f"{self.context.public_url}builds/{stream.cursor.request_id}"
-        return stream
+        return await self.context.viewers.open(request, resumed, rate_check)
 
     def _has_build_token(self, provider: str, spec: str) -> bool:
         """Return whether the URL has a build token. Raises Forbidden, with BinderHub's text, if it is invalid."""

@@ -76,7 +76,8 @@ class BinderHubStream:
         match event.data:
             case Accepted() as accepted:
                 self._cached, self._is_accepted = accepted.cached, True
-                first = b"" if accepted.cached else self.waiting()
+                # Every viewer has got this one, before its request was answered: positions count it.
+                first = self.waiting()
                 if accepted.notice:
                     return first + self._event({"phase": "waiting", "message": f"{accepted.notice}\n"})
                 return first

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 from rabbit2docker import metrics
 from rabbit2docker.errors import BrokerUnavailable, TopologyMismatch
@@ -9,41 +10,64 @@ from rabbit2docker.hub.web.binderhub_stream import KEEPALIVE, BinderHubStream
 from rabbit2docker.hub.web.keepalive import with_keepalive
 from rabbit2docker.hub.web.resume import BinderHubCursor
 from rabbit2docker.hub.web.submissions import Builds, RateCheck, Submissions, no_rate_check
+from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.requests import BuildRequest
 
 
 class Viewers:
     """Opens streams for viewers and renders events into them."""
 
-    def __init__(self, builds: Builds, submissions: Submissions, *, keepalive_seconds: float) -> None:
-        """Take the parts; a silent stream gets a comment every `keepalive_seconds`."""
+    def __init__(self, builds: Builds, submissions: Submissions) -> None:
+        """Take the parts."""
         self._builds = builds
         self._submissions = submissions
-        self._keepalive_seconds = keepalive_seconds
 
     async def open(
         self,
         request: BuildRequest,
         resumed: BinderHubCursor | None,
         rate_check: RateCheck = no_rate_check,
-    ) -> BinderHubStream:
-        """Submit the request, or resume at a viewer's position. Raises what submitting raises."""
+    ) -> BinderHubCursor:
+        """Submit the request, or resume at a viewer's position; return the position. Raises what submitting raises."""
         if resumed is not None:
             metrics.HUB_REQUESTS.labels(outcome="resumed").inc()
-        cursor = resumed or BinderHubCursor(await self._submissions.submit_shared(request, rate_check))
-        return BinderHubStream(request.provider, request.spec, cursor)
+        return resumed or BinderHubCursor(await self._submissions.submit_shared(request, rate_check))
 
-    async def stream(self, stream: BinderHubStream) -> AsyncGenerator[bytes, None]:
-        """Yield the rest of a stream, with comments during silence.
+    def render(self, stream: BinderHubStream) -> "BuildRendering":
+        """Return the rest of a stream."""
+        return BuildRendering(stream, self._builds, self._submissions)
+
+
+class BuildRendering:
+    """The events of one request, rendered into a stream."""
+
+    def __init__(self, stream: BinderHubStream, builds: Builds, submissions: Submissions) -> None:
+        """Take the stream at its position."""
+        self._stream = stream
+        self._builds = builds
+        self._submissions = submissions
+
+    @property
+    def result(self) -> str:
+        """Return the final phase; empty until then."""
+        return self._stream.result
+
+    def position(self) -> BinderHubCursor:
+        """Return the position now."""
+        return replace(self._stream.cursor)
+
+    async def chunks(self, keepalive_seconds: float | None = None) -> AsyncGenerator[bytes, None]:
+        """Yield the rest of the stream, with comments during silence.
 
         Without a final event it stops only if this program closes its connection to RabbitMQ; the viewer then reconnects.
         """
-        request_id = stream.cursor.request_id
+        stream = self._stream
         try:
-            async with aclosing(self._chunks(stream)) as chunks:
-                async for chunk in chunks:
+            async with aclosing(self._events(keepalive_seconds)) as events:
+                async for event in events:
+                    chunk = KEEPALIVE if event is None else stream.render(event)
                     if stream.result:
-                        self._submissions.stop_sharing(request_id)
+                        self._submissions.stop_sharing(stream.cursor.request_id)
                     if chunk:
                         yield chunk
                     if stream.result:
@@ -55,9 +79,8 @@ class Viewers:
             return
         yield stream.fail("The result of this build is unknown. Please try again.", 500)
 
-    async def _chunks(self, stream: BinderHubStream) -> AsyncGenerator[bytes, None]:
-        """Yield events, and comments during silence."""
-        items = with_keepalive(self._builds.of_request(stream.cursor.request_id), self._keepalive_seconds)
-        async with aclosing(items) as events:
-            async for event in events:
-                yield KEEPALIVE if event is None else stream.render(event)
+    def _events(
+        self, keepalive_seconds: float | None
+    ) -> AsyncGenerator[Event, None] | AsyncGenerator[Event | None, None]:
+        events = self._builds.of_request(self._stream.cursor.request_id)
+        return events if keepalive_seconds is None else with_keepalive(events, keepalive_seconds)
