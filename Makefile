@@ -9,7 +9,7 @@ WORKERS ?= 4
 # Where it is set, each of pytest's processes would rewrite all assertions again, and each program compile its modules.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo hub-demo test test-stalled test-fast test-chaos test-hub test-rabbitmq test-rabbitmq-cluster test-cluster cluster-prepare cluster-up cluster-down lint release-check image sbom docs docs-reference docs-screenshots corpus fuzz chaos serve bench bench-cluster clean
+.PHONY: help venv up down status demo hub-demo test test-stalled test-fast test-chaos test-hub test-rabbitmq test-rabbitmq-cluster test-cluster cluster-prepare cluster-up cluster-down lint release-check image sbom docs docs-reference docs-screenshots corpus fuzz chaos serve bench bench-compare bench-cluster clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 29
@@ -134,6 +134,9 @@ serve: venv  ## run the consumer with the services up, until Ctrl-C
 
 bench: venv  ## measure; JSON goes to .run/benchmarks
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/python -m tests.benchmarks
+
+bench-compare: venv  ## measure beside REFERENCE_URL=http://… and bare libraries, and compare with the last figures; ARGS=--help
+	@$(BIN)/python -m deploy.dev run -- $(BIN)/python -m tests.benchmarks.compare $(ARGS)
 
 bench-cluster: venv  ## measure builds in pods, on a cluster as `make test-cluster` has it
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/python -m tests.cluster.harness run -- $(BIN)/python -m tests.benchmarks kubernetes

@@ -14,6 +14,8 @@ from urllib.parse import quote
 
 import typer
 from pydantic import BaseModel, SecretStr
+from tests.benchmarks.comparison import Figures
+from tests.benchmarks.comparison import table as figures_table
 
 from rabbit2docker import metrics as consumer_metrics
 from rabbit2docker.amqp.dead_letter_help import EXPLANATIONS
@@ -26,6 +28,7 @@ from rabbit2docker_schemas.providers import PROVIDERS, ProviderDescriptor
 from rabbit2docker_schemas.reasons import AGAIN_OF, CATEGORY_OF, HINT_OF, FailureReason
 
 REFERENCE: Final = Path(__file__).parent / "reference"
+FIGURES: Final = Path(__file__).parent / "comparison.json"
 ENV_PREFIX: Final = "RABBIT2DOCKER_"
 
 
@@ -314,6 +317,36 @@ def providers() -> str:
     )
 
 
+# -- comparison
+
+
+def comparison(figures: Figures | None = None) -> str:
+    """Return the page on the last figures of `make bench-compare`."""
+    found = figures or Figures.model_validate_json(FIGURES.read_bytes())
+    header, rows = figures_table(found)
+    machine = ", ".join(f"{name} {value}" for name, value in found.machine.items())
+    about = (
+        f"The reference was {found.reference}."
+        if found.reference
+        else "No reference was measured: `REFERENCE_URL` names any service that speaks BinderHub's HTTP."
+    )
+    return "\n\n".join(
+        [
+            "# Figures beside others",
+            "What `make bench-compare` measured last, on one machine and in one run: this service, a reference, and floors, "
+            "which are bare libraries and commands that do a part of the same work. The sides take turns in every round; a "
+            "figure is the median of the rounds with the least and the greatest, a ratio that of the rounds' ratios. Pods "
+            "are simulated, RabbitMQ and services are real. Load is the average number of programs that ran or waited for a "
+            "core: where it is far above the number of cores, times say more about the machine than ratios do.",
+            f"Measured on {found.measured} ({machine}). {about}",
+            table(*header, rows=rows),
+            "`make bench-compare` compares its ratios with these, and ends with 1 if one is more than 15 % worse. "
+            "`make bench-compare ARGS=--help` says what can be chosen, and `--record` keeps new figures in "
+            "`docs/comparison.json`, from which `make docs-reference` writes this page.",
+        ]
+    )
+
+
 PAGES: Final[dict[str, Callable[[], str]]] = {
     "settings.md": settings,
     "command-line.md": command_line,
@@ -323,6 +356,7 @@ PAGES: Final[dict[str, Callable[[], str]]] = {
     "failures.md": failures,
     "dead-letters.md": dead_letters,
     "providers.md": providers,
+    "comparison.md": comparison,
 }
 
 

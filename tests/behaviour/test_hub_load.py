@@ -22,7 +22,7 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.broker
 
 KILOBYTE, MEGABYTE = 1024, 1024 * 1024
-VIEWER_KILOBYTES = 64
+VIEWER_KILOBYTES = 36
 """Memory that one more viewer may take; `python -m tests.benchmarks hub` measures it."""
 BESIDE_MEGABYTES = 24
 """What the service may take beside, for the first of everything and for what it remembers of builds."""

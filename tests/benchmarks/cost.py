@@ -76,12 +76,19 @@ class Services:
         """Return what each has computed so far."""
         assert self.hub.process is not None
         found = {"consumer": self.place.process, "hub": psutil.Process(self.hub.process.pid)}
-        used = {name: _used(process) for name, process in found.items()}
+        used = {name: used_by(process) for name, process in found.items()}
         everything = (self.broker, *self.broker.children(recursive=True))
-        return used | {"rabbitmq": sum(map(_used, everything))}
+        return used | {"rabbitmq": sum(map(used_by, everything))}
+
+    def memory(self) -> dict[str, float]:
+        """Return the resident megabytes of each."""
+        assert self.hub.process is not None
+        found = {"consumer": self.place.process, "hub": psutil.Process(self.hub.process.pid)}
+        return {name: process.memory_info().rss / 1_000_000 for name, process in found.items()}
 
 
-def _used(process: psutil.Process) -> float:
+def used_by(process: psutil.Process) -> float:
+    """Return the CPU seconds of a process; 0 for one that has gone."""
     try:
         times = process.cpu_times()
     except psutil.NoSuchProcess:
@@ -90,7 +97,8 @@ def _used(process: psutil.Process) -> float:
 
 
 @asynccontextmanager
-async def _services() -> AsyncIterator[Services]:
+async def services(**variables: str) -> AsyncIterator[Services]:
+    """Run consumer, hub and a RabbitMQ of their own, with pods that are simulated; `variables` are the consumer's."""
     end, before = begin_run(), dict(os.environ)
     try:
         broker = await asyncio.to_thread(RabbitMQ.start)
@@ -98,11 +106,13 @@ async def _services() -> AsyncIterator[Services]:
         os.environ["RABBIT2DOCKER_AMQP__MANAGEMENT_URL"] = broker.management_url
         root = psutil.Process(docker.from_env().containers.get(broker.container.id).attrs["State"]["Pid"])
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
-            async with on_simulation() as place:
+            async with on_simulation(**variables) as place:
                 amqp = AmqpSettings(url=SecretStr(place.amqp.url.get_secret_value()))
                 limits = {
                     "RABBIT2DOCKER_HUB__REQUESTS_PER_ADDRESS": "0",
                     "RABBIT2DOCKER_HUB__VIEWERS_PER_USER": "0",
+                    "RABBIT2DOCKER_HUB__VIEWERS": "6000",
+                    "RABBIT2DOCKER_HUB__SHARE_SECONDS": "600",
                     "RABBIT2DOCKER_LOG__LEVEL": "warning",
                 }
                 hub = HubService(Path(directory), amqp, **limits)
@@ -183,19 +193,19 @@ async def measure() -> Report:
     """Measure lines at several rates, then small builds."""
     need_open_files(4096)
     report = Report("cost", {"seconds": SECONDS, "builds": BUILDS, "builds_per_second": BUILDS_PER_SECOND})
-    async with _services() as services:
+    async with services() as running:
         await asyncio.sleep(3)
-        before = services.cpu_seconds()
+        before = running.cpu_seconds()
         await asyncio.sleep(IDLE_SECONDS)
-        after = services.cpu_seconds()
+        after = running.cpu_seconds()
         idle = {name: (after[name] - before[name]) / IDLE_SECONDS for name in after}
         report.results["idle_cores"] = {name: round(cores, 4) for name, cores in idle.items()}
         for name, builds, rate in LOADS:
-            report.results[name] = found = await _lines(services, idle, builds, rate)
+            report.results[name] = found = await _lines(running, idle, builds, rate)
             report.at_most(f"lines lost or out of order, {name}", found["lines_lost_or_out_of_order"], 0)
             report.at_most(f"CPU ms a line, {name}", found["cpu_milliseconds_per_line"]["all"], LINE_GOAL)
             report.at_most(f"p50 seconds, {name}", found["age_seconds"]["p50"], 0.03)
-        report.results["small builds"] = found = await _builds(services, idle)
+        report.results["small builds"] = found = await _builds(running, idle)
         report.at_most("CPU ms a small build", found["cpu_milliseconds_per_build"]["all"], BUILD_GOAL)
     report.results["load"] = os.getloadavg()
     return report

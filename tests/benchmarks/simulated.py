@@ -1,13 +1,16 @@
 """A simulated cluster as a process of its own, whose memory and time are not the consumer's.
 
 `python -m tests.benchmarks.simulated KUBECONFIG` serves until its input ends. Its pods do what the build arguments say, as in
-`pod.py`; those with STAY run on after their lines. Each line of input is a command, answered by one line of JSON.
+`pod.py`, or what the name of their repository says, for requests that cannot have build arguments; those with STAY run
+on after their lines. Each line of input is a command, answered by one line of JSON.
 """
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -15,9 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.kube import Cluster, KubeServer
-from tests.support.kube.objects import PODS, encode
+from tests.support.kube.objects import PODS, Json, Resource, encode
 
 NODES = 20
+PLAY = re.compile(r"/play-(\d+)-(\d+)-[\w-]+")
+"""A repository whose name says how many lines its builder writes, and how many milliseconds apart."""
+
+
+def play(lines: int, every: float, name: str) -> str:
+    """Return the name of such a repository."""
+    return f"play-{lines}-{every * 1000:.0f}-{name}"
 
 
 class PlayingCluster(Cluster):
@@ -26,6 +36,13 @@ class PlayingCluster(Cluster):
     def __init__(self) -> None:
         super().__init__(nodes=tuple(f"node-{number}" for number in range(NODES)))
         self._tasks: set[asyncio.Task[None]] = set()
+        self.created: dict[str, float] = {}
+        """Unix time of each pod's creation, by the last part of its repository's address."""
+        self.store.admission.append(self._note_creation)
+
+    def _note_creation(self, resource: Resource, data: Json) -> None:
+        if resource is PODS and (options := _options(data)):
+            self.created.setdefault(str(options.get("repo_url", "")).rpartition("/")[2], time.time())
 
     def run(self, name: str) -> None:
         super().run(name)
@@ -35,16 +52,19 @@ class PlayingCluster(Cluster):
 
     async def _play(self, name: str) -> None:
         pod = self.pod(name)
-        environment = {item["name"]: item["value"] for item in pod["spec"]["containers"][0]["env"]}
-        options = json.loads(environment["RABBIT2DOCKER_BUILD"])["build_args"]
+        build = _options(pod)
+        options = build["build_args"]
         lines, every = int(options.get("LINES", "5")), float(options.get("EVERY", "0"))
+        if played := PLAY.search(build["repo_url"]):
+            lines, every = int(played[1]), int(played[2]) / 1000
         loop = asyncio.get_running_loop()
         await asyncio.sleep(max(0.0, float(options.get("AT", "0")) - datetime.now(UTC).timestamp()))
         began = loop.time()
         for number in range(lines):
             if not self.exists(name):
                 return
-            self.say(name, f"line {number} of the build")
+            # The time is for readers who get nothing but the text.
+            self.say(name, f"line {number} of the build {time.time():.6f}")
             if every:
                 await asyncio.sleep(max(0.0, began + (number + 1) * every - loop.time()))
         if "STAY" not in options and self._current(pod["metadata"]["uid"], name) is not None:
@@ -67,6 +87,15 @@ class PlayingCluster(Cluster):
         self.write(name, json.dumps(line))
 
 
+def _options(pod: Json) -> dict[str, Any]:
+    """Return what the builder is given; empty for other pods."""
+    environment = {
+        item["name"]: item.get("value", "") for item in pod["spec"]["containers"][0].get("env", ())
+    }
+    found: dict[str, Any] = json.loads(environment.get("RABBIT2DOCKER_BUILD") or "{}")
+    return found
+
+
 class Simulated:
     """The process, as a benchmark has it."""
 
@@ -75,7 +104,7 @@ class Simulated:
         self.kubeconfig = kubeconfig
 
     async def command(self, text: str) -> Any:
-        """Have a command carried out: `calls` (and forget them), `say N`, `pods`."""
+        """Have a command carried out: `calls` (and forget them), `say N`, `created`, `pods`."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(f"{text}\n".encode())
@@ -91,7 +120,7 @@ async def simulated(directory: Path) -> AsyncIterator[Simulated]:
         *("-m", __spec__.name, str(kubeconfig)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        limit=1 << 20,
+        limit=1 << 24,
     )
     try:
         found = Simulated(process, kubeconfig)
@@ -117,6 +146,8 @@ def _obey(server: KubeServer, cluster: PlayingCluster, command: str, count: str 
             calls = dict(server.counted())
             server.requests.clear()
             return calls
+        case "created":
+            return cluster.created
         case "say":
             for name in cluster.pods():
                 for number in range(int(count)):

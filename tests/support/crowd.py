@@ -15,14 +15,20 @@ LINE = re.compile(rb'"message": "line (\d+)([^"]*)\\n"')
 ID = re.compile(rb"^id: (.+)$", re.MULTILINE)
 
 
-def need_open_files(count: int) -> None:
-    """Let this process, and those that it starts, have so many files and sockets open; else skip the test and say so."""
+def open_files(count: int) -> int:
+    """Let this process, and those that it starts, have so many files and sockets open; return how many they can have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= count or soft == resource.RLIM_INFINITY:
-        return
-    if hard != resource.RLIM_INFINITY and hard < count:
-        pytest.skip(f"{count} open files are needed and {hard} allowed here (`ulimit -Hn`)")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+        return count
+    allowed = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return allowed
+
+
+def need_open_files(count: int) -> None:
+    """Have so many open files allowed; else skip the test and say so."""
+    if (allowed := open_files(count)) < count:
+        pytest.skip(f"{count} open files are needed and {allowed} allowed here (`ulimit -Hn`)")
 
 
 class Onlooker(asyncio.Protocol):

@@ -50,7 +50,7 @@ class Rendering(Protocol[PositionT]):
 
 
 class End(Enum):
-    """Why a subscription has ended."""
+    """The reason for the end of a subscription."""
 
     OVER = auto()
     """Everything was sent."""
