@@ -380,6 +380,31 @@ def test_the_consumer_may_do_what_it_does_and_nothing_else() -> None:
     assert subject["name"] == consumer(objects)["spec"]["serviceAccountName"]
 
 
+@pytest.mark.parametrize(
+    ("tenants", "allowed", "expected"),
+    [
+        ({"hub-a": {"node_selector": {"builds": "hub-a"}}}, True, True),
+        ({"hub-a": {"tolerations": [{"operator": "Exists"}]}, "hub-b": None}, True, True),
+        ({"hub-a": {"node_selector": {"builds": "hub-a"}}}, False, False),
+        ({"hub-a": {}}, True, False),
+        (["hub-a"], True, False),
+    ],
+    ids=str,
+)
+def test_nodes_may_be_listed_only_where_a_tenant_has_its_own(
+    tenants: Any, allowed: bool, expected: bool
+) -> None:
+    objects = render({"config": {"tenants": tenants}, "rbac": {"nodes": allowed}})
+    roles = [found for (kind, _), found in objects.items() if kind == "ClusterRole"]
+    bindings = [found for (kind, _), found in objects.items() if kind == "ClusterRoleBinding"]
+    assert (len(roles), len(bindings)) == ((1, 1) if expected else (0, 0))
+    if expected:
+        assert roles[0]["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}]
+        assert bindings[0]["roleRef"]["name"] == roles[0]["metadata"]["name"]
+        account = consumer(objects)["spec"]["serviceAccountName"]
+        assert [subject["name"] for subject in bindings[0]["subjects"]] == [account]
+
+
 def test_secrets_may_be_written_only_where_builds_need_their_own() -> None:
     objects = render(EVERYTHING)
 

@@ -134,6 +134,16 @@ app.kubernetes.io/component: docker-api
 {{- if .Values.personalCredentials.namespace }}true{{ end }}
 {{- end }}
 
+{{- /* Not empty if a tenant has nodes of its own. */}}
+{{- define "rabbit2docker.tenantNodes" -}}
+{{- $tenants := .Values.config.tenants }}
+{{- if kindIs "map" $tenants }}
+{{- range $tenant, $has := $tenants }}
+{{- if or ($has).node_selector ($has).tolerations }}true{{ end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- /* The names of a volume with credentials for git. Take a list: the tenant, and the host. */}}
 {{- define "rabbit2docker.gitVolume" -}}
 git-{{ join " " . | sha256sum | trunc 10 }}

@@ -32,6 +32,7 @@ from rabbit2docker.consumer.executors.kubernetes.informer import PODS, Informer
 from rabbit2docker.consumer.executors.kubernetes.leases import Leases
 from rabbit2docker.consumer.executors.kubernetes.logs import LogReader
 from rabbit2docker.consumer.executors.kubernetes.models import Owned, Pod
+from rabbit2docker.consumer.executors.kubernetes.nodes import Nodes
 from rabbit2docker.consumer.executors.kubernetes.personal_secrets import PersonalSecrets
 from rabbit2docker.consumer.executors.kubernetes.placement import least_loaded, ready_nodes
 from rabbit2docker.consumer.executors.kubernetes.pod_records import PodRecords
@@ -87,8 +88,9 @@ class KubernetesExecutor:
             self._records,
             self._config_objects,
             replica=self.replica,
-            preferred_nodes=lambda: least_loaded(self.ready_nodes(), self._records.running_per_node()),
+            preferred_nodes=self._preferred_nodes,
         )
+        self._nodes = Nodes(self._api, settings)
         self._garbage = GarbageCollector(self._api, settings, self._config_objects.builder_map)
         self._leases: Leases | None = None
         labels = settings.kubernetes.docker_api_labels
@@ -107,6 +109,8 @@ class KubernetesExecutor:
         await self._api.open()
         self._tasks.run_in_background(self._records.informer.run(), "watch of builds")
         self._tasks.run_in_background(self._docker_api.run(), "watch of docker-api")
+        if self._nodes.is_needed:
+            self._tasks.run_in_background(self._nodes.run(), "nodes")
         return self
 
     async def __aexit__(
@@ -242,6 +246,11 @@ class KubernetesExecutor:
     def ready_nodes(self) -> list[str]:
         """Return the nodes with a ready docker-api."""
         return ready_nodes(self._docker_api.objects.values())
+
+    def _preferred_nodes(self, tenant: str) -> list[str]:
+        # Nodes that are closed to the tenant are no choice, nor is a queue on its own nodes a reason to leave these.
+        nodes = self._nodes.where(tenant, self.ready_nodes())
+        return least_loaded(nodes, self._records.running_per_node())
 
     def _on_docker_api(self, _: Pod) -> None:
         self._records.set_docker_api_pods(len(self._docker_api.objects))

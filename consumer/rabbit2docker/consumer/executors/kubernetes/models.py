@@ -122,6 +122,27 @@ class Pod(KubeObject):
     status: PodStatus = PodStatus()
 
 
+class Taint(KubeObject):
+    """A mark of a node that keeps pods away which do not tolerate it."""
+
+    key: str
+    value: str = ""
+    effect: str
+
+
+class NodeSpec(KubeObject):
+    """The part of a node that closes it to pods."""
+
+    taints: tuple[Taint, ...] = ()
+
+
+class Node(KubeObject):
+    """A node."""
+
+    metadata: Metadata
+    spec: NodeSpec = NodeSpec()
+
+
 class LeaseSpec(KubeObject):
     """Holder, duration and last renewal of a Lease."""
 
@@ -172,6 +193,13 @@ class PodList(KubeObject):
 
     metadata: ListMetadata = ListMetadata()
     items: tuple[Pod, ...] = ()
+
+
+class NodeList(KubeObject):
+    """One page of a list of nodes."""
+
+    metadata: ListMetadata = ListMetadata()
+    items: tuple[Node, ...] = ()
 
 
 class LeaseList(KubeObject):

@@ -37,9 +37,9 @@ class BuildPods:
         config_objects: BuildConfigObjects,
         *,
         replica: str,
-        preferred_nodes: Callable[[], list[str]],
+        preferred_nodes: Callable[[str], list[str]],
     ) -> None:
-        """Create pods in the name of `replica`; `preferred_nodes` returns the nodes to prefer for the next one."""
+        """Create pods in the name of `replica`; `preferred_nodes` returns those for a tenant's next one."""
         self._api = api
         self._settings = settings
         self._records = records
@@ -62,7 +62,7 @@ class BuildPods:
             replica=self._replica,
             builder_map=self._config_objects.builder_map,
             access=access,
-            ready_nodes=self._preferred_nodes(),
+            ready_nodes=self._preferred_nodes(spec.tenant),
         )
         for _ in range(MAX_CONFLICTS):
             if (pod := await self._post(body)) is not None:
