@@ -198,10 +198,14 @@ class Listener(ThreadingHTTPServer):
 
 @contextmanager
 def git_http(
-    root: Path, *, certificates: Path | None = None, handler: type[Handler] = Handler
+    root: Path,
+    *,
+    certificates: Path | None = None,
+    handler: type[Handler] = Handler,
+    address: str = "127.0.0.1",
 ) -> Iterator[GitHttp]:
     """Serve the repositories below `root`, over TLS with certificates of the tests."""
-    listener = Listener(("127.0.0.1", 0), handler)
+    listener = Listener((address, 0), handler)
     host, port = listener.server_address[:2]
     if certificates:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

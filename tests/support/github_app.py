@@ -1,4 +1,4 @@
-"""A GitHub Enterprise server on loopback: private repositories, the API, and an App that gets tokens for them.
+"""A GitHub Enterprise server on this machine: private repositories, the API, and an App that gets tokens for them.
 
 Formats are those of GitHub's documentation. Signatures are verified, and tokens are those of real installations: they
 expire, and read the repositories that they were asked for.
@@ -105,7 +105,7 @@ class Enterprise:
     def repository(
         self,
         name: str,
-        files: Mapping[str, str] | None = None,
+        files: Mapping[str, str | bytes] | None = None,
         *,
         installed: bool = True,
         account: str = OWNER,
@@ -331,13 +331,16 @@ class SkewedHandler(Handler):
 
 
 @contextmanager
-def enterprise(directory: Path) -> Iterator[Enterprise]:
-    """Run the server, with the App's key in a new directory."""
+def enterprise(directory: Path, address: str = "127.0.0.1") -> Iterator[Enterprise]:
+    """Run the server at an address of this machine, with the App's key in a new directory."""
     directory.mkdir()
-    write_certificates(directory / "certificates")
+    write_certificates(directory / "certificates", address)
     (directory / "served").mkdir()
     with git_http(
-        directory / "served", certificates=directory / "certificates", handler=SkewedHandler
+        directory / "served",
+        certificates=directory / "certificates",
+        handler=SkewedHandler,
+        address=address,
     ) as https:
         server = Enterprise(directory, https)
         (directory / "registered.pem").write_bytes(new_key(server.key_file).read_bytes())
