@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from deploy.dev.machine import say
+from deploy.dev.machine import RUN, locked, say
 
-from tests.cluster.harness import kubectl
+from tests.cluster import consumer_image as image
+from tests.cluster.harness import choice, kubectl
 from tests.cluster.harness.layout import TESTS_LOCK, TESTS_LOCKED
 from tests.cluster.harness.suite import DISRUPTIVE
 
@@ -71,6 +72,20 @@ def cluster() -> str:
     if kind is None:
         pytest.fail("run `make test-cluster`, which starts a cluster and says where it is", pytrace=False)
     return kind
+
+
+@pytest.fixture(scope="session")
+def consumer_image(cluster: str) -> None:
+    """The consumer's image in all nodes, once for all workers; a cluster that was given has it in its registry."""
+    if cluster == "given":
+        return
+    archive, mark = RUN / "consumer.tar", RUN / "consumer-loaded"
+    this_run = os.environ.get("PYTEST_XDIST_TESTRUNUID", "")
+    with locked(RUN / "consumer-image.lock"):
+        if not this_run or not mark.exists() or mark.read_text() != this_run:
+            image.make(archive)
+            choice.load(archive)
+            mark.write_text(this_run)
 
 
 @pytest.fixture

@@ -1,191 +1,29 @@
 """The chart, installed by helm on a real cluster: consumers from the image of the Dockerfile, engines beside them."""
 
 import asyncio
-import base64
 import json
-import os
 import re
-import subprocess
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from deploy.dev.demo import registry_digest
-from deploy.dev.machine import RUN
-from deploy.helm.schema import CHART
 
 from rabbit2docker.consumer.removal import BY
-from rabbit2docker.settings import AmqpSettings
 from rabbit2docker_schemas.events import Cancelled, Progress
-from tests.cluster import consumer_image
-from tests.cluster.harness import choice, faults, kubectl
-from tests.cluster.site import IMAGES, REGISTRY, Site
-from tests.support.rabbitmq import Management
+from tests.cluster.harness import faults, kubectl
+from tests.cluster.installation import CONSUMERS, ENGINES, RELEASE, TESTS, Installation, prepared
+from tests.cluster.site import IMAGES
 from tests.support.stories import Asked, asked, build
 from tests.support.waiting import eventually, eventually_blocking
 
 pytestmark = pytest.mark.timeout(900)
 
-RELEASE = "rabbit2docker"
-CONSUMERS = "app.kubernetes.io/component=consumer"
-ENGINES = "app.kubernetes.io/component=docker-api"
-TESTS = "app.kubernetes.io/component=test"
-KINDS = (
-    "pods,services,deployments,daemonsets,jobs,configmaps,secrets,serviceaccounts,leases,roles,rolebindings"
-)
-Values = dict[str, Any]
-
-
-class Installation:
-    """One release in a namespace of its own, and what its operator provides."""
-
-    def __init__(self, namespace: str, amqp: AmqpSettings, site: Site) -> None:
-        self.namespace = namespace
-        self.amqp = amqp
-        self.site = site
-
-    @property
-    def values(self) -> Values:
-        return {
-            "image": {"repository": f"{IMAGES}rabbit2docker", "tag": "1"},
-            "amqp": {"existingSecret": "rabbitmq", "managementUrlKey": "management"},
-            # Consumers are ready only if the Job has declared what they need.
-            "topologyJob": {"enabled": True, "existingSecret": "rabbitmq"},
-            "pushSecret": "push",
-            "config": {
-                "images": {"prefix": f"{REGISTRY}/{self.namespace}-", "registry_url": f"http://{REGISTRY}"},
-                "builder": {"image": f"{IMAGES}repo2docker:1"},
-                "providers": {"allow_private_addresses": True},
-                "limits": {"attempts": 1},
-                "amqp": {"declare": False},
-                "hub": {"auth": "none"},
-            },
-            # No volumes are provided here, so what it stores goes with its pod.
-            "hubService": {"enabled": True, "persistence": {"enabled": False}},
-            # Registry and git server have private addresses, which the cluster may close.
-            "networkPolicy": {"builds": {"egressTo": "all"}},
-            "dockerApi": {
-                "image": {"repository": f"{IMAGES}docker-api", "tag": "1"},
-                "insecureRegistries": [REGISTRY],
-                "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
-                "terminationGracePeriodSeconds": 10,
-            },
-        }
-
-    def provide_secrets(self) -> None:
-        """Make the Secrets that the README asks an operator for."""
-        login = base64.b64encode(b"user:password").decode()
-        docker_config = {"auths": {REGISTRY: {"auth": login}}}
-        management = self.amqp.management_url
-        assert management
-        secrets: dict[str, tuple[str, dict[str, str]]] = {
-            "rabbitmq": (
-                "Opaque",
-                {"url": self.amqp.url.get_secret_value(), "management": management.get_secret_value()},
-            ),
-            "push": ("kubernetes.io/dockerconfigjson", {".dockerconfigjson": json.dumps(docker_config)}),
-            "git": ("Opaque", {"credentials": "https://user:token@git.example.org"}),
-        }
-        for name, (kind, data) in secrets.items():
-            kubectl.apply(
-                {
-                    "apiVersion": "v1",
-                    "kind": "Secret",
-                    "metadata": {"name": name},
-                    "type": kind,
-                    "stringData": data,
-                },
-                namespace=self.namespace,
-            )
-
-    def helm(self, *command: str, values: Values | None = None) -> None:
-        result = subprocess.run(
-            ["helm", f"--namespace={self.namespace}", *command, "--wait", "--timeout=180s"],
-            input=json.dumps(values),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert not result.returncode, f"{result.stdout}\n{result.stderr}\n{self.site.kubectl('get', 'pods')}"
-
-    def install(self) -> None:
-        self.helm("install", RELEASE, str(CHART), "--values=-", values=self.values)
-
-    def upgrade(self, values: Values) -> None:
-        self.helm("upgrade", RELEASE, str(CHART), "--reuse-values", "--values=-", values=values)
-
-    def tested(self, **values: str) -> tuple[int, str]:
-        """Run the test of the release, which builds a repository; return exit code and output."""
-        self.upgrade({"buildTest": values})
-        command = ["helm", f"--namespace={self.namespace}", "test", RELEASE, "--timeout=400s"]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
-        return result.returncode, result.stdout + result.stderr
-
-    def names(self, selector: str) -> set[str]:
-        return {pod["metadata"]["name"] for pod in self.site.pods(selector)}
-
-    def everything(self) -> set[str]:
-        """Return the names of all objects in the namespace."""
-        return set(self.site.kubectl("get", KINDS, "--output=name").split())
-
-    def metrics(self, pod: str) -> str:
-        path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}:8090/proxy/metrics"
-        return kubectl.kubectl("get", "--raw", path)
-
-    def get_from_hub(self, path: str) -> str:
-        """Return the response of the hub's service to a pod of the same namespace."""
-        service = kubectl.get("service", f"hub-{RELEASE}", namespace=self.namespace)
-        url = f"http://{service['spec']['clusterIP']}:8585{path}"
-        script = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=300).read().decode())"
-        return self.site.kubectl("exec", f"deployment/{RELEASE}", "--", "python", "-c", script, url)
-
-    def refused_calls(self) -> list[str]:
-        """Return the calls that the API server refused to the consumers for lack of a permission."""
-        calls = [
-            line
-            for pod in self.names(CONSUMERS)
-            for line in self.metrics(pod).splitlines()
-            if line.startswith("rabbit2docker_kubernetes_calls_total{")
-        ]
-        assert any('result="201"' in line for line in calls), calls
-        return [line for line in calls if re.search(r'result="40[13]"', line)]
-
-
-@contextmanager
-def prepared(directory: Path) -> Iterator[Installation]:
-    """Make a namespace and a virtual host with everything that the chart does not bring."""
-    management = Management(os.environ["RABBIT2DOCKER_TEST_CLUSTER_MANAGEMENT_URL"])
-    with ExitStack() as stack:
-        vhost = management.new_vhost()
-        stack.callback(management.delete_vhost, vhost)
-        namespace = stack.enter_context(kubectl.new_namespace("chart"))
-        amqp = AmqpSettings.model_validate(
-            {
-                "url": os.environ["RABBIT2DOCKER_TEST_CLUSTER_AMQP_URL"] + vhost,
-                "management_url": management.url_of_management,
-            }
-        )
-        installation = Installation(namespace, amqp, Site(namespace, amqp, directory, stack))
-        installation.provide_secrets()
-        stack.callback(subprocess.run, ["helm", f"--namespace={namespace}", "uninstall", RELEASE, "--wait"])
-        yield installation
-
 
 @pytest.fixture(scope="module")
-def _image(cluster: str) -> None:
-    """The consumer's image in all nodes; a cluster that was given has it in its registry."""
-    if cluster != "given":
-        archive = RUN / "consumer.tar"
-        consumer_image.make(archive)
-        choice.load(archive)
-
-
-@pytest.fixture(scope="module")
-def installation(_image: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+def installation(consumer_image: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     with prepared(tmp_path_factory.mktemp("installation")) as made:
         made.install()
         yield made
@@ -283,6 +121,23 @@ async def test_the_permissions_of_the_chart_are_enough_with_and_without_secrets(
         assert not installation.refused_calls()
     finally:
         await asyncio.to_thread(installation.upgrade, {"tenantCredentials": {"default": None}})
+
+
+async def test_a_build_prefers_caches_among_the_nodes_of_its_tenant_alone(
+    installation: Installation,
+) -> None:
+    nodes = [node["metadata"]["name"] for node in kubectl.get("nodes")["items"]]
+    own = {"default": {"node_selector": {"kubernetes.io/hostname": nodes[-1]}}}
+    await asyncio.to_thread(installation.upgrade, {"config": {"tenants": own}})
+    try:
+        story = await build(installation.amqp, installation.site.quick("pool").spec())
+        pod = kubectl.get("pod", story.accepted.build_name, namespace=installation.namespace)
+        terms = pod["spec"]["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+        preferred = [term["preference"]["matchFields"][0]["values"] for term in terms]
+        assert preferred == [[nodes[-1]]], "of the ranked nodes each one can be chosen"
+        assert not installation.refused_calls()
+    finally:
+        await asyncio.to_thread(installation.upgrade, {"config": {"tenants": None}})
 
 
 @contextmanager
