@@ -1,4 +1,4 @@
-"""The services that pods and tests both reach: a registry, a git server and RabbitMQ on the host's address of the bridge."""
+"""The services that pods and tests both reach, on the host's address of the bridge: registries, a git server, RabbitMQ."""
 
 import urllib.error
 import urllib.request
@@ -25,12 +25,15 @@ from tests.cluster.harness.layout import (
     HOST,
     LOGS,
     MANAGEMENT_PORT,
+    PRIVATE_REGISTRY,
     REGISTRY,
     STATE,
 )
 
 # In the order in which they are to end.
-NAMES = ("rabbitmq", "epmd", "registry", "git")
+NAMES = ("rabbitmq", "epmd", "private-registry", "registry", "git")
+ACCOUNTS = {"pusher": "pushes", "puller": "pulls"}
+"""The accounts of the private registry, with their passwords."""
 GIT_ROOT = STATE / "git"
 AMQP_URL = f"amqp://guest:guest@{HOST}:{AMQP_PORT}/"
 MANAGEMENT_URL = f"http://guest:guest@{HOST}:{MANAGEMENT_PORT}/"
@@ -53,10 +56,15 @@ mount --bind "$2" srv
 shift 2
 exec chroot . "$@"
 """
-_REGISTRY = f"""version: 0.1
+_REGISTRY = """version: 0.1
 log: {{level: warn}}
 storage: {{filesystem: {{rootdirectory: /srv/images}}, delete: {{enabled: true}}}}
-http: {{addr: "{REGISTRY}"}}
+http: {{addr: "{}"}}
+"""
+_LOGIN = "auth: {htpasswd: {realm: accounts, path: /srv/accounts}}\n"
+# The passwords of ACCOUNTS as bcrypt keeps them, which Python cannot compute everywhere.
+_HASHES = """pusher:$2b$05$abcdefghijklmnopqrstuuXB4aLF2pf6EXP82ZCs5pyCpj.xiAasi
+puller:$2b$05$abcdefghijklmnopqrstuuJK7q2d0lbOHJuSUK0aMBDAwPlpsjPYm
 """
 _RABBITMQ = f"""listeners.tcp.1 = {HOST}:{AMQP_PORT}
 management.tcp.ip = {HOST}
@@ -72,14 +80,14 @@ def start(ledger: Ledger) -> None:
         # The script that starts it is what is noted. Was that killed, the broker itself still has the ports.
         processes.kill_all(lambda: _erlang(root))
         ledger.remove("epmd")
-    for name in ("registry", "rabbitmq"):
+    for name in ("registry", "private-registry", "rabbitmq"):
         (STATE / name).mkdir(parents=True, exist_ok=True)
-    write_if_different(STATE / "registry/config.yml", _REGISTRY)
-    _start("registry", root, ["docker-registry", "serve", "/srv/config.yml"], ledger)
+    _start_registries(root, ledger)
     _start_rabbitmq(root, ledger)
     start_git(ledger)
-    with timed("Waiting for the registry and RabbitMQ"):
+    with timed("Waiting for the registries and RabbitMQ"):
         wait_for_http("registry", f"http://{REGISTRY}/v2/")
+        wait_for_http("private-registry", f"http://{PRIVATE_REGISTRY}/v2/")
         wait_for_http("rabbitmq", f"http://{HOST}:{MANAGEMENT_PORT}/api/auth")
 
 
@@ -140,6 +148,13 @@ def _start(name: str, root: Path, command: list[str], ledger: Ledger) -> None:
     state = STATE / ("rabbitmq" if name == "epmd" else name)
     inside = ["unshare", "-m", "--propagation", "private", "sh", "-c", _IN_ROOT, "sh", str(root), str(state)]
     machine.start(name, [*inside, *command], log=LOGS / f"{name}.log", ledger=ledger)
+
+
+def _start_registries(root: Path, ledger: Ledger) -> None:
+    write_if_different(STATE / "private-registry/accounts", _HASHES)
+    for name, address, login in (("registry", REGISTRY, ""), ("private-registry", PRIVATE_REGISTRY, _LOGIN)):
+        write_if_different(STATE / name / "config.yml", _REGISTRY.format(address) + login)
+        _start(name, root, ["docker-registry", "serve", "/srv/config.yml"], ledger)
 
 
 def _start_rabbitmq(root: Path, ledger: Ledger) -> None:

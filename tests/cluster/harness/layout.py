@@ -36,11 +36,14 @@ CGROUP = "rabbit2docker-cluster"
 
 API_PORT = 6443
 REGISTRY_PORT = 5000
+PRIVATE_REGISTRY_PORT = 5001
 GIT_PORT = 9418
 AMQP_PORT = 5672
 MANAGEMENT_PORT = 15672
 API_URL = f"https://{HOST}:{API_PORT}"
 REGISTRY = f"{HOST}:{REGISTRY_PORT}"
+PRIVATE_REGISTRY = f"{HOST}:{PRIVATE_REGISTRY_PORT}"
+"""A registry that nothing can be pulled from without an account."""
 BASE_IMAGE = "base:1"
 """The image busybox once more, in the registry: what Dockerfiles of tests begin with."""
 

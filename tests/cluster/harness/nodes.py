@@ -15,6 +15,7 @@ from tests.cluster.harness.layout import (
     LOGS,
     PATH,
     PAUSE_IMAGE,
+    PRIVATE_REGISTRY,
     REGISTRY,
     STATE,
     Node,
@@ -139,13 +140,15 @@ def _wait_for_containerd(node: Node, ledger: Ledger) -> None:
 
 
 def _configure(node: Node) -> None:
-    for name in ("run/cni/net.d", "lib", "log", "registries/_default"):
+    private = f"registries/{PRIVATE_REGISTRY}"
+    for name in ("run/cni/net.d", "lib", "log", "registries/_default", private):
         (node.directory / name).mkdir(parents=True, exist_ok=True)
     _RESOLV_CONF.touch()
     files = {
         "run/cni/net.d/10-rabbit2docker.conflist": json.dumps(_cni(node), indent=2),
-        # Whatever an image is called, only the registry of this machine is asked for it.
+        # Whatever an image is called, only the registries of this machine are asked for it.
         "registries/_default/hosts.toml": f'server = "http://{REGISTRY}"\n',
+        f"{private}/hosts.toml": f'server = "http://{PRIVATE_REGISTRY}"\n',
         "containerd.toml": _containerd(node),
         "kubelet.yaml": json.dumps(_kubelet(node), indent=2),
     }
