@@ -78,7 +78,7 @@ def check(run: dict[str, Any], expected: list[str], *, may_fail: bool) -> None:
     result = run["result"]
     assert result["reason"] in (("ok", "disk_full") if may_fail else ("ok",)), run
     assert "Errno" not in result["message"], run
-    # A line of which there is only a part is counted, so that readers are told of it.
+    # A line of which there is only a part is counted, so that readers hear of a gap.
     is_cut = not run["log"].endswith("\n") and bool(run["log"])
     assert result["lines"] == len(lines) + is_cut, run
     if result["reason"] == "ok":

@@ -2,15 +2,20 @@
 
 import asyncio
 import json
+import os
 import shlex
+import socket
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from unittest.mock import Mock
 from urllib.parse import quote
 
 import pytest
 
+from rabbit2docker.consumer.builder.builder import Fetcher, Source, Target
 from rabbit2docker.consumer.credentials import GitCredentials
 from rabbit2docker.consumer.executors.fetch_access import fetch_files
 from rabbit2docker.consumer.git_files import write_files
@@ -95,6 +100,38 @@ def test_an_ssh_repository_with_a_submodule_of_its_host(
     outer = nested(git, submodule)
     assert run(bench, git, git.ssh_url(outer), outer.head())["reason"] == "ok", bench.texts()
     assert (bench.tree / "sub" / "inner.txt").read_text() == "Inside."
+
+
+@pytest.mark.parametrize("family", ["127.0.0.1", "::1"])
+def test_ssh_connects_to_the_addresses_that_were_checked_whatever_its_name_leads_to(
+    tmp_path: Path, family: str
+) -> None:
+    """The name leads to 127.0.0.1 by the time of the connection; what was checked is another address."""
+    judged = "127.0.0.9" if family == "127.0.0.1" else family
+    kind = socket.AF_INET6 if ":" in judged else socket.AF_INET
+    try:
+        right = socket.create_server((judged, 0), family=kind)
+    except OSError as error:
+        pytest.skip(f"{judged} is needed: {error}")
+    with right, socket.create_server(("127.0.0.1", right.getsockname()[1])) as wrong:
+        right.settimeout(60)
+        runner = Mock(workdir=str(tmp_path))
+        runner.run = lambda command, on_line, seconds: on_line(judged) or 0
+        port = right.getsockname()[1]
+        spec = {"git": {"ssh_command": "ssh -F none -o BatchMode=yes"}}
+        fetcher = Fetcher(spec, runner, str(tmp_path), print)
+        fetcher._rules.check = lambda url: Target("ssh", "localhost", port)  # type: ignore[method-assign]
+        fetcher._rules.check_addresses = lambda *_: None  # type: ignore[method-assign]
+        url = f"ssh://git@localhost:{port}/one"
+        [option] = fetcher.checked(Source(url, "HEAD"))
+        environment = {**os.environ, "GIT_SSH_COMMAND": option.partition("=")[2]}
+        asked = subprocess.Popen(["git", "ls-remote", url], env=environment, stderr=subprocess.DEVNULL)
+        with right.accept()[0] as connection:
+            assert connection.recv(100).startswith(b"SSH-2.0-")
+        asked.wait()
+        wrong.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            wrong.accept()
 
 
 def test_a_submodule_by_ssh_on_a_host_without_a_key_is_refused(bench: Bench, git: PrivateGit) -> None:

@@ -10,8 +10,10 @@ import aiohttp
 import pytest
 
 from rabbit2docker.consumer.credentials import GitCredentials, TenantAccess
+from rabbit2docker.consumer.providers.address_policy import AddressPolicy
 from rabbit2docker.consumer.providers.base import Repository as Resolved
 from rabbit2docker.consumer.providers.catalog import Providers
+from rabbit2docker.consumer.providers.git import GitProvider
 from rabbit2docker.consumer.providers.http import open_session
 from rabbit2docker.consumer.providers.repository_check import RepositoryCheck
 from rabbit2docker.errors import CredentialsRefused, ProviderUnavailable, RequestRejected
@@ -142,6 +144,38 @@ async def test_an_expired_token_is_the_operators_to_renew(git: PrivateGit) -> No
     assert (error.reason, error.retryable) == ("credentials_refused", True)
     assert "The operator must renew them." in error.message
     assert "an-expired-token" not in error.message
+
+
+@pytest.mark.parametrize("name", ["repository.invalid", "localhost"])
+async def test_ssh_connects_to_the_address_that_was_checked_and_knows_the_host_by_its_name(
+    git: PrivateGit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """The name leads nowhere, or to another machine, by the time at which ssh would look it up."""
+    asked: list[str] = []
+
+    async def resolve(_self: AddressPolicy, url: str) -> list[str]:
+        asked.append(url)
+        return ["127.0.0.9", "127.0.0.1"]  # nothing listens at the first
+
+    monkeypatch.setattr(AddressPolicy, "resolve", resolve)
+    repository = git.repository("work")
+    known = tmp_path / "known_hosts"
+    known.write_text(git.ssh.known_hosts.replace("127.0.0.1", name))
+    tenant = git.tenant()
+    [login] = [entry for host, entry in tenant["git"].items() if host != git.https_host]
+    tenant["git"][f"{name}:{git.ssh.port}"] = {**login, "known_hosts_file": str(known)}
+    credentials = GitCredentials({"physics": TenantSettings.model_validate(tenant)})
+    provider = GitProvider(SETTINGS, ssh_hosts=credentials.ssh_hosts())
+    url = git.ssh_url(repository).replace("127.0.0.1", name)
+    found = await provider.resolve(f"{quote(url, safe='')}/main", credentials.of("physics"))
+    assert found.resolved_ref == repository.head()
+    assert asked
+    known.write_text(git.ssh.known_hosts)  # the key is that of an address, not of the name
+    credentials = GitCredentials({"physics": TenantSettings.model_validate(tenant)})
+    with pytest.raises(CredentialsRefused, match="No SSH key"):
+        await GitProvider(SETTINGS, ssh_hosts=credentials.ssh_hosts()).resolve(
+            f"{quote(url, safe='')}/main", credentials.of("physics")
+        )
 
 
 async def test_a_changed_ssh_host_key_gets_nothing(git: PrivateGit, tmp_path: Path) -> None:

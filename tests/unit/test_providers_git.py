@@ -371,17 +371,19 @@ async def test_a_redirect_is_looked_up_at_the_address_that_was_checked(
 
 
 @pytest.mark.parametrize("written", ["repository.invalid", "Repository.INVALID.", "repository.invalid:9"])
-async def test_gits_own_protocol_connects_to_the_address_that_was_checked(
-    written: str, work: Work, monkeypatch: pytest.MonkeyPatch
+async def test_gits_own_protocol_connects_to_the_address_that_was_checked_and_names_the_host(
+    written: str, work: Work, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    (tmp_path / "hosts").mkdir()
+    (tmp_path / "hosts" / "repository.invalid").symlink_to(work.path.parent)
     daemon_port = free_port()
     daemon = await asyncio.create_subprocess_exec(
         "git", "daemon", "--export-all", "--listen=127.0.0.1", f"--port={daemon_port}",
-        f"--base-path={work.path.parent}", start_new_session=True,
+        f"--interpolated-path={tmp_path / 'hosts'}/%H%D", start_new_session=True,
     )  # fmt: skip
 
     async def resolve(_self: AddressPolicy, _url: str) -> list[str]:
-        return ["127.0.0.1"]
+        return ["127.0.0.9", "127.0.0.1"]  # nothing listens at the first
 
     monkeypatch.setattr(AddressPolicy, "resolve", resolve)
     monkeypatch.setitem(git_urls.DEFAULT_PORTS, "git", daemon_port)

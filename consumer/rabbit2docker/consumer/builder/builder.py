@@ -2504,7 +2504,8 @@ class Fetcher:
             return [f"core.gitProxy={self._connector(addresses)}"]
         if target.scheme == "ssh":
             name = target.host if target.port == SSH_PORT else f"[{target.host}]:{target.port}"
-            pin = f"-o HostName={addresses[0]} -o HostKeyAlias={name}"
+            program = shlex.quote(self._connector(addresses)).replace("%", "%%")
+            pin = f"-o {shlex.quote(f'ProxyCommand={program} %h %p')} -o HostKeyAlias={name}"
             return [f"core.sshCommand={self._given['ssh_command']} {pin}"]
         return [
             f"http.curloptResolve={host}:{target.port}:{','.join(addresses)}"

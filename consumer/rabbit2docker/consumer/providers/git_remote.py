@@ -5,7 +5,8 @@ What can be read without credentials is. They are offered to a host only if it a
 
 import asyncio
 import tempfile
-from collections.abc import Iterable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urljoin
@@ -16,11 +17,12 @@ from yarl import URL
 from rabbit2docker.consumer.breakers import Breakers
 from rabbit2docker.consumer.credentials import TenantAccess, endpoint
 from rabbit2docker.consumer.git_files import GitFiles, written
-from rabbit2docker.consumer.providers.address_policy import AddressPolicy, Target, literal_address
+from rabbit2docker.consumer.providers.address_policy import AddressPolicy, literal_address
 from rabbit2docker.consumer.providers.git_errors import is_redirect, may_need_login, translated
 from rabbit2docker.consumer.providers.git_process import Ended, run_git
 from rabbit2docker.consumer.providers.git_urls import shown
 from rabbit2docker.consumer.providers.http import judged
+from rabbit2docker.consumer.providers.pinned_connection import connector, ssh_options
 from rabbit2docker.consumer.providers.refs import is_object_id
 from rabbit2docker.errors import Dependency, DependencyKind, ProviderUnavailable, RequestRejected
 from rabbit2docker_schemas.reasons import RejectReason
@@ -148,22 +150,35 @@ class GitRemote:
         # A redirect could lead to an address that the policy refuses, so each is checked before git follows it.
         follows = self._policy.allows_private and files is None
         options.append(f"http.followRedirects={'initial' if follows else 'false'}")
-        target = self._policy.check(url)
-        ssh_command = files.ssh_command if files else None
-        if addresses and not literal_address(target.host):
-            options += pins(url, target, addresses)
-            ssh_command = ssh_command and f"{ssh_command} {ssh_pin(target, addresses)}"
         if files:
             options += [f"{name}={value}" for name, value in files.config]
-        settings = [part for option in options for part in ("-c", option)]
         limited = ["sh", "-c", f'ulimit -f {HISTORY_BLOCKS}; exec "$@"', "sh"]
-        return await run_git(
-            [*limited, "git", *settings, *arguments],
-            url,
-            seconds=self._seconds,
-            dependency=self._host_of(url),
-            ssh_command=ssh_command,
-        )
+        async with self._pinned(url, addresses, files) as (pins, ssh_command):
+            settings = [part for option in (*options, *pins) for part in ("-c", option)]
+            return await run_git(
+                [*limited, "git", *settings, *arguments],
+                url,
+                seconds=self._seconds,
+                dependency=self._host_of(url),
+                ssh_command=ssh_command,
+            )
+
+    @asynccontextmanager
+    async def _pinned(
+        self, url: str, addresses: list[str], files: GitFiles | None
+    ) -> AsyncIterator[tuple[list[str], str | None]]:
+        """Have the options and the command for SSH with which git connects to the addresses that were checked."""
+        target, ssh_command = self._policy.check(url), files.ssh_command if files else None
+        if not addresses or literal_address(target.host):
+            yield [], ssh_command
+        elif target.scheme in ("http", "https"):
+            hosts = (target.host, f"{target.host}.")  # to curl, a name with a final dot is another name
+            resolved = f"{target.port}:{','.join(addresses)}"
+            yield [f"http.curloptResolve={host}:{resolved}" for host in hosts], ssh_command  # from git 2.37
+        else:
+            async with connector(addresses, target.port) as program:
+                options = [f"core.gitProxy={program}"] if target.scheme == "git" else []
+                yield options, ssh_command and f"{ssh_command} {ssh_options(program, target)}"
 
     async def _redirected(
         self, url: str, addresses: list[str], access: TenantAccess | None
@@ -201,25 +216,6 @@ class GitRemote:
     def _host_of(self, url: str) -> Dependency:
         target = self._policy.check(url)
         return Dependency(DependencyKind.HOST, f"{target.host}:{target.port}")
-
-
-def pins(url: str, target: Target, addresses: list[str]) -> Iterable[str]:
-    """Yield options with which git connects to the addresses that were checked, not to those that DNS returns next."""
-    if target.scheme == "git":
-        # Its protocol has no other way; a server that distinguishes hosts by name is not found.
-        host = f"[{addresses[0]}]" if ":" in addresses[0] else addresses[0]
-        yield f"url.git://{host}:{target.port}/.insteadOf={'/'.join(url.split('/')[:3])}/"
-        return
-    if target.scheme == "ssh":
-        return
-    for host in (target.host, f"{target.host}."):  # to curl, a name with a final dot is another name
-        yield f"http.curloptResolve={host}:{target.port}:{','.join(addresses)}"  # from git 2.37
-
-
-def ssh_pin(target: Target, addresses: list[str]) -> str:
-    """Return options of ssh with the same effect; the host is known by its name, not by its address."""
-    name = target.host if target.port == 22 else f"[{target.host}]:{target.port}"
-    return f"-o HostName={addresses[0]} -o HostKeyAlias={name}"
 
 
 def _read_refs(output: str) -> dict[str, str]:
