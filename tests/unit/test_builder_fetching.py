@@ -110,6 +110,41 @@ class TestCommits:
         assert result["reason"] == "ok", bench.texts()
         assert (bench.tree / "new.txt").read_text() == "proposed"
 
+    @pytest.mark.parametrize(
+        "branch",
+        [
+            "a#b",
+            "100%",
+            "c++",
+            "a@b",
+            "a&b",
+            "a;b",
+            "it's",
+            'say"',
+            "$HOME",
+            "a/b/c",
+            "\u00fcn\u00ef",
+            "(x)!",
+        ],
+    )
+    def test_a_branch_is_fetched_whatever_its_name(self, bench: Bench, git: GitHttp, branch: str) -> None:
+        # The server gives out no commit by its id, and the branch has moved on since it was looked up.
+        git.environment["GIT_PROTOCOL"] = "version=0"
+        repository = bench.repository()
+        repository.git("checkout", "--quiet", "-b", branch)
+        commit = repository.commit({"new.txt": "there"})
+        repository.commit({"new.txt": "later"})
+        repository.git("checkout", "--quiet", "main")
+        result = bench.run(repository, commit, source_ref=f"refs/heads/{branch}")
+        assert result["reason"] == "ok", bench.texts()
+        assert (bench.tree / "new.txt").read_text() == "there"
+
+    def test_files_are_fetched_whatever_their_names(self, bench: Bench) -> None:
+        names = ["-rf", "--upload-pack=x", "new\nline", "n" * 200, "d\u00e9p\u00f4t", "a b", "$HOME", "*"]
+        result = bench.run(bench.repository(dict.fromkeys(names, "content")))
+        assert result["reason"] == "ok", bench.texts()
+        assert {path.name for path in bench.tree.iterdir()} - {".git"} == set(names)
+
     def test_a_commit_that_a_force_push_left_behind_is_fetched(self, bench: Bench) -> None:
         repository = bench.repository()
         left = repository.commit({"old.txt": "left behind"})

@@ -2421,6 +2421,8 @@ class Fetcher:
                 if code == 0 and (commit := self._commit(asked, directory)):
                     self._note_privacy(asked, pins)
                     return commit
+                if code == 0:
+                    self._make(asked, directory)  # what has come is shallow, and would stay so
                 kind = classify_git(lines, asked.url)[0]
                 if kind == "absent" and self._git.server_knows_ids():
                     raise self._no_commit(source)
