@@ -9,7 +9,7 @@ WORKERS ?= 4
 # Where it is set, each of pytest's processes would rewrite all assertions again, and each program compile its modules.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo hub-demo test test-stalled test-fast test-chaos test-hub test-rabbitmq test-rabbitmq-cluster test-cluster cluster-prepare cluster-up cluster-down lint release-check image sbom docs docs-reference docs-screenshots corpus fuzz chaos serve bench bench-compare bench-cluster clean
+.PHONY: help venv up down status demo hub-demo test test-stalled test-fast test-chaos test-hub test-rabbitmq test-rabbitmq-cluster test-compose test-cluster cluster-prepare cluster-up cluster-down lint release-check image sbom docs docs-reference docs-screenshots corpus fuzz chaos serve bench bench-compare bench-cluster clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 29
@@ -54,6 +54,9 @@ test-cluster: venv  ## run the tests that need Kubernetes; KUBECONFIG chooses a 
 
 test-rabbitmq-cluster: venv  ## run the tests on a RabbitMQ of three nodes, which die during builds
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/pytest -m rabbitmq_cluster tests/rabbitmq_cluster $(ARGS)
+
+test-compose: venv  ## run compose.yaml: up, builds over HTTP and AMQP, down
+	@$(BIN)/python -m deploy.dev run -- $(BIN)/pytest -m compose tests/compose $(ARGS)
 
 RABBITMQ ?= 4.3
 test-rabbitmq: venv  ## run the tests that need RabbitMQ, one node and three, with version RABBITMQ=4.3

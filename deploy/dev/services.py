@@ -151,7 +151,7 @@ class Services:
         if not found.startswith(f"{version}."):
             raise Unable(f"Debian's suite {suite} has RabbitMQ {found} now, not {version}.")
         say(f"RabbitMQ {found}")
-        self._import(name, root, RABBITMQ.settings)
+        self.import_image(name, root, RABBITMQ.settings)
         return name
 
     def _services_root(self) -> Path:
@@ -168,27 +168,28 @@ class Services:
         start.chmod(0o755)
         return root
 
-    def _import(
+    def import_image(
         self, name: str, directory: Path, settings: tuple[str, ...], left_out: tuple[str, ...] = _LEFT_OUT
     ) -> None:
+        """Make an image of a directory, with instructions as in a Dockerfile."""
         with timed(f"Making the image {name}"):
             tar = ["tar", "-C", str(directory), "-c", *(f"--exclude=./{path}" for path in left_out), "."]
-            archive = subprocess.Popen(tar, stdout=subprocess.PIPE)
             changes = [part for setting in settings for part in ("-c", setting)]
             client = shutil.which("docker", path=f"{RUN / 'bin'}:{os.environ['PATH']}") or "docker"
-            subprocess.run(
-                [client, "import", *changes, "-", name],
-                stdin=archive.stdout,
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, **self.environment},
-                check=True,
-            )
-            if archive.wait():
+            with subprocess.Popen(tar, stdout=subprocess.PIPE) as archive:
+                subprocess.run(
+                    [client, "import", *changes, "-", name],
+                    stdin=archive.stdout,
+                    stdout=subprocess.DEVNULL,
+                    env={**os.environ, **self.environment},
+                    check=True,
+                )
+            if archive.returncode:
                 raise Unable(f"{directory} could not be packed.")
 
     def _import_services(self, image: Image) -> None:
         root = self._postgresql_root() if image.name == POSTGRESQL_IMAGE else self._services_root()
-        self._import(image.name, root, image.settings, (*_LEFT_OUT, *image.left_out))
+        self.import_image(image.name, root, image.settings, (*_LEFT_OUT, *image.left_out))
 
     def _import_base(self) -> None:
         root = RUN / "base-image"
@@ -202,7 +203,7 @@ class Services:
                 (root / "bin" / name).symlink_to("busybox")
         (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
         (root / "etc/group").write_text("root:x:0:\n")
-        self._import(BASE_IMAGE, root, ("ENV PATH=/bin", 'CMD ["sh"]'))
+        self.import_image(BASE_IMAGE, root, ("ENV PATH=/bin", 'CMD ["sh"]'))
         shutil.rmtree(root)
 
     def _container(self, name: str, image: str, ports: dict[int, int], *options: str) -> None:

@@ -116,7 +116,8 @@ def test_laptops_open_ports_to_themselves_alone_and_keep_all_data() -> None:
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
-    mounted = {volume.partition(":")[0] for service in SERVICES.values() for volume in service["volumes"]}
+    volumes = [volume for service in SERVICES.values() for volume in service["volumes"]]
+    mounted = {re.sub(r"\$\{\w+:-([\w/.]+)\}", r"\1", volume).partition(":")[0] for volume in volumes}
     assert mounted == {*COMPOSE["volumes"], "/var/run/docker.sock"}
 
 
