@@ -333,7 +333,7 @@ def comparison(figures: Figures | None = None) -> str:
     return "\n\n".join(
         [
             "# Figures beside others",
-            "What `make bench-compare` measured last, on one machine and in one run: this service, a reference, and floors, "
+            "What `make bench-compare` measured last, on one machine, each row in one run: this service, a reference, and floors, "
             "which are bare libraries and commands that do a part of the same work. The sides take turns in every round; a "
             "figure is the median of the rounds with the least and the greatest, a ratio that of the rounds' ratios. Pods "
             "are simulated, RabbitMQ and services are real. Load is the average number of programs that ran or waited for a "

@@ -114,7 +114,6 @@ def steps(run: Run, chosen: Sequence[str]) -> list[Step]:
         *both("at-once", "requests at once", compare_builds.at_once),
         *both("builds", "small builds", compare_builds.small_builds),
         ("engine", "a real build", partial(compare_floors.real_build, run)),
-        ("starting", "starting", partial(compare_growth.starting, run)),
     ]
     for count in BUILDS[:2] if run.quick else BUILDS:
         everything += both("lines", f"lines of {count}", compare_builds.lines, count)
@@ -123,6 +122,8 @@ def steps(run: Run, chosen: Sequence[str]) -> list[Step]:
         )
     for count in run.viewers:
         everything += both("viewers", f"{count} viewers", compare_builds.viewers, count)
+    # Behind what must not be measured on programs that have just started.
+    everything.append(("starting", "starting", partial(compare_growth.starting, run)))
     if run.turn == 0:  # takes long, and cannot be done twice: the builds stay
         everything.append(("growth", "growth", partial(compare_growth.growth, run, run.live)))
     return [step for step in everything if step[0] in chosen]

@@ -161,7 +161,7 @@ def _note_complete(
 async def viewers(run: Run, side: Side, count: int) -> None:
     """Measure one build with many viewers, and a request that comes in the meantime."""
     seconds = (6 if run.quick else 12) + count // 100
-    name, memory = play(RATE * seconds, 1 / RATE, run.name("crowd", side)), side.memory()
+    name = play(RATE * seconds, 1 / RATE, run.name("crowd", side))
     row = f"{count:,} viewer{'s' if count > 1 else ''} of 1 build × {RATE} lines/s"
     watching = await look_all(side.target, [name] * min(count, WATCHED))
     counters = await count_all(side.target, name, count - len(watching))
@@ -170,9 +170,9 @@ async def viewers(run: Run, side: Side, count: int) -> None:
     other = await look(side.target, play(5, 0, run.name("other", side, count)))
     first = await _begun(other)
     _note_seconds(run, f"request → first event beside {row}", side, [] if first is None else [first])
-    used, took, now = side.cpu_seconds(), time.monotonic() - began, side.memory()
+    used, took = side.cpu_seconds(), time.monotonic() - began
     while not any(viewer.over.done() for viewer in watching) and took < PATIENCE + seconds:
-        used, took, now = side.cpu_seconds(), time.monotonic() - began, side.memory()
+        used, took = side.cpu_seconds(), time.monotonic() - began
         await asyncio.sleep(0.5)
     await all_over([*watching, *counters, other], seconds=PATIENCE)
     ages = [age for viewer in watching for age in viewer.ages[-len(viewer.ages) // 3 :]]
@@ -180,15 +180,6 @@ async def viewers(run: Run, side: Side, count: int) -> None:
         _note_seconds(run, f"line → viewer, {row}", side, ages, cut)
     _note_complete(run, f"viewers with every line, {row}", side, watching, RATE * seconds, counters)
     _note_server(run, row, side, total(before, used), took)
-    if count >= 1000:
-        for process in ("hub", "reference"):
-            if process in now:
-                run.note(
-                    f"memory of a viewer, {row}",
-                    "KB",
-                    side.name,
-                    1000 * (now[process] - memory[process]) / count,
-                )
 
 
 def _note_server(run: Run, row: str, side: Side, used: dict[str, float], took: float) -> None:
