@@ -1,5 +1,6 @@
 """Ratios of a comparison, its table, and what counts as worse."""
 
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -199,3 +200,48 @@ class TestReference:
     def test_what_cannot_be_used_is_said_in_words(self, wrong: dict[str, str]) -> None:
         with pytest.raises(Unusable, match="REFERENCE_"):
             reference_from(wrong)
+
+
+class TestMain:
+    @pytest.fixture
+    def last(self, tmp_path: Path) -> Path:
+        """Return a file of last figures, in which a line takes as long as one of a bare library."""
+        compare.write_figures(figures(ours=[10], floor=[10]), tmp_path / "last.json")
+        return tmp_path / "last.json"
+
+    def measured(self, monkeypatch: pytest.MonkeyPatch, last: Path, ours: float, *more: str) -> int:
+        """Run the program on a machine where a line takes so long; return its exit code."""
+
+        async def measure(run: Run, rounds: int, chosen: object, environment: object) -> None:
+            run.note("a line", "ms", OURS, ours)
+            run.note("a line", "ms", "floor", 10)
+
+        monkeypatch.setattr(compare, "measure", measure)
+        monkeypatch.setattr(compare, "open_files", lambda count: count)
+        monkeypatch.setattr(sys, "argv", ["compare", f"--figures={last}", f"--out={last}.out", *more])
+        return compare.main()
+
+    @pytest.mark.parametrize(("ours", "code"), [(11, 0), (12, 1)])
+    def test_a_worse_ratio_ends_it_with_one(
+        self, monkeypatch: pytest.MonkeyPatch, last: Path, ours: float, code: int
+    ) -> None:
+        assert self.measured(monkeypatch, last, ours) == code
+
+    def test_the_worse_rows_are_printed(
+        self, monkeypatch: pytest.MonkeyPatch, last: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.measured(monkeypatch, last, 20)
+        printed = capsys.readouterr().out
+        assert "100 %" in printed
+        assert "REFERENCE_URL names a service" in " ".join(printed.split())
+
+    def test_recorded_figures_are_the_next_last_ones(
+        self, monkeypatch: pytest.MonkeyPatch, last: Path
+    ) -> None:
+        assert self.measured(monkeypatch, last, 20, "--record") == 0
+        assert self.measured(monkeypatch, last, 20) == 0
+
+    def test_what_cannot_be_measured_ends_it_with_two(
+        self, monkeypatch: pytest.MonkeyPatch, last: Path
+    ) -> None:
+        assert self.measured(monkeypatch, last, 1, "--took=test") == 2
