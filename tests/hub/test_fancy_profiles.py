@@ -20,6 +20,7 @@ from tests.faults.conftest import MakeConsumer
 from tests.hub.conftest import Hub, running
 from tests.support.browser import PATIENCE_MS, Looking, a_browser, looking
 from tests.support.consumer import Consumer
+from tests.support.fancy_profiles import choose, open_form, order
 from tests.support.github import FakeGitHub
 from tests.support.promises import captured, ends_of
 
@@ -99,30 +100,6 @@ async def window() -> AsyncIterator[Looking]:
         yield window
 
 
-async def open_form(page: Page, site: Site, user: str = "ada") -> None:
-    """Log in and wait for the form."""
-    await page.goto(f"{site.hub.address}hub/login?next=/hub/spawn")
-    await page.fill("#username_input", user)
-    await page.fill("#password_input", "any")
-    await page.click("#login_submit")
-    await expect(page.get_by_text("Choose your environment")).to_be_visible(timeout=PATIENCE_MS)
-
-
-async def choose(page: Page, label: str) -> None:
-    """Choose one of the images."""
-    await page.locator(".select__control").click()
-    await page.locator(".select__option", has_text=label).click()
-
-
-async def order(page: Page, repository: str, ref: str) -> None:
-    """Fill in what is to be built, and press the button."""
-    await choose(page, "Build your own image")
-    await page.get_by_label("Repository", exact=True).fill(repository)
-    await page.get_by_label("Git Ref", exact=True).fill(ref)
-    await expect(page.locator(".xterm-rows")).to_contain_text("Logs will appear here")
-    await page.get_by_role("button", name="Build Image and Start").click()
-
-
 def posted(page: Page) -> asyncio.Future[dict[str, str]]:
     """Return what the form is going to send to the hub."""
     sent: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
@@ -149,7 +126,7 @@ async def test_the_server_starts_with_the_image_built_in_the_form(
     site: Site, window: Looking, amqp: AmqpSettings
 ) -> None:
     page = window.page
-    await open_form(page, site)
+    await open_form(page, site.hub.address)
     await page.evaluate(HOLD)
     sent = posted(page)
     await order(page, "o/r", "v1")
@@ -175,7 +152,7 @@ async def test_a_failed_build_shows_its_reason_in_the_form_and_starts_nothing(
 ) -> None:
     page = window.page
     (site.consumer.fake_docker / "denied").touch()
-    await open_form(page, site)
+    await open_form(page, site.hub.address)
     await order(page, "o/r", "HEAD")
     log = page.locator(".xterm-rows")
     await expect(log).to_contain_text("denied: requested access", timeout=PATIENCE_MS)
@@ -186,7 +163,7 @@ async def test_a_failed_build_shows_its_reason_in_the_form_and_starts_nothing(
 
 async def test_a_missing_branch_is_named_in_the_form(site: Site, window: Looking) -> None:
     page = window.page
-    await open_form(page, site)
+    await open_form(page, site.hub.address)
     await order(page, "o/r", "nowhere")
     await expect(page.locator(".xterm-rows")).to_contain_text("no branch, tag or commit", timeout=PATIENCE_MS)
     await expect(page.locator(".invalid-feedback", has_text="image build failed")).to_be_visible()
@@ -195,7 +172,7 @@ async def test_a_missing_branch_is_named_in_the_form(site: Site, window: Looking
 
 async def test_an_image_built_before_starts_and_any_other_image_does_not(site: Site, window: Looking) -> None:
     page, ours = window.page, f"{PREFIX}o-r-1a2b3c:0123456"
-    await open_form(page, site)
+    await open_form(page, site.hub.address)
     await choose(page, "An image that was built before")
     await page.get_by_role("combobox", name="Name of the image").fill("docker.io/someone/else:latest")
     await page.get_by_role("button", name="Start").click()

@@ -12,7 +12,7 @@ from pathlib import Path
 from deploy.dev.machine import Unable, locked, run_interruptible, say
 from deploy.dev.services import read_env, write_env
 
-from tests.cluster import consumer_image
+from tests.cluster import consumer_image, hub_images
 from tests.cluster.harness import choice, layout, own, suite
 from tests.cluster.harness.layout import ENV, LOCK, TESTS_LOCK, TESTS_LOCKED
 
@@ -23,6 +23,7 @@ def prepare() -> None:
     kind.prepare()
     if kind is own:
         consumer_image.prepare()
+        hub_images.prepare()
 
 
 def up() -> dict[str, str]:

@@ -22,7 +22,7 @@ from tests.cluster.harness import programs
 from tests.cluster.harness.layout import BIN, IMAGES
 
 REPO2DOCKER = "2026.4.0"
-_BASE_PACKAGES = ("ca-certificates", "git", "python3", "python3-pip")
+BASE_PACKAGES = ("ca-certificates", "git", "python3", "python3-pip")
 _APT = "apt-get -q update && apt-get -q install -y --no-install-recommends"
 _DOCKER_API = f"{_APT} docker.io docker-cli iptables"
 _REPO2DOCKER = (
@@ -62,7 +62,7 @@ class Image:
 def provide() -> Path:
     """Return the archive with all images, making it where it is not in the cache."""
     wanted = "\0".join(
-        (*_BASE_PACKAGES, _DOCKER_API, _REPO2DOCKER, *_LEFT_OUT, str(programs.PROGRAMS[1].directory))
+        (*BASE_PACKAGES, _DOCKER_API, _REPO2DOCKER, *_LEFT_OUT, str(programs.PROGRAMS[1].directory))
     )
     digest = hashlib.sha256(wanted.encode()).hexdigest()[:8]
     archive = CACHE / f"cluster-images-{digest}.tar"
@@ -76,13 +76,13 @@ def provide() -> Path:
 
 
 def _images() -> list[Image]:
-    base = debian_root("cluster-base", _BASE_PACKAGES)
+    base = debian_root("cluster-base", BASE_PACKAGES)
     path = f"PATH={SYSTEM_PATH}"
     pause, busybox = CACHE / "cluster-pause", CACHE / "cluster-busybox"
     _make_pause(pause)
     _make_busybox(busybox)
-    docker_api = _layer("docker-api", base, _DOCKER_API)
-    repo2docker = _layer("repo2docker", base, _REPO2DOCKER)
+    docker_api = layer("docker-api", base, _DOCKER_API)
+    repo2docker = layer("repo2docker", base, _REPO2DOCKER)
     return [
         Image("pause:1", (pause,), {"Entrypoint": ["/pause"], "User": "65535:65535"}),
         Image("busybox:1", (busybox,), {"Env": ["PATH=/bin"], "Cmd": ["sh"]}),
@@ -119,7 +119,7 @@ def _make_busybox(directory: Path) -> None:
     (directory / "etc/group").write_text("root:x:0:\n")
 
 
-def _layer(name: str, base: Path, command: str) -> Path:
+def layer(name: str, base: Path, command: str) -> Path:
     """Return a directory with what a command changes in a root; made in a mount namespace, so no mount is left."""
     digest = hashlib.sha256(f"{base.name}\0{command}".encode()).hexdigest()[:8]
     layer = CACHE / f"cluster-{name}-{digest}"

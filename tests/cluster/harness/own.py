@@ -18,7 +18,17 @@ from tests.cluster.harness import (
     processes,
     programs,
 )
-from tests.cluster.harness.layout import BASE_IMAGE, BIN, IMAGES, KUBECONFIG, LOGS, NODES, REGISTRY, STATE
+from tests.cluster.harness.layout import (
+    BASE_IMAGE,
+    BIN,
+    IMAGES,
+    KUBECONFIG,
+    LOGS,
+    NODES,
+    PRIVATE_REGISTRY,
+    REGISTRY,
+    STATE,
+)
 
 KIND = "own"
 _READY = 180.0
@@ -74,6 +84,7 @@ def variables() -> dict[str, str]:
         "KUBECONFIG": str(KUBECONFIG),
         "RABBIT2DOCKER_TEST_CLUSTER": KIND,
         "RABBIT2DOCKER_TEST_CLUSTER_REGISTRY": REGISTRY,
+        "RABBIT2DOCKER_TEST_CLUSTER_PRIVATE_REGISTRY": PRIVATE_REGISTRY,
         "RABBIT2DOCKER_TEST_CLUSTER_BASE_IMAGE": f"{REGISTRY}/{BASE_IMAGE}",
         "RABBIT2DOCKER_TEST_CLUSTER_GIT_ROOT": str(beside.GIT_ROOT),
         "RABBIT2DOCKER_TEST_CLUSTER_GIT_URL": beside.git_url(),
@@ -125,13 +136,17 @@ def load(archive: Path) -> None:
 def _push_base() -> None:
     """Push the base image into the registry, from the node that has it."""
     mark = STATE / "registry" / "base-pushed"
-    if mark.exists():
-        return
-    ledger, name = layout.ledger(), f"{REGISTRY}/{BASE_IMAGE}"
+    if not mark.exists():
+        push("busybox:1", f"{REGISTRY}/{BASE_IMAGE}")
+        mark.touch()
+
+
+def push(image: str, name: str, *, login: str = "") -> None:
+    """Push an image that the first node has under the name that it is to have in a registry; raises Unable."""
+    ledger, user = layout.ledger(), ("--user", login) if login else ()
     ctr: list[str | Path] = [BIN / "ctr", "-n", "k8s.io", "images"]
-    nodes.run_in(NODES[0], [*ctr, "tag", "--force", f"{IMAGES}busybox:1", name], ledger)
-    nodes.run_in(NODES[0], [*ctr, "push", "--plain-http", name], ledger)
-    mark.touch()
+    nodes.run_in(NODES[0], [*ctr, "tag", "--force", f"{IMAGES}{image}", name], ledger)
+    nodes.run_in(NODES[0], [*ctr, "push", "--plain-http", *user, name], ledger)
 
 
 def _is_ready() -> bool:
