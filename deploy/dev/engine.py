@@ -33,6 +33,7 @@ from deploy.dev.machine import (
 # Without these, the engine drops what a step prints beyond 2 MiB, or faster than 200 KiB a second. There is still a limit,
 # for a step that prints without end; the chart has the same.
 STEP_LOGS = "BUILDKIT_STEP_LOG_MAX_SIZE=67108864 BUILDKIT_STEP_LOG_MAX_SPEED=-1"
+CONTAINERD = "containerd"
 PACKAGES = ("ca-certificates", "docker.io", "docker-cli", "docker-buildx", "iptables", "iproute2")
 
 _START = """
@@ -69,6 +70,8 @@ class MadeEngine:
     directory: Path
     name: str
     """Part of the bridge's name: another one for each engine on the machine."""
+    store: str = ""
+    """`containerd` keeps images in containerd's store instead of the engine's own."""
 
     @property
     def host(self) -> str:
@@ -94,6 +97,9 @@ class MadeEngine:
     def _start(self, socket_dir: Path, data: Path, ledger: Ledger) -> Started:
         # A second engine would flush the first one's firewall rules; loopback ports work without any.
         flags = "--iptables=false --ip6tables=false" if another_engine_runs() else ""
+        if self.store == CONTAINERD:
+            (socket_dir / "daemon.json").write_text('{"features": {"containerd-snapshotter": true}}')
+            flags += " --config-file /run/engine/daemon.json"
         script = _START.format(
             root=self.root,
             socket_dir=socket_dir,

@@ -1,10 +1,13 @@
 """The disk of a real engine: what a cleaning removes, what it never removes, and builds that need its space."""
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from deploy.dev.demo import registry_digest
+from deploy.dev.engine import CONTAINERD
 
 from rabbit2docker.consumer.engine_disk.cleaner import EngineCleaner
 from rabbit2docker.consumer.engine_disk.one_cleaning import Cleaned
@@ -21,9 +24,11 @@ pytestmark = [pytest.mark.docker, pytest.mark.xdist_group("engine-disk")]
 SIZE = 8 * MEGABYTE
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallEngine]:
-    with small_engine("48m", tmp_path_factory.mktemp("engine")) as engine:
+@pytest.fixture(scope="module", params=["", CONTAINERD], ids=["own-store", "containerd"])
+def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallEngine]:
+    """An engine with its own store of images, and one with containerd's, which keeps packed layers as well."""
+    size = "96m" if request.param else "48m"
+    with small_engine(size, tmp_path_factory.mktemp("engine"), store=request.param) as engine:
         create_lease_directory(engine.leases)
         yield engine
 
@@ -54,6 +59,7 @@ def built(engine: SmallEngine, *, push: bool = True) -> str:
 
 def test_builds_in_a_row_never_meet_a_full_disk(engine: SmallEngine) -> None:
     engine.make("others/image:1", MEGABYTE)
+    size = shutil.disk_usage(engine.disk).total
     with cleaning(engine, max_percent=60) as program:
         images = [built(engine) for _ in range(5)]
         assert {images[-1], "others/image:1", BASE_IMAGE} <= engine.names()
@@ -61,7 +67,7 @@ def test_builds_in_a_row_never_meet_a_full_disk(engine: SmallEngine) -> None:
         # They are counted at the end of a cleaning.
         eventually_blocking(lambda: program.metrics()["rabbit2docker_engine_images_removed_total"] >= 1)
         assert program.metrics()["rabbit2docker_engine_disk_freed_bytes_total"] >= SIZE
-        assert program.metrics()['rabbit2docker_engine_disk_bytes{kind="size"}'] == 48 * MEGABYTE
+        assert program.metrics()['rabbit2docker_engine_disk_bytes{kind="size"}'] == size
 
 
 def test_the_image_of_a_running_build_stays_and_goes_once_the_build_was_killed(engine: SmallEngine) -> None:
@@ -82,6 +88,11 @@ def test_the_image_of_a_running_build_stays_and_goes_once_the_build_was_killed(e
     assert not list((engine.leases / "held").iterdir())
 
 
+def test_the_digest_of_a_build_is_that_of_the_registry(engine: SmallEngine) -> None:
+    build = SmallBuild(engine, MEGABYTE, push=True)
+    assert build.result()["digest"] == registry_digest(build.image), build.texts()
+
+
 def test_images_of_others_stay_unless_the_operator_allows_their_removal(engine: SmallEngine) -> None:
     ours, running, renamed = (engine.make_ours(MEGABYTE) for _ in range(3))
     engine.make("others/derived:1", base=ours)
@@ -96,10 +107,13 @@ def test_images_of_others_stay_unless_the_operator_allows_their_removal(engine: 
 
 
 def test_the_image_that_was_not_used_for_longest_goes_first(engine: SmallEngine) -> None:
+    if engine.made.store == CONTAINERD:
+        pytest.skip("this store does not note that an image is given the name which it has")
     first, second = built(engine), built(engine)
     again = SmallBuild(engine, SIZE, push=True, image=first, is_there=True)
     assert again.result()["reason"] == "ok", again.texts()
-    clean(engine, max_bytes=2 * SIZE)
+    stored = clean(engine, max_bytes=1 << 40).survey.stored
+    clean(engine, max_bytes=stored - MEGABYTE)
     assert first in engine.names()
     assert second not in engine.names()
 

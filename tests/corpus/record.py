@@ -191,10 +191,10 @@ def memory_limit(megabytes: int) -> Iterator[list[str]]:
 
 
 @contextmanager
-def own_engine(size: str, *, is_quota: bool, is_loop: bool = False) -> Iterator[MadeEngine]:
+def own_engine(size: str, *, is_quota: bool, is_loop: bool = False, store: str = "") -> Iterator[MadeEngine]:
     """Run an engine with its data on a small disk."""
     directory = Path(tempfile.mkdtemp(prefix="r2d-engine-"))
-    made = MadeEngine(root=engines.engine_root(), directory=directory, name=uuid.uuid4().hex[:8])
+    made = MadeEngine(root=engines.engine_root(), directory=directory, name=uuid.uuid4().hex[:8], store=store)
     ledger = Ledger(directory / "started.json")
     disk = ExitStack()
     try:

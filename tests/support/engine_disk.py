@@ -7,7 +7,7 @@ import subprocess
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,10 @@ class SmallEngine:
     def names(self) -> set[str]:
         """Return the names of the images that it has."""
         # Not `images.list()`, which then asks for each image: one that a cleaning removes in the meantime is an error there.
-        return {tag for image in self.client.api.images() for tag in image["RepoTags"] or ()}
+        while True:
+            # With containerd's store it is an error of the list as well.
+            with suppress(docker.errors.NotFound):
+                return {tag for image in self.client.api.images() for tag in image["RepoTags"] or ()}
 
     def make(
         self, name: str, size: int = 0, *, base: str = BASE_IMAGE, labels: Mapping[str, str] | None = None
@@ -176,12 +179,14 @@ class SmallBuild:
 
 
 @contextmanager
-def small_engine(size: str, directory: Path, *, is_loop: bool = False) -> Iterator[SmallEngine]:
-    """Run an engine on a disk of `size`, in memory or in a file; skips the test where that cannot be done."""
+def small_engine(
+    size: str, directory: Path, *, is_loop: bool = False, store: str = ""
+) -> Iterator[SmallEngine]:
+    """Run an engine with a store of images on a disk of `size`, in memory or in a file; skips the test where that cannot be done."""
     skip_without_services()
     if not machine.is_debian_root() or not list(machine.CACHE.glob("docker-engine-*/.complete")):
         pytest.skip("a separate engine needs Debian, root, and `make up`")
-    with own_engine(size, is_quota=False, is_loop=is_loop) as made:
+    with own_engine(size, is_quota=False, is_loop=is_loop, store=store) as made:
         engine = SmallEngine(made, directory)
         try:
             yield engine
