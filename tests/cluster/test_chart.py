@@ -384,7 +384,7 @@ def test_the_consumer_may_do_what_it_does_and_nothing_else() -> None:
     ("tenants", "allowed", "expected"),
     [
         ({"hub-a": {"node_selector": {"builds": "hub-a"}}}, True, True),
-        ({"hub-a": {"tolerations": [{"operator": "Exists"}]}, "hub-b": None}, True, True),
+        ({"hub-a": {"tolerations": [{"operator": "Exists"}]}, "hub-b": {}}, True, True),
         ({"hub-a": {"node_selector": {"builds": "hub-a"}}}, False, False),
         ({"hub-a": {}}, True, False),
         (["hub-a"], True, False),
