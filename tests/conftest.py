@@ -1,10 +1,12 @@
 """Fixtures that several kinds of tests use."""
 
+import logging
 import sys
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
+import structlog
 
 from rabbit2docker.hub.store import database
 from rabbit2docker.settings import AmqpSettings, Settings
@@ -46,6 +48,19 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> parallel.GroupScheduling | None:
     """Schedule by group, unless the command line asks for another distribution."""
     return parallel.GroupScheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
+@pytest.fixture(autouse=True)
+def log_of_one_test() -> Iterator[None]:
+    """Undo what a test that runs the command line in this process configures: later tests have other output streams."""
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
+        root = logging.getLogger()
+        for handler in root.handlers[:]:
+            if isinstance(handler.formatter, structlog.stdlib.ProcessorFormatter):
+                root.removeHandler(handler)
+        root.setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")
