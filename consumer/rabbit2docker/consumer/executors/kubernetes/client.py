@@ -9,10 +9,11 @@ import json
 import os
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, Protocol, TypeVar
 from urllib.request import getproxies_environment
 
 import aiohttp
@@ -23,6 +24,7 @@ from kubernetes_asyncio.client import Configuration
 from kubernetes_asyncio.client.rest import RESTClientObject
 
 from rabbit2docker import metrics
+from rabbit2docker.consumer.executors.kubernetes.models import ListMetadata
 from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority, RateLimiter
 from rabbit2docker.errors import EXECUTOR, ConfigurationError, ExecutorUnavailable, Rabbit2DockerError
 from rabbit2docker.settings import KubernetesSettings
@@ -31,6 +33,8 @@ log = structlog.get_logger()
 
 CONNECT_SECONDS: Final = 5.0
 CALL_SECONDS: Final = 30.0
+PAGE_OBJECTS: Final = 500
+"""Usual size of a page of a list."""
 RELOAD_INTERVAL_SECONDS: Final = 5.0
 """Minimum time between two reloads of credentials that the API server rejected."""
 STREAMS_PER_SECOND: Final = 150.0
@@ -42,6 +46,17 @@ JSON_PATCH: Final = "application/json-patch+json"
 MERGE_PATCH: Final = "application/merge-patch+json"
 JSON: Final = "application/json"
 _CLIENT_ERRORS: Final = (aiohttp.ClientError, TimeoutError, OSError, ssl.SSLError)
+
+
+class Page(Protocol):
+    """One page of a list."""
+
+    @property
+    def metadata(self) -> ListMetadata:
+        """Version, and the token for the next page."""
+
+
+PageT = TypeVar("PageT", bound=Page)
 
 
 class ApiStatusError(Rabbit2DockerError):
@@ -121,6 +136,28 @@ class ApiClient:
             response, answer = await self._send(method, path, query, data, content_type, timeout)
         _raise_for_status(response, answer)
         return answer
+
+    async def pages(
+        self,
+        path: str,
+        parse: Callable[[bytes], PageT],
+        *,
+        priority: CallPriority,
+        size: int,
+        query: Mapping[str, str] = MappingProxyType({}),
+    ) -> AsyncGenerator[PageT, None]:
+        """Yield a list page by page, of at most `size` objects each. Raises what `call` and `parse` raise."""
+        place = {**query, "limit": str(size)}
+        while True:
+            data = await self.call("GET", path, priority=priority, query=place)
+            # Parsing a page takes tens of milliseconds, too long for the event loop.
+            page = await asyncio.to_thread(parse, data)
+            yield page
+            if not page.metadata.continue_:
+                return
+            # The token stands for the version of the list as well.
+            place = {name: value for name, value in place.items() if name != "resourceVersion"}
+            place["continue"] = page.metadata.continue_
 
     async def _send(
         self,

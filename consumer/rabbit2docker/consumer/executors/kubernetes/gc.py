@@ -1,14 +1,19 @@
 """Garbage collection of objects without a record, left behind by crashes between two calls and by older versions."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 import structlog
 
 from rabbit2docker.consumer.executors.kubernetes import manifest
-from rabbit2docker.consumer.executors.kubernetes.client import JSON_PATCH, ApiClient, ApiStatusError
+from rabbit2docker.consumer.executors.kubernetes.client import (
+    JSON_PATCH,
+    PAGE_OBJECTS,
+    ApiClient,
+    ApiStatusError,
+)
 from rabbit2docker.consumer.executors.kubernetes.models import Metadata, Owned, OwnedList, Pod
 from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority
 from rabbit2docker.consumer.executors.record_format import NewerRecord
@@ -21,7 +26,6 @@ STUCK_AFTER: Final = timedelta(seconds=60)
 SECRET_AFTER: Final = timedelta(minutes=10)
 """A Secret is created moments before its pod: one that is older and has no pod belongs to a failed creation."""
 ORPHAN_AFTER: Final = timedelta(hours=1)
-PAGE_OBJECTS: Final = 500
 
 
 class GarbageCollector:
@@ -77,19 +81,18 @@ class GarbageCollector:
         )
 
     async def _sweep_objects(self, plural: str, component: str, is_garbage: Callable[[Owned], bool]) -> None:
-        query = {"labelSelector": manifest.selector(self._settings, component), "limit": str(PAGE_OBJECTS)}
-        while True:
-            data = await self._api.call(
-                "GET", f"{self._core}/{plural}", priority=CallPriority.CLEAN, query=query
-            )
-            page = OwnedList.model_validate_json(data)
-            for found in page.items:
-                if is_garbage(found):
+        listing = self._api.pages(
+            f"{self._core}/{plural}",
+            OwnedList.model_validate_json,
+            priority=CallPriority.CLEAN,
+            size=PAGE_OBJECTS,
+            query={"labelSelector": manifest.selector(self._settings, component)},
+        )
+        async with aclosing(listing) as pages:
+            async for page in pages:
+                for found in filter(is_garbage, page.items):
                     log.info("unused object deleted", resource=plural, name=found.metadata.name)
                     await self._delete(plural, found.metadata)
-            if not page.metadata.continue_:
-                break
-            query["continue"] = page.metadata.continue_
 
     async def _delete(self, plural: str, metadata: Metadata, *, grace_seconds: int | None = None) -> None:
         body: dict[str, Any] = {"preconditions": {"uid": metadata.uid}}

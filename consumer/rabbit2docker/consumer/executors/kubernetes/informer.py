@@ -9,6 +9,7 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import aiohttp
@@ -17,7 +18,7 @@ from cachetools import TTLCache
 from pydantic import ValidationError
 
 from rabbit2docker import metrics
-from rabbit2docker.consumer.executors.kubernetes.client import ApiClient, ApiStatusError
+from rabbit2docker.consumer.executors.kubernetes.client import PAGE_OBJECTS, ApiClient, ApiStatusError
 from rabbit2docker.consumer.executors.kubernetes.models import (
     AnyList,
     BookmarkEvent,
@@ -38,7 +39,6 @@ from rabbit2docker.retry import Backoff, doubling
 
 log = structlog.get_logger()
 
-PAGE_OBJECTS: Final = 500
 WATCH_SECONDS: Final = (240, 480)
 """Range of the requested duration of a watch, chosen at random so that replicas do not reconnect all at once."""
 READ_TIMEOUT_SECONDS: Final = 90.0
@@ -225,18 +225,21 @@ class Informer(Generic[T]):
     async def _list(self) -> None:
         found: dict[str, T] = {}
         unreadable: frozenset[str] = frozenset()
-        query = {"labelSelector": self._selector, "limit": str(PAGE_OBJECTS)}
-        while True:
-            data = await self._api.call("GET", self._path, priority=CallPriority.READ, query=query)
-            # Parsing a page takes tens of milliseconds, too long for the event loop.
-            page = await asyncio.to_thread(self._type.parse_page, data)
-            found.update({item.metadata.uid: item for item in page.items})
-            unreadable |= page.unreadable
-            if not page.metadata.continue_:
-                break
-            query["continue"] = page.metadata.continue_
+        version = ""
+        listing = self._api.pages(
+            self._path,
+            self._type.parse_page,
+            priority=CallPriority.READ,
+            size=PAGE_OBJECTS,
+            query={"labelSelector": self._selector},
+        )
+        async with aclosing(listing) as pages:
+            async for page in pages:
+                found.update({item.metadata.uid: item for item in page.items})
+                unreadable |= page.unreadable
+                version = page.metadata.resource_version
         metrics.KUBERNETES_LISTS.labels(watch=self._name).inc()
-        self._replace_all(found, unreadable, page.metadata.resource_version)
+        self._replace_all(found, unreadable, version)
         self._listed_at = time.monotonic()
         self._mark_received()
         self.synced.set()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import aclosing
 from typing import Final
 
 import structlog
@@ -53,17 +54,16 @@ class Nodes:
             await asyncio.sleep(READ_SECONDS)
 
     async def _read(self) -> None:
-        found: dict[str, Node] = {}
-        # Version 0 is answered from the API server's cache; what is a little old serves as well.
-        query = {"limit": str(_PAGE_NODES), "resourceVersion": "0"}
-        while True:
-            data = await self._api.call("GET", "/api/v1/nodes", priority=CallPriority.READ, query=query)
-            page = await asyncio.to_thread(NodeList.model_validate_json, data)
-            found.update({node.metadata.name: node for node in page.items})
-            if not page.metadata.continue_:
-                break
-            query = {"limit": str(_PAGE_NODES), "continue": page.metadata.continue_}
-        self._known = found
+        listing = self._api.pages(
+            "/api/v1/nodes",
+            NodeList.model_validate_json,
+            priority=CallPriority.READ,
+            size=_PAGE_NODES,
+            # Answered from the API server's cache; what is a little old serves as well.
+            query={"resourceVersion": "0"},
+        )
+        async with aclosing(listing) as pages:
+            self._known = {node.metadata.name: node async for page in pages for node in page.items}
 
     def where(self, tenant: str, names: Iterable[str]) -> list[str]:
         """Return those of the nodes that a tenant's builds may run on; all of them where that is not known."""

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -10,7 +11,12 @@ import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from rabbit2docker.consumer.credentials import TOKEN_USER, Login, RequestKey
-from rabbit2docker.consumer.executors.kubernetes.client import ApiClient, ApiStatusError, as_unavailable
+from rabbit2docker.consumer.executors.kubernetes.client import (
+    PAGE_OBJECTS,
+    ApiClient,
+    ApiStatusError,
+    as_unavailable,
+)
 from rabbit2docker.consumer.executors.kubernetes.models import OwnedList
 from rabbit2docker.consumer.executors.kubernetes.rate_limiter import CallPriority
 from rabbit2docker.errors import CredentialsRefused
@@ -54,17 +60,18 @@ class PersonalSecrets:
 
     async def sweep(self, now: datetime) -> None:
         """Delete Secrets that were left behind. Raises ExecutorUnavailable and ApiStatusError."""
-        query = {"fieldSelector": f"type={SECRET_TYPE}", "limit": "500"}
-        while True:
-            data = await self._api.call("GET", self._secrets, priority=CallPriority.CLEAN, query=query)
-            page = OwnedList.model_validate_json(data)
-            for metadata in (found.metadata for found in page.items):
+        listing = self._api.pages(
+            self._secrets,
+            OwnedList.model_validate_json,
+            priority=CallPriority.CLEAN,
+            size=PAGE_OBJECTS,
+            query={"fieldSelector": f"type={SECRET_TYPE}"},
+        )
+        async with aclosing(listing) as pages:
+            async for metadata in (found.metadata async for page in pages for found in page.items):
                 if metadata.creation_timestamp and now - metadata.creation_timestamp > KEPT_FOR:
                     log.info("unused object deleted", resource="secrets", name=metadata.name)
                     await self._delete(metadata.name, metadata.uid)
-            if not page.metadata.continue_:
-                return
-            query["continue"] = page.metadata.continue_
 
     async def _get(self, key: RequestKey) -> dict[str, Any] | None:
         """Return the Secret; None if there is none, or it belongs to another tenant or request."""
