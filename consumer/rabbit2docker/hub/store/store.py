@@ -51,10 +51,15 @@ T = TypeVar("T")
 
 DEFAULT_LOG_BYTES: Final = 4 * 1024 * 1024
 PUT_BATCH: Final = 500
+
+
+def _known(tenant: Any) -> ColumnElement[bool]:
+    """Return the condition for the builds of a tenant of which more is known than some event."""
+    return and_(BUILDS.c.tenant == tenant, BUILDS.c.requested_at.is_not(None))
+
+
 # Made once: SQLAlchemy takes longer to compose a statement than SQLite to execute it.
-_KNOWN_BUILDS: Final = select(BUILDS).where(
-    BUILDS.c.tenant == bindparam("_tenant"), BUILDS.c.requested_at.is_not(None)
-)
+_KNOWN_BUILDS: Final = select(BUILDS).where(_known(bindparam("_tenant")))
 _BUILD: Final = _KNOWN_BUILDS.where(BUILDS.c.id == bindparam("_id"))
 _BUILD_OF_REQUEST: Final = _KNOWN_BUILDS.where(
     BUILDS.c.id.in_(
@@ -178,7 +183,7 @@ class Store:
         wanted = (
             select(func.count())
             .select_from(BUILDS)
-            .where(self._known(), BUILDS.c.state.in_(states), BUILDS.c.cached.is_(False))
+            .where(_known(self._tenant), BUILDS.c.state.in_(states), BUILDS.c.cached.is_(False))
         )
 
         async def count(connection: Statements) -> int:
@@ -201,9 +206,6 @@ class Store:
         row = BuildRow(**found)
         names = await self._names(connection, [row.id])
         return as_build(row, names.get(row.id, []), await self._extents(connection, row.id))
-
-    def _known(self) -> ColumnElement[bool]:
-        return and_(BUILDS.c.tenant == self._tenant, BUILDS.c.requested_at.is_not(None))
 
     async def _names(self, connection: Statements, builds: Sequence[str]) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
@@ -229,7 +231,7 @@ class Store:
         )
 
     def _matching(self, query: BuildQuery) -> Select[Any]:
-        wanted = select(BUILDS).where(self._known())
+        wanted = select(BUILDS).where(_known(self._tenant))
         for name in {query.visible_to, query.requester} - {None}:
             theirs = select(REQUESTERS.c.build_id).where(REQUESTERS.c.name == name)
             wanted = wanted.where(BUILDS.c.id.in_(theirs))

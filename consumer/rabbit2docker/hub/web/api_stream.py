@@ -209,9 +209,7 @@ class ApiRendering:
 
     async def chunks(self, keepalive_seconds: float | None = None) -> AsyncGenerator[bytes, None]:
         """Yield the frames of events, and comments during silence."""
-        found = self._open_events()
-        items = found if keepalive_seconds is None else with_keepalive(found, keepalive_seconds)
-        async with aclosing(items) as events:
+        async with aclosing(with_keepalive(self._open_events(), keepalive_seconds)) as events:
             async for event in events:
                 chunk = KEEPALIVE if event is None else self._stream.render(event)
                 if chunk:

@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
@@ -11,8 +12,15 @@ AHEAD: Final = 8
 """Items taken before the reader asks for them, so that a burst wakes it once."""
 
 
-async def with_keepalive(items: AsyncGenerator[T, None], seconds: float) -> AsyncGenerator[T | None, None]:
-    """Yield the items; None whenever none has come for `seconds`."""
+async def with_keepalive(
+    items: AsyncGenerator[T, None], seconds: float | None
+) -> AsyncGenerator[T | None, None]:
+    """Yield the items; None whenever none has come for `seconds`, if there is such a limit."""
+    if seconds is None:
+        async with aclosing(items):
+            async for item in items:
+                yield item
+        return
     pump = _Pump(items)
     try:
         while True:

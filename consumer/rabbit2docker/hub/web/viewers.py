@@ -10,7 +10,6 @@ from rabbit2docker.hub.web.binderhub_stream import KEEPALIVE, BinderHubStream
 from rabbit2docker.hub.web.keepalive import with_keepalive
 from rabbit2docker.hub.web.resume import BinderHubCursor
 from rabbit2docker.hub.web.submissions import Builds, RateCheck, Submissions, no_rate_check
-from rabbit2docker_schemas.cloudevents import Event
 from rabbit2docker_schemas.requests import BuildRequest
 
 
@@ -62,8 +61,9 @@ class BuildRendering:
         Without a final event it stops only if this program closes its connection to RabbitMQ; the viewer then reconnects.
         """
         stream = self._stream
+        items = with_keepalive(self._builds.of_request(stream.cursor.request_id), keepalive_seconds)
         try:
-            async with aclosing(self._events(keepalive_seconds)) as events:
+            async with aclosing(items) as events:
                 async for event in events:
                     chunk = KEEPALIVE if event is None else stream.render(event)
                     if stream.result:
@@ -78,9 +78,3 @@ class BuildRendering:
             yield stream.fail(f"The builds of this hub cannot be followed: {error}", 500)
             return
         yield stream.fail("The result of this build is unknown. Please try again.", 500)
-
-    def _events(
-        self, keepalive_seconds: float | None
-    ) -> AsyncGenerator[Event, None] | AsyncGenerator[Event | None, None]:
-        events = self._builds.of_request(self._stream.cursor.request_id)
-        return events if keepalive_seconds is None else with_keepalive(events, keepalive_seconds)
