@@ -18,6 +18,7 @@ from tests.support.exported_users import ExportedUsers
 from tests.support.hub_service import HubService
 from tests.support.kube.replicas import Replicas
 from tests.support.rabbitmq import RabbitMQ
+from tests.support.repositories import skip_without_services
 
 __all__ = ["make_consumer"]
 
@@ -34,6 +35,17 @@ async def kube(tmp_path: Path) -> AsyncIterator[Replicas]:
             function.can_block_in("executors/kubernetes/client.py", {"_read_configuration"})
         async with Replicas(tmp_path) as replicas:
             yield replicas
+
+
+@pytest.fixture
+def own_amqp(rabbitmq: RabbitMQ) -> Iterator[AmqpSettings]:
+    """A virtual host for a test with a consumer of its own that builds for real."""
+    skip_without_services()
+    vhost = rabbitmq.new_vhost()
+    yield AmqpSettings.model_validate(
+        {"url": rabbitmq.url(vhost), "management_url": rabbitmq.management_url, "heartbeat": 5}
+    )
+    rabbitmq.delete_vhost(vhost)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -20,8 +20,7 @@ from rabbit2docker.hub.store.models import Build
 from rabbit2docker.hub.store.store import Store
 from rabbit2docker.settings import AmqpSettings, Settings
 from tests.support.consumer import Consumer
-from tests.support.rabbitmq import RabbitMQ
-from tests.support.repositories import dockerfile, repository, skip_without_services, tools_path
+from tests.support.repositories import dockerfile, repository, tools_path
 from tests.support.stories import build
 from tests.support.waiting import eventually
 
@@ -58,16 +57,6 @@ if "ENGINE_DOOR" in os.environ and "repo2docker" in sys.orig_argv:
             pass
     print("searched", searched > 10, "found", found, "engine", os.path.exists("{ENGINE}"), flush=True)
 """
-
-
-@pytest.fixture
-def own_amqp(rabbitmq: RabbitMQ) -> Iterator[AmqpSettings]:
-    skip_without_services()
-    vhost = rabbitmq.new_vhost()
-    yield AmqpSettings.model_validate(
-        {"url": rabbitmq.url(vhost), "management_url": rabbitmq.management_url, "heartbeat": 5}
-    )
-    rabbitmq.delete_vhost(vhost)
 
 
 def plant(directory: Path) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,8 +16,7 @@ from tests.support.git_http import Handler
 from tests.support.git_lfs import ATTRIBUTES, LfsServer
 from tests.support.github_app import OWNER, enterprise
 from tests.support.private_git import PrivateGit, private_git
-from tests.support.rabbitmq import RabbitMQ
-from tests.support.repositories import dockerfile, skip_without_services, tools_path
+from tests.support.repositories import dockerfile, tools_path
 from tests.support.stories import build
 
 pytestmark = [pytest.mark.docker, pytest.mark.broker, pytest.mark.xdist_group("real-builds")]
@@ -29,14 +28,6 @@ SHOWS_ALL = (
     "COPY . /everything",
     "RUN cat /everything/data.bin /everything/sub/inner.txt /everything/other/data.txt; env; cat /proc/*/environ; true",
 )
-
-
-@pytest.fixture
-def own_amqp(rabbitmq: RabbitMQ) -> Iterator[AmqpSettings]:
-    skip_without_services()
-    vhost = rabbitmq.new_vhost()
-    yield AmqpSettings.model_validate({"url": rabbitmq.url(vhost), "heartbeat": 5})
-    rabbitmq.delete_vhost(vhost)
 
 
 class Processes:

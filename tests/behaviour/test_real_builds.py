@@ -137,17 +137,6 @@ async def in_thread(context: AbstractContextManager[Consumer]) -> AsyncIterator[
         await asyncio.to_thread(context.__exit__, None, None, None)
 
 
-@pytest.fixture
-def own_amqp(rabbitmq: RabbitMQ) -> Iterator[AmqpSettings]:
-    """A virtual host for a test with its own consumer."""
-    skip_without_services()
-    vhost = rabbitmq.new_vhost()
-    yield AmqpSettings.model_validate(
-        {"url": rabbitmq.url(vhost), "management_url": rabbitmq.management_url, "heartbeat": 5}
-    )
-    rabbitmq.delete_vhost(vhost)
-
-
 def run_image(client: docker.DockerClient, image: str) -> str:
     """Pull an image from the registry, run it and return its output."""
     client.images.remove(image, force=True)

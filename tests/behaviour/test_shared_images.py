@@ -20,21 +20,12 @@ from tests.support.consumer import Consumer
 from tests.support.git_lfs import ATTRIBUTES, LfsServer
 from tests.support.github_app import OWNER, Enterprise, enterprise
 from tests.support.private_git import PrivateGit, private_git
-from tests.support.rabbitmq import RabbitMQ
-from tests.support.repositories import Repository, dockerfile, skip_without_services, tools_path
+from tests.support.repositories import Repository, dockerfile, tools_path
 from tests.support.stories import Story
 
 pytestmark = [pytest.mark.docker, pytest.mark.broker, pytest.mark.xdist_group("real-builds")]
 
 INSIDE = "Only alpha may read this."
-
-
-@pytest.fixture
-def own_amqp(rabbitmq: RabbitMQ) -> Iterator[AmqpSettings]:
-    skip_without_services()
-    vhost = rabbitmq.new_vhost()
-    yield AmqpSettings.model_validate({"url": rabbitmq.url(vhost), "heartbeat": 5})
-    rabbitmq.delete_vhost(vhost)
 
 
 @dataclass

@@ -4,7 +4,6 @@ import csv
 import io
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -15,17 +14,11 @@ from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.reasons import RejectReason
 from tests.contract.test_binder_stream import BUILD, accepted, completed, failed, rejected
 from tests.support.hub_api import Api, happened
-from tests.support.hub_service import MemoryBuilds, a_store, serving
+from tests.support.hub_service import MemoryBuilds, serving
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 BATCH = BatchName("prebuild-20260131t120000-0a1b2c", 4)
 TOKENS = {"ada": "ada-secret", "bob": "bob-secret", "root": "root-secret"}
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with a_store(tmp_path) as store:
-        yield store
 
 
 @pytest.fixture

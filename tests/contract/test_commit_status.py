@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -22,7 +21,7 @@ from tests.contract.test_binder_stream import BUILD, completed, failed
 from tests.contract.test_webhooks import COMMIT, OTHER, SECRET, deliver, deliver_gitlab, github, gitlab
 from tests.support.commit_hosts import CommitHosts, broken, commit_hosts, hung_up, known, limited
 from tests.support.hub_api import happened
-from tests.support.hub_service import MemoryBuilds, Viewer, a_store, serving
+from tests.support.hub_service import MemoryBuilds, Viewer, serving
 from tests.support.waiting import eventually
 
 TOKEN = "a token for statuses"
@@ -38,12 +37,6 @@ STATUS = CommitStatus(request_id="r", provider="gh", repository="course/lecture"
 async def hosts() -> AsyncIterator[CommitHosts]:
     async with commit_hosts(TOKEN) as hosts:
         yield hosts
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with a_store(tmp_path) as store:
-        yield store
 
 
 @pytest.fixture

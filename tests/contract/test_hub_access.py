@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from http.cookies import SimpleCookie
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,7 +28,7 @@ from rabbit2docker_schemas.ids import build_id_of
 from rabbit2docker_schemas.requests import BuildRequest
 from tests.contract.test_binder_stream import BUILD, PATH, accepted, completed, lines
 from tests.support.hub_api import Api, happened
-from tests.support.hub_service import MemoryBuilds, Viewer, a_store, serving
+from tests.support.hub_service import MemoryBuilds, Viewer, serving
 from tests.support.ports import free_port
 
 TOKENS = {"ci": "a-secret", "bot": "another-secret"}
@@ -105,12 +104,6 @@ class TestTokens:
         settings = HubSettings.model_validate({"auth": "tokens", "tokens": tokens})
         with pytest.raises(ConfigurationError, match="HUB__TOKENS"):
             make_authenticator(settings, "/")
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with a_store(tmp_path) as store:
-        yield store
 
 
 class People:

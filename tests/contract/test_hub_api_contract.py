@@ -41,12 +41,6 @@ def builds() -> MemoryBuilds:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with a_store(tmp_path) as store:
-        yield store
-
-
-@pytest.fixture
 async def small_store(tmp_path: Path) -> AsyncIterator[Store]:
     async with a_store(tmp_path, log_bytes=16_384) as store:
         yield store

@@ -14,7 +14,7 @@ from rabbit2docker.hub.web.openapi import document
 from rabbit2docker.settings import HubAuth
 from tests.contract.test_binder_stream import BUILD, completed
 from tests.support.hub_api import Answer, Api
-from tests.support.hub_service import MemoryBuilds, a_store, serving
+from tests.support.hub_service import MemoryBuilds, serving
 
 GH = {"provider": "gh", "spec": "ada/thesis/HEAD"}
 TOKENS = {"ada": "ada-secret", "eve": "eve-secret", "portal": "portal-secret", "root": "root-secret"}
@@ -37,12 +37,6 @@ def builds() -> MemoryBuilds:
     builds = MemoryBuilds()
     builds.plan = [*BUILD, completed()]
     return builds
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with a_store(tmp_path) as store:
-        yield store
 
 
 @pytest.fixture

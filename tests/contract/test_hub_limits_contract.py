@@ -3,9 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any, ClassVar
 
 import aiohttp
@@ -16,7 +14,7 @@ from rabbit2docker.hub.store.store import Store
 from rabbit2docker.hub.web.build_tokens import mint
 from rabbit2docker_schemas.events import Phase, Progress, ProgressDetail
 from tests.contract.test_binder_stream import BUILD, PATH, accepted, completed
-from tests.support.hub_service import MemoryBuilds, Sent, Viewer, a_store, parse, serving
+from tests.support.hub_service import MemoryBuilds, Sent, Viewer, parse, serving
 from tests.support.ports import free_port
 
 ADA, BOB, ROOT = ({"Authorization": f"Bearer {name}-secret"} for name in ("ada", "bob", "root"))
@@ -35,12 +33,6 @@ def builds() -> MemoryBuilds:
     builds = MemoryBuilds()
     builds.plan = [*BUILD, completed()]
     return builds
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with a_store(tmp_path) as store:
-        yield store
 
 
 async def post(viewer: Viewer, path: str = "api/builds", **headers: str) -> tuple[int, Any, Any]:

@@ -2,15 +2,13 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 
 from rabbit2docker.hub.store.store import Store
 from tests.contract.test_binder_stream import BUILD, PATH, accepted, completed, lines
-from tests.support.hub_service import MemoryBuilds, Viewer, a_store, parse, serving, texts
+from tests.support.hub_service import MemoryBuilds, Viewer, parse, serving, texts
 from tests.support.waiting import eventually
 
 RETRY = re.compile(rb"\n\nretry: (\d+)\n\n\Z")
@@ -21,12 +19,6 @@ def builds() -> MemoryBuilds:
     builds = MemoryBuilds()
     builds.plan = [accepted(), lines(0, "line 0 of the build", "line 1 of the build")]
     return builds
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with a_store(tmp_path) as store:
-        yield store
 
 
 async def is_watched(builds: MemoryBuilds, count: int = 1) -> None:
