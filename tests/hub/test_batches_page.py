@@ -28,8 +28,8 @@ async def test_a_batch_is_one_thing_with_its_progress_on_a_phone(browser: Browse
     batch = BatchName("prebuild-20260131t120000-0a1b2c", 4)
     async with (
         a_store(tmp_path) as store,
-        serving(MemoryBuilds(), store) as viewer,
         looking(browser, viewport=PHONE, has_touch=True, is_mobile=True) as phone,
+        phone.at(serving(MemoryBuilds(), store)) as viewer,
     ):
         page = phone.page
         await page.goto(viewer.address)
@@ -61,4 +61,3 @@ async def test_a_batch_is_one_thing_with_its_progress_on_a_phone(browser: Browse
         await expect(page.locator("#summary")).to_contain_text("4 of 4 requests ended")
         await rows.filter(has_text="Failed").get_by_role("link").click()
         await expect(page.locator("#state")).to_have_text("Failed")
-        await phone.leave()

@@ -39,15 +39,16 @@ async def test_an_admin_handles_dead_letters_on_a_phone(
         Letter("forgery", FORGED),
         Letter("broken", "invalid_json", body=b"<script>alert(1)</script> no JSON " + b"x" * 500),
     )
+    service = serving(
+        MemoryBuilds(),
+        auth="tokens",
+        tokens=TOKENS,
+        admins=["root"],
+        dead_letters_url=amqp.url.get_secret_value(),
+    )
     async with (
-        serving(
-            MemoryBuilds(),
-            auth="tokens",
-            tokens=TOKENS,
-            admins=["root"],
-            dead_letters_url=amqp.url.get_secret_value(),
-        ) as viewer,
         looking(browser, viewport=PHONE, has_touch=True, is_mobile=True, **as_one("root")) as phone,
+        phone.at(service) as viewer,
     ):
         page = phone.page
         await page.goto(f"{viewer.address}?next=dead-letters")
@@ -77,7 +78,6 @@ async def test_an_admin_handles_dead_letters_on_a_phone(
         await expect(page.get_by_text("No dead letters")).to_be_visible()
         await page.get_by_label("Reason").select_option("Any")
         await expect(letters).to_have_count(1)
-        await phone.leave()
 
 
 async def test_only_admins_have_the_page_and_without_credentials_it_says_how_to_enable_it(

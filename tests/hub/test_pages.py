@@ -381,7 +381,7 @@ class TestLog:
     async def test_terminal_sequences_are_rendered(
         self, raw: str, drawn: list[list[str]], window: Looking
     ) -> None:
-        async with serving(MemoryBuilds()) as viewer:
+        async with window.at(serving(MemoryBuilds())) as viewer:
             await window.page.goto(viewer.address)
             style = await window.page.locator("link[rel=stylesheet]").get_attribute("href")
             nodes = await window.page.evaluate(
@@ -404,12 +404,11 @@ class TestLog:
             completed(),
         ]
         page = window.page
-        async with serving(builds) as viewer:
+        async with window.at(serving(builds)) as viewer:
             await ask(page, viewer.address, "twice")
             await state_is(page, "Completed")
             await expect(page.locator("#log")).to_contain_text("again")
             said = await page.locator("#log .text, #log .remark").all_text_contents()
-            await page.goto("about:blank")
         assert said == [
             "one",
             "two",
@@ -426,7 +425,7 @@ class TestLog:
                 build_id="", attempt=0, phase=events.Phase.WAITING, message="Limited", detail=until
             )
         ]
-        async with serving(builds) as viewer:
+        async with window.at(serving(builds)) as viewer:
             await ask(page, viewer.address, "limited")
             await expect(page.locator("#facts")).to_contain_text(re.compile(r"Next try\s*in \d+ min \d\d s"))
             await builds.add(*BUILD, completed(warnings=["Git LFS files are missing.", "So is a submodule."]))
@@ -435,7 +434,6 @@ class TestLog:
                 "Git LFS files are missing.\nSo is a submodule.", use_inner_text=True
             )
             await expect(page.locator("#facts")).not_to_contain_text("Next try")
-            await page.goto("about:blank")
 
     async def test_a_line_has_an_address(self, start: Callable[..., HubService], window: Looking) -> None:
         hub = await asyncio.to_thread(start, lines=400)

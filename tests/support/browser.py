@@ -3,11 +3,13 @@
 import os
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Request, async_playwright
+
+from tests.support.hub_service import Viewer
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS = [
@@ -61,6 +63,16 @@ class Looking:
         return str(
             await self.page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()")
         )
+
+    @asynccontextmanager
+    async def at(self, service: AbstractAsyncContextManager[Viewer]) -> AsyncIterator[Viewer]:
+        """Run a service in this process, and leave its pages before it closes.
+
+        A page that still loads when its service closes complains of a refused connection.
+        """
+        async with service as viewer:
+            yield viewer
+            await self.leave()
 
     async def leave(self) -> None:
         """Leave the page once it requests nothing more: a service in this process may then be closed."""
