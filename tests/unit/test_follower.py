@@ -44,6 +44,8 @@ class Bench:
         self.answers: list[ImageInfo | RegistryUnavailable | None] = []
         """Answers of the registry, the last one repeated; if empty, the image is there."""
         self.looked_up: list[str] = []
+        self.jump = timedelta()
+        """Difference of the wall clock to the right time."""
 
     async def find_image(self, image: str, _tenant: str = "default") -> ImageInfo | None:
         self.looked_up.append(image)
@@ -57,7 +59,8 @@ class Bench:
     @property
     def context(self) -> FollowerContext:
         events = EventPublisher(self.publisher, instance="test")
-        recovery = Recovery(EngineWatch(self.executor, self.breakers), self.find_image, Settings())
+        watch = EngineWatch(self.executor, self.breakers)
+        recovery = Recovery(watch, self.find_image, Settings(), now=lambda: datetime.now(UTC) + self.jump)
         return FollowerContext(self.executor, self.attempts, events, self.find_image, Settings(), recovery)
 
     async def create(self, **status: object) -> Attempt:
@@ -365,6 +368,22 @@ async def test_a_build_that_lost_the_engine_waits_for_it_and_is_tried_again(benc
     assert not bench.breakers.outage_of(ENGINE)
     second = bench.world.records[AttemptName("build-1-a2")].spec
     assert (second.attempt, second.interruptions, second.is_last) == (2, 1, False)
+
+
+@pytest.mark.parametrize("jump", [timedelta(days=1), timedelta(days=-1)])
+async def test_a_jump_of_the_clock_during_an_outage_neither_ends_nor_extends_the_wait(
+    bench: Bench, jump: timedelta
+) -> None:
+    bench.world.engine_problem = "The engine is away."
+    bench.world.end(NAME, "docker_unavailable")
+    following = asyncio.create_task(bench.follow())
+    await asyncio.sleep(60)
+    bench.jump = jump
+    await asyncio.sleep(5 * 3600)
+    assert not following.done()
+    await asyncio.sleep(3600)
+    assert following.done()
+    await following
 
 
 async def test_a_build_whose_registry_went_away_during_the_push_waits_for_it(bench: Bench) -> None:

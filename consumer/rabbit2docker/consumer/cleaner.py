@@ -36,6 +36,11 @@ SWEEP_KEY: Final = "sweep"
 """The key whose owner sweeps for all replicas."""
 OVERDUE_GRACE_SECONDS: Final = 60
 """The builder keeps its own deadline; the cleaner ends a builder that no longer can."""
+SETTLE_SECONDS: Final = 60.0
+"""A time that is past when it is first seen counts only after this, and only if the wall clock still says so.
+
+A machine's clock may be hours wrong when it starts or wakes up, until it has been set.
+"""
 
 
 def deadlines(attempt: Attempt) -> Iterator[tuple[datetime, ExternalEnd]]:
@@ -85,6 +90,8 @@ class Cleaner:
         self._now = now
         self._moments: dict[tuple[AttemptName, datetime], float] = {}
         """Times of records on the clock of the event loop, taken when they were first seen: a wall clock may jump."""
+        self._doubtful: set[tuple[AttemptName, datetime]] = set()
+        """Those of them that were past when they were first seen, and are looked at once more."""
         self._last_pass = self._next_pass = 0.0
         self._next_sweep = asyncio.get_running_loop().time() + SWEEP_SECONDS
         self._reschedule = asyncio.Event()
@@ -120,17 +127,28 @@ class Cleaner:
                 await self._try(self._executor.sweep(), "leftovers")
         known = {attempt.name for attempt in self._attempts}
         self._moments = {key: at for key, at in self._moments.items() if key[0] in known}
+        self._doubtful &= self._moments.keys()
 
     def _loop_time(self, name: AttemptName, moment: datetime) -> float:
         """Return a time of a record on the clock of the event loop, as it was when the record first had it."""
         key = name, moment
         if key not in self._moments:
             left = (moment - self._now()).total_seconds()
+            if left <= 0:
+                self._doubtful.add(key)
+                left = SETTLE_SECONDS
             self._moments[key] = asyncio.get_running_loop().time() + left
         return self._moments[key]
 
     def _is_past(self, name: AttemptName, moment: datetime) -> bool:
-        return self._loop_time(name, moment) <= asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time()
+        if self._loop_time(name, moment) > now:
+            return False
+        key = name, moment
+        if key in self._doubtful:
+            self._doubtful.remove(key)
+            self._moments[key] = now + (moment - self._now()).total_seconds()
+        return self._moments[key] <= now
 
     def _is_expired(self, attempt: Attempt) -> bool:
         """Return whether the attempt's outcome was reported long enough ago."""

@@ -1,5 +1,6 @@
 """Recovery of builds: whether the thing that an attempt has lost is still away, and the wait for its return."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -72,10 +73,13 @@ class Recovery:
         `announce` is called once, with the problem. A cancelled build does not wait.
         """
         pauses, announced = Backoff(LOOK_SECONDS, jitter=0.1), False
+        # The wall clock is read once: it may jump during an outage.
+        clock = asyncio.get_running_loop().time
+        gives_up_at = clock() + (until - self.now()).total_seconds()
         while (problem := await self.problem(reason, spec, max_age=LOOK_SECONDS[-1] / 2)) is not None:
             if is_cancelled():
                 break
-            if self.now() >= until:
+            if clock() >= gives_up_at:
                 return False
             if not announced:
                 announced = True

@@ -211,12 +211,11 @@ class PodRecords:
         self._drop(record)
 
     def _keep_without_pod(self, record: PodRecord) -> None:
-        """Keep a record that answers duplicate requests for as long as its pod would have been kept."""
+        """Keep a record that answers duplicate requests for as long as an ended build's pod is kept."""
         record.is_pod_gone = True
         record.stop_timer()
-        reported_at = record.status.reported_at or utc_now()
-        left = self._settings.limits.keep_ended_seconds - (utc_now() - reported_at).total_seconds()
-        record.timer = asyncio.get_running_loop().call_later(max(0.0, left), self._drop, record)
+        keep = self._settings.limits.keep_ended_seconds
+        record.timer = asyncio.get_running_loop().call_later(keep, self._drop, record)
 
     def _drop(self, record: PodRecord) -> None:
         if record.removed:
