@@ -142,6 +142,42 @@ async def test_a_request_that_another_replica_has_put_into_a_queue_is_taken_at_o
     await eventually(lambda: queues.started == [PEOPLE])
 
 
+@pytest.mark.looptime
+async def test_a_request_that_is_named_before_it_is_in_its_queue_is_looked_for_again_at_once(
+    running: list[asyncio.Task[None]],
+) -> None:
+    queues = Queues()
+    queues.free = 1
+    running.append(asyncio.create_task(queues.capacity.run(queues.start)))
+    await asyncio.sleep(0.5)
+    other = WaitingLine(Settings(tenants=["lab"]), Shares(Settings().shares))
+    for number in range(3):
+        queues.line.apply(other.queued(f"build-{number}", "lab", "ada", PEOPLE))
+        await asyncio.sleep(0.1)
+        assert queues.started == []
+        queues.waiting[PEOPLE] = 1
+        await asyncio.sleep(0.2)
+        assert queues.started == [PEOPLE]
+        queues.line.apply(other.taken(f"build-{number}", PEOPLE))
+        await queues.free_slots(1)
+    looks = len(queues.looks)
+    await asyncio.sleep(5)
+    assert queues.looks[looks:].count(PEOPLE) <= 1, "no queue is looked into without a reason"
+
+
+@pytest.mark.looptime
+async def test_a_request_that_never_gets_into_its_queue_is_looked_for_less_and_less(
+    running: list[asyncio.Task[None]],
+) -> None:
+    queues = Queues()
+    queues.free = 1
+    running.append(asyncio.create_task(queues.capacity.run(queues.start)))
+    other = WaitingLine(Settings(tenants=["lab"]), Shares(Settings().shares))
+    queues.line.apply(other.queued("lost", "lab", "ada", PEOPLE))
+    await asyncio.sleep(20)
+    assert queues.looks.count(PEOPLE) < 60
+
+
 async def test_only_changes_of_slots_make_it_count_again(running: list[asyncio.Task[None]]) -> None:
     """Most changes of attempts are of how far they are."""
     queues = Queues(interactive=0)

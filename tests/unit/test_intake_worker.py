@@ -113,6 +113,8 @@ class Intake:
         self.entries: list[Mapping[str, Any]] = []
         """Written into the log of waiting requests."""
         self.line = WaitingLine(LISTED, Shares(LISTED.shares))
+        self.line.subscribe(lambda: self.settled.append("begins to wait"))
+        self.settled: list[str] = []
         self.recorded = 0
 
     async def record(self, content: Mapping[str, Any]) -> None:
@@ -158,6 +160,7 @@ class Intake:
             waiting=self.waiting,
         )
         delivery.refusal = self.refusal
+        self.settled = delivery.settled
 
         class Source:
             async def deliveries(self) -> AsyncIterator[FakeDelivery]:
@@ -201,7 +204,9 @@ async def test_a_request_that_comes_in_waits_in_a_queue_of_its_tenant_even_if_it
         ("request.unknown.interactive", "builds.requests", "_.interactive"),
     ):
         intake = Intake()
-        assert await intake.settle(key=key, queue=queue, tries=1) == [f"into builds.waiting.{lane}"]
+        found = await intake.settle(key=key, queue=queue, tries=1)
+        # Before it is in the queue, it cannot be taken.
+        assert found == [f"into builds.waiting.{lane}", "begins to wait"]
         assert intake.recorded == 1
         assert not intake.events
         [entry] = intake.entries

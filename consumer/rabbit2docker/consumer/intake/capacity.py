@@ -19,6 +19,7 @@ from rabbit2docker.consumer.intake.shares import Shares
 from rabbit2docker.consumer.intake.waiting_line import WaitingLine
 from rabbit2docker.consumer.ownership import Ownership, Slots
 from rabbit2docker.errors import BrokerUnavailable
+from rabbit2docker.retry import Backoff, doubling
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas.routing import (
     BULK_QUEUE,
@@ -36,6 +37,11 @@ LOOK_SECONDS: Final = 10.0
 """Pause between looks into all queues, for requests that the log does not name."""
 BLIND_LOOK_SECONDS: Final = 1.0
 """The same while the log cannot be read."""
+MISSED_PAUSES: Final = doubling(0.02, BLIND_LOOK_SECONDS)
+"""Pauses before another look into queues that were empty although the log names a request in them.
+
+The log is written first: another replica's request may be on its way to the queue.
+"""
 
 
 def may_take_bulk(slots: Slots, in_hand: int) -> bool:
@@ -78,6 +84,8 @@ class Capacity:
         self._in_hand: Counter[str] = Counter()
         """Deliveries that may become builds, by the tenant whose share they use."""
         self._changed = asyncio.Event()
+        self._missed = Backoff(MISSED_PAUSES)
+        self._is_missing = False
         self._slot_changes = 0
         self._full = False
 
@@ -131,8 +139,10 @@ class Capacity:
             self._changed.set()
 
     async def _wait_for_change(self) -> None:
+        if not self._is_missing:
+            self._missed.reset()
         try:
-            async with asyncio.timeout(BLIND_LOOK_SECONDS):
+            async with asyncio.timeout(self._missed.next() if self._is_missing else BLIND_LOOK_SECONDS):
                 await self._changed.wait()
         except TimeoutError:
             return
@@ -143,6 +153,7 @@ class Capacity:
         known = self._line.counts()
         unknown = dict.fromkeys(self._all_queues, 1) if everywhere else {}
         waiting = Counter(unknown | known)
+        self._is_missing = False
         while (slots := self._free_slots()) is not None:
             with_bulk = may_take_bulk(slots, self._in_hand.total())
             queue = self._shares.choose(
@@ -158,6 +169,7 @@ class Capacity:
             if delivery is None:
                 del waiting[queue]
                 self._line.mark_empty(queue)
+                self._is_missing |= queue in known
                 continue
             self._shares.count(queue, +waiting)
             waiting[queue] -= queue in known

@@ -64,6 +64,11 @@ class WaitingLine:
         """Have `listener` called when a request begins to wait. It must not block."""
         self._listeners.append(listener)
 
+    def notify(self) -> None:
+        """Call the listeners, once a request that `queued` has added is in its queue: before, it cannot be taken."""
+        for listener in self._listeners:
+            listener()
+
     def __len__(self) -> int:
         """Return how many requests wait."""
         return len(self._queue_of)
@@ -94,7 +99,7 @@ class WaitingLine:
         return later if has_enough or self._held[later, requester] else now
 
     def queued(self, build_id: str, tenant: str, requester: str, queue: str) -> dict[str, Any]:
-        """Add a request; return the entry for the log."""
+        """Add a request that is about to be put into a queue; return the entry for the log."""
         request = WaitingRequest(build_id, tenant, requester, queue, self._now())
         self._add(request)
         entry = {"build_id": build_id, "tenant": tenant, "requester": requester, "queue": queue}
@@ -127,6 +132,7 @@ class WaitingLine:
                     str(fields.get(name, "")) for name in ("tenant", "requester", "queue")
                 )
                 self._add(WaitingRequest(build_id, tenant, requester, queue, at))
+                self.notify()
             case {"taken": str(build_id), "queue": str(queue), "at": float(at)}:
                 self._shares.count(queue, self.counts())
                 self._start(build_id, at)
@@ -143,8 +149,6 @@ class WaitingLine:
         self._by_queue.setdefault(request.queue, {})[request.build_id] = request
         self._queue_of[request.build_id] = request.queue
         self._held[request.queue, request.requester] += 1
-        for listener in self._listeners:
-            listener()
 
     def _find(self, build_id: str) -> WaitingRequest | None:
         queue = self._queue_of.get(build_id)

@@ -201,6 +201,7 @@ class IntakeWorker:
             await self._waiting_log.record(self._line.taken(incoming.build_id, queue))
             await delivery.retry(rung, counts=False, waiting=delivery.received.waiting)
             return RETRIED
+        self._line.notify()
         return QUEUED
 
     async def _settle_request(self, delivery: Delivery, incoming: IncomingRequest) -> str:
