@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from unittest.mock import patch
 
 import aiormq
@@ -121,6 +121,27 @@ async def test_nothing_is_kept_of_messages_that_were_answered(settings: Settings
         await publish(channel, "there")  # confirmed after everything before it
         assert not underlay.message_id_delivery_tag
         assert not underlay.confirmations
+
+
+@pytest.mark.parametrize("key", ["there", "nowhere", "full"])
+async def test_an_answer_in_the_moment_of_giving_up_does_no_harm_to_the_channel(
+    channel: ConfirmedChannel, key: str
+) -> None:
+    answer, gives_up = aiormq.Channel._get_frame, True
+
+    async def late(underlay: aiormq.Channel) -> object:
+        """Have every publisher give up when an answer has come, but before it is looked at."""
+        frame = await answer(underlay)
+        for confirmation in channel._unconfirmed if gives_up else ():
+            confirmation.cancel()
+        return frame
+
+    with patch.object(aiormq.Channel, "_get_frame", late):
+        for _ in range(2):  # the library waits already for the first answer
+            with suppress(asyncio.CancelledError, PublishError, DeliveryError):
+                await publish(channel, key)
+        gives_up = False
+        await publish(channel, "there")
 
 
 async def test_frames_of_the_library_go_first_where_there_are_many(settings: Settings) -> None:

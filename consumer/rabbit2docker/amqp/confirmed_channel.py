@@ -18,10 +18,24 @@ FULL_SECONDS: Final = 0.01
 """Until the next try where the library has frames to write already, such as a heartbeat."""
 
 
+class _Confirmation(asyncio.Future[object]):
+    """A confirm that may come after its publisher gave up: an error in the library's reader ends the whole channel."""
+
+    def set_exception(self, exception: type | BaseException, /) -> None:
+        """Take RabbitMQ's refusal, unless it comes too late."""
+        if not self.done():
+            super().set_exception(exception)
+
+    def set_result(self, result: object, /) -> None:
+        """Take RabbitMQ's confirm, unless it comes too late."""
+        if not self.done():
+            super().set_result(result)
+
+
 class _Unsent(NamedTuple):
     frames: bytes
     message_id: str
-    confirmation: "asyncio.Future[object]"
+    confirmation: _Confirmation
 
 
 async def confirmed_channel(channel: AbstractChannel) -> "ConfirmedChannel":
@@ -38,7 +52,7 @@ class ConfirmedChannel:
         """Take a channel with confirms, whose returned messages are errors."""
         self._channel = channel
         self._unsent: list[_Unsent] = []
-        self._unconfirmed: set[asyncio.Future[object]] = set()
+        self._unconfirmed: set[_Confirmation] = set()
         self._is_writing = False
         # The library fails its futures when the channel closes; this one stands for all of ours.
         self._end: asyncio.Future[object] = channel.create_future()
@@ -52,7 +66,7 @@ class ConfirmedChannel:
         """
         if self._end.done():
             raise ChannelInvalidStateError(f"{self._channel!r} closed")
-        channel, confirmation = self._channel, asyncio.get_running_loop().create_future()
+        channel, confirmation = self._channel, _Confirmation(loop=asyncio.get_running_loop())
         frames = message.frames(channel.number, exchange, key, channel.max_content_size)
         self._unsent.append(_Unsent(frames, message.message_id, confirmation))
         self._unconfirmed.add(confirmation)
@@ -92,5 +106,4 @@ class ConfirmedChannel:
     def _fail_all(self, end: "asyncio.Future[object]") -> None:
         reason = None if end.cancelled() else end.exception()
         for confirmation in self._unconfirmed:
-            if not confirmation.done():
-                confirmation.set_exception(reason or ChannelInvalidStateError(f"{self._channel!r} closed"))
+            confirmation.set_exception(reason or ChannelInvalidStateError(f"{self._channel!r} closed"))

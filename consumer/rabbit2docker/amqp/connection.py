@@ -38,8 +38,17 @@ log = get_logger()
 CONNECT_SECONDS: Final = 10.0
 PROBE_SECONDS: Final = 2.0
 RECONNECT_PAUSES: Final = (0.1, 0.5, 1.0, 2.0, 5.0)
-BROKEN: Final = (aio_pika.exceptions.AMQPError, OSError, ChannelInvalidStateError, RuntimeError, TimeoutError)
-"""Raised by aio-pika when the connection or the channel is gone. RuntimeError: a transport that is closing."""
+BROKEN: Final = (
+    aio_pika.exceptions.AMQPError,
+    OSError,
+    ChannelInvalidStateError,
+    RuntimeError,
+    TimeoutError,
+    asyncio.InvalidStateError,
+)
+"""Raised by aio-pika when the connection or the channel is gone. RuntimeError: a transport that is closing.
+InvalidStateError: the library's reader met an answer to something that was given up in the same moment.
+"""
 
 Setup = Callable[[AbstractChannel], Awaitable[None]]
 Probe = Callable[[AbstractChannel], Awaitable[str | None]]
