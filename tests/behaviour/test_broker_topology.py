@@ -1,11 +1,15 @@
 """The declared topology, and the walls between tenants, on a real RabbitMQ."""
 
+import asyncio
+from unittest.mock import patch
+
 import aio_pika
 import pytest
 
 from rabbit2docker.amqp import declare
+from rabbit2docker.amqp.declarer import Declarer
 from rabbit2docker.amqp.definitions import as_definitions
-from rabbit2docker.amqp.topology import make_topology
+from rabbit2docker.amqp.topology import BindingSpec, make_topology
 from rabbit2docker.errors import TopologyMismatch
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas import routing
@@ -30,6 +34,24 @@ class TestTopology:
     async def test_declaring_twice_changes_nothing(self, settings: Settings) -> None:
         await declare.declare(settings)
         await declare.declare(settings)
+        assert (await declare.check(settings)).problems == []
+
+    async def test_what_is_deleted_while_the_rest_is_declared_is_declared_again(
+        self, settings: Settings, rabbitmq: RabbitMQ, vhost: str
+    ) -> None:
+        bind, deleted = Declarer.bind, 0
+
+        async def after_a_deletion(declarer: Declarer, binding: BindingSpec) -> None:
+            nonlocal deleted
+            if deleted < 2 and binding.exchange == routing.RESULTS_EXCHANGE:
+                deleted += 1
+                await asyncio.to_thread(
+                    rabbitmq.api, "DELETE", f"exchanges/{vhost}/{routing.RESULTS_EXCHANGE}"
+                )
+            await bind(declarer, binding)
+
+        with patch.object(Declarer, "bind", after_a_deletion):
+            await declare.declare(settings)
         assert (await declare.check(settings)).problems == []
 
     async def test_declare_names_a_queue_that_has_other_arguments(

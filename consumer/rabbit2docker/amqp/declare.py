@@ -1,6 +1,9 @@
 """Declares the topology in RabbitMQ, or compares it with what exists."""
 
 from functools import partial
+from typing import Final
+
+from aiormq.exceptions import ChannelNotFoundEntity
 
 from rabbit2docker.amqp.comparison import Report
 from rabbit2docker.amqp.connection import RECONNECT_PAUSES, translated
@@ -10,11 +13,13 @@ from rabbit2docker.amqp.management import Management
 from rabbit2docker.amqp.topology import Topology, make_topology
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
 from rabbit2docker.logs import get_logger
-from rabbit2docker.retry import retry_forever
+from rabbit2docker.retry import retry, retry_forever
 from rabbit2docker.settings import Settings
 
 log = get_logger()
 
+REDECLARE_PAUSES: Final = (0.1, 0.5, 1.0)
+"""Pauses before everything is declared again because a part was deleted in the meantime."""
 UNSEEN = (
     "not compared: bindings, and the policies in force. AMQP does not show them: set "
     "RABBIT2DOCKER_AMQP__MANAGEMENT_URL"
@@ -28,15 +33,21 @@ async def declare(settings: Settings) -> list[Difference]:
     """
     topology = make_topology(settings.tenants, settings.topology)
     endpoint = Endpoint(settings.amqp, "topology")
-    differences: list[Difference] = []
     async with Declarer(endpoint) as declarer:
         with translated(endpoint.url):
-            for spec in topology.objects:
-                differences += await declarer.declare(spec)
-            for binding in topology.bindings:
-                await declarer.bind(binding)
-            for binding in topology.obsolete:
-                await declarer.unbind(binding)
+            return await retry(
+                partial(_declare_all, declarer, topology), on=ChannelNotFoundEntity, pauses=REDECLARE_PAUSES
+            )
+
+
+async def _declare_all(declarer: Declarer, topology: Topology) -> list[Difference]:
+    differences: list[Difference] = []
+    for spec in topology.objects:
+        differences += await declarer.declare(spec)
+    for binding in topology.bindings:
+        await declarer.bind(binding)
+    for binding in topology.obsolete:
+        await declarer.unbind(binding)
     return differences
 
 
