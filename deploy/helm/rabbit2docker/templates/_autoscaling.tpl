@@ -32,7 +32,7 @@ list: the root, and the requests for each replica. */}}
   metadata:
     protocol: http
     vhostName: {{ $root.Values.keda.virtualHost | quote }}
-    queueName: '^builds\.(requests|requests\.bulk|waiting\..+)$'
+    queueName: '^builds\.(requests|requests\.bulk|waiting\..+\.(interactive|later|bulk))$'
     useRegex: "true"
     operation: sum
     pageSize: "500"
