@@ -42,6 +42,7 @@ def test_consumers_are_scaled_by_all_requests_that_wait() -> None:
     scaled = objects["ScaledObject", NAME]["spec"]
     assert "replicas" not in objects["Deployment", NAME]["spec"]
     assert (scaled["minReplicaCount"], scaled["maxReplicaCount"]) == (2, 5)
+    assert "fallback" not in scaled, "it would take consumers away, and hide the reason"
     waiting = triggers(objects, NAME)["waiting"]
     counted = re.compile(waiting["metadata"]["queueName"])
     tenants = ["hub-a", "log"]
