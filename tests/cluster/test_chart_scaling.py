@@ -119,6 +119,16 @@ def test_placeholders_follow_the_builds_that_run_and_wait() -> None:
     }
 
 
+def test_replicas_come_and_go_as_fast_as_the_values_say() -> None:
+    slowly = {"scaleDown": {"stabilizationWindowSeconds": 900}}
+    behavior: Values = {"autoscaling": {"behavior": slowly}}
+    objects = render(SCALED, MANAGEMENT, CONSUMER, {"consumer": behavior, "placeholders": behavior})
+
+    for name in (NAME, PLACEHOLDER):
+        advanced = objects["ScaledObject", name]["spec"]["advanced"]
+        assert advanced == {"horizontalPodAutoscalerConfig": {"behavior": slowly}}
+
+
 def test_placeholders_count_the_pods_that_consumers_make(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,12 @@ minReplicaCount: {{ int (last .).minReplicas }}
 maxReplicaCount: {{ int (last .).maxReplicas }}
 pollingInterval: {{ int $keda.pollingInterval }}
 cooldownPeriod: {{ int $keda.cooldownPeriod }}
+{{- with (last .).behavior }}
+advanced:
+  horizontalPodAutoscalerConfig:
+    behavior:
+      {{- toYaml . | nindent 6 }}
+{{- end }}
 {{- end }}
 
 {{- /* A trigger by all requests that wait: those that no consumer has taken yet, and those that wait for a slot. Takes a
