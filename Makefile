@@ -9,7 +9,7 @@ WORKERS ?= 4
 # Where it is set, each of pytest's processes would rewrite all assertions again, and each program compile its modules.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help venv up down status demo hub-demo test test-stalled test-fast test-chaos test-hub test-rabbitmq test-rabbitmq-cluster test-compose test-cluster cluster-prepare cluster-up cluster-down lint release-check image sbom docs docs-reference docs-screenshots corpus fuzz chaos serve bench bench-compare bench-cluster clean
+.PHONY: help venv up down status demo hub-demo test test-stalled test-fast test-chaos test-hub test-rabbitmq test-rabbitmq-cluster test-compose test-cluster test-keda cluster-prepare cluster-up cluster-down lint release-check image sbom docs docs-reference docs-screenshots corpus fuzz chaos serve bench bench-compare bench-cluster clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 29
@@ -51,6 +51,9 @@ test-fast: venv  ## run the tests that need no service
 
 test-cluster: venv  ## run the tests that need Kubernetes; KUBECONFIG chooses a cluster, without it one is made
 	@$(BIN)/python -m tests.cluster.harness test -- $(ARGS)
+
+test-keda: venv  ## run the chart's scaling by KEDA on such a cluster; compiles KEDA the first time
+	@$(BIN)/python -m tests.cluster.harness run -- $(BIN)/pytest -m keda tests/cluster $(ARGS)
 
 test-rabbitmq-cluster: venv  ## run the tests on a RabbitMQ of three nodes, which die during builds
 	@$(BIN)/python -m deploy.dev run -- $(BIN)/pytest -m rabbitmq_cluster tests/rabbitmq_cluster $(ARGS)

@@ -1,4 +1,4 @@
-"""Fixtures of the tests that need a cluster. The mark `cluster` alone chooses them: `make test-cluster`."""
+"""Fixtures of the tests that need a cluster. The mark `cluster` chooses them: `make test-cluster`; `keda` those of KEDA."""
 
 import fcntl
 import os
@@ -30,7 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what lies here, before marks choose what runs, and put what takes longest first."""
     here = [item for item in items if item.path.is_relative_to(_HERE)]
     for item in here:
-        item.add_marker(pytest.mark.cluster)
+        if item.get_closest_marker("keda") is None:
+            item.add_marker(pytest.mark.cluster)
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(_SECONDS))
         if item.path.stem not in _INDEPENDENT and not item.path.stem.startswith(_RENDERING):

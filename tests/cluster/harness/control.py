@@ -76,6 +76,7 @@ def _as(name: str) -> tuple[str, ...]:
 
 _SERVER_CERTIFICATE, _SERVER_KEY = keys.pair("apiserver")
 _KUBELET_CERTIFICATE, _KUBELET_KEY = keys.pair("apiserver-kubelet")
+_FRONT_PROXY_CERTIFICATE, _FRONT_PROXY_KEY = keys.pair("front-proxy")
 _PROXY_FILE = STATE / "kube-proxy.yaml"
 # Conntrack numbers of 0 leave the kernel's settings alone.
 _PROXY = f"""apiVersion: kubeproxy.config.k8s.io/v1alpha1
@@ -120,6 +121,14 @@ _FLAGS: dict[str, tuple[str, ...]] = {
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
         "--allow-privileged=true",
+        # API servers that answer for this one, such as that of KEDA's metrics, believe it who calls.
+        f"--requestheader-client-ca-file={keys.AUTHORITY}",
+        f"--requestheader-allowed-names={keys.FRONT_PROXY}",
+        "--requestheader-username-headers=X-Remote-User",
+        "--requestheader-group-headers=X-Remote-Group",
+        "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+        f"--proxy-client-cert-file={_FRONT_PROXY_CERTIFICATE}",
+        f"--proxy-client-key-file={_FRONT_PROXY_KEY}",
         *(f"--default-{reason}-toleration-seconds={_TOLERATION}" for reason in ("not-ready", "unreachable")),
     ),
     "kube-controller-manager": (
@@ -129,6 +138,7 @@ _FLAGS: dict[str, tuple[str, ...]] = {
         f"--root-ca-file={keys.AUTHORITY}",
         "--node-monitor-period=1s",
         f"--node-monitor-grace-period={NODE_GRACE}s",
+        "--horizontal-pod-autoscaler-sync-period=2s",
     ),
     "kube-scheduler": _as("scheduler"),
     "kube-proxy": (f"--config={_PROXY_FILE}",),

@@ -16,6 +16,9 @@ _NAMES = (
     "DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,DNS:localhost,"
     f"IP:127.0.0.1,IP:{API_SERVICE},IP:{HOST}"
 )
+FRONT_PROXY = "front-proxy-client"
+"""As which the API server calls the API servers that it has others answer for."""
+_KEDA_NAMES = "DNS:keda-metrics-apiserver.keda.svc,IP:127.0.0.1"
 _COMPONENTS = {
     "admin": "/O=system:masters/CN=admin",
     "controller-manager": "/CN=system:kube-controller-manager",
@@ -33,6 +36,9 @@ def provide() -> None:
     _certificate("apiserver", "/CN=kube-apiserver", f"extendedKeyUsage=serverAuth\nsubjectAltName={_NAMES}\n")
     client = "extendedKeyUsage=clientAuth\n"
     _certificate("apiserver-kubelet", "/O=system:masters/CN=kube-apiserver-kubelet-client", client)
+    _certificate("front-proxy", f"/CN={FRONT_PROXY}", client)
+    both = "extendedKeyUsage=serverAuth,clientAuth\n"
+    _certificate("keda", "/CN=keda", f"{both}subjectAltName={_KEDA_NAMES}\n")
     for name, subject in _COMPONENTS.items():
         _certificate(name, subject, client)
         _write_kubeconfig(name)

@@ -10,6 +10,7 @@ from tests.cluster.harness import (
     beside,
     control,
     images,
+    keda,
     keys,
     layout,
     network,
@@ -111,6 +112,7 @@ def down(*, wipe: bool = False) -> None:
             say(f"Ending {node.name}")
         nodes.stop(node, ledger)
     beside.stop(ledger)
+    keda.stop(ledger)
     for name in ("kwok", policies.NAME, *control.NAMES):
         for item in ledger.processes:
             if item.name == name:

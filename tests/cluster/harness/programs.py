@@ -42,6 +42,12 @@ class Program:
     flags: str = _STRIPPED
     tags: str = ""
     seconds: int = 60
+    installs: bool = True
+    """Whether `go install` takes the packages: it refuses those of a module whose go.mod replaces others."""
+    manifests: tuple[str, ...] = ()
+    """Files of the module, in YAML, that are kept beside the programs as one."""
+    manifest: str = ""
+    """The name of that one."""
 
     @property
     def directory(self) -> Path:
@@ -57,6 +63,16 @@ class Program:
     def is_ours(self) -> bool:
         """Return whether its main function stands beside this file."""
         return "/" not in self.package
+
+    @property
+    def module(self) -> str:
+        """Return the module of the packages, with its version, as `go` names it."""
+        return f"{self.package.removesuffix('/cmd')}@v{self.version}"
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """Return the names of all files that are kept."""
+        return (*self.makes, self.manifest) if self.manifest else self.makes
 
 
 PROGRAMS = (
@@ -82,29 +98,57 @@ PROGRAMS = (
     Program(
         "kube-router", "2.1.0", "github.com/cloudnativelabs/kube-router/v2/cmd", ("kube-router",), seconds=240
     ),
-    Program("kwok", "0.8.0", "sigs.k8s.io/kwok/cmd", ("kwok",)),
+    Program(
+        "kwok",
+        "0.8.0",
+        "sigs.k8s.io/kwok/cmd",
+        ("kwok",),
+        manifests=(
+            "kustomize/stage/node/fast/node-initialize.yaml",
+            "kustomize/stage/node/heartbeat-with-lease/node-heartbeat-with-lease.yaml",
+            "kustomize/stage/pod/fast/pod-ready.yaml",
+            "kustomize/stage/pod/fast/pod-complete.yaml",
+            "kustomize/stage/pod/fast/pod-delete.yaml",
+        ),
+        manifest="kwok-stages.yaml",
+    ),
 )
 _KWOK = PROGRAMS[-1]
-_STAGES = "kwok-stages.yaml"
-_STAGE_FILES = (
-    "node/fast/node-initialize.yaml",
-    "node/heartbeat-with-lease/node-heartbeat-with-lease.yaml",
-    "pod/fast/pod-ready.yaml",
-    "pod/fast/pod-complete.yaml",
-    "pod/fast/pod-delete.yaml",
+_KEDA = "2.21.0"
+KEDA = Program(
+    "keda",
+    _KEDA,
+    "github.com/kedacore/keda/v2/cmd",
+    ("keda-operator", "keda-adapter"),
+    flags=f"{_STRIPPED} -X github.com/kedacore/keda/v2/version.Version={_KEDA}",
+    seconds=900,
+    installs=False,
+    manifests=tuple(
+        f"config/crd/bases/{name}.yaml"
+        for name in (
+            "eventing.keda.sh_cloudeventsources",
+            "eventing.keda.sh_clustercloudeventsources",
+            "keda.sh_clustertriggerauthentications",
+            "keda.sh_scaledjobs",
+            "keda.sh_scaledobjects",
+            "keda.sh_triggerauthentications",
+        )
+    ),
+    manifest="keda-crds.yaml",
 )
+"""Compiled for its own tests alone: it takes longer than everything else together."""
 
 
 def provide(*names: str) -> None:
-    """Compile what is missing of the named programs, or all, and link them into the directory of programs."""
-    chosen = [item for item in PROGRAMS if not names or item.name in names]
+    """Compile what is missing of the named programs, or of all that each cluster needs, and link them to one place."""
+    chosen = [item for item in (*PROGRAMS, KEDA) if (item.name in names if names else item is not KEDA)]
     with locked(CACHE / "programs.lock"):
         for program in chosen:
-            if not all((program.directory / name).exists() for name in _results(program)):
+            if not all((program.directory / name).exists() for name in program.results):
                 _compile(program)
     BIN.mkdir(parents=True, exist_ok=True)
     for program in chosen:
-        for name in _results(program):
+        for name in program.results:
             _link(BIN / name, program.directory / name)
         if program.name == "kube":
             for name in KUBE_NAMES:
@@ -113,11 +157,7 @@ def provide(*names: str) -> None:
 
 def stages() -> Path:
     """Return the file from which kwok knows the stages of its nodes and pods."""
-    return _KWOK.directory / _STAGES
-
-
-def _results(program: Program) -> tuple[str, ...]:
-    return (*program.makes, _STAGES) if program is _KWOK else program.makes
+    return _KWOK.directory / _KWOK.manifest
 
 
 def _link(link: Path, target: Path) -> None:
@@ -131,19 +171,28 @@ def _compile(program: Program) -> None:
     what = f"Compiling {program.name} {program.version} from Go modules"
     often = f"{program.seconds // 60} minutes" if program.seconds > 90 else f"{program.seconds} s"
     with timed(f"{what} (about {often} with empty caches, kept in {CACHE})"), _arriving(program) as directory:
-        build = ["-trimpath", "-buildvcs=false", "-ldflags", program.flags, "-tags", program.tags]
-        if program.is_ours:
-            command = ["build", "-C", str(SOURCES), "-mod=readonly", *build]
-            command += ["-o", str(directory), f"./{program.package}"]
-        else:
-            packages = [f"{program.package}/{name}@v{program.version}" for name in program.makes]
-            command = ["install", *build, *packages]
         environment = {**os.environ, "CGO_ENABLED": "0", "GOBIN": str(directory)}
         # A killed `go` leaves gigabytes in its own directory of this kind.
         with TemporaryDirectory(dir=directory.parent, prefix=".go-", ignore_cleanup_errors=True) as scratch:
-            run(["nice", go, *command], env={**environment, "GOTMPDIR": scratch})
-        if program is _KWOK:
-            (directory / _STAGES).write_text(_join_stages(go))
+            for command in _commands(program, go, directory):
+                run(["nice", go, *command], env={**environment, "GOTMPDIR": scratch})
+        if program.manifest:
+            (directory / program.manifest).write_text(_join_manifests(program, go))
+
+
+def _commands(program: Program, go: str, directory: Path) -> Iterator[list[str]]:
+    """Yield the arguments of `go` that compile a program into a directory."""
+    flags = ["-trimpath", "-buildvcs=false", "-ldflags", program.flags, "-tags", program.tags]
+    if program.is_ours:
+        build = ["build", "-C", str(SOURCES), "-mod=readonly", *flags]
+        yield [*build, "-o", str(directory), f"./{program.package}"]
+    elif program.installs:
+        yield ["install", *flags, *(f"{program.package}/{name}@v{program.version}" for name in program.makes)]
+    else:
+        build = ["build", "-C", str(_sources(program, go)), "-mod=readonly", *flags]
+        for name in program.makes:
+            package = name.removeprefix(f"{program.name}-")
+            yield [*build, "-o", str(directory / name), f"./cmd/{package}"]
 
 
 @contextmanager
@@ -158,11 +207,15 @@ def _arriving(program: Program) -> Iterator[Path]:
         program.directory.chmod(0o755)
 
 
-def _join_stages(go: str) -> str:
-    module = f"{_KWOK.package.removesuffix('/cmd')}@v{_KWOK.version}"
-    downloaded = json.loads(run([go, "mod", "download", "-json", module], cwd="/").stdout)
-    directory = Path(downloaded["Dir"]) / "kustomize" / "stage"
-    return "\n---\n".join((directory / file).read_text() for file in _STAGE_FILES)
+def _join_manifests(program: Program, go: str) -> str:
+    directory = _sources(program, go)
+    return "\n---\n".join((directory / file).read_text() for file in program.manifests)
+
+
+def _sources(program: Program, go: str) -> Path:
+    """Return the directory of a program's module, which `go` downloads."""
+    downloaded = json.loads(run([go, "mod", "download", "-json", program.module], cwd="/").stdout)
+    return Path(downloaded["Dir"])
 
 
 def _go() -> str:
