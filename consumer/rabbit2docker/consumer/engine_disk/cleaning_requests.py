@@ -36,7 +36,8 @@ async def serve_requests(directory: Path, ask: AskForCleaning) -> None:
             writer.close()
 
     listening = await asyncio.to_thread(_listen, directory)
-    async with await asyncio.start_unix_server(answer, sock=listening) as server:
+    # Not `start_unix_server`: from Python 3.13 it looks for the path of the socket, which leads through a closed directory.
+    async with await asyncio.start_server(answer, sock=listening) as server:
         await server.serve_forever()
 
 
