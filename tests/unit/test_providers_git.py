@@ -84,6 +84,7 @@ class Host:
         app.router.add_route("*", "/loop/{rest:.*}", self._loop)
         app.router.add_route("*", "/lent/{rest:.*}", self._lent)
         app.router.add_route("*", "/login/{rest:.*}", self._login)
+        app.router.add_route("*", "/away/{rest:.*}", self._away)
         app.router.add_route("*", "/{rest:.*}", self._serve)
         self.server = TestServer(app)
         self.released = asyncio.Event()
@@ -123,6 +124,10 @@ class Host:
 
     async def _login(self, _request: web.Request) -> web.Response:
         return web.Response(status=302, headers={"Location": "/page/sign-in"})
+
+    async def _away(self, request: web.Request) -> web.Response:
+        location = f"{request.match_info['rest']}?{request.query_string}"
+        return web.Response(status=301, headers={"Location": location})
 
     async def _serve(self, request: web.Request) -> web.Response:
         self.asked.append(request.path)
@@ -299,9 +304,8 @@ async def test_a_host_that_sends_too_much_is_transient(host: Host) -> None:
     ("start", "built"), [("/moved", ""), ("/lent", "/lent"), ("/lent/moved", "/lent/moved")]
 )
 async def test_a_redirect_is_followed_and_a_permanent_one_pinned(
-    host: Host, work: Work, monkeypatch: pytest.MonkeyPatch, start: str, built: str
+    host: Host, work: Work, start: str, built: str
 ) -> None:
-    monkeypatch.setattr(AddressPolicy, "allows_private", property(lambda _: False))
     async with aiohttp.ClientSession() as session:
         repository = await GitProvider(OPEN, session).resolve(spec(host.url(f"{start}/work.git"), "main"))
     assert repository.resolved_ref == work.commits[0]
@@ -320,7 +324,6 @@ async def test_a_redirect_to_an_internal_address_is_rejected(
     async def resolve(_self: AddressPolicy, url: str) -> list[str]:
         return [] if url == first else await judge(strict, url)
 
-    monkeypatch.setattr(AddressPolicy, "allows_private", property(lambda _: False))
     monkeypatch.setattr(AddressPolicy, "resolve", resolve)
     async with aiohttp.ClientSession() as session:
         with pytest.raises(RequestRejected, match="inside this network") as caught:
@@ -330,17 +333,25 @@ async def test_a_redirect_to_an_internal_address_is_rejected(
 
 
 @pytest.mark.parametrize(
-    ("path", "reason"),
-    [("/loop/r", RejectReason.REPOSITORY_NOT_FOUND), ("/login/r", RejectReason.REPOSITORY_PRIVATE)],
+    ("path", "reason", "words"),
+    [
+        ("/loop/r", RejectReason.REPOSITORY_NOT_FOUND, "redirects too many times"),
+        ("/login/r", RejectReason.REPOSITORY_PRIVATE, "/page/sign-in, which is not a git repository"),
+        (
+            "/away/http://no-such-host.invalid/r",
+            RejectReason.REPOSITORY_NOT_FOUND,
+            "redirects to http://no-such-host.invalid/r. There is no host no-such-host.invalid.",
+        ),
+        ("/away/ftp://127.0.0.1/r", RejectReason.REFUSED_URL, "begins with `ftp:`"),
+    ],
 )
 async def test_redirects_without_a_repository_at_their_end_are_rejected(
-    host: Host, monkeypatch: pytest.MonkeyPatch, path: str, reason: RejectReason
+    host: Host, path: str, reason: RejectReason, words: str
 ) -> None:
-    monkeypatch.setattr(AddressPolicy, "allows_private", property(lambda _: False))
     async with aiohttp.ClientSession() as session:
         with pytest.raises(RequestRejected) as caught:
             await GitProvider(OPEN, session).resolve(spec(host.url(path)))
-    assert caught.value.reason is reason
+    assert (caught.value.reason, words in caught.value.message) == (reason, True), caught.value.message
 
 
 async def test_git_connects_to_the_address_that_was_checked(
@@ -363,7 +374,6 @@ async def test_a_redirect_is_looked_up_at_the_address_that_was_checked(
         return ["127.0.0.1"]
 
     monkeypatch.setattr(AddressPolicy, "resolve", resolve)
-    monkeypatch.setattr(AddressPolicy, "allows_private", property(lambda _: False))
     url = f"http://repository.invalid:{host.server.port}/moved/work.git"
     async with open_session(OPEN) as session:
         found = await GitProvider(OPEN, session).resolve(spec(url, "main"))

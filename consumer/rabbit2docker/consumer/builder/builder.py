@@ -2433,6 +2433,7 @@ class Fetcher:
             if classify_git(lines, asked.url)[0] != "redirected":
                 raise self._failure(asked._replace(url=source.url), lines, at=asked.url)
             asked = asked._replace(url=self._accounts.spelled(self._redirected(asked, directory, pins)))
+            self._write(f"{source.title} redirects to {shown_url(asked.url)}")
         raise self._problem(source, "redirects too many times.")
 
     def _make(self, source: Source, directory: str) -> None:

@@ -52,11 +52,6 @@ class AddressPolicy:
         self._allow_private = settings.allow_private_addresses
         self._timeout = settings.timeout
 
-    @property
-    def allows_private(self) -> bool:
-        """True if requests may use private addresses."""
-        return self._allow_private
-
     def check(self, url: str) -> Target:
         """Check the URL as written, without a DNS lookup. Raises RequestRejected(REFUSED_URL)."""
         parts = split_url(url)

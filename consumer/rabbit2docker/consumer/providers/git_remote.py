@@ -75,13 +75,23 @@ class GitRemote:
             if ended.code == 0:
                 moved_to = None if is_first or not is_permanent else url
                 return Listing(url, _read_refs(ended.stdout), moved_to, is_private)
-            url, is_for_good = await self._redirected(url, addresses, access if had_credentials else None)
+            target, is_for_good = await self._redirected(url, addresses, access if had_credentials else None)
             is_permanent, is_first = is_permanent and is_for_good, False
-            addresses = await self._policy.resolve(url)
+            addresses = await self._resolve_redirect(url, target)
+            url = target
         raise RequestRejected(
             RejectReason.REPOSITORY_NOT_FOUND,
             f"{shown(url)} redirects too many times. Use its final address.",
         )
+
+    async def _resolve_redirect(self, url: str, target: str) -> list[str]:
+        """Return the addresses of a redirect's target, or say whose target it is that cannot be used."""
+        try:
+            return await self._policy.resolve(target)
+        except RequestRejected as error:
+            raise RequestRejected(
+                error.reason, f"{shown(url)} redirects to {shown(target)}. {error.message}"
+            ) from error
 
     async def _list(
         self, url: str, patterns: list[str], addresses: list[str], access: TenantAccess
@@ -146,10 +156,9 @@ class GitRemote:
     async def _run(
         self, arguments: list[str], url: str, addresses: list[str], files: GitFiles | None
     ) -> Ended:
-        options = ["credential.helper=", "http.lowSpeedLimit=0"]
-        # A redirect could lead to an address that the policy refuses, so each is checked before git follows it.
-        follows = self._policy.allows_private and files is None
-        options.append(f"http.followRedirects={'initial' if follows else 'false'}")
+        # A redirect could lead to an address that the policy refuses, to a host that does not exist, or in a circle, which
+        # git would report as an error of the first address: each is checked before git follows it.
+        options = ["credential.helper=", "http.lowSpeedLimit=0", "http.followRedirects=false"]
         if files:
             options += [f"{name}={value}" for name, value in files.config]
         limited = ["sh", "-c", f'ulimit -f {HISTORY_BLOCKS}; exec "$@"', "sh"]
