@@ -233,7 +233,8 @@ def write_repository(name: str, case: dict[str, Any], site: Site, target: Path) 
     for file in sorted(path for path in source.rglob("*") if path.is_file()):
         written = target / file.relative_to(source)
         written.parent.mkdir(parents=True, exist_ok=True)
-        text = file.read_text().replace("@BASE@", BASE_IMAGE).replace("@REGISTRY@", site.address)
+        # Not `read_text`, which makes other ends of lines the same as ours.
+        text = file.read_bytes().decode().replace("@BASE@", BASE_IMAGE).replace("@REGISTRY@", site.address)
         encoding = "utf-8"
         if written.suffix in ENCODINGS:
             encoding, written = written.suffix[1:], written.with_suffix("")

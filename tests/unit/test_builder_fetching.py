@@ -145,6 +145,18 @@ class TestCommits:
         assert result["reason"] == "ok", bench.texts()
         assert {path.name for path in bench.tree.iterdir()} - {".git"} == set(names)
 
+    @pytest.mark.parametrize("path", ["runtime.txt", "binder/runtime.txt", "deep/.binder/runtime.txt"])
+    def test_a_runtime_that_repo2docker_ignores_for_its_byte_order_mark_is_a_warning(
+        self, bench: Bench, path: str
+    ) -> None:
+        repository = bench.repository({path: "\ufeffpython-3.9\n", "deep/requirements.txt": "\ufeffnumpy\n"})
+        subdir = {"subdir": "deep"} if path.startswith("deep/") else {}
+        result = bench.run(repository, **subdir)
+        [warning] = result["warnings"]
+        assert f"repo2docker ignores {path.removeprefix('deep/')}." in warning
+        assert "save it as UTF-8 without one" in warning
+        assert f"Warning: {warning}" in bench.texts()
+
     def test_a_commit_that_a_force_push_left_behind_is_fetched(self, bench: Bench) -> None:
         repository = bench.repository()
         left = repository.commit({"old.txt": "left behind"})
@@ -588,6 +600,8 @@ class TestLinks:
             ("binder/environment.yml", None),
             ("deep/runtime.txt", "deep"),
             ("deep/binder/runtime.txt", "deep"),
+            (".binder/apt.txt", None),
+            ("deep/.binder/runtime.txt", "deep"),
             ("deep", "deep"),
             ("deep", "deep/er"),
             ("a/deep", "a/deep"),

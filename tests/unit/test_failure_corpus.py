@@ -99,6 +99,8 @@ SOLVED = [
      "build_step_failed"),
     ("docker.io/x/denied:1: failed to resolve source metadata for docker.io/x/denied:1: unexpected status from HEAD"
      " request to https://registry.example/v2/x/denied/manifests/1: 503 Service Unavailable", "base_image_unavailable"),
+    ("docker.io/x/denied:1: failed to resolve source metadata for docker.io/x/denied:1: unexpected status from HEAD"
+     " request to https://registry.example/v2/x/denied/manifests/1: 408 Request Timeout", "base_image_unavailable"),
     ("docker.io/x/one:1: failed to resolve source metadata for docker.io/x/one:1: pull access denied, repository does not"
      " exist or may require authorization: server message: insufficient_scope: authorization failed", "base_image_private"),
 ]  # fmt: skip

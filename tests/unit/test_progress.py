@@ -40,6 +40,14 @@ def test_only_the_last_step_and_layer_count_of_a_batch_are_reported() -> None:
     assert updates[-1].data.detail.layers_total == 4
 
 
+def test_no_step_has_a_higher_number_than_there_are_steps_as_with_onbuild_of_a_base_image() -> None:
+    [_, update] = ProgressReader("b", 1).read(
+        [line(0, Phase.BUILDING, "#7 [made 2/1] RUN <<END (set -e...)")]
+    )
+    assert update.data.message == "Step 2 of 2: RUN <<END (set -e...)"
+    assert (update.data.detail.step, update.data.detail.steps) == (2, 2)
+
+
 def test_the_same_progress_is_not_reported_again() -> None:
     reader = ProgressReader("b", 1)
     done = {"layers_done": 4, "layers_total": 4}

@@ -612,10 +612,12 @@ _METADATA = re.compile(
     r"(?:\S+: )?failed to resolve source metadata for (?P<image>\S+): (?P<error>.*)", re.DOTALL
 )
 _VERTEX = re.compile(
-    r"#(?P<number>\d+) (?:ERROR: (?P<error>.*)|(?P<name>(?:\[|resolve |docker-image|exporting ).*))"
+    r"#(?P<number>\d+) (?:ERROR: (?P<error>.*)|(?P<name>(?:\[|resolve |docker-image|exporting |COPY |ADD ).*))"
 )
 _PULLING = re.compile(r"(?:\[[^\]]*\] FROM |\[internal\] load metadata for |.*docker-image://)(?P<image>\S+)")
 _SOURCE_LINE = re.compile(r"[^\s:]+:(\d+)$")
+_MARKED_LINE = re.compile(r" *\d+ \| >>> \s*(?P<word>\w+)")
+_INSTRUCTION = re.compile(r"(?:\[[^\]]*\] )?(?P<text>(?P<word>COPY|ADD|RUN|WORKDIR) .*)")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\'\s]*\'')
 _NOISE = re.compile(r"^(?:failed to compute cache key: )?failed to calculate checksum of ref \S+: ")
 _URL = re.compile(r"https?://[^\s\"]+?(?=:? |:?$)")
@@ -627,6 +629,10 @@ _ADVICE = (
     " 1 warning",
 )  # printed around the client's error
 _USAGE = "See 'docker "  # follows what the client says about its arguments
+BYTE_ORDER_MARK = "\ufeff"
+BYTE_ORDER_MARK_TEXT = (
+    "The file begins with a byte order mark, which cannot be seen: save it as UTF-8 without one."
+)
 _TRACEBACK = "Traceback (most recent call last):\n"
 _DIGEST = re.compile(r"digest: (sha256:[0-9a-f]{64}) size: (\d+)")
 _LAYER = re.compile(r"^([0-9a-f]{12}): (.+)$")  # not longer: a tag is often 40 such digits
@@ -743,7 +749,7 @@ class BuildOutput:
         """True if the engine's disk was seen full when a line mentioned it."""
         self._fetched: list[str] = []
         self._last = self._said = ""
-        self._source = ""
+        self._source = self._marked = ""
         self._names: dict[str, str] = {}
         self._failed: dict[str, str] = {}
         self._is_continued = False
@@ -778,6 +784,8 @@ class BuildOutput:
                 kept.setdefault(found["number"], found["name"] or found["error"])
         elif found := _SOURCE_LINE.match(text):
             self._source = text
+        elif self._source and not self._marked and (found := _MARKED_LINE.match(text)):
+            self._marked = found["word"]
         elif self.error is None and text.startswith(_USAGE) and self._said:
             self.error = self._said
         elif self.error is None and text.strip():
@@ -842,13 +850,23 @@ class BuildOutput:
         if verdict.reason == "build_step_failed" and vertex.startswith("exporting "):
             return judge(CLIENT, error)
         if verdict.reason == "build_step_failed" and self._source and "line" not in error:
-            return Verdict(verdict.reason, f"{verdict.message.rstrip('.')} ({self._source})")
+            return Verdict(verdict.reason, f"{verdict.message.rstrip('.')} ({self._place(vertex)})")
         return verdict
+
+    def _place(self, vertex: str) -> str:
+        """Return where the instruction that failed is: a line of the Dockerfile, or ONBUILD of a base image."""
+        failed = _INSTRUCTION.match(vertex)
+        if failed and self._marked and failed["word"] != self._marked.upper():
+            # The engine counts the lines of the trigger, and names this Dockerfile.
+            return f"{failed['text'][:300]}, by ONBUILD of its base image"
+        return self._source
 
     def _judge_detection(self, raised: RaisedError) -> Verdict:
         if raised.passed("app.py", "build") and self.complaint.startswith("Subdirectory "):
             return Verdict("no_environment", f"{self.complaint}.")
         text, file = " ".join(raised.text.split())[:600], raised.file_read()
+        if BYTE_ORDER_MARK in text:
+            text = f"{text.replace(BYTE_ORDER_MARK, '').rstrip('.')}. {BYTE_ORDER_MARK_TEXT}"
         if raised.met_network:
             message = f"A server that lists versions for repo2docker could not be reached: {text}"
             return Verdict("lookup_failed", message)
@@ -2390,7 +2408,20 @@ class Fetcher:
         self._write(f"Fetching {shown_url(source.url)} ({source.ref})")
         self._fetch(source, self.directory, depth=0)
         check_tree(self.directory, self._spec.get("subdir") or "")
+        self._check_runtime()
         return self.directory
+
+    def _check_runtime(self) -> None:
+        """Warn of a `runtime.txt` that repo2docker does not understand, as it builds with other versions then."""
+        base = os.path.join(self.directory, self._spec.get("subdir") or "")
+        for path in (os.path.join(name, "runtime.txt") for name in ("", "binder", ".binder")):
+            try:
+                with open(os.path.join(base, path), "rb") as file:
+                    is_marked = file.read(3) == BYTE_ORDER_MARK.encode()
+            except OSError:
+                continue
+            if is_marked:
+                self.warn(f"repo2docker ignores {path}. {BYTE_ORDER_MARK_TEXT}")
 
     def _fetch(self, source: Source, directory: str, *, depth: int) -> None:
         retries = self._spec.get("fetch_retries", 3)

@@ -72,7 +72,8 @@ def _detail_of(line: BuilderLine) -> tuple[str, ProgressDetail] | None:
         done, total = progress.get("layers_done", 0), progress["layers_total"]
         return f"Pushed {done} of {total} layers", ProgressDetail(layers_done=done, layers_total=total)
     if line.phase is Phase.BUILDING and (match := _STEP.match(line.text)):
-        step, steps = int(match[1]), int(match[2])
+        # The engine does not count the steps that a base image adds by ONBUILD.
+        step, steps = int(match[1]), max(int(match[1]), int(match[2]))
         return f"Step {step} of {steps}: {match[3][:200]}", ProgressDetail(step=step, steps=steps)
     return None
 
