@@ -1,5 +1,6 @@
 """A directory to run the builder in, with scripts in the place of repo2docker and docker."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -9,7 +10,12 @@ from typing import Any
 
 from rabbit2docker.consumer.builder import BUILDER_COMMAND
 from rabbit2docker.consumer.builder.builder import EXIT_CODES
+from rabbit2docker.consumer.credentials import GitCredentials
+from rabbit2docker.consumer.executors.fetch_access import fetch_files
+from rabbit2docker.consumer.git_files import write_files
+from rabbit2docker.settings import TenantSettings
 from tests.support.git_http import GitHttp
+from tests.support.records import a_spec
 from tests.support.repositories import Repository
 
 DIGEST = "sha256:" + "ab" * 32
@@ -43,6 +49,8 @@ class Bench:
         self.bin = directory / "bin"
         self.bin.mkdir()
         self.environment: dict[str, str] = {}
+        self.before: list[str] = []
+        """A command that starts the builder elsewhere."""
         self.script("docker", DOCKER.format(directory=directory, digest=DIGEST))
         self.script("fake-python", PYTHON.format(directory=directory))
 
@@ -68,7 +76,7 @@ class Bench:
             "timeout_seconds": 60,
         }
         (self.directory / "spec.json").write_text(json.dumps(defaults | spec))
-        command = [*BUILDER_COMMAND, "--spec", str(self.directory / "spec.json")]
+        command = [*self.before, *BUILDER_COMMAND, "--spec", str(self.directory / "spec.json")]
         command += ["--log", str(self.log), "--result", str(self.directory / "result.json")]
         environment = {
             **{name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")},
@@ -80,6 +88,15 @@ class Bench:
         assert result["exit_code"] == code == EXIT_CODES[result["reason"]]
         assert not (self.directory / "work").exists()
         return result
+
+    def give_credentials(self, tenant: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the files with a tenant's credentials, and return what the specification says about them."""
+        credentials = GitCredentials({"default": TenantSettings.model_validate(tenant)})
+        directory = self.directory / "credentials"
+        access = asyncio.run(fetch_files(credentials, a_spec(), directory))
+        assert access
+        write_files(directory, access.files)
+        return dict(access.instructions)
 
     @property
     def log(self) -> Path:

@@ -4,7 +4,7 @@ import getpass
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ USER = "git"
 # Not installed, as that would add a user to the machine.
 PACKAGES = ("openssh-server", "libwrap0")
 CONFIG = """
-ListenAddress 127.0.0.1:{port}
+ListenAddress {address}:{port}
 HostKey {directory}/host_key
 AuthorizedKeysFile {directory}/authorized_keys
 PidFile none
@@ -45,10 +45,12 @@ class SshServer:
     directory: Path
     port: int
     user: str
+    host: str = "127.0.0.1"
+    """The name that clients have for it."""
 
     def url(self, path: Path) -> str:
         """Return the address of a repository."""
-        return f"ssh://{self.user}@127.0.0.1:{self.port}{path}"
+        return f"ssh://{self.user}@{self.host}:{self.port}{path}"
 
     @property
     def key(self) -> Path:
@@ -58,7 +60,7 @@ class SshServer:
     @property
     def known_hosts(self) -> str:
         """The server's own key, as `ssh-keyscan` prints it."""
-        return f"[127.0.0.1]:{self.port} {(self.directory / 'host_key.pub').read_text()}"
+        return f"[{self.host}]:{self.port} {(self.directory / 'host_key.pub').read_text()}"
 
     def log(self) -> str:
         """Return what the server has written."""
@@ -81,17 +83,21 @@ def server_program() -> Path:
 
 
 @contextmanager
-def ssh_server(directory: Path) -> Iterator[SshServer]:
-    """Run a server in a new directory."""
+def ssh_server(
+    directory: Path, *, host: str = "127.0.0.1", address: str = "127.0.0.1", before: Sequence[str] = ()
+) -> Iterator[SshServer]:
+    """Run a server in a new directory; a command `before` it may bring it into another network."""
     program = server_program()
     is_root = os.geteuid() == 0
     directory.mkdir()
     (directory / "run" / "sshd").mkdir(parents=True, mode=0o755)
-    server = SshServer(directory, free_port(), USER if is_root else getpass.getuser())
+    server = SshServer(directory, free_port(), USER if is_root else getpass.getuser(), host)
     for name in ("host_key", "client_key"):
         make_key(directory / name)
     shutil.copy(directory / "client_key.pub", directory / "authorized_keys")
-    (directory / "sshd_config").write_text(CONFIG.format(port=server.port, directory=directory))
+    (directory / "sshd_config").write_text(
+        CONFIG.format(address=address, port=server.port, directory=directory)
+    )
     (directory / "passwd").write_text(
         f"root:*:0:0::/root:/bin/sh\n{USER}:*:0:0::{directory}:/bin/sh\nsshd:*:65533:65533::/:/bin/false\n"
     )
@@ -101,7 +107,7 @@ def ssh_server(directory: Path) -> Iterator[SshServer]:
     libraries = program.parents[1] / "lib" / f"{os.uname().machine}-linux-gnu"
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
-            command,
+            [*before, *command],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -1,6 +1,5 @@
 """The builder's fetch with the credentials of a tenant, which are files that its specification names."""
 
-import asyncio
 import json
 import os
 import shlex
@@ -16,15 +15,10 @@ from urllib.parse import quote
 import pytest
 
 from rabbit2docker.consumer.builder.builder import Fetcher, Source, Target
-from rabbit2docker.consumer.credentials import GitCredentials
-from rabbit2docker.consumer.executors.fetch_access import fetch_files
-from rabbit2docker.consumer.git_files import write_files
-from rabbit2docker.settings import TenantSettings
 from rabbit2docker_schemas.reasons import CATEGORY_OF, FailureReason
 from tests.support.fetch_bench import Bench
 from tests.support.git_lfs import ATTRIBUTES, LfsServer
 from tests.support.private_git import PrivateGit, private_git
-from tests.support.records import a_spec
 from tests.support.repositories import Repository
 from tests.support.ssh_server import make_key
 
@@ -64,13 +58,9 @@ def run_with(
     **spec: Any,
 ) -> dict[str, Any]:
     """Run with the credentials of a tenant, whose settings `options` change."""
-    credentials = GitCredentials({"default": TenantSettings.model_validate(git.tenant(**options))})
-    directory = bench.directory / "credentials"
-    access = asyncio.run(fetch_files(credentials, a_spec(), directory))
-    assert access
-    assert not [secret for secret in git.secrets if secret in json.dumps(access.instructions)]
-    write_files(directory, access.files)
-    return bench.run(url, ref, git=access.instructions, **spec)
+    instructions = bench.give_credentials(git.tenant(**options))
+    assert not [secret for secret in git.secrets if secret in json.dumps(instructions)]
+    return bench.run(url, ref, git=instructions, **spec)
 
 
 def outcome(result: dict[str, Any]) -> tuple[str, str]:
