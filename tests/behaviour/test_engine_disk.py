@@ -1,7 +1,9 @@
 """The disk of a real engine: what a cleaning removes, what it never removes, and builds that need its space."""
 
 import asyncio
+import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from rabbit2docker.consumer.engine_disk.cleaner import EngineCleaner
 from rabbit2docker.consumer.engine_disk.one_cleaning import Cleaned
 from rabbit2docker.consumer.executors.lease_directory import create_lease_directory
 from rabbit2docker.settings import AmqpSettings
+from rabbit2docker_schemas.reasons import CATEGORY_OF, Category, FailureReason
 from tests.support.consumer import Consumer
 from tests.support.engine_disk import MEGABYTE, SmallBuild, SmallEngine, cleaning, small_engine
 from tests.support.repositories import BASE_IMAGE, dockerfile, repository, tools_path
@@ -155,6 +158,25 @@ def test_a_cleaner_that_was_killed_leaves_nothing_that_stops_the_next_one(engine
         assert build.image in engine.names()
         assert build.result()["reason"] == "ok", build.texts()
         second.until_removed(build.image)
+
+
+def test_an_engine_that_is_pruned_during_builds_is_never_the_repositorys_fault(tmp_path: Path) -> None:
+    with small_engine("200m", tmp_path) as engine:
+        base = f"{os.environ['RABBIT2DOCKER_TEST_REGISTRY']}/r2d-pruned-{uuid.uuid4().hex}:1"
+        engine.docker("tag", BASE_IMAGE, base)
+        engine.docker("push", base)
+        during = [SmallBuild(engine, MEGABYTE, push=True, base=base) for _ in range(3)]
+        while any(build.process.poll() is None for build in during):
+            engine.prune()
+        results = [build.result() for build in during]
+        categories = {CATEGORY_OF[FailureReason(end["reason"])] for end in results if end["reason"] != "ok"}
+        assert categories <= {Category.INFRASTRUCTURE}, results
+        before_push = SmallBuild(engine, MEGABYTE, push=True, held=True, base=base)
+        before_push.until_built()
+        engine.prune()
+        assert before_push.result()["reason"] == "image_missing", before_push.texts()
+        again = SmallBuild(engine, MEGABYTE, push=True, base=base)
+        assert again.result()["reason"] == "ok", again.texts()
 
 
 @pytest.mark.broker

@@ -103,6 +103,18 @@ class SmallEngine:
         os.truncate(ballast, ballast.stat().st_size - leave)
         return ballast
 
+    def docker(self, *arguments: str) -> str:
+        """Run the engine's client and return what it has printed."""
+        command = ["docker", *arguments]
+        return subprocess.run(
+            command, env=self.environment, capture_output=True, check=True, text=True
+        ).stdout
+
+    def prune(self) -> None:
+        """Remove all that is not in use at the moment, as careless timers do."""
+        for what in ("system", "builder", "image"):
+            self.docker(what, "prune", "--all", "--force")
+
     @property
     def environment(self) -> dict[str, str]:
         """Return the environment of the engine's client."""
@@ -124,13 +136,14 @@ class SmallBuild:
         held: bool = False,
         image: str = "",
         is_there: bool = False,
+        base: str = BASE_IMAGE,
     ) -> None:
         prefix = os.environ["RABBIT2DOCKER_IMAGES__PREFIX"]
         self.directory = engine.directory / uuid.uuid4().hex
         self.directory.mkdir()
         self.image = image or f"{prefix}disk-{uuid.uuid4().hex}:1"
         (self.directory / "context").mkdir()
-        text = f"FROM {BASE_IMAGE}\nRUN {_filling(size)}\n"
+        text = f"FROM {base}\nRUN {_filling(size)}\n"
         (self.directory / "context" / "Dockerfile").write_text(text)
         command = f"docker buildx build --progress plain --load --tag {self.image} {self.directory}/context"
         script = _SCRIPT.format(build="true" if is_there else command, directory=self.directory)
