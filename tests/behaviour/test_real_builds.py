@@ -32,6 +32,7 @@ from rabbit2docker_schemas.events import Cancelled, Completed, Failed, Log, Prog
 from tests.support.consumer import Consumer
 from tests.support.dataset_hosts import DatasetHosts
 from tests.support.git_http import cut_pack, git_http
+from tests.support.idle_base import IDLE_BASE, make_idle_base
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.repositories import (
     BASE_IMAGE,
@@ -51,8 +52,6 @@ pytestmark = [
 ]
 
 PREFIX = os.environ.get("RABBIT2DOCKER_IMAGES__PREFIX", "")
-# Its shell does nothing, as the commands of repo2docker's own Dockerfile would install packages from the internet.
-IDLE_BASE = "rabbit2docker-test/idle-base:1"
 MakeRepository = Callable[..., Repository]
 
 
@@ -372,18 +371,8 @@ class TestImages:
         assert image.labels["org.example.label"] == "too"
 
     @pytest.fixture
-    def idle_base(self, client: docker.DockerClient, tmp_path: Path) -> str:
-        (tmp_path / "sh").write_text("#!/bin/true\n")
-        (tmp_path / "Dockerfile").write_text(
-            f"FROM {BASE_IMAGE}\n"
-            "RUN echo jovyan:x:1000:1000::/home/jovyan:/bin/sh >> /etc/passwd && echo jovyan:x:1000: >> /etc/group\n"
-            "COPY --chmod=755 sh /bin/idle\n"
-            'SHELL ["/bin/idle", "-c"]\n'
-        )
-        environment = {**os.environ, "DOCKER_BUILDKIT": "1", "PATH": tools_path()}
-        command = ["docker", "build", "--quiet", "--tag", IDLE_BASE, str(tmp_path)]
-        subprocess.run(command, check=True, env=environment, capture_output=True)
-        return IDLE_BASE
+    def idle_base(self, tmp_path: Path) -> str:
+        return make_idle_base(tmp_path)
 
 
 class TestVersions:
