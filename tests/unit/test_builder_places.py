@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -162,6 +164,7 @@ class TestConfinement:
             touch {bench.bin}/new {bench.directory}/one/new /usr/new /new
             umount {bench.bin} /usr; mount -t tmpfs none /tmp
             echo 1 > /proc/sys/vm/swappiness
+            cat /etc/shadow
             setsid sleep {SECONDS} > /dev/null 2>&1 &
             """
             + BUILD
@@ -169,10 +172,31 @@ class TestConfinement:
         assert bench.run(content, confine=bench.view(content))["reason"] == "ok", bench.texts()
         said = "\n".join(bench.texts())
         assert said.count("Read-only file system") >= 4
+        assert "/etc/shadow: No such file" in said
         assert "denied" in said or "superuser" in said
         assert not (bench.bin / "new").exists()
         sleeping = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if is_readable(path)]
         assert f"sleep\0{SECONDS}\0".encode() not in sleeping
+
+    def test_git_cannot_read_what_is_for_the_registry_while_it_fetches(self, bench: Bench) -> None:
+        config = bench.directory / "docker-config" / "config.json"
+        config.write_text(json.dumps({"note": SECRET}))
+        git = shutil.which("git")
+        bench.script(
+            "git", f'#!/bin/sh\ncase "$*" in *" fetch "*) cat {config} >&2;; esac\nexec {git} "$@"\n'
+        )
+        fetched: dict[str, Any] = {
+            "content_provider": "Git",
+            "allow_private_addresses": True,
+            "fetch_retries": 0,
+        }
+        # Without the confinement, it can: the test can fail.
+        bench.run("http://127.0.0.1:1/one", **fetched)
+        assert any(SECRET in text for text in bench.texts())
+        (bench.directory / "log").unlink()
+        bench.run("http://127.0.0.1:1/one", confine=bench.view(), **fetched)
+        assert any("config.json: No such file" in text for text in bench.texts())
+        assert not any(SECRET in text for text in bench.texts())
 
     def test_a_signal_that_ends_the_command_is_passed_on(self, bench: Bench, content: Path) -> None:
         bench.repo2docker("kill -KILL $$")
@@ -238,6 +262,8 @@ class TestDoor:
         assert {name.rstrip("/") for name in names if name} == {
             ".", "Dockerfile", "kept.log", "sub", "sub/file", "with space", "link",
         }  # fmt: skip
+        with tarfile.open(bench.directory / "archive") as archive:
+            assert archive.getmember("link").linkname == "/etc/passwd", "what it leads to is not sent"
         command = (bench.directory / "arguments").read_text().split("\0")[:-1]
         assert command[:-2] == [
             *("buildx", "build", "--progress", "plain", "--load", "--build-arg", "A=1"),
