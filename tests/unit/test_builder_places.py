@@ -180,11 +180,11 @@ class TestConfinement:
 
     def test_git_cannot_read_what_is_for_the_registry_while_it_fetches(self, bench: Bench) -> None:
         config = bench.directory / "docker-config" / "config.json"
-        config.write_text(json.dumps({"note": SECRET}))
+        config.write_text(f"note: {SECRET}\n")
+        bench.environment = {"DOCKER_AUTH_CONFIG": SECRET}
+        search = f"{{ cat {config}; cat /proc/[0-9]*/environ | tr '\\0' '\\n' | grep -a ^DOCKER_AUTH; }} >&2"
         git = shutil.which("git")
-        bench.script(
-            "git", f'#!/bin/sh\ncase "$*" in *" fetch "*) cat {config} >&2;; esac\nexec {git} "$@"\n'
-        )
+        bench.script("git", f'#!/bin/sh\ncase "$*" in *" fetch "*) {search};; esac\nexec {git} "$@"\n')
         fetched: dict[str, Any] = {
             "content_provider": "Git",
             "allow_private_addresses": True,
@@ -192,7 +192,7 @@ class TestConfinement:
         }
         # Without the confinement, it can: the test can fail.
         bench.run("http://127.0.0.1:1/one", **fetched)
-        assert any(SECRET in text for text in bench.texts())
+        assert {f"DOCKER_AUTH_CONFIG={SECRET}", f"note: {SECRET}"} <= set(bench.texts())
         (bench.directory / "log").unlink()
         bench.run("http://127.0.0.1:1/one", confine=bench.view(), **fetched)
         assert any("config.json: No such file" in text for text in bench.texts())

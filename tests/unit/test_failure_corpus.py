@@ -128,6 +128,19 @@ def test_an_error_of_the_client_itself_is_not_the_users(error: str, reason: str)
     assert judged_build([record, f"ERROR: {error}"]).reason == reason
 
 
+@pytest.mark.parametrize("name", ["failing-step", "copy-of-a-missing-file"])
+def test_the_reason_is_found_at_the_end_of_a_loud_build(name: str) -> None:
+    recorded = output_of(name).read_text().split("\n")
+    [*_, end] = (number for number, line in enumerate(recorded) if "ERROR: failed to solve" in line)
+    printed = [
+        json.dumps({"message": f"#{4 + number % 9} 0.1 error: line {number}\n", "phase": "building"})
+        for number in range(30_000)
+    ]
+    assert vars(judged_build([*printed, *recorded[:end], *printed, *recorded[end:]])) == vars(
+        judged_build(recorded)
+    )
+
+
 STEPS = [
     "failed to receive status: rpc error: code = Unavailable desc = error reading from server: EOF",
     "read unix @->/run/docker.sock: connection reset by peer",
