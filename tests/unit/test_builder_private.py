@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -14,11 +15,12 @@ from urllib.parse import quote
 
 import pytest
 
+from rabbit2docker.consumer.builder import BUILDER_COMMAND
 from rabbit2docker.consumer.builder.builder import Fetcher, Source, Target
 from rabbit2docker_schemas.reasons import CATEGORY_OF, FailureReason
 from tests.support.fetch_bench import Bench
 from tests.support.git_lfs import ATTRIBUTES, LfsServer
-from tests.support.private_git import PrivateGit, private_git
+from tests.support.private_git import TOKEN, PrivateGit, private_git
 from tests.support.repositories import Repository
 from tests.support.ssh_server import make_key
 
@@ -129,6 +131,31 @@ def test_a_submodule_by_ssh_on_a_host_without_a_key_is_refused(bench: Bench, git
     result = run(bench, git, outer.url, outer.head())
     assert result["reason"] == "submodule_failed"
     assert "begins with `ssh:`" in result["message"]
+
+
+def test_what_leaves_the_fetch_has_no_credentials_in_lines_and_messages(
+    bench: Bench, git: PrivateGit
+) -> None:
+    """In a pod, the container of the fetch alone knows them."""
+    repository = git.repository("work")
+    real = shutil.which("git")
+    refuse = f'case "$*" in *" fetch "*) echo "fatal: refused {TOKEN}" >&2; exit 128;; esac'
+    bench.script("git", f'#!/bin/sh\n{refuse}\nexec {real} "$@"\n')
+    spec = {
+        "repo_url": repository.url,
+        "ref": repository.head(),
+        "image": "none",
+        "git": bench.give_credentials(git.tenant()),
+        "directory": str(bench.directory / "fetched"),
+        "allow_private_addresses": True,
+        "fetch_retries": 0,
+    }
+    environment = {**os.environ, "PATH": f"{bench.bin}:{os.environ['PATH']}", "SPEC": json.dumps(spec)}
+    command = [*BUILDER_COMMAND, "--fetch", "--spec-env", "SPEC"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "fetch_interrupted" in done.stdout
+    assert done.stdout.count("fatal: refused ***") == 2, done.stdout
+    assert TOKEN not in done.stdout + done.stderr
 
 
 def test_a_token_that_expired_since_the_look_up_is_the_operators_to_renew(
