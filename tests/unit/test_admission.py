@@ -104,6 +104,13 @@ async def test_forced_requests_join_no_build(intake: Intake) -> None:
     assert len({record.spec.image for record in intake.world.records.values()}) == 1
 
 
+@pytest.mark.parametrize("force", [True, "cache"])
+async def test_a_forced_request_is_built_although_the_image_exists(intake: Intake, force: Force) -> None:
+    intake.image = ImageInfo(DIGEST, 1)
+    assert await intake.ask("forced", force=force) == AdmissionOutcome.ACCEPTED
+    assert len(intake.world.records) == 1
+
+
 async def test_a_forced_request_that_is_delivered_again_gets_the_same_build(intake: Intake) -> None:
     await intake.ask("ordinary")
     await intake.ask("forced", force=True)

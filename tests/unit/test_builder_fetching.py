@@ -547,6 +547,19 @@ class TestNames:
             assert (ended.returncode, ended.stdout.strip()) == (code, words), ended.stderr
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "remote: No space left on device",
+        "remote: Permission denied (publickey).",
+        "fatal: unable to access 'https://git.example/SSL certificate problem/': Empty reply from server",
+    ],
+)
+def test_neither_a_server_nor_an_address_decides_why_a_fetch_failed(line: str) -> None:
+    lines = [line, "fatal: the remote end hung up unexpectedly"]
+    assert classify_git(lines, "https://git.example/SSL certificate problem")[0] == "passing"
+
+
 def test_quoted_paths_are_read_as_git_writes_them(tmp_path: Path) -> None:
     names = ["plain", "d\u00e9p\u00f4t", 'a"b\\c', "tab\there", "new\nline", " blank "]
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)

@@ -1,4 +1,4 @@
-"""What the local executor shows to programs that read a repository, and what it hides from those that fetch one."""
+"""The directories that the local executor shows to programs reading a repository, and hides from those that fetch one."""
 
 from pathlib import Path
 
