@@ -139,6 +139,18 @@ def cut_pack(times: int = 1) -> Callable[[Handler], bool]:
     return fault
 
 
+def stall_in_pack(handler: Handler) -> bool:
+    """Send half of a pack, and nothing more until the client has gone."""
+    if not is_pack(handler):
+        return False
+    head, body = handler.backend()
+    handler.cut(200, head, body)
+    handler.wfile.flush()
+    with suppress(OSError):
+        handler.rfile.read(1)
+    return True
+
+
 def answer(
     status: int,
     *,

@@ -35,7 +35,16 @@ from rabbit2docker.settings import ProviderSettings
 from rabbit2docker_schemas.reasons import CATEGORY_OF, FailureReason
 from tests.support.disks import a_small_disk
 from tests.support.fetch_bench import PYTHON, Bench
-from tests.support.git_http import NEEDS_PASSWORD, GitHttp, answer, cut_pack, git_http, redirect, static_files
+from tests.support.git_http import (
+    NEEDS_PASSWORD,
+    GitHttp,
+    answer,
+    cut_pack,
+    git_http,
+    redirect,
+    stall_in_pack,
+    static_files,
+)
 from tests.support.repositories import Repository
 from tests.unit.test_address_policy import INTERNAL_HOSTS, MALFORMED_URLS
 
@@ -585,7 +594,8 @@ class TestLimits:
         assert result["message"] == "The repository is larger than 2 MiB, the limit of this service."
 
     def test_a_fetch_is_ended_as_soon_as_it_has_brought_too_much(self, bench: Bench, git: GitHttp) -> None:
-        noise = os.urandom(2_000_000)
+        git.faults.append(stall_in_pack)
+        noise = os.urandom(4_000_000)
         result = bench.run(bench.repository({"noise": noise}), max_repository_bytes=1024**2)
         assert result["reason"] == "repository_too_large"
 

@@ -2213,7 +2213,7 @@ class Git:
 
     # Repositories are made here, so their configuration is ours; the rest is for what an operator may have configured.
     OPTIONS = (
-        "core.hooksPath=/dev/null", "core.fsmonitor=false", "core.attributesFile=/dev/null", "gc.auto=0",
+        "core.hooksPath=/dev/null", "core.fsmonitor=false", "fetch.unpackLimit=1", "core.attributesFile=/dev/null", "gc.auto=0",
         "maintenance.auto=false", "submodule.recurse=false", "fetch.recurseSubmodules=false",
         "advice.detachedHead=false", "core.protectHFS=true", "core.protectNTFS=true", "filter.lfs.smudge=",
         "filter.lfs.process=", "filter.lfs.required=false", "http.followRedirects=false", "http.lowSpeedLimit=1",
