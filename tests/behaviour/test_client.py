@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack, aclosing
 import pytest
 
 from rabbit2docker.amqp.publisher import ConfirmedPublisher
-from rabbit2docker.client import BuildEvents, build_events
+from rabbit2docker.client import BuildEvents, build_events, feed
 from rabbit2docker.settings import Settings
 from rabbit2docker_schemas import ids, routing
 from rabbit2docker_schemas.events import Gap
@@ -24,7 +24,7 @@ from tests.support.client_events import (
     rejected,
 )
 from tests.support.rabbitmq import RabbitMQ
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.broker
 
@@ -79,8 +79,10 @@ class TestBuild:
         assert numbers(received) == list(range(6))
 
     async def test_lines_that_overtook_others_are_yielded_in_order(
-        self, settings: Settings, publisher: ConfirmedPublisher
+        self, settings: Settings, publisher: ConfirmedPublisher, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        # Each is confirmed before the next one, which may take longer than a reader waits for lines that are missing.
+        monkeypatch.setattr(feed, "HOLE_SECONDS", PATIENCE)
         disordered = [lines(0, 2), lines(6, 2), completed(count=8), lines(4, 2), lines(2, 2)]
         async with BuildEvents(settings.amqp) as events:
             reader = Reader(events.of_build(BUILD))
@@ -91,6 +93,19 @@ class TestBuild:
             assert numbers(received) == list(range(8))
             assert kinds(received)[-1] == "completed"
             assert "gap" not in kinds(received)
+
+    async def test_lines_that_are_under_way_when_a_reader_begins_are_not_taken_for_lost(
+        self, settings: Settings, publisher: ConfirmedPublisher, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(feed, "HOLE_SECONDS", PATIENCE)
+        async with BuildEvents(settings.amqp) as events:
+            await publish(publisher, lines(0, 2), lines(6, 2), completed(count=8))
+            reader = Reader(events.of_build(BUILD))
+            await eventually(lambda: numbers(reader.events) == [0, 1])
+            await publish(publisher, lines(4, 2), lines(2, 2))
+            received = await reader.to_the_end()
+        assert numbers(received) == list(range(8))
+        assert "gap" not in kinds(received)
 
     async def test_lost_lines_are_yielded_as_a_gap(
         self, settings: Settings, publisher: ConfirmedPublisher

@@ -149,6 +149,7 @@ class BuildFeed:
         now = asyncio.get_running_loop().time()
         due_times = [due for due in (self._read_at, self._hole_at) if due is not None]
         if due_times and min(due_times) <= now:
+            was_waited_for = self._hole_at is not None and self._hole_at <= now
             self._read_at = self._hole_at = None
             if self._is_first_read and await self._take_recent():
                 self._drain_inbox()
@@ -156,7 +157,10 @@ class BuildFeed:
             else:
                 await self._read_stream()
                 self._drain_inbox()
-                self._append(self._order.flush())
+                if was_waited_for:
+                    self._append(self._order.flush())
+                else:  # what is missing may be under way
+                    self._watch_hole()
             self._is_first_read = False
         elif self._inbox:
             self._drain_inbox()
