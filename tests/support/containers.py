@@ -85,8 +85,12 @@ class Container:
         environment: Mapping[str, str] | None = None,
         files: Mapping[str, bytes] | None = None,
         on_host_network: bool = False,
+        in_memory: str | None = None,
     ) -> "Container":
-        """Start one with these files in it; return before it is ready. On the host's network it publishes no ports."""
+        """Start one with these files in it; return before it is ready. On the host's network it publishes no ports.
+
+        A directory `in_memory` is empty again after a restart.
+        """
         published = {inside: free_port() for inside in ports}
         engine, run = _engine(), run_directory()
         (run / _USED).touch()
@@ -95,6 +99,7 @@ class Container:
             command,
             environment=dict(environment or {}),
             labels={_LABEL: run.name},
+            tmpfs={in_memory: "mode=1777"} if in_memory else None,
             network_mode="host" if on_host_network else None,
             ports={f"{inside}/tcp": ("127.0.0.1", outside) for inside, outside in published.items()},
         )
