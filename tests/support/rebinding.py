@@ -1,6 +1,7 @@
 """Names that lead elsewhere once they were looked up, in a network of its own: public addresses can be had there."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,7 +85,9 @@ def rebinding(directory: Path) -> Iterator[Rebinding]:
     hosts.write_text("".join(f"{PUBLIC} {name}\n" for name in (ORIGIN, *NAMES)))
     with ExitStack() as stack:
         command = ["unshare", "--net", "--mount", "sh", "-c", _NETWORK, "sh", PUBLIC, str(hosts)]
-        network = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        network = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
         stack.callback(_end, network)
         assert network.stdout
         if network.stdout.readline() != b"ready\n":
@@ -122,5 +125,5 @@ def _start(stack: ExitStack, network: Rebinding, command: list[str], name: str, 
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
+    os.killpg(process.pid, signal.SIGKILL)  # `git daemon` is a process of its own, below git
     process.communicate()
