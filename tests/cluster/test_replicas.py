@@ -163,7 +163,7 @@ async def test_replicas_killed_again_and_again_lose_no_build(site: Site) -> None
     async def all_ended() -> bool:
         return len(ends_of(await captured(site.amqp))) >= len(names)
 
-    await eventually(all_ended, seconds=240)
+    await eventually(all_ended, seconds=420)
     events = await captured(site.amqp)
     ends = check_promises(events, names)
     assert all(isinstance(end, Completed) for end in ends.values())

@@ -18,15 +18,11 @@ _TESTS = Path(__file__).parents[1]
 
 
 def sort_longest_first(items: list[pytest.Item]) -> None:
-    """Put tests that wait long before those that do not; within a file the order stays.
+    """Put tests that wait long before those that do not; within a file the order stays."""
 
-    Groups come first: a worker that begins a long one late is alone with it in the end.
-    """
-
-    def place(item: pytest.Item) -> tuple[bool, int]:
+    def place(item: pytest.Item) -> int:
         kind = item.path.relative_to(_TESTS).parts[0]
-        is_alone = item.get_closest_marker("xdist_group") is None
-        return is_alone, _ORDER.index(kind) if kind in _ORDER else len(_ORDER)
+        return _ORDER.index(kind) if kind in _ORDER else len(_ORDER)
 
     items.sort(key=place)
 
