@@ -91,9 +91,7 @@ def vhost(rabbitmq: RabbitMQ) -> Iterator[str]:
 @pytest.fixture
 def amqp(rabbitmq: RabbitMQ, vhost: str) -> AmqpSettings:
     """Settings for that virtual host."""
-    return AmqpSettings.model_validate(
-        {"url": rabbitmq.url(vhost), "management_url": rabbitmq.management_url, "heartbeat": 5}
-    )
+    return rabbitmq.settings(vhost)
 
 
 @pytest.fixture

@@ -41,11 +41,8 @@ async def kube(tmp_path: Path) -> AsyncIterator[Replicas]:
 def own_amqp(rabbitmq: RabbitMQ) -> Iterator[AmqpSettings]:
     """A virtual host for a test with a consumer of its own that builds for real."""
     skip_without_services()
-    vhost = rabbitmq.new_vhost()
-    yield AmqpSettings.model_validate(
-        {"url": rabbitmq.url(vhost), "management_url": rabbitmq.management_url, "heartbeat": 5}
-    )
-    rabbitmq.delete_vhost(vhost)
+    with rabbitmq.own_vhost() as amqp:
+        yield amqp
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from rabbit2docker.amqp.broker import publishing
 from rabbit2docker.amqp.publisher import ConfirmedPublisher
 from rabbit2docker.client import BuildEvents
 from rabbit2docker.errors import AccessRefused, BrokerUnavailable, TopologyMismatch
-from rabbit2docker.settings import AmqpSettings, Settings
+from rabbit2docker.settings import Settings
 from rabbit2docker_schemas import ids, routing
 from tests.behaviour.conftest import ImportUsers
 from tests.support.broker import with_amqp
@@ -103,13 +103,7 @@ class TestOutages:
         self, name: str | None, mortal_rabbitmq: RabbitMQ
     ) -> None:
         vhost = mortal_rabbitmq.new_vhost()
-        amqp = AmqpSettings.model_validate(
-            {
-                "url": mortal_rabbitmq.url(vhost),
-                "management_url": mortal_rabbitmq.management_url,
-                "heartbeat": 5,
-            }
-        )
+        amqp = mortal_rabbitmq.settings(vhost)
         settings = Settings(amqp=amqp)
         await declare.declare(settings)
         async with (

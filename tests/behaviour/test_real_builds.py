@@ -62,11 +62,8 @@ MakeRepository = Callable[..., Repository]
 def amqp(rabbitmq: RabbitMQ) -> Iterator[AmqpSettings]:
     """One virtual host for all of these tests: each uses repositories of its own."""
     skip_without_services()
-    vhost = rabbitmq.new_vhost()
-    yield AmqpSettings.model_validate(
-        {"url": rabbitmq.url(vhost), "management_url": rabbitmq.management_url, "heartbeat": 5}
-    )
-    rabbitmq.delete_vhost(vhost)
+    with rabbitmq.own_vhost() as settings:
+        yield settings
 
 
 @pytest.fixture

@@ -152,16 +152,12 @@ def site(rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     directory = tmp_path_factory.mktemp("unusual")
     (directory / "served").mkdir()
     base = make_idle_base(directory)
-    vhost = rabbitmq.new_vhost()
-    amqp = AmqpSettings.model_validate(
-        {"url": rabbitmq.url(vhost), "management_url": rabbitmq.management_url, "heartbeat": 5}
-    )
     arguments = json.dumps([f"--Repo2Docker.base_image={base}"])
     variables = {"PATH": tools_path(), "RABBIT2DOCKER_BUILDER__REPO2DOCKER_ARGS": arguments}
-    consumer, hub = Consumer(directory, amqp, real=True, **variables), HubService(directory, amqp)
-    hub.fork = True
     with ExitStack() as stack:
-        stack.callback(rabbitmq.delete_vhost, vhost)
+        amqp = stack.enter_context(rabbitmq.own_vhost())
+        consumer, hub = Consumer(directory, amqp, real=True, **variables), HubService(directory, amqp)
+        hub.fork = True
         stack.callback(hub.end)
         stack.callback(consumer.end_everything)
         made = Site(amqp, hub, stack.enter_context(git_http(directory / "served")), stack)

@@ -23,13 +23,7 @@ MORTAL = pytest.mark.xdist_group("mortal-rabbitmq")
 async def test_rabbitmq_killed_during_builds_loses_no_request_and_no_line(
     make_consumer: MakeConsumer, mortal_rabbitmq: RabbitMQ
 ) -> None:
-    amqp = AmqpSettings.model_validate(
-        {
-            "url": mortal_rabbitmq.url(mortal_rabbitmq.new_vhost()),
-            "management_url": mortal_rabbitmq.management_url,
-            "heartbeat": 5,
-        }
-    )
+    amqp = mortal_rabbitmq.settings(mortal_rabbitmq.new_vhost())
     consumer = make_consumer(amqp_settings=amqp)
     consumer.start_and_wait()
     names = [f"build-{n}" for n in range(5)]
@@ -112,13 +106,7 @@ async def test_a_wrong_password_is_reported_and_ends_the_consumer(
 async def test_a_memory_alarm_holds_events_back_and_loses_none(
     make_consumer: MakeConsumer, mortal_rabbitmq: RabbitMQ
 ) -> None:
-    amqp = AmqpSettings.model_validate(
-        {
-            "url": mortal_rabbitmq.url(mortal_rabbitmq.new_vhost()),
-            "management_url": mortal_rabbitmq.management_url,
-            "heartbeat": 5,
-        }
-    )
+    amqp = mortal_rabbitmq.settings(mortal_rabbitmq.new_vhost())
     consumer = make_consumer(amqp_settings=amqp)
     consumer.start_and_wait()
     await ask(Settings(amqp=amqp), a_request("one", lines=200, every=0.02))

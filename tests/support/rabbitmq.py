@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from rabbit2docker.settings import AmqpSettings
 from tests.support.certificates import write_certificates
 from tests.support.containers import Container, exclusive, run_directory, shared
 from tests.support.waiting import PATIENCE, eventually_blocking
@@ -137,6 +138,21 @@ class RabbitMQ(Management):
 
     def url(self, vhost: str, *, user: str = "guest:guest", port: int | None = None) -> str:
         return f"amqp://{user}@127.0.0.1:{port or self.port}/{quote(vhost, safe='')}"
+
+    def settings(self, vhost: str) -> AmqpSettings:
+        """Return settings for a virtual host, with the management API."""
+        return AmqpSettings.model_validate(
+            {"url": self.url(vhost), "management_url": self.management_url, "heartbeat": 5}
+        )
+
+    @contextmanager
+    def own_vhost(self) -> Iterator[AmqpSettings]:
+        """Make a virtual host, give settings for it, and delete it at the end."""
+        vhost = self.new_vhost()
+        try:
+            yield self.settings(vhost)
+        finally:
+            self.delete_vhost(vhost)
 
     def _ctl(self, *arguments: str) -> tuple[int, bytes]:
         return self.container.execute("rabbitmqctl", *arguments)
